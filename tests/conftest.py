@@ -1,0 +1,38 @@
+"""What tests share: the reference data, if it is there, and a quiet, small, offline process."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("POLYOLO_SHARED") or ROOT.parent / "shared")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """Return the folder that holds train.py."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder with reference data and weights; skip the test where it is absent."""
+    if not (SHARED / "reference").is_dir():
+        pytest.skip(f"no reference data at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def coco128(shared: Path) -> Path:
+    """Return the folder of the coco128 images and labels."""
+    folder = shared / "datasets" / "coco128"
+    if not folder.is_dir():
+        pytest.skip(f"no coco128 at {folder}")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep caches of the tests out of the user's home."""
+    monkeypatch.setenv("POLYOLO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -1,0 +1,1 @@
+"""Everything the scripts share; see README.md for the map."""

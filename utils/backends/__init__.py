@@ -1,0 +1,5 @@
+"""One backend per file, found by name."""
+
+from utils.core.registry import Registry
+
+BACKENDS = Registry("backend", "utils.backends")

@@ -1,0 +1,1 @@
+"""Foundations: contracts, settings, processes, devices, files. Imports nothing else of the project."""

@@ -1,0 +1,118 @@
+"""Hyper-parameters of one run: read once, checked, frozen (behaviour.md 3.1)."""
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from utils.core.errors import UserError
+from utils.core.files import ROOT
+from utils.core.yaml_file import read_yaml
+
+_PROBABILITIES = ("flipud", "fliplr", "mosaic", "mosaic9", "mixup", "copy_paste")
+_NOT_NEGATIVE = (
+    "lr0", "lrf", "momentum", "weight_decay", "warmup_epochs", "warmup_momentum", "warmup_bias_lr", "box", "cls", "obj",
+    "fl_gamma", "hsv_h", "hsv_s", "hsv_v", "degrees", "shear", "perspective", "label_smoothing",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Hyp:
+    """The keys of YOLOv5's hyper-parameter files, with the defaults of `hyp.scratch-low.yaml`."""
+
+    lr0: float = 0.01  # learning rate at the start
+    lrf: float = 0.01  # and at the end, as a fraction of lr0
+    momentum: float = 0.937  # SGD momentum, Adam's beta1
+    weight_decay: float = 0.0005
+    warmup_epochs: float = 3.0
+    warmup_momentum: float = 0.8
+    warmup_bias_lr: float = 0.1
+    box: float = 0.05  # loss gains
+    cls: float = 0.5
+    cls_pw: float = 1.0  # weights of positives in the cross-entropies
+    obj: float = 1.0
+    obj_pw: float = 1.0
+    iou_t: float = 0.2  # stands in every YOLOv5 file and was never read there; kept so that those files load
+    anchor_t: float = 4.0  # a box matches an anchor up to this ratio of sides
+    anchors: float | None = None  # learn this many anchors per level (rounded)
+    fl_gamma: float = 0.0  # focal loss
+    label_smoothing: float = 0.0
+    hsv_h: float = 0.015
+    hsv_s: float = 0.7
+    hsv_v: float = 0.4
+    degrees: float = 0.0
+    translate: float = 0.1
+    scale: float = 0.5
+    shear: float = 0.0
+    perspective: float = 0.0
+    flipud: float = 0.0
+    fliplr: float = 0.5
+    mosaic: float = 1.0
+    mosaic9: float = 0.0  # share of the mosaics that are made of nine tiles
+    mixup: float = 0.0
+    copy_paste: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.name == "anchors":
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"{field.name} must be a number, got {value!r}")
+        for name in _PROBABILITIES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a probability, 0 to 1, got {getattr(self, name)}")
+        for name in _NOT_NEGATIVE:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name, low, high in (("anchor_t", 1, math.inf), ("scale", 0, 1), ("translate", 0, 1), ("momentum", 0, 1)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must lie between {low} and {high}, got {getattr(self, name)}")
+        if self.lr0 == 0:
+            raise ValueError("lr0 must be above 0")
+        if self.perspective > 0.01:
+            raise ValueError(f"perspective must be at most 0.01, got {self.perspective}")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str) -> "Hyp":
+        """Return the record of `values`; an unknown key or a bad value is a UserError that names `source`."""
+        known = {field.name for field in fields(cls)}
+        for key in values:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=1)
+                raise UserError(f"{source}: unknown key {key!r}" + (f", did you mean {close[0]!r}?" if close else ""))
+        try:
+            return cls(**values)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{source}: {error}") from error
+
+    @classmethod
+    def from_file(cls, path: Path) -> "Hyp":
+        """Read a hyper-parameter YAML."""
+        return cls.from_dict(read_yaml(path, "hyper-parameter file"), str(path))
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the values that are set, for writing."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+
+    def scaled(self, num_levels: int, num_classes: int, image_size: int) -> "Hyp":
+        """Return a copy with the loss gains scaled to the network and the data (behaviour.md 3.2)."""
+        per_level = 3 / num_levels
+        return replace(
+            self,
+            box=self.box * per_level,
+            cls=self.cls * num_classes / 80 * per_level,
+            obj=self.obj * (image_size / 640) ** 2 * per_level,
+        )
+
+
+def find_hyp(text: str) -> Path:
+    """Return the file that `--hyp text` names: a path, or a name in data/hyps with or without prefix and suffix."""
+    names = (Path(text).name, f"{text}.yaml", f"hyp.{text}.yaml")
+    for path in (Path(text), ROOT / text, *(ROOT / "data" / "hyps" / name for name in names)):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.name for path in (ROOT / "data" / "hyps").glob("*.yaml")))
+    raise UserError(f"{text}: no such hyper-parameter file (in data/hyps: {known})")

@@ -1,0 +1,44 @@
+"""How long things take."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import device
+
+
+class Stopwatch:
+    """Add up the seconds spent in `with` blocks; waits for a GPU so that its work is counted where it belongs."""
+
+    def __init__(self, target: device | None = None) -> None:
+        self.seconds = 0.0
+        self.last = 0.0
+        self._cuda = target is not None and target.type == "cuda"
+        self._start = 0.0
+
+    def _now(self) -> float:
+        if self._cuda:
+            import torch
+
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def __enter__(self) -> Stopwatch:
+        self._start = self._now()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.last = self._now() - self._start
+        self.seconds += self.last
+
+
+def duration(seconds: float) -> str:
+    """Return `seconds` as people say it: 12.3 s, 4 min 05 s, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,1 @@
+"""One generated data set per file."""

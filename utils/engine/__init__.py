@@ -1,0 +1,1 @@
+"""Loops that know no task by name: training, scoring, prediction."""

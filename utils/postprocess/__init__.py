@@ -1,0 +1,5 @@
+"""One post-processing per file, found by name."""
+
+from utils.core.registry import Registry
+
+POSTPROCESS = Registry("post-processing", "utils.postprocess")
