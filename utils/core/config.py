@@ -25,6 +25,7 @@ class DataConfig:
     format: str = "yolo"  # a name in READERS
     generate: dict[str, Any] = field(default_factory=dict)  # settings of a generated data set, with its `kind`
     annotations: dict[str, Path] = field(default_factory=dict)  # COCO JSON of a split, for scoring
+    defaults: dict[str, Any] = field(default_factory=dict)  # training options recommended for this data
 
     @property
     def num_classes(self) -> int:
@@ -73,6 +74,7 @@ def load_data(text: str) -> DataConfig:
         format: str = "yolo"
         generate: dict[str, Any] = {}
         annotations: dict[str, str] = {}
+        defaults: dict[str, Any] = {}
 
     path = find_data(text)
     values = read_yaml(path, "data-set YAML")
@@ -98,6 +100,7 @@ def load_data(text: str) -> DataConfig:
         format=checked.format,
         generate=checked.generate,
         annotations={split: _place(path, root, text) for split, text in checked.annotations.items()},
+        defaults=checked.defaults,
     )
 
 

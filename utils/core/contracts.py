@@ -65,7 +65,8 @@ class Batch:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         names = ("images", "boxes", "boxes_known", "masks", "classes", "semantic")
-        return replace(self, **{n: change(t) for n in names if (t := getattr(self, n)) is not None})
+        changed: dict[str, Any] = {n: change(t) for n in names if (t := getattr(self, n)) is not None}
+        return replace(self, **changed)
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory; the data loader calls this."""
@@ -93,6 +94,35 @@ class Results:
         """Return the same with every tensor on the CPU."""
         names = ("boxes", "scores", "classes", "masks", "semantic", "probabilities")
         return replace(self, **{n: t.cpu() for n in names if (t := getattr(self, n)) is not None})
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture to predict on, and its place in the source it came from."""
+
+    image: np.ndarray  # (H, W, 3) BGR uint8
+    path: str  # the file, or the address of a stream without its password
+    text: str  # what the console calls it: `image 1/2 path`
+    number: int = 0  # in its video or stream, from 1; 0: a still image
+    count: int = 0  # frames in the video; 0: a still image, or nobody knows
+    fps: float = 30.0  # at which what is made of it should be played
+    stream: int = 0  # which of several streams that run at the same time
+
+    @property
+    def is_video(self) -> bool:
+        """Tell whether it is one of many frames of the same thing."""
+        return self.number > 0
+
+
+class FrameSource(Protocol):
+    """Groups of frames that are predicted on together: one frame of a file, or the newest of several streams."""
+
+    live: bool  # has no end of its own
+    faults: int  # files that could not be read, so far
+
+    def __iter__(self) -> Iterator[list[Frame]]: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -247,6 +277,8 @@ class LoadRequest:
     cache: str | None = None  # ram or disk
     single_class: bool = False
     quad: bool = False
+    allow_label_faults: bool = False  # go on when more than 1 % of the label files are faulty
+    mosaic_window: int = 64  # partners of a mosaic come from this many neighbours in the epoch's order; 0: from all
 
 
 @dataclass(frozen=True)

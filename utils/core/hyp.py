@@ -11,7 +11,7 @@ from utils.core.errors import UserError
 from utils.core.files import ROOT
 from utils.core.yaml_file import read_yaml
 
-_PROBABILITIES = ("flipud", "fliplr", "mosaic", "mosaic9", "mixup", "copy_paste")
+_PROBABILITIES = ("autobalance", "flipud", "fliplr", "mosaic", "mosaic9", "mixup", "copy_paste")
 _NOT_NEGATIVE = (
     "lr0", "lrf", "momentum", "weight_decay", "warmup_epochs", "warmup_momentum", "warmup_bias_lr", "box", "cls", "obj",
     "fl_gamma", "hsv_h", "hsv_s", "hsv_v", "degrees", "shear", "perspective", "label_smoothing",
@@ -39,6 +39,7 @@ class Hyp:
     anchors: float | None = None  # learn this many anchors per level (rounded)
     fl_gamma: float = 0.0  # focal loss
     label_smoothing: float = 0.0
+    autobalance: float = 0.0  # 1: the levels' objectness losses are balanced during training
     hsv_h: float = 0.015
     hsv_s: float = 0.7
     hsv_v: float = 0.4

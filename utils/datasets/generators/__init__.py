@@ -1,1 +1,1 @@
-"""One generated data set per file."""
+"""One generated data set per file; `prepare.ensure` writes the one that a data YAML asks for."""

@@ -1,0 +1,94 @@
+"""Run a detector on images, videos or streams.
+
+python detect.py                                          the newest training run, on its own data
+python detect.py --weights runs/train/exp/weights/best.pt --source photo.jpg
+                                                   --source folder   'folder/**/*.jpg'   list.txt   film.mp4   film.gif
+                                                   --source 0   rtsp://address   list.streams   screen   'screen 1'
+python detect.py --weights a.pt b.pt --source folder --save-txt --save-conf --save-crop --save-csv
+
+The loop itself is utils/engine/predict.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.core.cli import (
+    add_device,
+    add_download,
+    add_image_size,
+    add_run_folder,
+    new_parser,
+    run_script,
+    to_namespace,
+)
+from utils.core.errors import UserError
+from utils.core.files import run_folder
+from utils.core.log import LOGGER
+
+if TYPE_CHECKING:  # what needs torch is imported after parsing, so that --help answers at once
+    from utils.core.contracts import Runner
+    from utils.engine.predict import PredictReport, Sink
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the options of this script."""
+    parser = new_parser(__doc__)
+    add = parser.add_argument
+    add("--weights", nargs="+", default=[], help="checkpoint; several form an ensemble; default: newest best.pt")
+    add("--source", default="", help="file, folder, pattern, list, URL, camera number, screen; default: images of --data")
+    add("--data", default="data/shapes.yaml", help="data-set YAML, for its images where --source is missing")
+    add_image_size(parser, [640], "size of the network's input, height and width; rounded up to its stride")
+    add("--conf-thres", type=float, default=0.25, help="keep boxes with more confidence than this")
+    add("--iou-thres", type=float, default=0.45, help="of boxes that overlap more than this, keep the best")
+    add("--max-det", type=int, default=1000, help="keep at most this many boxes per image")
+    add("--classes", nargs="+", type=int, default=None, help="keep only these class numbers")
+    add("--agnostic-nms", action="store_true", help="suppress overlapping boxes of different classes too")
+    add("--augment", action="store_true", help="average over three scales and a flip")
+    add("--half", action="store_true", help="compute in half precision")
+    add_device(parser)
+    add("--vid-stride", type=int, default=1, help="take every n-th frame of videos")
+    add("--view-img", action="store_true", help="show a window; q ends the run")
+    add("--nosave", action="store_true", help="write no images and videos")
+    add("--save-txt", action="store_true", help="write a label file per image")
+    add("--save-conf", action="store_true", help="put the confidence into label files")
+    add("--save-format", type=int, choices=[0, 1], default=0, help="of label files: 0 = cx cy w h, 1 = x1 y1 x2 y2")
+    add("--save-csv", action="store_true", help="write all boxes to predictions.csv")
+    add("--save-crop", action="store_true", help="write every box as an image of its own")
+    add("--visualize", action="store_true", help="write the feature maps of every layer")
+    add("--line-thickness", type=int, default=3, help="width of box lines in pixels; 0: by image size")
+    add("--hide-labels", action="store_true", help="draw boxes without text")
+    add("--hide-conf", action="store_true", help="write no confidence at boxes")
+    add("--update", action="store_true", help="afterwards rewrite the weights without optimizer state")
+    add_run_folder(parser, "runs/detect")
+    add_download(parser)
+    return parser
+
+
+def run(**overrides: Any) -> PredictReport:
+    """Detect from Python with the same names and defaults as the command line."""
+    return main(to_namespace(build_parser(), overrides))
+
+
+def main(options: argparse.Namespace) -> PredictReport:
+    """Detect as `options` say; return what was done."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its complaints about files are ours to make, in words
+    from utils.backends.choose import find_weights, image_hw, open_runner
+    from utils.core.device import describe, select_device
+    from utils.datasets.sources import open_source
+    from utils.engine.predict import PredictSettings, predict
+    from utils.plots.draw import DrawStyle, annotate
+
+    settings = PredictSettings(
+        image_hw=(64, 64),
+        confidence=options.conf_thres,
+        iou=options.iou_thres,
+        max_detections=options.max_det,
+        classes=tuple(options.classes) if options.classes else None,
+        agnostic=options.agnostic_nms,
+    )
+    return None

@@ -1,0 +1,117 @@
+"""Every hyper-parameter file that ships, and every way one can be wrong."""
+
+import pytest
+
+from utils.core.errors import UserError
+from utils.core.files import ROOT
+from utils.core.hyp import Hyp, find_hyp
+
+NAMES = (
+    "scratch-low", "scratch-med", "scratch-high", "no-augmentation", "VOC", "Objects365", "scratch", "finetune",
+)  # fmt: skip
+TABLE = {  # behaviour.md 3.1, columns in the order of NAMES
+    "lr0": (0.01, 0.01, 0.01, 0.01, 0.00334, 0.00258, 0.01, 0.0032),
+    "lrf": (0.01, 0.1, 0.1, 0.1, 0.15135, 0.17, 0.2, 0.12),
+    "momentum": (0.937, 0.937, 0.937, 0.937, 0.74832, 0.779, 0.937, 0.843),
+    "weight_decay": (5e-4, 5e-4, 5e-4, 5e-4, 2.5e-4, 5.8e-4, 5e-4, 3.6e-4),
+    "warmup_epochs": (3, 3, 3, 3, 3.3835, 1.33, 3, 2),
+    "warmup_momentum": (0.8, 0.8, 0.8, 0.8, 0.59462, 0.86, 0.8, 0.5),
+    "warmup_bias_lr": (0.1, 0.1, 0.1, 0.1, 0.18657, 0.0711, 0.1, 0.05),
+    "box": (0.05, 0.05, 0.05, 0.05, 0.02, 0.0539, 0.05, 0.0296),
+    "cls": (0.5, 0.3, 0.3, 0.3, 0.21638, 0.299, 0.5, 0.243),
+    "cls_pw": (1, 1, 1, 1, 0.5, 0.825, 1, 0.631),
+    "obj": (1, 0.7, 0.7, 0.7, 0.51728, 0.632, 1, 0.301),
+    "obj_pw": (1, 1, 1, 1, 0.67198, 1, 1, 0.911),
+    "iou_t": (0.2,) * 8,
+    "anchor_t": (4, 4, 4, 4, 3.3744, 3.44, 4, 2.91),
+    "anchors": (None, None, None, None, 3.412, 3.2, None, None),
+    "fl_gamma": (0,) * 8,
+    "label_smoothing": (0,) * 8,
+    "hsv_h": (0.015, 0.015, 0.015, 0, 0.01041, 0.0188, 0.015, 0.0138),
+    "hsv_s": (0.7, 0.7, 0.7, 0, 0.54703, 0.704, 0.7, 0.664),
+    "hsv_v": (0.4, 0.4, 0.4, 0, 0.27739, 0.36, 0.4, 0.464),
+    "degrees": (0, 0, 0, 0, 0, 0, 0, 0.373),
+    "translate": (0.1, 0.1, 0.1, 0, 0.04591, 0.0902, 0.1, 0.245),
+    "scale": (0.5, 0.9, 0.9, 0, 0.75544, 0.491, 0.5, 0.898),
+    "shear": (0, 0, 0, 0, 0, 0, 0, 0.602),
+    "perspective": (0,) * 8,
+    "flipud": (0, 0, 0, 0, 0, 0, 0, 0.00856),
+    "fliplr": (0.5, 0.5, 0.5, 0, 0.5, 0.5, 0.5, 0.5),
+    "mosaic": (1, 1, 1, 0, 0.85834, 1, 1, 1),
+    "mosaic9": (0,) * 8,
+    "mixup": (0, 0.1, 0.1, 0, 0.04266, 0, 0, 0.243),
+    "copy_paste": (0, 0, 0.1, 0, 0, 0, 0, 0),
+}
+
+
+@pytest.mark.parametrize("column", range(len(NAMES)), ids=NAMES)
+def test_shipped_files_hold_the_published_values(column):
+    expected = Hyp(**{key: values[column] for key, values in TABLE.items()})
+    assert Hyp.from_file(find_hyp(f"hyp.{NAMES[column]}.yaml")) == expected
+
+
+def test_no_other_file_ships_and_each_says_what_it_is_for():
+    files = sorted((ROOT / "data" / "hyps").iterdir())
+    assert [path.name for path in files] == sorted(f"hyp.{name}.yaml" for name in NAMES)
+    for path in files:
+        assert path.read_text(encoding="utf-8").startswith("# ")
+
+
+def test_the_defaults_are_scratch_low():
+    assert Hyp.from_file(find_hyp("scratch-low")) == Hyp()
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "message"),
+    [
+        ("lr0: 0.01\nmosiac: 0.1\n", "", r"unknown key 'mosiac', did you mean 'mosaic'\?"),
+        ("lr0: 0.01\nlr0: 0.02\n", ":2", "stands twice"),
+        ("lr0: fast\n", "", "lr0 must be a number, got 'fast'"),
+        ("mosaic: yes\n", "", "mosaic must be a number, got 'yes'"),
+        ("mosaic: true\n", "", "mosaic must be a number, got True"),
+        ("mosaic: 1.5\n", "", "mosaic is a probability"),
+        ("lr0: -0.01\n", "", "must not be negative"),
+        ("lr0: .nan\n", "", "must be a number"),
+        ("lr0: 0\n", "", "lr0 must be above 0"),
+        ("anchor_t: 0.5\n", "", "anchor_t must lie between 1"),
+        ("lr0: [0.01, 0.1]\n", "", "lr0 must be a number"),
+        ("lr0:\n", "", "lr0 must be a number, got None"),
+        ("lr0: 0.01\n  lrf: 0.1\n", ":2", "not valid YAML"),
+        ("lr0: 0.01\nlrf: [0.1\n", ":3", "not valid YAML"),
+        ("lr0: 0.01\n\tlrf: 0.1\n", ":2", "not valid YAML"),
+        ("lr0: &a 0.01\nlrf: *a\n", ":2", "aliases"),
+        ("lr0: !!python/object/apply:os.getcwd []\n", ":1", "not valid YAML"),
+        ("- lr0\n- lrf\n", "", "list of `key: value` lines"),
+        ("0.01", "", "list of `key: value` lines"),
+        ("# nothing\n", "", "is empty"),
+        ("? [a, b]\n: 1\n", ":1", "a key must be a word or a number"),
+        ("\0\n", "", "not valid YAML"),
+    ],
+)
+def test_a_malformed_file_is_one_line_with_file_and_line(tmp_path, text, place, message):
+    path = tmp_path / "hyp.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message) as caught:
+        Hyp.from_file(path)
+    assert str(caught.value).startswith(f"{path}{place}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_text_and_one_that_is_not_there(tmp_path):
+    path = tmp_path / "hyp.yaml"
+    path.write_bytes(b"lr0: \xff\xfe\n")
+    with pytest.raises(UserError, match=r"hyp\.yaml: not a text file \(byte 5"):
+        Hyp.from_file(path)
+    with pytest.raises(UserError, match="no such hyper-parameter file"):
+        Hyp.from_file(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="this is a folder"):
+        Hyp.from_file(tmp_path)
+    with pytest.raises(UserError, match=r"scratch-lo: no such hyper-parameter file .*hyp\.scratch-low\.yaml"):
+        find_hyp("scratch-lo")
+
+
+def test_numbers_mean_what_they_look_like(tmp_path):
+    path = tmp_path / "hyp.yaml"
+    path.write_text("lr0: 1e-3\nlrf: .5\nmosaic: 1\n", encoding="utf-8")
+    hyp = Hyp.from_file(path)
+    assert (hyp.lr0, hyp.lrf, hyp.mosaic) == (0.001, 0.5, 1)

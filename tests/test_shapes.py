@@ -1,0 +1,223 @@
+"""The generated data set: the same every time, right in its labels, safe to interrupt."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from utils.core.config import DataConfig, load_data
+from utils.core.errors import UserError
+from utils.core.files import ROOT
+from utils.datasets import GENERATORS
+from utils.datasets.generators import prepare
+from utils.datasets.generators.outlines import OUTLINES, clipped, placed, polygon_area
+from utils.datasets.generators.prepare import MARKER, ensure
+from utils.datasets.generators.shapes import Settings, image_scene
+
+NAMES = ("circle", "square", "triangle", "star", "cross", "ring", "crescent")
+
+
+def small(root: Path, **settings: object) -> DataConfig:
+    return replace(
+        load_data("shapes"), root=root, generate={"kind": "shapes", "train": 9, "val": 7, "size": 96, **settings}
+    )
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shapes") / "set"
+    ensure(small(root))
+    return root
+
+
+def test_the_yaml_names_the_folder_beside_the_project_files():
+    data = load_data("shapes")
+    assert data.root == ROOT / "datasets" / "shapes"
+    assert data.names == NAMES
+    assert data.splits == {"train": (data.root / "images/train",), "val": (data.root / "images/val",)}
+
+
+def test_a_second_folder_gets_the_same_bytes(made, tmp_path):
+    ensure(small(tmp_path / "again"))
+    assert contents(tmp_path / "again") == contents(made)
+    assert len(contents(made)) == 3 * (9 + 7) + 7 * (2 + 2) + 1
+
+
+def test_another_seed_gives_other_pictures(made, tmp_path):
+    ensure(small(tmp_path / "other", seed=1))
+    first, other = contents(made), contents(tmp_path / "other")
+    assert all(first[name] != other[name] for name in first if name.startswith("images/"))
+
+
+def test_a_whole_set_is_not_touched(made):
+    before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
+    ensure(small(made))
+    assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
+
+
+def test_label_files_hold_polygons_inside_the_image(made):
+    for path in made.glob("labels/*/*.txt"):
+        for line in path.read_text().splitlines():
+            label, *points = line.split()
+            values = np.array(points, float)
+            assert int(label) in range(len(NAMES))
+            assert len(values) >= 6
+            assert len(values) % 2 == 0
+            assert values.min() >= 0
+            assert values.max() <= 1
+
+
+def test_every_class_is_in_both_splits_and_no_class_folder_is_empty(made):
+    for split in ("train", "val"):
+        lines = [line for path in made.glob(f"labels/{split}/*.txt") for line in path.read_text().splitlines()]
+        assert {int(line.split()[0]) for line in lines} == set(range(len(NAMES)))
+        for name in NAMES:
+            assert len(list(made.glob(f"classes/{split}/{name}/*.jpg"))) == 2
+
+
+def test_pictures_masks_and_labels_have_one_size_and_vary_in_shape(made):
+    sizes = set()
+    for path in made.glob("images/*/*.jpg"):
+        picture = cv2.imread(str(path))
+        mask = cv2.imread(str(made / "masks" / path.parent.name / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
+        assert mask.shape == picture.shape[:2]
+        assert max(mask.shape) == 96
+        assert mask.max() <= len(NAMES)
+        sizes.add(mask.shape)
+    assert len(sizes) > 3
+
+
+def test_boxes_agree_with_what_the_masks_show():
+    free = 0
+    for index in range(40):
+        scene = image_scene(Settings(size=320), list(NAMES), "train", index)
+        for number, thing in enumerate(scene.things):
+            ys, xs = np.nonzero(scene.owner == number)
+            low, high = thing.polygon.min(axis=0), thing.polygon.max(axis=0)
+            shown = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+            assert (shown[:2] > low - 0.85).all()  # half covered pixels count
+            assert (shown[2:] < high + 0.85).all()
+            visible = len(xs) / polygon_area(thing.polygon)
+            assert visible > 0.55
+            if abs(visible - 1) < 0.02:  # nothing in front: the box is tight, but for the points of thin tips
+                free += 1
+                assert np.abs(shown - [*low, *high]).max() < 4
+    assert free > 40
+
+
+def test_one_image_in_forty_is_empty_and_has_an_empty_label_file(tmp_path):
+    files = GENERATORS.get("shapes")(small(tmp_path, train=40)).make(39)
+    assert files["labels/train/shapes_000039.txt"] == b""
+    mask = cv2.imdecode(np.frombuffer(files["masks/train/shapes_000039.png"], np.uint8), cv2.IMREAD_UNCHANGED)
+    assert np.unique(mask).tolist() == [len(NAMES)]
+
+
+@pytest.mark.parametrize("step", [0, 5, 20])
+def test_an_interrupted_set_is_completed_to_the_same_bytes(made, tmp_path, monkeypatch, step):
+    data = small(tmp_path / "cut")
+    replace_file = prepare._replace
+    calls = iter(range(10_000))
+
+    def stop_early(*arguments):
+        if next(calls) == step:
+            raise KeyboardInterrupt
+        replace_file(*arguments)
+
+    monkeypatch.setattr(prepare, "_replace", stop_early)
+    with pytest.raises(KeyboardInterrupt):
+        ensure(data)
+    assert not (data.root / MARKER).exists()
+    monkeypatch.setattr(prepare, "_replace", replace_file)
+    ensure(data)
+    assert contents(data.root) == contents(made)
+
+
+def test_a_missing_file_is_made_again(tmp_path):
+    data = small(tmp_path / "set")
+    ensure(data)
+    whole = contents(data.root)
+    (data.root / "labels/val/shapes_000003.txt").unlink()
+    ensure(data)
+    assert contents(data.root) == whole
+
+
+def test_changed_settings_replace_our_files_and_no_others(tmp_path):
+    data = small(tmp_path / "set")
+    ensure(data)
+    mine = data.root / "images/train/mine.jpg"
+    mine.write_bytes(b"not generated")
+    ensure(small(data.root, train=7, seed=3))
+    assert mine.read_bytes() == b"not generated"
+    assert len(list(data.root.glob("images/train/shapes_*.jpg"))) == 7
+    assert len(list(data.root.glob("labels/train/*.txt"))) == 7
+    assert json.loads((data.root / MARKER).read_text())["settings"]["seed"] == 3
+    assert not (data.root / ".making").exists()
+
+
+def test_a_damaged_marker_counts_as_none(tmp_path):
+    data = small(tmp_path / "set")
+    ensure(data)
+    for text in ("", "[]", "{", '{"settings": 1}'):
+        (data.root / MARKER).write_text(text)
+        ensure(data)
+        assert json.loads((data.root / MARKER).read_text())["settings"]["size"] == 96
+
+
+def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot write the generated data there .*set another `path:`"):
+        ensure(small(tmp_path / "file" / "set"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": None}, "`generate:` needs `kind:`"),
+        ({"kind": "shape"}, "did you mean 'shapes'"),
+        ({"trian": 5}, r"unknown key `generate\.trian`"),
+        ({"train": 0}, "whole number, 1 to"),
+        ({"val": 2.5}, "whole number"),
+        ({"size": 20}, "whole number, 64 to"),
+        ({"seed": True}, "whole number"),
+    ],
+)
+def test_bad_settings_are_user_errors(tmp_path, settings, message):
+    with pytest.raises(UserError, match=message) as caught:
+        ensure(small(tmp_path / "set", **settings))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_class_that_cannot_be_drawn_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="no shape is called 'hexagon'"):
+        ensure(replace(small(tmp_path / "set"), names=("circle", "hexagon")))
+
+
+def test_data_sets_of_other_kinds_are_left_alone(tmp_path):
+    ensure(replace(small(tmp_path / "set"), generate={}))
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("name", OUTLINES)
+def test_outlines_do_not_cross_themselves_and_have_the_size_asked_for(name):
+    polygon = placed(OUTLINES[name](), 100, 1.0, 30, (60, 60))
+    filled = cv2.fillPoly(np.zeros((120, 120), np.uint8), [np.round(polygon).astype(np.int32)], 1)
+    assert filled.sum() == pytest.approx(polygon_area(polygon), rel=0.08)  # crossing edges would cancel in the formula
+    assert 75 < np.ptp(polygon, axis=0).max() < 115
+
+
+def test_clipping_a_square_at_a_corner_leaves_a_quarter():
+    square = np.array([[-1.0, -1], [1, -1], [1, 1], [-1, 1]])
+    cut = clipped(square, 10, 10)
+    assert polygon_area(cut) == pytest.approx(1.0)
+    assert cut.min(axis=0).tolist() == [0, 0]
+    assert cut.max(axis=0).tolist() == [1, 1]
+    assert len(clipped(square + 20, 10, 10)) == 0
+    assert clipped(square + 5, 10, 10).tolist() == (square + 5).tolist()

@@ -1,0 +1,223 @@
+"""Option groups that scripts share, and the frame around every script."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.core import dist
+from utils.core.errors import UserError
+from utils.core.log import LOGGER, set_up_console
+from utils.core.settings import OPTIMIZERS, PRECISIONS, TrainSettings
+
+_MISSING = object()
+_USERS_FAULT = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EMFILE, errno.ENAMETOOLONG}
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keep the description's lines and show defaults, but not the empty ones."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, "", False, [], ()) or action.help is argparse.SUPPRESS:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def new_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return an empty parser with the house's layout; abbreviations of options are accepted."""
+    return argparse.ArgumentParser(description=description, formatter_class=_Help)
+
+
+def add_image_size(parser: argparse.ArgumentParser, default: Sequence[int], text: str) -> None:
+    """Add --imgsz with its old names; one or two numbers."""
+    parser.add_argument("--imgsz", "--img", "--img-size", nargs="+", type=int, default=default, metavar="PX", help=text)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device."""
+    parser.add_argument(
+        "--device", default="", help="cpu, mps, a GPU number or a list of them; empty: first GPU or CPU"
+    )
+
+
+def add_run_folder(parser: argparse.ArgumentParser, project: str) -> None:
+    """Add where results go."""
+    parser.add_argument("--project", default=project, help="folder of the runs")
+    parser.add_argument("--name", default="exp", help="name of this run; a number is added when it exists")
+    parser.add_argument("--exist-ok", action="store_true", help="write into the run folder even when it exists")
+
+
+def add_download(parser: argparse.ArgumentParser) -> None:
+    """Add --download, the only option that lets a script use the network for weights."""
+    parser.add_argument("--download", action="store_true", help="fetch official weights that are not on disk")
+
+
+def training_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """Return the options that every training script has; `defaults` replaces their defaults."""
+    parser = new_parser(description)
+    _add_model_and_data(parser)
+    _add_schedule(parser)
+    _add_regime(parser)
+    _add_running(parser)
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model and data")
+    add, switch = group.add_argument, _switches(group)
+    add("--weights", default="", help="checkpoint to start from; empty: from scratch")
+    add("--cfg", default="", help="model YAML or name (yolov5n.yaml); empty: the checkpoint's own, else yolov5n")
+    add("--data", default="data/shapes.yaml", help="data-set YAML")
+    add("--hyp", default="hyp.scratch-low.yaml", help="hyper-parameter YAML")
+    add_image_size(group, [640], "image size in pixels; a second number is the size for validation")  # type: ignore[arg-type]
+    switch("--rect", "rectangular batches sorted by shape, without mosaic")
+    switch("--quad", "join four images into one of twice the size")
+    switch("--single-cls", "treat all objects as one class")
+    switch("--image-weights", "draw images by class weight and current accuracy")
+    add("--cache", nargs="?", const="ram", choices=["ram", "disk", "val"], help="keep decoded images in ram or on disk")
+    add("--cache-images", dest="cache", action="store_const", const="ram", help="the same as --cache ram")
+    add("--mosaic-window", type=int, default=64, help="mosaic partners come from this many neighbours in the epoch")
+    switch("--allow-label-faults", "go on when more than 1 %% of the label files are faulty")
+    switch("--download", "fetch official weights that are not on disk")
+
+
+def _add_schedule(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("schedule")
+    add, switch = group.add_argument, _switches(group)
+    add("--epochs", type=int, default=100, help="passes over the training images")
+    add("--batch-size", type=int, default=16, help="images per step over all processes")
+    add("--optimizer", choices=OPTIMIZERS, default="SGD", help="optimizer")
+    add("--adam", dest="optimizer", action="store_const", const="Adam", help="the same as --optimizer Adam")
+    switch("--cos-lr", "cosine instead of linear learning-rate curve")
+    add("--linear-lr", dest="cos_lr", action="store_false", help="linear learning-rate curve (the default)")
+    add("--label-smoothing", type=float, default=None, help="label smoothing epsilon; replaces the hyp file's")
+    add("--patience", type=int, default=100, help="epochs without a better result before stopping; 0: never stop")
+    add("--freeze", nargs="+", type=int, default=[0], help="one number n: layers 0 to n-1; several: exactly those")
+    switch("--freeze-bn", "keep BatchNorm statistics as they are")
+    switch("--multi-scale", "random image size, 0.5 to 1.5 times, per batch")
+    switch("--noautoanchor", "keep the anchors whatever the labels look like")
+    switch("--autobalance", "balance the objectness loss of the levels during training")
+
+
+def _add_regime(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("precision and processes")
+    add, switch = group.add_argument, _switches(group)
+    add_device(group)  # type: ignore[arg-type]
+    add("--amp", choices=PRECISIONS, default="auto", help="precision; auto: mixed where the device has it in hardware")
+    switch("--compile", "compile the network with torch.compile")
+    switch("--sync-bn", "share BatchNorm statistics between GPUs")
+    add("--workers", type=int, default=8, help="data-loading processes per process, at most one a core")
+    add("--seed", type=int, default=0, help="seed of everything random")
+    for old in ("--bbox_iou_optim", "--multi_tensor_optimizer"):
+        switch(old, "one-yolov5's switch; what it turned on is always on here")
+    add("--local_rank", "--local-rank", type=int, default=-1, help=argparse.SUPPRESS)  # launchers pass it
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("run, checkpoints and logs")
+    add, switch = group.add_argument, _switches(group)
+    add("--resume", nargs="?", const="newest", default="", help="continue the newest run under --project, or a last.pt")
+    add_run_folder(group, "runs/train")  # type: ignore[arg-type]
+    switch("--nosave", "keep only the final checkpoint")
+    add("--noval", "--notest", action="store_true", help="validate only after the last epoch")
+    switch("--noplots", "draw no pictures")
+    add("--save-period", type=int, default=-1, help="keep a checkpoint every so many epochs; below 1: off")
+    add("--save-steps", type=int, default=1000, help="also write last.pt every so many steps; 0: off")
+    add("--log", nargs="+", default=[], metavar="NAME", help="also log to: tensorboard, wandb")
+    add("--entity", default=None, help="W&B entity")
+
+
+def _switches(group: Any) -> Callable[[str, str], None]:
+    def switch(name: str, text: str) -> None:
+        group.add_argument(name, action="store_true", help=text)
+
+    return switch
+
+
+def given(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return the options that stand on the command line, without the defaults."""
+    blank = argparse.Namespace(**{action.dest: _MISSING for action in parser._actions if action.dest != "help"})
+    found = vars(parser.parse_args(arguments, namespace=blank))
+    return {name: value for name, value in found.items() if value is not _MISSING}
+
+
+def resolve_training(
+    parser: argparse.ArgumentParser, chosen: dict[str, Any], recommended: dict[str, Any], source: Path
+) -> tuple[TrainSettings, dict[str, str]]:
+    """Merge defaults, the data set's recommendation and the user's choices, each over the one before.
+
+    Returns the settings and, per name, where the value came from. A recommendation for the model (weights, cfg) or for
+    training time holds only while the user chose no model: someone fine-tuning a network wants the usual schedule.
+    """
+    values = {action.dest: action.default for action in parser._actions if action.dest != "help"}
+    origin = dict.fromkeys(values, "default")
+    if unknown := sorted(recommended.keys() - values.keys()):
+        raise UserError(f"{source}: `defaults:` has the unknown key {unknown[0]!r}")
+    if not {"weights", "cfg", "hyp"} & {name for name, value in chosen.items() if str(value).strip()}:
+        values |= recommended
+        origin |= dict.fromkeys(recommended, str(source))
+    values |= chosen
+    origin |= dict.fromkeys(chosen, "command line")
+    for name in ("weights", "cfg"):
+        values[name] = str(values[name] or "").strip()
+    if not isinstance(values["imgsz"], (list, tuple)):
+        values["imgsz"] = [values["imgsz"]]
+    settings = TrainSettings.from_dict(values)
+    return settings, {name: place for name, place in origin.items() if name in settings.to_dict()}
+
+
+def explain(settings: TrainSettings, origin: Mapping[str, str]) -> str:
+    """Return one line per source of settings: where each value that matters came from."""
+    lines: dict[str, list[str]] = {}
+    for name, value in settings.to_dict().items():
+        if origin.get(name, "default") != "default":
+            lines.setdefault(origin[name], []).append(f"{name}={value}")
+    shown = [f"  from {source}: {', '.join(values)}" for source, values in lines.items()]
+    main = ("data", "epochs", "batch_size", "imgsz", "optimizer", "hyp")
+    defaults = ", ".join(f"{name}={settings.to_dict()[name]}" for name in main if origin.get(name) == "default")
+    return "\n".join(["settings", *shown, *([f"  defaults: {defaults}"] if defaults else [])])
+
+
+def to_namespace(parser: argparse.ArgumentParser, overrides: dict[str, Any]) -> argparse.Namespace:
+    """Return the parser's defaults with `overrides` by option name, for callers from Python."""
+    known = {action.dest for action in parser._actions} - {"help"}
+    if unknown := sorted(overrides.keys() - known):
+        raise TypeError(f"no such option: {unknown[0]} (known: {', '.join(sorted(known))})")
+    parser.set_defaults(**overrides)
+    return parser.parse_args([])
+
+
+def run_script(main: Callable[[], object]) -> None:
+    """Run `main` as a program: what the user caused is one line on stderr and status 2, Ctrl-C is status 130."""
+    # written before torch is loaded: without it, oneDNN keeps thousands of compiled shapes of rectangular batches
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        set_up_console()
+        main()
+        dist.stop()
+    except UserError as error:
+        LOGGER.error(str(error))
+        _leave(2)
+    except KeyboardInterrupt:
+        LOGGER.error("interrupted")
+        _leave(130)
+    except OSError as error:
+        if error.errno not in _USERS_FAULT:
+            raise
+        LOGGER.error(f"{error.filename or 'files'}: {error.strerror}")
+        _leave(2)
+
+
+def _leave(status: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if dist.world_size() > 1:
+        os._exit(status)  # the other ranks may wait in a collective; the launcher ends them when this one is gone
+    sys.exit(status)

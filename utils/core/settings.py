@@ -1,0 +1,137 @@
+"""Settings of a training run as one frozen, checked record."""
+
+import dataclasses
+from dataclasses import dataclass, fields
+from typing import Any
+
+from utils.core.errors import UserError
+
+OPTIMIZERS = ("SGD", "Adam", "AdamW")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+
+
+def _fields_of(record: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Return those of `values` that `record` has, with lists as tuples."""
+    known = {field.name for field in fields(record)}
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key in known}
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What the options of a training script say; names are the options' (dashes become underscores)."""
+
+    weights: str = ""
+    cfg: str = ""
+    data: str = "data/shapes.yaml"
+    hyp: str = "hyp.scratch-low.yaml"
+    epochs: int = 100
+    batch_size: int = 16
+    imgsz: tuple[int, ...] = (640,)
+    rect: bool = False
+    resume: str = ""
+    nosave: bool = False
+    noval: bool = False
+    noautoanchor: bool = False
+    noplots: bool = False
+    cache: str | None = None
+    image_weights: bool = False
+    device: str = ""
+    multi_scale: bool = False
+    single_cls: bool = False
+    optimizer: str = "SGD"
+    sync_bn: bool = False
+    workers: int = 8
+    project: str = "runs/train"
+    name: str = "exp"
+    exist_ok: bool = False
+    quad: bool = False
+    cos_lr: bool = False
+    label_smoothing: float | None = None
+    patience: int = 100
+    freeze: tuple[int, ...] = (0,)
+    freeze_bn: bool = False
+    save_period: int = -1
+    save_steps: int = 1000
+    seed: int = 0
+    amp: str = "auto"
+    compile: bool = False
+    autobalance: bool = False
+    mosaic_window: int = 64
+    allow_label_faults: bool = False
+    log: tuple[str, ...] = ()
+    entity: str | None = None
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size == -1:
+            raise UserError("--batch-size -1: choosing the batch by itself is not there yet; give a number")
+        for name, low in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("patience", 0), ("save_steps", 0)):
+            if getattr(self, name) < low:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {low}")
+        if not 1 <= len(self.imgsz) <= 2 or min(self.imgsz) < 32:
+            raise UserError(f"--imgsz {' '.join(map(str, self.imgsz))}: one size, or two (train, val), from 32 up")
+        if self.optimizer not in OPTIMIZERS:
+            raise UserError(f"--optimizer {self.optimizer}: one of {', '.join(OPTIMIZERS)}")
+        if self.amp not in PRECISIONS:
+            raise UserError(f"--amp {self.amp}: one of {', '.join(PRECISIONS)}")
+        if self.cache not in (None, "ram", "disk", "val"):
+            raise UserError(f"--cache {self.cache}: one of ram, disk, val")
+        if self.label_smoothing is not None and not 0 <= self.label_smoothing < 1:
+            raise UserError(f"--label-smoothing {self.label_smoothing}: from 0 to below 1")
+        if self.quad and self.batch_size % 4:
+            raise UserError(f"--quad joins four images into one: --batch-size {self.batch_size} must divide by 4")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrainSettings":
+        """Return the record of `values`; keys it does not have are left out, lists become tuples."""
+        return cls(**_fields_of(cls, values))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for files."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """What the options of a validation script say."""
+
+    weights: tuple[str, ...] = ()
+    data: str = ""
+    batch_size: int = 32
+    imgsz: tuple[int, ...] = ()
+    conf_thres: float = 0.001
+    iou_thres: float = 0.6
+    max_det: int = 300
+    task: str = "val"
+    single_cls: bool = False
+    augment: bool = False
+    verbose: bool = False
+    save_txt: bool = False
+    save_hybrid: bool = False
+    save_conf: bool = False
+    save_json: bool = False
+    annotations: str = ""
+    half: bool = False
+    workers: int = 8
+    noplots: bool = False
+    allow_label_faults: bool = False
+    device: str = ""
+    project: str = "runs/val"
+    name: str = "exp"
+    exist_ok: bool = False
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("conf_thres", "iou_thres"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: from 0 to 1")
+        for name, low in (("batch_size", 1), ("max_det", 1), ("workers", 0)):
+            if getattr(self, name) < low:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {low}")
+        if len(self.imgsz) > 1 or (self.imgsz and self.imgsz[0] < 32):
+            raise UserError(f"--imgsz {' '.join(map(str, self.imgsz))}: one size from 32 up")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ScoreSettings":
+        """Return the record of `values`; keys it does not have are left out, lists become tuples."""
+        return cls(**_fields_of(cls, values))

@@ -1,0 +1,129 @@
+"""Textured backgrounds and clutter that belongs to no class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+Random = np.random.Generator
+Canvas = np.ndarray  # (H, W, 3) uint8 or float32 RGB
+_LETTERS = list("abdefghkmnprstwz0123456789")
+
+
+def random_colour(random: Random) -> np.ndarray:
+    """Return three channels; hue, saturation and brightness vary, near-black and near-white stay rare."""
+    hue, saturation, value = random.uniform(0, 6), random.uniform(0.15, 0.95), random.uniform(0.25, 0.97)
+    channels = [value * (1 - saturation * np.clip(abs((hue + k) % 6 - 3) - 1, 0, 1)) for k in (3, 1, 5)]
+    return np.array(channels, np.float32) * 255
+
+
+def _ramp(random: Random, height: int, width: int) -> np.ndarray:
+    """Return (H, W) values from 0 to 1 along a random direction."""
+    angle = random.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    along = x * np.cos(angle) + y * np.sin(angle)
+    return (along - along.min()) / max(float(np.ptp(along)), 1e-6)
+
+
+def _gradient(random: Random, height: int, width: int) -> Canvas:
+    ramp = _ramp(random, height, width)[..., None]
+    return random_colour(random) * ramp + random_colour(random) * (1 - ramp)
+
+
+def _clouds(random: Random, height: int, width: int) -> Canvas:
+    value = np.zeros((height, width), np.float32)
+    for cells, weight in ((4, 0.5), (9, 0.3), (24, 0.2)):
+        grid = random.random((cells, cells), dtype=np.float32)
+        value += weight * cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+    value = value[..., None]
+    return random_colour(random) * value + random_colour(random) * (1 - value)
+
+
+def _stripes(random: Random, height: int, width: int) -> Canvas:
+    periods = random.uniform(4, 14)
+    wave = np.sin(_ramp(random, height, width) * 2 * np.pi * periods)
+    wave = (np.clip(wave * random.uniform(1, 6), -1, 1) * random.uniform(0.1, 0.35) + 0.5)[..., None]
+    return random_colour(random) * wave + random_colour(random) * (1 - wave)
+
+
+def _blotches(random: Random, height: int, width: int) -> Canvas:
+    canvas = np.empty((height, width, 3), np.float32)
+    base = random_colour(random)
+    canvas[:] = base
+    for _ in range(int(random.integers(6, 16))):
+        centre = (int(random.integers(0, width)), int(random.integers(0, height)))
+        axes = tuple(int(a) for a in random.uniform(0.05, 0.35, 2) * max(height, width))
+        colour = np.clip(base + random.normal(0, 28, 3), 0, 255)
+        cv2.ellipse(canvas, centre, axes, float(random.uniform(0, 180)), 0, 360, colour.tolist(), -1)
+    blur = 0.02 * max(height, width)
+    return cv2.GaussianBlur(canvas, (0, 0), blur)
+
+
+_BACKGROUNDS: tuple[Callable[[Random, int, int], Canvas], ...] = (_gradient, _clouds, _stripes, _blotches)
+
+
+def background(random: Random, height: int, width: int) -> Canvas:
+    """Return a (H, W, 3) uint8 RGB texture with a little grain."""
+    canvas = _BACKGROUNDS[int(random.integers(len(_BACKGROUNDS)))](random, height, width)
+    coarse = random.normal(0, random.uniform(1, 8), (height // 2 + 1, width // 2 + 1)).astype(np.float32)
+    grain = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.clip(canvas + grain[..., None], 0, 255).astype(np.uint8)
+
+
+def _strokes(random: Random, canvas: Canvas) -> None:
+    """Draw a few lines, straight or bent."""
+    height, width = canvas.shape[:2]
+    for _ in range(int(random.integers(1, 5))):
+        points = random.uniform(-0.1, 1.1, (int(random.integers(2, 5)), 2)) * [width, height]
+        colour = random_colour(random).tolist()
+        cv2.polylines(canvas, [points.astype(np.int32)], False, colour, int(random.integers(1, 4)), cv2.LINE_AA)
+
+
+def _words(random: Random, canvas: Canvas) -> None:
+    """Write letters that mean nothing."""
+    height, width = canvas.shape[:2]
+    scale = max(height, width) / 320
+    for _ in range(int(random.integers(1, 4))):
+        word = "".join(random.choice(_LETTERS, int(random.integers(2, 8))))
+        place = (int(random.uniform(0, 0.8) * width), int(random.uniform(0.05, 1) * height))
+        colour = random_colour(random).tolist()
+        cv2.putText(canvas, word, place, 0, float(random.uniform(0.3, 0.8)) * scale, colour, 1, cv2.LINE_AA)
+
+
+def lump(random: Random, size_px: float, centre_xy: np.ndarray) -> np.ndarray:
+    """Return the (48, 2) outline of an irregular, drawn-out lump that no class resembles."""
+    angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+    radius = np.ones_like(angle)
+    for wave in (2, 3, 5):
+        radius += random.uniform(0.12, 0.28) * np.cos(wave * angle + random.uniform(0, 2 * np.pi))
+    turned = angle + random.uniform(0, 2 * np.pi)
+    flat = np.stack([np.cos(turned), np.sin(turned) * random.uniform(0.3, 0.6)], axis=1) * radius[:, None]
+    return flat * size_px / 2 + centre_xy
+
+
+def _lumps(random: Random, canvas: Canvas) -> None:
+    height, width = canvas.shape[:2]
+    for _ in range(int(random.integers(1, 4))):
+        size = float(random.uniform(0.06, 0.22)) * max(height, width)
+        outline = lump(random, size, random.uniform(0, 1, 2) * [width, height])
+        cv2.fillPoly(canvas, [np.round(outline * 16).astype(np.int32)], random_colour(random).tolist(), cv2.LINE_AA, 4)
+
+
+def add_clutter(random: Random, canvas: Canvas) -> None:
+    """Draw lines, letters and lumps onto `canvas`, some of each or none."""
+    for draw, chance in ((_strokes, 0.6), (_words, 0.35), (_lumps, 0.5)):
+        if random.random() < chance:
+            draw(random, canvas)
+
+
+def weathered(random: Random, canvas: Canvas) -> Canvas:
+    """Return the picture as a plain camera would have taken it: a little soft, a little noisy, unevenly lit."""
+    height, width = canvas.shape[:2]
+    light = 1 + random.uniform(0, 0.3) * (_ramp(random, height, width) - 0.5)
+    picture: np.ndarray = canvas * light[..., None]
+    if random.random() < 0.35:
+        picture = cv2.GaussianBlur(picture, (0, 0), float(random.uniform(0.4, 1.0)))
+    picture += random.standard_normal((height, width, 3), dtype=np.float32) * random.uniform(0, 7)
+    return np.clip(picture, 0, 255).astype(np.uint8)

@@ -1,0 +1,143 @@
+"""The default data set: coloured shapes with boxes, polygons, semantic masks and class folders.
+
+Below the data root, for the splits train and val:
+
+- `images/<split>/shapes_000000.jpg`
+- `labels/<split>/shapes_000000.txt`: `class x1 y1 x2 y2 …`, each thing's outline clipped to the image, as if nothing
+  stood before it; empty for the one image in forty that shows nothing. A ring's outline is its outer edge.
+- `masks/<split>/shapes_000000.png`: the class of each pixel that shows; background is the number after the last class.
+- `classes/<split>/<class>/shapes_000000.jpg`: one thing each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import cv2
+import numpy as np
+
+from utils.core.config import DataConfig
+from utils.core.errors import UserError
+from utils.core.seed import generator
+from utils.datasets import GENERATORS
+from utils.datasets.generators.outlines import OUTLINES
+from utils.datasets.generators.prepare import Recipe
+from utils.datasets.generators.scenes import MOST_OBJECTS, Scene, draw_scene, object_sizes
+
+VERSION = 1  # raise it when the same settings give other files
+_SPLITS = ("train", "val")
+_EMPTY_EVERY = 40  # one image in so many shows no thing
+_IMAGES_PER_CROP = {"train": 16, "val": 12}  # 640 and 128 images give 40 and 10 pictures in each class folder
+_CROP_STREAM = 16  # keeps the random numbers of the class pictures apart from those of the images
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The `generate:` block of the data YAML, checked."""
+
+    train: int = 640
+    val: int = 128
+    size: int = 320
+    seed: int = 0
+
+    @classmethod
+    def from_data(cls, data: DataConfig) -> Settings:
+        """Return the settings in `data`; a fault is a UserError that names the YAML."""
+        limits = {"train": (1, 100_000), "val": (1, 100_000), "size": (64, 4096), "seed": (0, 2**32 - 1)}
+        given = {key: value for key, value in data.generate.items() if key != "kind"}
+        for key, value in given.items():
+            if key not in limits:
+                raise UserError(f"{data.source}: unknown key `generate.{key}` (known: kind, {', '.join(limits)})")
+            low, high = limits[key]
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise UserError(
+                    f"{data.source}: `generate.{key}` must be a whole number, {low} to {high}, got {value!r}"
+                )
+        return cls(**given)
+
+
+@GENERATORS.register("shapes")
+def shapes(data: DataConfig) -> Recipe:
+    """Return the recipe of the set that `data` describes; its class names must be shapes that can be drawn."""
+    settings = Settings.from_data(data)
+    if unknown := [name for name in data.names if name not in OUTLINES]:
+        raise UserError(f"{data.source}: no shape is called {unknown[0]!r}; `names` may hold {', '.join(OUTLINES)}")
+    names = list(data.names)
+    images = [(split, index) for split in _SPLITS for index in range(getattr(settings, split))]
+    crops = [
+        (split, label, index)
+        for split in _SPLITS
+        for label in range(len(names))
+        for index in range(max(2, getattr(settings, split) // _IMAGES_PER_CROP[split]))
+    ]
+
+    def make(step: int) -> dict[str, bytes]:
+        if step < len(images):
+            return _image_files(settings, names, *images[step])
+        return _crop_file(settings, names, *crops[step - len(images)])
+
+    return Recipe(
+        settings={"kind": "shapes", "version": VERSION, "names": names, **asdict(settings)},
+        steps=len(images) + len(crops),
+        make=make,
+        owned=(
+            "images/*/shapes_*.jpg", "labels/*/shapes_*.txt", "masks/*/shapes_*.png", "classes/*/*/shapes_*.jpg",
+        ),
+    )  # fmt: skip
+
+
+def _image_files(settings: Settings, names: list[str], split: str, index: int) -> dict[str, bytes]:
+    scene = image_scene(settings, names, split, index)
+    name = f"{split}/shapes_{index:06d}"
+    return {
+        f"images/{name}.jpg": _jpeg(scene.picture),
+        f"labels/{name}.txt": _label_text(scene, names).encode(),
+        f"masks/{name}.png": _encoded(".png", _semantic(scene, names), []),
+    }
+
+
+def image_scene(settings: Settings, names: list[str], split: str, index: int) -> Scene:
+    """Return image `index` of a split; its first thing goes through the classes in turn, so that none is missing."""
+    random = generator(settings.seed, 0, index, _SPLITS.index(split))
+    width, height = _size_xy(random, settings.size, 0.62)
+    count = 0 if index % _EMPTY_EVERY == _EMPTY_EVERY - 1 else int(random.integers(1, MOST_OBJECTS + 1))
+    kinds = [names[index % len(names)], *(names[int(label)] for label in random.integers(0, len(names), MOST_OBJECTS))]
+    return draw_scene(random, width, height, kinds[:count], object_sizes(random, count, settings.size))
+
+
+def _crop_file(settings: Settings, names: list[str], split: str, label: int, index: int) -> dict[str, bytes]:
+    random = generator(settings.seed, label, index, _CROP_STREAM + _SPLITS.index(split))
+    width, height = _size_xy(random, max(64, round(settings.size * 0.4)), 0.8)
+    size = random.uniform(0.45, 0.85) * min(width, height)
+    scene = draw_scene(random, width, height, [names[label]], np.array([size]))
+    return {f"classes/{split}/{names[label]}/shapes_{index:06d}.jpg": _jpeg(scene.picture)}
+
+
+def _size_xy(random: np.random.Generator, long_side: int, narrowest: float) -> tuple[int, int]:
+    short = round(long_side * random.uniform(narrowest, 1.0))
+    return (long_side, short) if random.random() < 0.65 else (short, long_side)
+
+
+def _label_text(scene: Scene, names: list[str]) -> str:
+    height, width = scene.owner.shape
+    lines = []
+    for thing in scene.things:
+        points = (thing.polygon / [width, height]).clip(0, 1).ravel()
+        lines.append(" ".join([str(names.index(thing.kind)), *(f"{value:.6f}" for value in points)]) + "\n")
+    return "".join(lines)
+
+
+def _semantic(scene: Scene, names: list[str]) -> np.ndarray:
+    """Return the (H, W) uint8 class of each pixel."""
+    table = np.array([*(names.index(thing.kind) for thing in scene.things), len(names)], np.uint8)
+    return table[scene.owner]  # -1, nothing, takes the last entry
+
+
+def _jpeg(picture: np.ndarray) -> bytes:
+    return _encoded(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+
+
+def _encoded(suffix: str, picture: np.ndarray, options: list[int]) -> bytes:
+    done, content = cv2.imencode(suffix, np.ascontiguousarray(picture), options)
+    assert done, f"OpenCV could not encode {suffix}"
+    return content.tobytes()

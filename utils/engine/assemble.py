@@ -1,0 +1,293 @@
+"""From settings to a run: everything one training needs, built in order."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.builder import build_network, read_architecture
+from models.checkpoint import Checkpoint, load_checkpoint
+from models.network import Network
+from models.runner import NetworkRunner
+from models.transfer import transfer
+from utils.core import dist
+from utils.core.config import DataConfig, load_data
+from utils.core.contracts import EvalSettings, Loader, LoadRequest, Task
+from utils.core.device import autocast_dtype, describe, select_device
+from utils.core.errors import UserError
+from utils.core.files import run_folder
+from utils.core.hyp import Hyp, find_hyp
+from utils.core.log import LOGGER
+from utils.core.seed import generator, seed_everything
+from utils.core.settings import TrainSettings
+from utils.engine.ema import ModelEma
+from utils.engine.optim import build_optimizer
+from utils.engine.schedule import Schedule
+from utils.engine.state import TrainState, find_last, load_resumable, restore
+from utils.loggers import Loggers
+from utils.losses import LOSSES
+from utils.ops.anchors import check_anchors
+
+DEFAULT_CFG = "yolov5n"
+
+
+@dataclass
+class Run:
+    """Everything one training run is made of."""
+
+    task: Task
+    settings: TrainSettings
+    hyp: Hyp  # as the files say; losses get it scaled
+    data: DataConfig
+    folder: Path
+    device: torch.device
+    mixed: torch.dtype | None  # autocast type
+    network: Network
+    model: nn.Module  # the network as the loop calls it: compiled, wrapped for DDP
+    ema: ModelEma
+    losses: dict[str, Any]
+    optimizer: Any
+    scaler: Any
+    schedule: Schedule
+    train_loader: Loader
+    val_loader: Loader
+    loggers: Loggers
+    state: TrainState = field(default_factory=TrainState)
+    resumed: bool = False
+
+    def meta(self) -> dict[str, Any]:
+        """Return what a checkpoint says about its training besides the weights."""
+        return {
+            "task": self.task.name,
+            "data": str(self.settings.data),
+            "imgsz": self.settings.imgsz[-1],
+            "epochs_done": self.state.epoch,
+            "best_fitness": self.state.best_fitness,
+            "torch": str(torch.__version__),
+        }
+
+    def eval_settings(self) -> EvalSettings:
+        """Return how validation during training scores."""
+        return EvalSettings(
+            names=self.data.names,
+            agnostic=self.settings.single_cls,
+            annotations=None,
+            split_paths=(),
+        )
+
+    def runner(self) -> NetworkRunner:
+        """Return the averaged network, ready to be scored."""
+        return NetworkRunner(self.ema.network, self.device, self.mixed)
+
+
+def assemble(task: Task, settings: TrainSettings) -> Run:
+    """Build the run that `settings` describe, or put back the one they resume."""
+    checkpoint = None
+    if settings.resume:
+        checkpoint = load_resumable(find_last(settings.resume, Path(settings.project)))
+        settings = _resumed_settings(settings, checkpoint)
+    device = select_device(settings.device)
+    dist.start(device)
+    seed_everything(settings.seed + dist.rank())
+    hyp, data = _hyp(settings, checkpoint), load_data(settings.data)
+    data = data.single_class() if settings.single_cls else data
+    network = _network(settings, hyp, data, checkpoint)
+    require_heads(task.name, set(task.heads), set(network.heads))
+    freeze(network, settings.freeze)
+    settings = _fitting_sizes(settings, network.stride)
+    train_loader, val_loader = _loaders(task, settings, hyp, data, network.stride)
+    if task.fit_anchors and checkpoint is None and not settings.noautoanchor:
+        _fit_anchors(network, train_loader, hyp, settings)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ema = ModelEma(network)
+    mixed = autocast_dtype(device, settings.amp)
+    run = Run(
+        task=task,
+        settings=settings,
+        hyp=hyp,
+        data=data,
+        folder=_folder(settings, checkpoint),
+        device=device,
+        mixed=mixed,
+        network=network,
+        model=_wrap(network, settings, device),
+        ema=ema,
+        losses=build_losses(network, hyp, settings.imgsz[0], device),
+        optimizer=build_optimizer(network, settings.optimizer, hyp, settings.batch_size, device),
+        scaler=torch.amp.GradScaler(device.type, enabled=mixed is torch.float16),
+        schedule=Schedule(hyp, settings.epochs, train_loader.num_batches, settings.batch_size, settings.cos_lr),
+        train_loader=train_loader,
+        val_loader=val_loader,
+        loggers=Loggers(("csv", *settings.log)),
+        resumed=checkpoint is not None,
+    )
+    if checkpoint is not None:
+        restore(run, checkpoint)
+        LOGGER.info(f"resuming {run.folder} at epoch {run.state.epoch + 1}, batch {run.state.step + 1}")
+    precision = "fp32" if mixed is None else str(mixed).removeprefix("torch.")
+    LOGGER.info(f"{describe(device)}, {precision}, {dist.world_size()} process(es)")
+    return run
+
+
+def _resumed_settings(settings: TrainSettings, checkpoint: Checkpoint) -> TrainSettings:
+    """Return the settings of the run to resume; where it runs may differ, and it may go on for more epochs."""
+    stored = TrainSettings.from_dict((checkpoint.training or {})["settings"])
+    path = find_last(settings.resume, Path(settings.project))
+    return replace(stored, resume=str(path), device=settings.device or stored.device, workers=settings.workers)
+
+
+def _hyp(settings: TrainSettings, checkpoint: Checkpoint | None) -> Hyp:
+    if checkpoint is not None:
+        return Hyp.from_dict((checkpoint.training or {})["hyp"], "checkpoint")
+    hyp = Hyp.from_file(find_hyp(settings.hyp))
+    if settings.label_smoothing is not None:
+        hyp = replace(hyp, label_smoothing=settings.label_smoothing)
+    return replace(hyp, autobalance=1.0) if settings.autobalance else hyp
+
+
+def _network(settings: TrainSettings, hyp: Hyp, data: DataConfig, checkpoint: Checkpoint | None) -> Network:
+    """Return the network to train: resumed, transferred from weights, or new."""
+    if checkpoint is not None:
+        network = build_network(checkpoint.network.architecture, len(data.names), data.names)
+        anchors = (checkpoint.training or {})["state"].get("anchors", {})
+        for head, levels in anchors.items():
+            network.set_anchors(head, torch.tensor(levels))
+        return network
+    per_level = None if hyp.anchors is None else round(hyp.anchors)
+    if not settings.weights:
+        return build_network(read_architecture(settings.cfg or DEFAULT_CFG), len(data.names), data.names, per_level)
+    start = load_checkpoint(weights_path(settings.weights, settings.download))
+    architecture = read_architecture(settings.cfg) if settings.cfg else start.network.architecture
+    network = build_network(architecture, len(data.names), data.names, per_level)
+    report = transfer(network, start.network.state_dict(), skip_anchors=bool(settings.cfg or per_level))
+    LOGGER.info(f"{report} from {settings.weights}")
+    if report.matched == 0:
+        raise UserError(f"--weights {settings.weights}: none of its tensors fits --cfg {settings.cfg}")
+    return network
+
+
+def weights_path(text: str, download: bool) -> Path:
+    """Return the file `text`; an official name that is not on disk is fetched if `download` allows it."""
+    path = Path(text)
+    if not path.exists() and download:
+        from models.download import fetch_official
+
+        return fetch_official(path.name, path.parent)
+    return path
+
+
+def require_heads(task: str, needed: set[str], present: set[str]) -> None:
+    """Raise if the model lacks a head that the task trains."""
+    if missing := needed - present:
+        heads = ", ".join(sorted(present)) or "none"
+        raise UserError(f"task {task!r} needs the head {', '.join(sorted(missing))}; this model has: {heads}")
+
+
+def freeze(network: nn.Module, layers: tuple[int, ...]) -> None:
+    """Stop training of layers 0 to n-1 for one number n, of exactly those for several (behaviour.md 3.2)."""
+    frozen = range(layers[0]) if len(layers) == 1 else layers
+    prefixes = tuple(f"model.{index}." for index in frozen)
+    for name, parameter in network.named_parameters():
+        if prefixes and name.startswith(prefixes):
+            parameter.requires_grad_(False)
+    if prefixes:
+        LOGGER.info(f"frozen layers: {', '.join(str(index) for index in frozen)}")
+
+
+def _fitting_sizes(settings: TrainSettings, stride: int) -> TrainSettings:
+    """Round the image sizes up to the network's stride."""
+    step = max(stride, 32)
+    sizes = tuple(max(math.ceil(size / step) * step, 2 * step) for size in settings.imgsz)
+    if sizes != settings.imgsz:
+        LOGGER.warning(f"--imgsz {settings.imgsz[0]} is no multiple of {step}; using {sizes[0]}")
+    return replace(settings, imgsz=sizes)
+
+
+def _loaders(task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig, stride: int) -> tuple[Loader, Loader]:
+    world = dist.world_size()
+    if settings.batch_size % world:
+        raise UserError(f"--batch-size {settings.batch_size} must divide by the {world} processes")
+    request = LoadRequest(
+        data=data,
+        split="train",
+        training=True,
+        image_size=settings.imgsz[0],
+        batch_size=settings.batch_size // world,
+        stride=max(stride, 32),
+        hyp=hyp,
+        workers=settings.workers,
+        seed=settings.seed,
+        rect=settings.rect,
+        cache=None if settings.cache == "val" else settings.cache,
+        single_class=settings.single_cls,
+        quad=settings.quad,
+        allow_label_faults=settings.allow_label_faults,
+        mosaic_window=settings.mosaic_window,
+    )
+    validation = replace(
+        request,
+        split="val",
+        training=False,
+        image_size=settings.imgsz[-1],
+        batch_size=max(2 * settings.batch_size // world, 1),
+        rect=True,
+        rect_group=2 * settings.batch_size,  # the same shapes however many processes share the work
+        pad=0.5,
+        cache="ram" if settings.cache == "val" else settings.cache,
+        quad=False,
+    )
+    return task.load(request), task.load(validation)
+
+
+def _fit_anchors(network: Network, loader: Loader, hyp: Hyp, settings: TrainSettings) -> None:
+    """Check that the anchors suit the labels, learn better ones if not; every rank gets the same."""
+    for name, spec in network.specs.items():
+        if not spec.anchors:
+            continue
+        decision = None
+        if dist.is_main():
+            rng = generator(settings.seed, 0, 0, stream=1000)
+            decision = check_anchors(
+                loader.labels, loader.shapes_hw, spec.anchors, settings.imgsz[0], hyp.anchor_t, rng
+            )
+            LOGGER.info(decision.message)
+        new = dist.from_main(None if decision is None or decision.new is None else np.asarray(decision.new))
+        if new is not None:
+            levels = torch.from_numpy(new).float().reshape(len(spec.strides), -1, 2)
+            network.set_anchors(name, levels.half().float())  # what a half-precision checkpoint can hold
+
+
+def build_losses(network: Network, hyp: Hyp, image_size: int, device: torch.device) -> dict[str, Any]:
+    """Return one loss per head of the network, by the head's name, with gains scaled to network and data."""
+    losses = {}
+    for name, spec in network.specs.items():
+        scaled = hyp.scaled(max(len(spec.strides), 1), spec.num_classes, image_size)
+        losses[name] = LOSSES.get(name)(spec, scaled).to(device)
+    return losses
+
+
+def _wrap(network: Network, settings: TrainSettings, device: torch.device) -> nn.Module:
+    model: nn.Module = network
+    if dist.world_size() > 1:
+        if settings.sync_bn:
+            if device.type != "cuda":
+                raise UserError("--sync-bn works on GPUs only")
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        ids = [device.index] if device.type == "cuda" else None
+        model = nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    return torch.compile(model) if settings.compile else model  # type: ignore[return-value]
+
+
+def _folder(settings: TrainSettings, checkpoint: Checkpoint | None) -> Path:
+    """Return the run's folder: a new one, or that of the run that is resumed."""
+    if checkpoint is not None:
+        return Path(settings.resume).resolve().parent.parent
+    name = Path(settings.cfg).stem if settings.name == "cfg" and settings.cfg else settings.name
+    folder = str(run_folder(Path(settings.project), name, settings.exist_ok)) if dist.is_main() else None
+    return Path(dist.from_main(folder))

@@ -1,0 +1,191 @@
+"""The training story, top to bottom."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models.checkpoint import load_checkpoint, save_checkpoint
+from models.fuse import fuse
+from models.runner import NetworkRunner
+from models.summary import summarize
+from utils.core import dist
+from utils.core.contracts import Batch, Results, Task
+from utils.core.files import write_text
+from utils.core.interrupt import Interrupt
+from utils.core.log import LOGGER
+from utils.core.settings import TrainSettings
+from utils.core.timing import Stopwatch, duration
+from utils.core.yaml_file import write_yaml
+from utils.engine.assemble import Run, assemble
+from utils.engine.epoch import RunInterruptedError, bottleneck, header, train_one_epoch
+from utils.engine.evaluate import Report, evaluate, speed_line, table
+from utils.engine.state import save, snapshot
+
+DRAWN_BATCHES = 3  # of training and validation images
+
+
+def fit(task: Task, settings: TrainSettings) -> dict[str, float]:
+    """Train until the epochs are done, patience runs out or the user stops; return the final numbers.
+
+    Whatever happens, `weights/last.pt` in the run's folder continues the run with `--resume`.
+    """
+    run = assemble(task, settings)
+    _open(run)
+    with Interrupt("stopping after this step; once more to stop at once") as interrupt, Stopwatch() as watch:
+        try:
+            for _ in range(run.state.epoch, run.settings.epochs):
+                numbers = train_one_epoch(run, interrupt, lambda: _save_last(run))
+                report = _validate(run, interrupt)
+                if _finish_epoch(run, numbers, report):
+                    break
+        except RunInterruptedError:
+            LOGGER.info(f"saved; continue with --resume {run.folder / 'weights' / 'last.pt'}")
+            raise KeyboardInterrupt from None
+    LOGGER.info(f"{run.state.epoch} epochs in {duration(watch.seconds)}")
+    return _conclude(run)
+
+
+def _open(run: Run) -> None:
+    """Write down what is run and show what it is run on."""
+    if not dist.is_main():
+        return
+    write_yaml(run.folder / "args.yaml", run.settings.to_dict())
+    write_yaml(run.folder / "hyp.yaml", run.hyp.to_dict())
+    run.loggers.start(run.folder, {**run.settings.to_dict(), **{f"hyp/{k}": v for k, v in run.hyp.to_dict().items()}})
+    LOGGER.info(str(summarize(run.network, run.settings.imgsz[0]).line))
+    LOGGER.info(
+        f"{run.train_loader.num_images} training and {run.val_loader.num_images} validation images, "
+        f"{run.data.num_classes} classes; results go to {run.folder}"
+    )
+    if not run.settings.noplots and not run.resumed:
+        run.task.draw_labels(run.train_loader, run.folder, run.data.names)
+        _draw_training_batches(run)
+    LOGGER.info(header(run, _terms_of(run)))
+
+
+def _terms_of(run: Run) -> list[str]:
+    """Return the names of the loss terms, from the columns the task reports."""
+    prefix = "train/"
+    return [number.removeprefix(prefix) for number in run.task.columns.values() if number.startswith(prefix)]
+
+
+def _draw_training_batches(run: Run) -> None:
+    for index, batch in enumerate(run.train_loader.epoch(0)):
+        if index == DRAWN_BATCHES:
+            break
+        path = run.folder / f"train_batch{index}.jpg"
+        run.task.draw_batch(batch, path, run.data.names, None)
+        run.loggers.picture(path, 0)
+
+
+def _save_last(run: Run) -> None:
+    """Write last.pt with everything that continuing needs."""
+    training = snapshot(run)  # every rank: random states are gathered
+    save(run, run.folder / "weights" / "last.pt", training=training)
+
+
+def _validate(run: Run, interrupt: Interrupt) -> Report | None:
+    """Score the averaged network, unless it is not wanted in this epoch."""
+    run.ema.share()
+    if run.settings.noval and run.state.epoch + 1 < run.settings.epochs:
+        return None
+
+    def check(batch: Batch, results: list[Results]) -> None:
+        if interrupt.requested and dist.world_size() == 1:
+            _save_last(run)
+            raise RunInterruptedError
+
+    return evaluate(run.runner(), run.val_loader, run.eval_settings(), run.device, run.losses, on_batch=check)
+
+
+def fitness(numbers: Mapping[str, float], headline: Mapping[str, float]) -> float:
+    """Return the weighted sum that ranks epochs (behaviour.md 3.10)."""
+    return sum(weight * numbers.get(name, 0.0) for name, weight in headline.items())
+
+
+def _finish_epoch(run: Run, numbers: dict[str, float], report: Report | None) -> bool:
+    """Log the epoch, keep the checkpoints, tell whether patience has run out."""
+    state, settings = run.state, run.settings
+    epoch, score = state.epoch, -1.0
+    if report is not None:
+        numbers = numbers | report.numbers
+        score = fitness(numbers, run.task.headline)
+        for head, scores in report.scores.items():
+            LOGGER.info(table(scores, verbose=False))
+            if head in run.task.heads and scores.per_class:
+                state.class_scores = [scores.per_class.get(i, 0.0) for i in range(run.data.num_classes)]
+    LOGGER.info(f"epoch {epoch + 1}/{settings.epochs} {bottleneck(numbers)}")
+    best = score > state.best_fitness or (report is not None and epoch == 0)
+    if best:
+        state.best_fitness, state.best_epoch = score, epoch
+    state.epoch, state.step, state.loss_sums = epoch + 1, 0, {}
+    stop = settings.patience > 0 and epoch - state.best_epoch >= settings.patience
+    if stop:
+        LOGGER.info(f"no better result in {settings.patience} epochs (best was epoch {state.best_epoch + 1}); stopping")
+    row = {column: numbers[name] for column, name in run.task.columns.items() if name in numbers}
+    if dist.is_main():
+        run.loggers.epoch(epoch, row)
+    _keep(run, epoch, best, last=stop or state.epoch == settings.epochs)
+    return stop
+
+
+def _keep(run: Run, epoch: int, best: bool, last: bool) -> None:
+    """Write the epoch's checkpoints: last.pt, best.pt if it is the best, epochN.pt every `save_period`."""
+    weights, settings = run.folder / "weights", run.settings
+    if settings.nosave and not last:
+        return
+    training = snapshot(run)
+    save(run, weights / "last.pt", training=training)
+    if best or (last and not (weights / "best.pt").exists()):
+        save(run, weights / "best.pt", training=None)
+    if settings.save_period > 0 and epoch % settings.save_period == 0:
+        save(run, weights / f"epoch{epoch}.pt", training=training)
+
+
+def _conclude(run: Run) -> dict[str, float]:
+    """Shrink the checkpoints to half-precision weights, score the best one, write the results."""
+    dist.barrier()
+    weights = run.folder / "weights"
+    best = weights / "best.pt"
+    checkpoint = load_checkpoint(best)
+    dist.barrier()  # every rank has read it before the first one writes it again
+    if dist.is_main():
+        for path in (best, weights / "last.pt"):
+            stored = load_checkpoint(path)
+            save_checkpoint(path, stored.network, meta=stored.meta, training=None, half=True)
+    network = fuse(checkpoint.network.half().float().eval().to(run.device))  # what the file holds
+    LOGGER.info(f"scoring {best}")
+    drawn: list[Path] = []
+
+    def draw(batch: Batch, results: list[Results]) -> None:
+        index = len(drawn) // 2
+        if dist.is_main() and not run.settings.noplots and index < DRAWN_BATCHES:
+            for kind, found in (("labels", None), ("pred", results)):
+                path = run.folder / f"val_batch{index}_{kind}.jpg"
+                run.task.draw_batch(batch, path, run.data.names, found)
+                drawn.append(path)
+
+    runner = NetworkRunner(network, run.device)
+    report = evaluate(runner, run.val_loader, run.eval_settings(), run.device, run.losses, on_batch=draw)
+    for scores in report.scores.values():
+        LOGGER.info(table(scores, verbose=True))
+    LOGGER.info(speed_line(report, (1, 3, run.settings.imgsz[-1], run.settings.imgsz[-1])))
+    if dist.is_main():
+        write_results(run.folder / "results.json", report, {"epochs": run.state.epoch, "checkpoint": best.name})
+        if not run.settings.noplots:
+            pictures = [*drawn, *run.task.draw_scores(report.scores, run.folder, run.data.names)]
+            for path in pictures:
+                run.loggers.picture(path, run.state.epoch)
+        run.loggers.finish(report.numbers, [best, weights / "last.pt"])
+        LOGGER.info(f"done; everything is in {run.folder}")
+    return report.numbers
+
+
+def write_results(path: Path, report: Report, about: Mapping[str, Any]) -> None:
+    """Write the numbers of a scoring as JSON: metrics by name, speeds in milliseconds per image."""
+    speeds = {f"speed/{name}_ms": round(value, 3) for name, value in report.milliseconds.items()}
+    numbers = {name: None if value != value else value for name, value in report.numbers.items()}  # NaN is no JSON
+    write_text(path, json.dumps({**about, "images": report.images, **numbers, **speeds}, indent=2) + "\n")

@@ -1,0 +1,222 @@
+"""The prediction loop: frames in, results to wherever they are wanted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.core.contracts import EvalSettings, Frame, FrameSource, ImageInfo, PostProcess, Results, Runner
+from utils.core.errors import UserError
+from utils.core.log import LOGGER, Once, progress
+from utils.core.timing import Stopwatch
+from utils.ops.letterbox import letterbox
+from utils.postprocess import POSTPROCESS
+
+LONG_VIDEO = 100  # frames; longer ones show a bar instead of a line per frame
+
+Draw = Callable[[np.ndarray, Results], np.ndarray]
+
+
+class Sink(Protocol):
+    """A destination for predictions."""
+
+    stopped: bool  # the user asked, through this destination, to stop
+
+    def write(self, frame: Frame, results: Results, picture: Callable[[], np.ndarray]) -> None:
+        """Take one frame; `picture` makes the annotated image, once for all destinations."""
+        ...
+
+    def close(self) -> str:
+        """Finish files; return what was written as words for the user, empty if nothing was."""
+        ...
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """How to look at frames."""
+
+    image_hw: tuple[int, int] = (640, 640)
+    confidence: float = 0.25
+    iou: float = 0.45
+    max_detections: int = 1000
+    classes: tuple[int, ...] | None = None
+    agnostic: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("--conf-thres", self.confidence), ("--iou-thres", self.iou)):
+            if not 0 <= value <= 1:
+                raise UserError(f"{name} {value}: must be from 0 to 1")
+        if self.max_detections < 1:
+            raise UserError(f"--max-det {self.max_detections}: must be at least 1")
+
+
+@dataclass
+class PredictReport:
+    """What a prediction run did. Times are sums in seconds."""
+
+    frames: int = 0
+    found: Counter[str] = field(default_factory=Counter)  # objects per class name
+    network_hw: tuple[int, int] = (0, 0)  # of the last batch
+    interrupted: bool = False
+    saved: list[str] = field(default_factory=list)
+    prepare: Stopwatch = field(default_factory=Stopwatch)
+    infer: Stopwatch = field(default_factory=Stopwatch)
+    finish: Stopwatch = field(default_factory=Stopwatch)
+
+    def speed(self) -> str:
+        """Return the line about speed (behaviour.md 5.3)."""
+        each = [1000 * watch.seconds / max(1, self.frames) for watch in (self.prepare, self.infer, self.finish)]
+        shape = (1, 3, *self.network_hw)
+        return "Speed: {:.1f} ms pre-process, {:.1f} ms inference, {:.1f} ms NMS per image at shape {}".format(
+            *each, shape
+        )
+
+
+def predict(
+    runner: Runner,
+    source: FrameSource,
+    settings: PredictSettings,
+    sinks: Sequence[Sink] = (),
+    draw: Draw | None = None,
+) -> PredictReport:
+    """Predict on every frame of `source` and hand the results to `sinks`.
+
+    Ctrl-C ends the loop early but in order: files are finished and the report says `interrupted`.
+    """
+    report = PredictReport()
+    device = getattr(runner, "device", None)
+    report.infer, report.finish = Stopwatch(device), Stopwatch(device)
+    looker = _Looker(runner, settings, report)
+    console = _Console()
+    try:
+        for frames in source:
+            for frame, results in zip(frames, looker.look(frames), strict=True):
+                counts = count_classes(results, runner.names)
+                report.found.update(counts)
+                console.show(frame, results, counts, report)
+                picture = _Picture(frame.image, results, draw)
+                for sink in sinks:
+                    sink.write(frame, results, picture)
+            if any(sink.stopped for sink in sinks):
+                break
+    except KeyboardInterrupt:
+        report.interrupted = True
+    finally:
+        console.close()
+        source.close()
+        report.saved = [text for sink in sinks if (text := sink.close())]
+    return report
+
+
+class _Picture:
+    """The annotated image, drawn at the first call only."""
+
+    def __init__(self, image: np.ndarray, results: Results, draw: Draw | None) -> None:
+        self._image, self._results, self._draw = image, results, draw
+        self._drawn: np.ndarray | None = None
+
+    def __call__(self) -> np.ndarray:
+        if self._drawn is None:
+            self._drawn = self._draw(self._image, self._results) if self._draw else self._image
+        return self._drawn
+
+
+class _Looker:
+    """Frames to results: letterbox, network, post-processing by head name, each timed."""
+
+    def __init__(self, runner: Runner, settings: PredictSettings, report: PredictReport) -> None:
+        self.runner, self.settings, self.report = runner, settings, report
+        shared = EvalSettings(
+            names=runner.names,
+            confidence=settings.confidence,
+            iou=settings.iou,
+            max_detections=settings.max_detections,
+            multi_label=False,
+            agnostic=settings.agnostic,
+            classes=settings.classes,
+        )
+        self.steps: dict[str, PostProcess] = {
+            name: POSTPROCESS.get(name)(spec, shared) for name, spec in runner.specs.items()
+        }
+        self.once = Once()
+
+    @torch.inference_mode()
+    def look(self, frames: Sequence[Frame]) -> list[Results]:
+        """Return the results of frames that go through the network together, on the CPU."""
+        report = self.report
+        with report.prepare:
+            images, info = self._batch(frames)
+        with report.infer:
+            outputs = self.runner.run(images)
+        with report.finish:
+            results = [Results(one) for one in info]
+            for name, step in self.steps.items():
+                step(outputs.decoded[name], results)
+            results = [one.cpu() for one in results]
+        if any(one.candidates_cut for one in results):
+            self.once.warn("more boxes than non-maximum suppression takes; a higher --conf-thres keeps fewer")
+        report.network_hw = (int(images.shape[2]), int(images.shape[3]))
+        report.frames += len(frames)
+        return results
+
+    def _batch(self, frames: Sequence[Frame]) -> tuple[Tensor, list[ImageInfo]]:
+        """Return (B, 3, H, W) uint8 RGB, channels last in memory, and where each image came from."""
+        runner = self.runner
+        same = len({frame.image.shape for frame in frames}) == 1
+        auto = runner.fixed_hw is None and same  # the smallest rectangle only where all images share it
+        target_hw = runner.fixed_hw or self.settings.image_hw
+        boxed = [letterbox(frame.image, target_hw, auto=auto, stride=runner.stride) for frame in frames]
+        pixels = np.stack([np.ascontiguousarray(image[:, :, ::-1]) for image, _ in boxed])
+        info = [ImageInfo(i, frame.path, boxed[i][1]) for i, frame in enumerate(frames)]
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2), info
+
+
+class _Console:
+    """A line for every frame; a bar for a long video."""
+
+    def __init__(self) -> None:
+        self._bar = None
+        self._path = ""
+
+    def show(self, frame: Frame, results: Results, counts: Counter[str], report: PredictReport) -> None:
+        if frame.path != self._path:
+            self.close()
+            self._path = frame.path
+        if frame.count > LONG_VIDEO:
+            if self._bar is None:
+                self._bar = progress(total=frame.count, text=frame.text.replace(f" ({frame.number}/{frame.count})", ""))
+            self._bar.update(frame.number - self._bar.n)
+            return
+        height, width = results.info.geometry.network_hw
+        LOGGER.info(f"{frame.text}: {height}x{width} {in_words(counts)}, {report.infer.last * 1000:.1f}ms")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def count_classes(results: Results, names: Sequence[str]) -> Counter[str]:
+    """Return how many objects of each class were found, in the order of the classes."""
+    found = [] if results.classes is None else sorted(results.classes.tolist())
+    return Counter(names[index] if 0 <= index < len(names) else str(index) for index in found)
+
+
+def in_words(counts: Counter[str]) -> str:
+    """Return `4 persons, 1 bus`, or `(no detections)`."""
+    return ", ".join(f"{n} {name if n == 1 else plural(name)}" for name, n in counts.items()) or "(no detections)"
+
+
+@lru_cache(maxsize=1024)
+def plural(name: str) -> str:
+    """Return `name` with an s: persons, buses, benches; names that are plurals already (scissors) stay."""
+    if name.endswith(("us", "ss", "x", "ch", "sh")):
+        return f"{name}es"
+    return name if name.endswith("s") else f"{name}s"

@@ -1,0 +1,215 @@
+"""Scoring as a program: open the data and the runner, evaluate, write what was found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.core import dist
+from utils.core.config import DataConfig, find_data, load_data
+from utils.core.contracts import Batch, EvalSettings, Loader, LoadRequest, Outputs, Results, Runner, Task
+from utils.core.device import select_device
+from utils.core.errors import UserError
+from utils.core.files import run_folder, write_text
+from utils.core.hyp import Hyp
+from utils.core.log import LOGGER
+from utils.core.settings import ScoreSettings
+from utils.engine.evaluate import Report, evaluate, speed_line, table
+from utils.engine.fit import write_results
+from utils.ops.text import box_lines
+
+STUDY_SIZES = range(256, 1537, 128)
+DRAWN_BATCHES = 3
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is scored: a runner, and what its checkpoint says about itself."""
+
+    runner: Runner
+    name: str  # stem of the weights file
+    meta: dict[str, Any]
+
+
+OpenSubject = Callable[[ScoreSettings, torch.device], Subject]
+
+
+def score(task: Task, settings: ScoreSettings, open_subject: OpenSubject) -> dict[str, float]:
+    """Score one checkpoint, or an ensemble, on one split; return the numbers. Works under torchrun."""
+    device = select_device(settings.device)
+    dist.start(device)
+    subject = open_subject(settings, device)
+    data = _data(settings, subject)
+    if settings.task == "study":
+        return _study(task, settings, subject, data, device)
+    folder = _folder(settings)
+    report = _score_at(task, settings, subject, data, device, folder, _size(settings, subject))
+    if dist.is_main():
+        about = {"weights": list(settings.weights), "data": str(data.source), "task": settings.task}
+        write_results(folder / "results.json", report, about)
+        LOGGER.info(f"results are in {folder}")
+    return report.numbers
+
+
+def _folder(settings: ScoreSettings) -> Path:
+    made = str(run_folder(Path(settings.project), settings.name, settings.exist_ok)) if dist.is_main() else None
+    return Path(dist.from_main(made))
+
+
+def _data(settings: ScoreSettings, subject: Subject) -> DataConfig:
+    """Return the data to score on; it must have the classes the network knows."""
+    text = settings.data or subject.meta.get("data") or "data/shapes.yaml"
+    if not settings.data:
+        LOGGER.info(f"data: {text} (what {subject.name} was trained on)")
+    data = load_data(str(text))
+    data = data.single_class() if settings.single_cls else data
+    for head, spec in subject.runner.specs.items():
+        if spec.num_classes != data.num_classes and not settings.single_cls:
+            raise UserError(
+                f"{data.source}: {data.num_classes} classes, but the {head} head of {subject.name} knows "
+                f"{spec.num_classes}; score it on the data it was trained for"
+            )
+    return data
+
+
+def _size(settings: ScoreSettings, subject: Subject) -> int:
+    size = int(settings.imgsz[0] if settings.imgsz else subject.meta.get("imgsz") or 640)
+    step = max(subject.runner.stride, 32)
+    fitting = math.ceil(size / step) * step
+    if fitting != size:
+        LOGGER.warning(f"--imgsz {size} is no multiple of {step}; using {fitting}")
+    return fitting
+
+
+def _loader(task: Task, settings: ScoreSettings, data: DataConfig, size: int, stride: int) -> Loader:
+    speed = settings.task == "speed"
+    return task.load(
+        LoadRequest(
+            data=data,
+            split="val" if speed else settings.task,
+            training=False,
+            image_size=size,
+            batch_size=settings.batch_size,
+            stride=max(stride, 32),
+            hyp=Hyp(),
+            workers=settings.workers,
+            rect=not speed,
+            pad=0.0 if speed else 0.5,
+            single_class=settings.single_cls,
+            allow_label_faults=settings.allow_label_faults,
+        )
+    )
+
+
+def _score_at(
+    task: Task,
+    settings: ScoreSettings,
+    subject: Subject,
+    data: DataConfig,
+    device: torch.device,
+    folder: Path,
+    size: int,
+) -> Report:
+    loader = _loader(task, settings, data, size, subject.runner.stride)
+    split = "val" if settings.task == "speed" else settings.task
+    given = Path(settings.annotations) if settings.annotations else data.annotations.get(split)
+    if given is not None and not given.is_file():
+        raise UserError(f"{given}: no such COCO JSON")
+    speed = settings.task == "speed"
+    how = EvalSettings(
+        names=data.names,
+        confidence=0.25 if speed else settings.conf_thres,
+        iou=0.45 if speed else settings.iou_thres,
+        max_detections=settings.max_det,
+        agnostic=settings.single_cls,
+        annotations=given,
+        save_json=folder / f"{subject.name}_predictions.json" if settings.save_json else None,
+    )
+    watcher = _Watcher(task, settings, folder, data.names)
+    alter = add_labels if settings.save_hybrid else None
+    report = evaluate(subject.runner, loader, how, device, on_batch=watcher, alter=alter)
+    verbose = settings.verbose or data.num_classes < 50
+    for scores in report.scores.values():
+        LOGGER.info(table(scores, verbose=verbose))
+    LOGGER.info(coco_line(report.numbers))
+    LOGGER.info(speed_line(report, (settings.batch_size, 3, size, size)))
+    if dist.is_main() and not settings.noplots and not speed:
+        list(task.draw_scores(report.scores, folder, data.names))
+    return report
+
+
+def coco_line(numbers: dict[str, float]) -> str:
+    """Return COCO's numbers as one line."""
+    found = {name.removeprefix("coco/"): value for name, value in numbers.items() if name.startswith("coco/")}
+    return "COCO: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+
+
+class _Watcher:
+    """Draw the first batches and write label files as batches go by."""
+
+    def __init__(self, task: Task, settings: ScoreSettings, folder: Path, names: tuple[str, ...]) -> None:
+        self.task, self.settings, self.folder, self.names = task, settings, folder, names
+        self._drawn = 0
+
+    def __call__(self, batch: Batch, results: list[Results]) -> None:
+        if self.settings.save_txt or self.settings.save_hybrid:
+            for result in results:
+                self._write(result)
+        if dist.is_main() and not self.settings.noplots and self._drawn < DRAWN_BATCHES:
+            for kind, found in (("labels", None), ("pred", results)):
+                path = self.folder / f"val_batch{self._drawn}_{kind}.jpg"
+                self.task.draw_batch(batch, path, self.names, found)
+            self._drawn += 1
+
+    def _write(self, result: Results) -> None:
+        if result.boxes is None or result.classes is None:
+            return
+        scores = result.scores if self.settings.save_conf else None
+        lines = box_lines(result.boxes, result.classes, scores, result.info.geometry.original_hw)
+        path = self.folder / "labels" / f"{Path(result.info.path).stem}.txt"
+        write_text(path, "".join(line + "\n" for line in lines))
+
+
+def add_labels(outputs: Outputs, batch: Batch) -> None:
+    """Add the labels to the boxes as certain detections (`--save-hybrid`, behaviour.md 5.1 step 2)."""
+    for decoded in outputs.decoded.values():
+        if "predictions" not in decoded:
+            continue
+        predictions = decoded["predictions"]
+        height, width = batch.images.shape[2:]
+        counts = torch.bincount(batch.boxes[:, 0].long(), minlength=len(batch))
+        extra = predictions.new_zeros(len(batch), int(counts.max()) if len(counts) else 0, predictions.shape[2])
+        size = batch.boxes.new_tensor([width, height, width, height])
+        for image in range(len(batch)):
+            rows: Tensor = batch.boxes[batch.boxes[:, 0] == image]
+            extra[image, : len(rows), :4] = (rows[:, 2:] * size).to(extra)
+            extra[image, : len(rows), 4] = 1.0
+            extra[image, torch.arange(len(rows)), 5 + rows[:, 1].long()] = 1.0
+        decoded["predictions"] = torch.cat([predictions, extra], dim=1)
+
+
+def _study(
+    task: Task, settings: ScoreSettings, subject: Subject, data: DataConfig, device: torch.device
+) -> dict[str, float]:
+    """Score over a range of image sizes; write one row per size."""
+    folder = _folder(settings)
+    rows: list[Sequence[float]] = []
+    numbers: dict[str, float] = {}
+    plain = replace(settings, task="val", noplots=True)
+    for size in STUDY_SIZES:
+        LOGGER.info(f"size {size}")
+        report = _score_at(task, plain, subject, data, device, folder, size)
+        numbers, times = report.numbers, report.milliseconds
+        scores = [numbers[f"detect/{name}"] for name in ("precision", "recall", "map50", "map50_95")]
+        rows.append([size, *scores, times["preprocess"], times["inference"], times["postprocess"]])
+    if dist.is_main():
+        path = folder / f"study_{find_data(str(data.source)).stem}_{subject.name}.txt"
+        write_text(path, "".join("".join(f"{value:10.4g}" for value in row) + "\n" for row in rows))
+        LOGGER.info(f"columns size, P, R, mAP50, mAP50-95, milliseconds before, in and after the network: {path}")
+    return numbers

@@ -1,0 +1,68 @@
+"""`results.csv`: a line per epoch, in YOLOv5's layout (behaviour.md 8.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.core.files import write_text
+from utils.loggers import LOGGERS
+
+FILE = "results.csv"
+
+
+@LOGGERS.register("csv")
+class CsvFile:
+    """Columns of width 20 in the order of the first epoch's numbers, values as %20.5g.
+
+    The first epoch of a run that continues another drops the lines from that epoch on; an epoch is never there twice.
+    A number that an epoch lacks is written as nan.
+    """
+
+    def __init__(self) -> None:
+        self._path = Path(FILE)
+        self._columns: list[str] = []
+        self._rows: dict[int, dict[str, float]] | None = None  # None until the first epoch
+
+    def start(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
+        """Remember where to write; an old file is read when the first epoch is known."""
+        self._path = run_dir / FILE
+        self._columns, self._rows = [], None
+
+    def epoch(self, epoch: int, numbers: Mapping[str, float]) -> None:
+        """Write the file with one more line, in one step."""
+        if self._rows is None:
+            before = read_results(self._path) if epoch and self._path.is_file() else {}
+            self._rows = {number: row for number, row in before.items() if number < epoch}
+            self._columns = list(dict.fromkeys(name for row in self._rows.values() for name in row))
+        self._columns += [name for name in numbers if name not in self._columns]
+        self._rows[epoch] = dict(numbers)
+        lines = [",".join(f"{name:>20}" for name in ("epoch", *self._columns))]
+        for number, row in sorted(self._rows.items()):
+            values = (row.get(name, math.nan) for name in self._columns)
+            lines.append(",".join([f"{number:>20}", *(f"{float(value):20.5g}" for value in values)]))
+        write_text(self._path, "\n".join(lines) + "\n")
+
+    def picture(self, path: Path, epoch: int) -> None:
+        """Pictures lie in the run folder anyway."""
+
+    def finish(self, numbers: Mapping[str, float], checkpoints: Sequence[Path]) -> None:
+        """Nothing is open."""
+
+
+def read_results(path: Path) -> dict[int, dict[str, float]]:
+    """Return the numbers of each epoch in a `results.csv`; lines that are not whole are left out."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    names = [name.strip() for name in lines[0].split(",")] if lines else []
+    rows: dict[int, dict[str, float]] = {}
+    for line in lines[1:]:
+        cells = line.split(",")
+        if len(cells) != len(names):
+            continue
+        try:
+            rows[int(cells[0])] = {name: float(cell) for name, cell in zip(names[1:], cells[1:], strict=True)}
+        except ValueError:  # a line someone edited
+            continue
+    return rows

@@ -1,0 +1,105 @@
+"""Box formats and what is done to boxes: convert, normalise, clip, map back to the original image.
+
+Every function takes (..., 4) boxes as a torch tensor or a numpy array, returns the same kind as a new object, and never
+changes its argument. `xyxy` are corners, `cxcywh` centre and size, both in pixels; a trailing `n` means divided by the
+image's width and height.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.core.contracts import Geometry
+
+Boxes = TypeVar("Boxes", Tensor, np.ndarray)
+
+
+def _columns(boxes: Boxes) -> tuple[Boxes, Boxes, Boxes, Boxes]:
+    if boxes.ndim == 0 or boxes.shape[-1] != 4:
+        raise ValueError(f"boxes must have shape (..., 4), got {tuple(boxes.shape)}")
+    return boxes[..., 0], boxes[..., 1], boxes[..., 2], boxes[..., 3]
+
+
+def _stack(columns: tuple[Boxes, ...]) -> Boxes:
+    if isinstance(columns[0], Tensor):
+        return torch.stack(columns, dim=-1)
+    return np.stack(columns, axis=-1)
+
+
+def _bounded(values: Boxes, high: float) -> Boxes:
+    if isinstance(values, Tensor):
+        return values.clamp(0, high)
+    return values.clip(0, high)
+
+
+def cxcywh_to_xyxy(boxes_cxcywh: Boxes) -> Boxes:
+    """Return corners of centre-and-size boxes; normalised stay normalised."""
+    cx, cy, w, h = _columns(boxes_cxcywh)
+    half_w, half_h = w / 2, h / 2
+    return _stack((cx - half_w, cy - half_h, cx + half_w, cy + half_h))
+
+
+def xyxy_to_cxcywh(boxes_xyxy: Boxes) -> Boxes:
+    """Return centre and size of corner boxes; normalised stay normalised."""
+    x1, y1, x2, y2 = _columns(boxes_xyxy)
+    return _stack(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1))
+
+
+def xyxy_to_xywh(boxes_xyxy: Boxes) -> Boxes:
+    """Return left-top corner and size, the form of COCO's JSON files."""
+    x1, y1, x2, y2 = _columns(boxes_xyxy)
+    return _stack((x1, y1, x2 - x1, y2 - y1))
+
+
+def xywh_to_xyxy(boxes_xywh: Boxes) -> Boxes:
+    """Return corners of boxes given by left-top corner and size."""
+    x, y, w, h = _columns(boxes_xywh)
+    return _stack((x, y, x + w, y + h))
+
+
+def cxcywhn_to_xyxy(boxes_cxcywhn: Boxes, size_hw: tuple[int, int], pad_xy: tuple[float, float] = (0.0, 0.0)) -> Boxes:
+    """Return pixel corners of normalised boxes in an image of `size_hw`, shifted by `pad_xy` pixels."""
+    height, width = size_hw
+    x1, y1, x2, y2 = _columns(cxcywh_to_xyxy(boxes_cxcywhn))
+    return _stack((x1 * width + pad_xy[0], y1 * height + pad_xy[1], x2 * width + pad_xy[0], y2 * height + pad_xy[1]))
+
+
+def xyxy_to_cxcywhn(boxes_xyxy: Boxes, size_hw: tuple[int, int], clip: bool = False, eps: float = 0.0) -> Boxes:
+    """Return normalised centre and size of pixel corners; `clip` first limits corners to [0, side - eps] (G11)."""
+    height, width = size_hw
+    x1, y1, x2, y2 = _columns(clip_xyxy(boxes_xyxy, (height - eps, width - eps)) if clip else boxes_xyxy)
+    return _stack(((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height))
+
+
+def clip_xyxy(boxes_xyxy: Boxes, size_hw: tuple[float, float]) -> Boxes:
+    """Return the boxes limited to an image of `size_hw` pixels."""
+    height, width = size_hw
+    x1, y1, x2, y2 = _columns(boxes_xyxy)
+    return _stack((_bounded(x1, width), _bounded(y1, height), _bounded(x2, width), _bounded(y2, height)))
+
+
+def to_original(boxes_xyxy: Boxes, geometry: Geometry, clip: bool = True) -> Boxes:
+    """Return boxes of the network's input in pixels of the original image (behaviour.md 5.2): un-pad, un-scale, clip."""
+    (scale_x, scale_y), (pad_x, pad_y) = geometry.scale_xy, geometry.pad_xy
+    x1, y1, x2, y2 = _columns(boxes_xyxy)
+    mapped = _stack(((x1 - pad_x) / scale_x, (y1 - pad_y) / scale_y, (x2 - pad_x) / scale_x, (y2 - pad_y) / scale_y))
+    return clip_xyxy(mapped, geometry.original_hw) if clip else mapped
+
+
+def to_network(boxes_xyxy: Boxes, geometry: Geometry) -> Boxes:
+    """Return boxes of the original image in pixels of the network's input: the inverse of `to_original`."""
+    (scale_x, scale_y), (pad_x, pad_y) = geometry.scale_xy, geometry.pad_xy
+    x1, y1, x2, y2 = _columns(boxes_xyxy)
+    return _stack((x1 * scale_x + pad_x, y1 * scale_y + pad_y, x2 * scale_x + pad_x, y2 * scale_y + pad_y))
+
+
+def area(boxes_xyxy: Boxes) -> Boxes:
+    """Return the (...) areas of (..., 4) corner boxes; an inverted box counts zero."""
+    x1, y1, x2, y2 = _columns(boxes_xyxy)
+    if isinstance(x1, Tensor):
+        return (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0)
+    return (x2 - x1).clip(0) * (y2 - y1).clip(0)

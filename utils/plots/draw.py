@@ -1,0 +1,152 @@
+"""What was found in one image, drawn over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from utils.core.contracts import IGNORED_PIXEL, Results
+from utils.plots.text import Colour, put_text, text_mask
+
+# behaviour.md 5.3, as RRGGBB; the colour of a class is its index modulo 20
+_PALETTE = (
+    "FF3838 FF9D97 FF701F FFB21D CFD231 48F90A 92CC17 3DDB86 1A9334 00D4BB "
+    "2C99A8 00C2FF 344593 6473FF 0018EC 8438FF 520085 CB38FF FF95C8 FF37C7"
+).split()
+PALETTE_BGR = np.array([[int(text[i : i + 2], 16) for i in (4, 2, 0)] for text in _PALETTE], np.uint8)  # (20, 3)
+
+
+@dataclass(frozen=True)
+class DrawStyle:
+    """How annotations look. `line_px` None takes the width from the size of the image."""
+
+    line_px: int | None = None
+    labels: bool = True
+    scores: bool = True
+    outline_masks: bool = False
+    opacity: float = 0.5  # of masks and semantic classes
+
+
+def colour_of(index: int) -> Colour:
+    """Return the colour of class `index`."""
+    blue, green, red = (int(value) for value in PALETTE_BGR[index % len(PALETTE_BGR)])
+    return blue, green, red
+
+
+def text_colour_on(colour: Colour) -> Colour:
+    """Return black or white, whichever reads better on `colour` (Rec. 601 luma)."""
+    blue, green, red = colour
+    return (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > 140 else (255, 255, 255)
+
+
+def line_width_px(image_hw: tuple[int, int]) -> int:
+    """Return a line width that suits an image of this size."""
+    return max(2, round(sum(image_hw) * 0.0015))
+
+
+def font_height_px(image_hw: tuple[int, int]) -> int:
+    """Return a text size that suits an image of this size."""
+    return max(10, min(72, round(sum(image_hw) * 0.009)))
+
+
+def class_name(names: Sequence[str], index: int) -> str:
+    """Return the name of class `index`, or its number when it has none."""
+    return names[index] if 0 <= index < len(names) else str(index)
+
+
+def label_text(names: Sequence[str], index: int, score: float | None, style: DrawStyle) -> str:
+    """Return what stands at a box: `name 0.87`, `name` or nothing."""
+    if not style.labels:
+        return ""
+    name = class_name(names, index)
+    return f"{name} {score:.2f}" if style.scores and score is not None else name
+
+
+def draw_box(canvas: np.ndarray, box_xyxy: Sequence[float], colour: Colour, line_px: int) -> None:
+    """Draw one box into `canvas` (H, W, 3) uint8, in place."""
+    height, width = canvas.shape[:2]
+    x1, y1, x2, y2 = (round(float(value)) for value in box_xyxy)
+    first = (min(max(x1, 0), width - 1), min(max(y1, 0), height - 1))
+    second = (min(max(x2, 0), width - 1), min(max(y2, 0), height - 1))
+    cv2.rectangle(canvas, first, second, colour, thickness=max(1, line_px))
+
+
+def draw_label(
+    canvas: np.ndarray, text: str, corner_xy: tuple[float, float], colour: Colour, size_px: int, line_px: int = 2
+) -> None:
+    """Write `text` on a filled plate above the box corner `corner_xy`, or below it where the image ends."""
+    if not text:
+        return
+    height, width = canvas.shape[:2]
+    mask = text_mask(text, size_px)
+    pad = max(2, size_px // 5)
+    plate_w, plate_h = mask.shape[1] + 2 * pad, mask.shape[0] + 2
+    edge = line_px // 2
+    left = max(0, min(round(corner_xy[0]) - edge, width - plate_w))
+    top = round(corner_xy[1]) - plate_h + edge
+    if top < 0:
+        top = max(0, min(round(corner_xy[1]) - edge, height - plate_h))
+    canvas[top : top + plate_h, left : left + plate_w] = colour
+    put_text(canvas, text, (left + pad, top + 1), size_px, text_colour_on(colour))
+
+
+def draw_masks(
+    canvas: np.ndarray, masks: np.ndarray, colours: Sequence[Colour], opacity: float = 0.5, outline: bool = False
+) -> None:
+    """Tint the pixels of (n, h, w) bool `masks` in place; `outline` adds their contours."""
+    height, width = canvas.shape[:2]
+    for mask, colour in zip(masks, colours, strict=True):
+        shape = mask.astype(np.uint8)
+        if shape.shape != (height, width):
+            shape = cv2.resize(shape, (width, height), interpolation=cv2.INTER_NEAREST)
+        inside = shape.astype(bool)
+        tint = np.array(colour, np.float32) * opacity
+        canvas[inside] = np.rint(canvas[inside] * (1 - opacity) + tint).astype(np.uint8)
+        if outline:
+            contours, _ = cv2.findContours(shape, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+            cv2.drawContours(canvas, contours, -1, colour, line_width_px((height, width)), cv2.LINE_AA)
+
+
+def draw_semantic(canvas: np.ndarray, classes: np.ndarray, opacity: float = 0.5) -> None:
+    """Tint every pixel of `canvas` with the colour of its class (H, W), in place; ignored pixels stay."""
+    labelled = classes != IGNORED_PIXEL
+    tint = PALETTE_BGR[classes[labelled].astype(np.int64) % len(PALETTE_BGR)].astype(np.float32)
+    canvas[labelled] = np.rint(canvas[labelled] * (1 - opacity) + tint * opacity).astype(np.uint8)
+
+
+def draw_boxes(
+    canvas: np.ndarray, boxes_xyxy: np.ndarray, colours: Sequence[Colour], texts: Sequence[str], line_px: int | None
+) -> None:
+    """Draw (n, 4) pixel boxes with their texts, in place. The first box ends up on top, labels above all boxes."""
+    image_hw = canvas.shape[:2]
+    line = line_px or line_width_px(image_hw)
+    size_px = font_height_px(image_hw)
+    for i in reversed(range(len(boxes_xyxy))):
+        draw_box(canvas, boxes_xyxy[i], colours[i], line)
+    for i in reversed(range(len(boxes_xyxy))):
+        corner = (float(boxes_xyxy[i][0]), float(boxes_xyxy[i][1]))
+        draw_label(canvas, texts[i], corner, colours[i], size_px, line)
+
+
+def annotate(
+    image_bgr: np.ndarray, results: Results, names: Sequence[str], style: DrawStyle | None = None
+) -> np.ndarray:
+    """Return a copy of `image_bgr` (H, W, 3 uint8) with everything in `results` drawn on it."""
+    style = style or DrawStyle()
+    canvas = np.ascontiguousarray(image_bgr).copy()
+    found = results.cpu()
+    if found.semantic is not None:
+        draw_semantic(canvas, found.semantic.numpy(), style.opacity)
+    if found.boxes is None or found.classes is None:
+        return canvas
+    classes = [int(index) for index in found.classes]
+    scores = [None] * len(classes) if found.scores is None else [float(score) for score in found.scores]
+    colours = [colour_of(index) for index in classes]
+    if found.masks is not None:
+        draw_masks(canvas, found.masks.numpy(), colours, style.opacity, style.outline_masks)
+    texts = [label_text(names, index, score, style) for index, score in zip(classes, scores, strict=True)]
+    draw_boxes(canvas, found.boxes.float().numpy(), colours, texts, style.line_px)
+    return canvas

@@ -1,0 +1,278 @@
+"""Where predictions go: pictures, videos, text labels, crops, a table, a window."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils.core.contracts import Frame, Results
+from utils.core.errors import UserError
+from utils.core.files import atomic_path, is_url, write_text
+from utils.ops.text import box_lines
+from utils.plots.draw import class_name
+
+Picture = Callable[[], np.ndarray]  # makes, at the first call, the annotated (H, W, 3) BGR image
+WRITABLE = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
+JPEG_QUALITY = 95
+CROP_GAIN, CROP_PAD_PX = 1.02, 10  # behaviour.md 5.3
+CSV_COLUMNS = ("Image Name", "Prediction", "Confidence")
+
+
+def file_name(frame: Frame) -> str:
+    """Return the name of the frame's file; an address becomes a name that every file system takes."""
+    if is_url(frame.path):
+        place = re.sub(r"[?#].*", "", frame.path.split("://", 1)[1])
+        is_file = not frame.is_video or frame.count
+        return safe_name(place.rstrip("/").rsplit("/", 1)[-1] if is_file else place)
+    return Path(frame.path).name
+
+
+def safe_name(text: str) -> str:
+    """Return `text` (a class name, an address) without what cannot stand in, or would leave, a folder."""
+    return re.sub(r'[\\/:*?"<>|\x00-\x1f]+', "_", text).strip(" .") or "_"
+
+
+class _Names:
+    """Give every source file its own name: the second `a.jpg`, from another folder, becomes `a_2.jpg`."""
+
+    def __init__(self) -> None:
+        self._given: dict[str, str] = {}
+        self._taken: set[str] = set()
+
+    def of(self, frame: Frame, stem_only: bool = False) -> str:
+        key = f"{frame.stream} {frame.path}"
+        if key not in self._given:
+            name = Path(file_name(frame))
+            suffix = "" if stem_only else name.suffix
+            stem = name.stem if name.suffix else str(name)
+            number, chosen = 1, f"{stem}{suffix}"
+            while chosen.lower() in self._taken:
+                number += 1
+                chosen = f"{stem}_{number}{suffix}"
+            self._given[key] = chosen
+            self._taken.add(chosen.lower())
+        return self._given[key]
+
+
+def write_image(path: Path, image_bgr: np.ndarray) -> None:
+    """Write `image_bgr` in one step, in the format of the suffix; a failure is a UserError."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix.lower() in {".jpg", ".jpeg"} else []
+    try:
+        good, encoded = cv2.imencode(path.suffix, image_bgr, options)
+    except cv2.error as error:
+        raise UserError(f"{path}: cannot be written ({error.err or error})") from error
+    if not good:
+        raise UserError(f"{path}: cannot be written as {path.suffix}")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(encoded.tobytes())
+
+
+def _counted(number: int, one: str, many: str, where: Path) -> str:
+    return f"{number} {one if number == 1 else many} in {where}" if number else ""
+
+
+class PictureSink:
+    """Annotated still images, under their own names, in `folder`."""
+
+    stopped = False
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._names, self._count = folder, _Names(), 0
+
+    def write(self, frame: Frame, results: Results, picture: Picture) -> None:
+        """Write the picture of a still image; frames of videos are left to VideoSink."""
+        if frame.is_video:
+            return
+        path = self.folder / self._names.of(frame)
+        write_image(path if path.suffix.lower() in WRITABLE else path.with_suffix(".png"), picture())
+        self._count += 1
+
+    def close(self) -> str:
+        """Return what was written."""
+        return _counted(self._count, "image", "images", self.folder)
+
+
+class VideoSink:
+    """One annotated mp4 per video or stream in `folder`, complete only when it is closed."""
+
+    stopped = False
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._names, self._count = folder, _Names(), 0
+        self._open: dict[str, tuple[cv2.VideoWriter, tuple[int, int], ExitStack]] = {}
+
+    def write(self, frame: Frame, results: Results, picture: Picture) -> None:
+        """Append the picture of one frame of a video."""
+        if not frame.is_video:
+            return
+        name = self._names.of(frame)
+        if name not in self._open:
+            if frame.count:  # a file: the one before it is over
+                self._finish()
+            height, width = frame.image.shape[:2]
+            stack = ExitStack()
+            path = self.folder / (f"{name}.mp4" if not frame.count else f"{Path(name).stem}.mp4")
+            temporary = stack.enter_context(atomic_path(path))
+            writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), frame.fps, (width, height))
+            if not writer.isOpened():
+                temporary.unlink(missing_ok=True)
+                raise UserError(f"{path}: OpenCV cannot write mp4 here; use --nosave")
+            self._open[name] = (writer, (width, height), stack)
+            self._count += 1
+        writer, size_xy, _ = self._open[name]
+        image = picture()
+        same = image.shape[1::-1] == size_xy
+        writer.write(image if same else cv2.resize(image, size_xy))  # a stream may come back in another size
+
+    def _finish(self) -> None:
+        for writer, _, stack in self._open.values():
+            writer.release()
+            stack.close()
+        self._open.clear()
+
+    def close(self) -> str:
+        """Finish the files and return what was written."""
+        self._finish()
+        return _counted(self._count, "video", "videos", self.folder)
+
+
+class TextSink:
+    """One text file per image or frame in `folder`: `class x y w h [confidence]`, normalised to the image."""
+
+    stopped = False
+
+    def __init__(self, folder: Path, confidence: bool = False, corners: bool = False) -> None:
+        self.folder, self.confidence, self.corners = folder, confidence, corners
+        self._names, self._count = _Names(), 0
+
+    def write(self, frame: Frame, results: Results, picture: Picture) -> None:
+        """Write the boxes; without any there is no file."""
+        stem = self._names.of(frame, stem_only=True)
+        path = self.folder / (f"{stem}_{frame.number}.txt" if frame.is_video else f"{stem}.txt")
+        lines = self._lines(frame, results)
+        if lines:
+            write_text(path, "\n".join(lines) + "\n")
+            self._count += 1
+        else:
+            path.unlink(missing_ok=True)  # of an earlier run into the same folder
+
+    def _lines(self, frame: Frame, results: Results) -> list[str]:
+        if results.boxes is None or results.classes is None:
+            return []
+        height, width = frame.image.shape[:2]
+        scores = results.scores if self.confidence else None
+        return box_lines(results.boxes, results.classes, scores, (height, width), self.corners)
+
+    def close(self) -> str:
+        """Return what was written."""
+        return _counted(self._count, "label file", "label files", self.folder)
+
+
+class CropSink:
+    """Every box as a JPEG of its own in `folder`/class."""
+
+    stopped = False
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder, self.names = folder, names
+        self._files, self._count = _Names(), 0
+
+    def write(self, frame: Frame, results: Results, picture: Picture) -> None:
+        """Cut the boxes, a little enlarged, out of the image as it was."""
+        if results.boxes is None or results.classes is None:
+            return
+        stem = self._files.of(frame, stem_only=True)
+        if frame.is_video:
+            stem = f"{stem}_{frame.number}"
+        seen: Counter[int] = Counter()
+        for box, index in zip(results.boxes.tolist(), results.classes.tolist(), strict=True):
+            seen[index] += 1
+            crop = cut_out(frame.image, box)
+            if crop.size:
+                number = "" if seen[index] == 1 else str(seen[index])
+                write_image(self.folder / safe_name(class_name(self.names, index)) / f"{stem}{number}.jpg", crop)
+                self._count += 1
+
+    def close(self) -> str:
+        """Return what was written."""
+        return _counted(self._count, "crop", "crops", self.folder)
+
+
+def cut_out(image: np.ndarray, box_xyxy: Sequence[float]) -> np.ndarray:
+    """Return the pixels of a box, its sides 1.02 times as long plus 10 px, as far as the image goes."""
+    x1, y1, x2, y2 = box_xyxy
+    half_w = ((x2 - x1) * CROP_GAIN + CROP_PAD_PX) / 2
+    half_h = ((y2 - y1) * CROP_GAIN + CROP_PAD_PX) / 2
+    centre_x, centre_y = (x1 + x2) / 2, (y1 + y2) / 2
+    height, width = image.shape[:2]
+    left, right = (int(min(max(value, 0), width)) for value in (centre_x - half_w, centre_x + half_w))
+    top, bottom = (int(min(max(value, 0), height)) for value in (centre_y - half_h, centre_y + half_h))
+    return np.ascontiguousarray(image[top:bottom, left:right])
+
+
+class CsvSink:
+    """All boxes as rows `Image Name,Prediction,Confidence`; a table that is there already grows."""
+
+    stopped = False
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        self.path, self.names, self._count = path, names, 0
+        earlier = path.read_text(encoding="utf-8") if path.is_file() else ""
+        self._stack = ExitStack()
+        temporary = self._stack.enter_context(atomic_path(path))
+        self._file = temporary.open("w", encoding="utf-8", newline="")
+        self._file.write(earlier)
+        self._rows = csv.writer(self._file, lineterminator="\n")
+        if not earlier:
+            self._rows.writerow(CSV_COLUMNS)
+
+    def write(self, frame: Frame, results: Results, picture: Picture) -> None:
+        """Add the boxes of one frame."""
+        if results.classes is None or results.scores is None:
+            return
+        for index, score in zip(results.classes.tolist(), results.scores.tolist(), strict=True):
+            self._rows.writerow((file_name(frame), class_name(self.names, index), f"{score:.2f}"))
+            self._count += 1
+
+    def close(self) -> str:
+        """Finish the file and return what was written."""
+        self._file.close()
+        self._stack.close()
+        return f"{self._count} {'row' if self._count == 1 else 'rows'} in {self.path}"
+
+
+class WindowSink:
+    """A window per source; the key q ends the run."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._titles: set[str] = set()
+
+    def write(self, frame: Frame, results: Results, picture: Picture) -> None:
+        """Show the picture; a still image stays until a key is pressed."""
+        try:
+            if frame.path not in self._titles:
+                cv2.namedWindow(frame.path, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+                cv2.resizeWindow(frame.path, frame.image.shape[1], frame.image.shape[0])
+                self._titles.add(frame.path)
+            cv2.imshow(frame.path, picture())
+            key = cv2.waitKey(1 if frame.is_video else 0)
+        except cv2.error as error:
+            raise UserError("--view-img: no window can be opened (no screen, or opencv-python-headless)") from error
+        self.stopped = key & 0xFF == ord("q")
+        if not frame.is_video:
+            cv2.destroyWindow(frame.path)
+            self._titles.discard(frame.path)
+
+    def close(self) -> str:
+        """Close the windows."""
+        for title in self._titles:
+            cv2.destroyWindow(title)
+        return ""

@@ -1,0 +1,58 @@
+"""Detection: boxes, their pictures, and the score that ranks runs."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from utils.core.contracts import Loader, LoadRequest, Scores, Task
+from utils.datasets.generators import ensure
+from utils.datasets.loader import open_loader
+from utils.plots.batches import draw_batch
+from utils.plots.curves import draw_confusion, draw_score_curves
+from utils.plots.labels import draw_labels
+from utils.tasks import TASKS
+
+
+def load(request: LoadRequest) -> Loader:
+    """Return the batches of one split; a generated data set is made first if need be."""
+    ensure(request.data)
+    return open_loader(request)
+
+
+def draw_scores(scores: Mapping[str, Scores], folder: Path, names: tuple[str, ...]) -> Iterable[Path]:
+    """Draw the curves and the confusion matrix of every head that has boxes; return the pictures' paths."""
+    drawn: list[Path] = []
+    for score in scores.values():
+        drawn += draw_score_curves(score.details, folder, names)
+        drawn.append(draw_confusion(score.details.confusion, folder / "confusion_matrix.png", names))
+    return drawn
+
+
+COLUMNS = {
+    "train/box_loss": "train/detect/box",
+    "train/obj_loss": "train/detect/obj",
+    "train/cls_loss": "train/detect/cls",
+    "metrics/precision": "detect/precision",
+    "metrics/recall": "detect/recall",
+    "metrics/mAP_0.5": "detect/map50",
+    "metrics/mAP_0.5:0.95": "detect/map50_95",
+    "val/box_loss": "val/detect/box",
+    "val/obj_loss": "val/detect/obj",
+    "val/cls_loss": "val/detect/cls",
+    "x/lr0": "lr/0",
+    "x/lr1": "lr/1",
+    "x/lr2": "lr/2",
+}
+
+TASKS.register("detect")(
+    Task(
+        name="detect",
+        heads=("detect",),
+        headline={"detect/map50": 0.1, "detect/map50_95": 0.9},
+        load=load,
+        columns=COLUMNS,
+        draw_batch=draw_batch,
+        draw_labels=draw_labels,
+        draw_scores=draw_scores,
+        fit_anchors=True,
+    )
+)
