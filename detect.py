@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +27,11 @@ from utils.core.cli import (
     run_script,
     to_namespace,
 )
-from utils.core.errors import UserError
 from utils.core.files import run_folder
 from utils.core.log import LOGGER
 
 if TYPE_CHECKING:  # what needs torch is imported after parsing, so that --help answers at once
-    from utils.core.contracts import Runner
+    from utils.core.contracts import FrameSource, Runner
     from utils.engine.predict import PredictReport, Sink
 
 
@@ -40,7 +40,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = new_parser(__doc__)
     add = parser.add_argument
     add("--weights", nargs="+", default=[], help="checkpoint; several form an ensemble; default: newest best.pt")
-    add("--source", default="", help="file, folder, pattern, list, URL, camera number, screen; default: images of --data")
+    add(
+        "--source",
+        default="",
+        help="file, folder, pattern, list, URL, camera number, screen; default: images of --data",
+    )
     add("--data", default="data/shapes.yaml", help="data-set YAML, for its images where --source is missing")
     add_image_size(parser, [640], "size of the network's input, height and width; rounded up to its stride")
     add("--conf-thres", type=float, default=0.25, help="keep boxes with more confidence than this")
@@ -77,18 +81,94 @@ def run(**overrides: Any) -> PredictReport:
 def main(options: argparse.Namespace) -> PredictReport:
     """Detect as `options` say; return what was done."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its complaints about files are ours to make, in words
-    from utils.backends.choose import find_weights, image_hw, open_runner
+    from utils.backends.opening import open_weights, strip_weights
     from utils.core.device import describe, select_device
-    from utils.datasets.sources import open_source
-    from utils.engine.predict import PredictSettings, predict
+    from utils.engine.predict import PredictSettings, network_size, predict
     from utils.plots.draw import DrawStyle, annotate
 
+    for name in ("save_conf", "save_format"):
+        if getattr(options, name) and not options.save_txt:
+            LOGGER.warning(f"--{name.replace('_', '-')} changes label files, and there are none without --save-txt")
     settings = PredictSettings(
-        image_hw=(64, 64),
         confidence=options.conf_thres,
         iou=options.iou_thres,
         max_detections=options.max_det,
         classes=tuple(options.classes) if options.classes else None,
         agnostic=options.agnostic_nms,
     )
-    return None
+    device = select_device(options.device)
+    opened = open_weights(
+        options.weights, device, half=options.half, augment=options.augment, download=options.download
+    )
+    runner = opened.runner
+    settings = replace(settings, image_hw=network_size(options.imgsz, runner))
+    source = _source(options)
+    LOGGER.info(f"{opened.name} on {describe(device)}, {len(runner.names)} classes")
+    style = DrawStyle(options.line_thickness or None, labels=not options.hide_labels, scores=not options.hide_conf)
+    folder, sinks = _sinks(options, runner)
+    try:
+        report = predict(
+            runner, source, settings, sinks, lambda image, found: annotate(image, found, runner.names, style)
+        )
+    finally:
+        if folder is not None:
+            with suppress(OSError):  # left empty when nothing could be read
+                folder.rmdir()
+    _tell(report)
+    if options.update:
+        strip_weights(opened.paths)
+    if report.interrupted:
+        raise KeyboardInterrupt
+    return report
+
+
+def _source(options: argparse.Namespace) -> FrameSource:
+    """Return what --source names; without it the validation images of --data, made first if they are generated."""
+    from utils.datasets.sources import open_source
+
+    if options.source:
+        return open_source(options.source, options.vid_stride)
+    from utils.core.config import load_data
+    from utils.datasets.generators import ensure
+
+    data = load_data(options.data)
+    ensure(data)
+    place = data.split("val")[0]
+    LOGGER.info(f"no --source: validation images of {data.source}, {place}")
+    return open_source(str(place), options.vid_stride)
+
+
+def _sinks(options: argparse.Namespace, runner: Runner) -> tuple[Path | None, list[Sink]]:
+    """Return the run folder, if anything is written, and where predictions go."""
+    from utils.backends.pytorch import watch_layers
+    from utils.plots.features import FeatureSink
+    from utils.plots.sinks import CropSink, CsvSink, PictureSink, TextSink, VideoSink, WindowSink
+
+    sinks: list[Sink] = [WindowSink()] if options.view_img else []
+    wanted = (options.save_txt, options.save_crop, options.save_csv, options.visualize, not options.nosave)
+    if not any(wanted):
+        return None, sinks
+    folder = run_folder(Path(options.project), options.name, options.exist_ok)
+    if not options.nosave:
+        sinks += [PictureSink(folder), VideoSink(folder)]
+    if options.save_txt:
+        sinks.append(TextSink(folder / "labels", options.save_conf, corners=options.save_format == 1))
+    if options.save_crop:
+        sinks.append(CropSink(folder / "crops", runner.names))
+    if options.save_csv:
+        sinks.append(CsvSink(folder / "predictions.csv", runner.names))
+    if options.visualize:
+        sinks.append(FeatureSink(folder / "features", watch_layers(runner)))
+    return folder, sinks
+
+
+def _tell(report: PredictReport) -> None:
+    LOGGER.info(report.speed())
+    for text in report.saved:
+        LOGGER.info(f"saved {text}")
+    if report.faults:
+        LOGGER.warning(f"{report.faults} file(s) could not be read")
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(build_parser().parse_args()))

@@ -51,9 +51,9 @@ def test_malformed_yaml_is_one_line_that_names_the_place(tmp_path, text, says):
 
 def test_binary_and_missing_and_folder(tmp_path):
     (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00\x01")
-    for path, says in ((tmp_path / "x.yaml", "not a text file"), (tmp_path / "y.yaml", "no such"), (tmp_path, "folder")):
+    for name, says in (("x.yaml", "not a text file"), ("y.yaml", "no such"), ("", "folder")):
         with pytest.raises(UserError, match=says):
-            read_yaml(path)
+            read_yaml(tmp_path / name)
 
 
 GOOD = {"path": "set", "train": "images/train", "val": "images/val", "names": ["a", "b"]}

@@ -70,7 +70,7 @@ def training_parser(description: str | None, **defaults: Any) -> argparse.Argume
 
 def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and data")
-    add, switch = group.add_argument, _switches(group)
+    add, switch, alias = group.add_argument, _switches(group), _aliases(group)
     add("--weights", default="", help="checkpoint to start from; empty: from scratch")
     add("--cfg", default="", help="model YAML or name (yolov5n.yaml); empty: the checkpoint's own, else yolov5n")
     add("--data", default="data/shapes.yaml", help="data-set YAML")
@@ -81,7 +81,7 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
     switch("--single-cls", "treat all objects as one class")
     switch("--image-weights", "draw images by class weight and current accuracy")
     add("--cache", nargs="?", const="ram", choices=["ram", "disk", "val"], help="keep decoded images in ram or on disk")
-    add("--cache-images", dest="cache", action="store_const", const="ram", help="the same as --cache ram")
+    alias("--cache-images", "cache", "ram", "the same as --cache ram")
     add("--mosaic-window", type=int, default=64, help="mosaic partners come from this many neighbours in the epoch")
     switch("--allow-label-faults", "go on when more than 1 %% of the label files are faulty")
     switch("--download", "fetch official weights that are not on disk")
@@ -89,13 +89,13 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
 
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("schedule")
-    add, switch = group.add_argument, _switches(group)
+    add, switch, alias = group.add_argument, _switches(group), _aliases(group)
     add("--epochs", type=int, default=100, help="passes over the training images")
     add("--batch-size", type=int, default=16, help="images per step over all processes")
     add("--optimizer", choices=OPTIMIZERS, default="SGD", help="optimizer")
-    add("--adam", dest="optimizer", action="store_const", const="Adam", help="the same as --optimizer Adam")
+    alias("--adam", "optimizer", "Adam", "the same as --optimizer Adam")
     switch("--cos-lr", "cosine instead of linear learning-rate curve")
-    add("--linear-lr", dest="cos_lr", action="store_false", help="linear learning-rate curve (the default)")
+    alias("--linear-lr", "cos_lr", False, "linear learning-rate curve (the default)")
     add("--label-smoothing", type=float, default=None, help="label smoothing epsilon; replaces the hyp file's")
     add("--patience", type=int, default=100, help="epochs without a better result before stopping; 0: never stop")
     add("--freeze", nargs="+", type=int, default=[0], help="one number n: layers 0 to n-1; several: exactly those")
@@ -140,6 +140,13 @@ def _switches(group: Any) -> Callable[[str, str], None]:
     return switch
 
 
+def _aliases(group: Any) -> Callable[[str, str, object, str], None]:
+    def alias(name: str, dest: str, value: object, text: str) -> None:
+        group.add_argument(name, dest=dest, action="store_const", const=value, default=argparse.SUPPRESS, help=text)
+
+    return alias
+
+
 def given(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Return the options that stand on the command line, without the defaults."""
     blank = argparse.Namespace(**{action.dest: _MISSING for action in parser._actions if action.dest != "help"})
@@ -155,7 +162,7 @@ def resolve_training(
     Returns the settings and, per name, where the value came from. A recommendation for the model (weights, cfg) or for
     training time holds only while the user chose no model: someone fine-tuning a network wants the usual schedule.
     """
-    values = {action.dest: action.default for action in parser._actions if action.dest != "help"}
+    values = vars(parser.parse_args([]))
     origin = dict.fromkeys(values, "default")
     if unknown := sorted(recommended.keys() - values.keys()):
         raise UserError(f"{source}: `defaults:` has the unknown key {unknown[0]!r}")

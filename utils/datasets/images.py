@@ -24,7 +24,7 @@ _TAIL_BYTES = 4096  # cameras append padding and previews after a JPEG's end mar
 _COLOR = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
 
-class ImageFault(Exception):
+class ImageFault(Exception):  # noqa: N818 - what befell the file, as the label faults are called
     """A file that gives no image. The message is one line that names the file."""
 
 

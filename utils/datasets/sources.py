@@ -20,7 +20,9 @@ from utils.core.yaml_file import read_text
 from utils.datasets.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageFault, decode_image, read_image
 from utils.datasets.streams import ScreenSource, StreamSource, usable_fps, without_password
 
-VIDEO_SUFFIXES = frozenset(".asf .avi .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ts .webm .wmv".split())
+VIDEO_SUFFIXES = frozenset(
+    (".asf", ".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
+)
 MAX_DOWNLOAD_BYTES = 100 * 2**20
 FAULTS_SHOWN = 10  # warnings one by one, then only their number at the end
 
@@ -88,7 +90,7 @@ def _find_files(text: str) -> list[str]:
     if path.is_dir():
         found = [str(entry) for entry in path.iterdir()]
     elif any(character in text for character in "*?["):
-        found = glob.glob(text, recursive=True)
+        found = glob.glob(text, recursive=True)  # noqa: PTH207  # Path.glob takes no absolute patterns
     else:
         raise UserError(f"{text}: no such file or folder")
     files = sorted(name for name in found if Path(name).suffix.lower() in known and Path(name).is_file())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -51,13 +51,13 @@ def _playable(address: str) -> str:
     try:
         import yt_dlp
     except ModuleNotFoundError as error:
-        raise UserError(f"{address}: YouTube needs the package yt-dlp; install it with: pip install yt-dlp") from error
+        raise UserError("YouTube needs the package yt-dlp; install it with: pip install yt-dlp") from error
     options = {"format": "best[ext=mp4][vcodec!=none]/best", "quiet": True, "noplaylist": True}
     try:
         with yt_dlp.YoutubeDL(options) as reader:
             return str(reader.extract_info(address, download=False)["url"])
     except (yt_dlp.utils.YoutubeDLError, KeyError) as error:
-        raise UserError(f"{address}: no playable video there ({str(error).splitlines()[0]})") from error
+        raise UserError(f"no playable video there ({str(error).splitlines()[0]})") from error
 
 
 @dataclass
@@ -70,7 +70,7 @@ class _Newest:
     tried: bool = False  # the first attempt to open is over
     ended: bool = False
     fault: str = ""
-    ever: bool = field(default=False)  # at least one frame came
+    ever: bool = False  # at least one frame came
 
 
 class _Reader(threading.Thread):
@@ -87,12 +87,13 @@ class _Reader(threading.Thread):
         while not self.stopped.is_set():
             count, finite, fault = self._play()
             failures = 0 if count else failures + 1
+            self.newest.fault = fault
             if finite or failures >= ATTEMPTS or self.stopped.is_set():
                 break
             if self.newest.ever and failures <= 1:
                 LOGGER.warning(f"{without_password(self.address)}: stream lost, connecting again")
             with self.news:
-                self.newest.tried, self.newest.fault = True, fault
+                self.newest.tried = True
                 self.news.notify_all()
             self.stopped.wait(min(LONGEST_PAUSE_S, self.pause_s * 2**failures))
         with self.news:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,10 @@ from torch import nn
 from models.builder import build_network, read_architecture
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.network import Network
-from models.runner import NetworkRunner
 from models.transfer import transfer
 from utils.core import dist
 from utils.core.config import DataConfig, load_data
-from utils.core.contracts import EvalSettings, Loader, LoadRequest, Task
+from utils.core.contracts import Loader, LoadRequest, Task
 from utils.core.device import autocast_dtype, describe, select_device
 from utils.core.errors import UserError
 from utils.core.files import run_folder
@@ -28,62 +27,14 @@ from utils.core.seed import generator, seed_everything
 from utils.core.settings import TrainSettings
 from utils.engine.ema import ModelEma
 from utils.engine.optim import build_optimizer
+from utils.engine.run import Run
 from utils.engine.schedule import Schedule
-from utils.engine.state import TrainState, find_last, load_resumable, restore
+from utils.engine.state import find_last, load_resumable, restore
 from utils.loggers import Loggers
 from utils.losses import LOSSES
 from utils.ops.anchors import check_anchors
 
 DEFAULT_CFG = "yolov5n"
-
-
-@dataclass
-class Run:
-    """Everything one training run is made of."""
-
-    task: Task
-    settings: TrainSettings
-    hyp: Hyp  # as the files say; losses get it scaled
-    data: DataConfig
-    folder: Path
-    device: torch.device
-    mixed: torch.dtype | None  # autocast type
-    network: Network
-    model: nn.Module  # the network as the loop calls it: compiled, wrapped for DDP
-    ema: ModelEma
-    losses: dict[str, Any]
-    optimizer: Any
-    scaler: Any
-    schedule: Schedule
-    train_loader: Loader
-    val_loader: Loader
-    loggers: Loggers
-    state: TrainState = field(default_factory=TrainState)
-    resumed: bool = False
-
-    def meta(self) -> dict[str, Any]:
-        """Return what a checkpoint says about its training besides the weights."""
-        return {
-            "task": self.task.name,
-            "data": str(self.settings.data),
-            "imgsz": self.settings.imgsz[-1],
-            "epochs_done": self.state.epoch,
-            "best_fitness": self.state.best_fitness,
-            "torch": str(torch.__version__),
-        }
-
-    def eval_settings(self) -> EvalSettings:
-        """Return how validation during training scores."""
-        return EvalSettings(
-            names=self.data.names,
-            agnostic=self.settings.single_cls,
-            annotations=None,
-            split_paths=(),
-        )
-
-    def runner(self) -> NetworkRunner:
-        """Return the averaged network, ready to be scored."""
-        return NetworkRunner(self.ema.network, self.device, self.mixed)
 
 
 def assemble(task: Task, settings: TrainSettings) -> Run:
@@ -154,11 +105,7 @@ def _hyp(settings: TrainSettings, checkpoint: Checkpoint | None) -> Hyp:
 def _network(settings: TrainSettings, hyp: Hyp, data: DataConfig, checkpoint: Checkpoint | None) -> Network:
     """Return the network to train: resumed, transferred from weights, or new."""
     if checkpoint is not None:
-        network = build_network(checkpoint.network.architecture, len(data.names), data.names)
-        anchors = (checkpoint.training or {})["state"].get("anchors", {})
-        for head, levels in anchors.items():
-            network.set_anchors(head, torch.tensor(levels))
-        return network
+        return build_network(checkpoint.network.architecture, len(data.names), data.names)
     per_level = None if hyp.anchors is None else round(hyp.anchors)
     if not settings.weights:
         return build_network(read_architecture(settings.cfg or DEFAULT_CFG), len(data.names), data.names, per_level)

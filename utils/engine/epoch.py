@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,12 @@ from utils.core import dist
 from utils.core.contracts import Batch
 from utils.core.errors import UserError
 from utils.core.files import atomic_path
+from utils.core.interrupt import Interrupt
 from utils.core.log import LOGGER, progress
 from utils.core.seed import generator
 from utils.core.timing import duration
 from utils.engine.optim import clip_gradients
-
-if TYPE_CHECKING:
-    from utils.core.interrupt import Interrupt
-    from utils.engine.assemble import Run
+from utils.engine.run import Run
 
 MAX_BAD_STEPS = 20  # updates in one run that may be left out before the run is given up
 _SIZES = 2000  # stream of the random numbers that draw image sizes

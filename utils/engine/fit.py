@@ -19,9 +19,10 @@ from utils.core.log import LOGGER
 from utils.core.settings import TrainSettings
 from utils.core.timing import Stopwatch, duration
 from utils.core.yaml_file import write_yaml
-from utils.engine.assemble import Run, assemble
+from utils.engine.assemble import assemble
 from utils.engine.epoch import RunInterruptedError, bottleneck, header, train_one_epoch
 from utils.engine.evaluate import Report, evaluate, speed_line, table
+from utils.engine.run import Run
 from utils.engine.state import save, snapshot
 
 DRAWN_BATCHES = 3  # of training and validation images
@@ -125,7 +126,7 @@ def _finish_epoch(run: Run, numbers: dict[str, float], report: Report | None) ->
     stop = settings.patience > 0 and epoch - state.best_epoch >= settings.patience
     if stop:
         LOGGER.info(f"no better result in {settings.patience} epochs (best was epoch {state.best_epoch + 1}); stopping")
-    row = {column: numbers[name] for column, name in run.task.columns.items() if name in numbers}
+    row = {column: numbers.get(name, float("nan")) for column, name in run.task.columns.items()}
     if dist.is_main():
         run.loggers.epoch(epoch, row)
     _keep(run, epoch, best, last=stop or state.epoch == settings.epochs)

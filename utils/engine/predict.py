@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.core.contracts import EvalSettings, Frame, FrameSource, ImageInfo, PostProcess, Results, Runner
+from utils.core.contracts import EvalSettings, Frame, FrameSource, Geometry, ImageInfo, PostProcess, Results, Runner
 from utils.core.errors import UserError
 from utils.core.log import LOGGER, Once, progress
 from utils.core.timing import Stopwatch
@@ -65,6 +65,7 @@ class PredictReport:
     found: Counter[str] = field(default_factory=Counter)  # objects per class name
     network_hw: tuple[int, int] = (0, 0)  # of the last batch
     interrupted: bool = False
+    faults: int = 0  # files that could not be read
     saved: list[str] = field(default_factory=list)
     prepare: Stopwatch = field(default_factory=Stopwatch)
     infer: Stopwatch = field(default_factory=Stopwatch)
@@ -111,8 +112,20 @@ def predict(
     finally:
         console.close()
         source.close()
+        report.faults = source.faults
         report.saved = [text for sink in sinks if (text := sink.close())]
     return report
+
+
+def network_size(sizes: Sequence[int], runner: Runner) -> tuple[int, int]:
+    """Return height and width for `--imgsz` with one or two numbers, rounded up to the stride of `runner`."""
+    if not 1 <= len(sizes) <= 2 or min(sizes) < 1:
+        raise UserError(f"--imgsz {' '.join(map(str, sizes))}: one positive size, or height and width")
+    height, width = (sizes[0], sizes[-1])
+    fitting = (-(-height // runner.stride) * runner.stride, -(-width // runner.stride) * runner.stride)
+    if fitting != (height, width):
+        LOGGER.warning(f"--imgsz {height} {width}: no multiples of the stride {runner.stride}; taking {fitting}")
+    return fitting
 
 
 class _Picture:
@@ -126,6 +139,10 @@ class _Picture:
         if self._drawn is None:
             self._drawn = self._draw(self._image, self._results) if self._draw else self._image
         return self._drawn
+
+
+def _steps(runner: Runner, settings: EvalSettings) -> dict[str, PostProcess]:
+    return {name: POSTPROCESS.get(name)(spec, settings) for name, spec in runner.specs.items()}
 
 
 class _Looker:
@@ -142,10 +159,18 @@ class _Looker:
             agnostic=settings.agnostic,
             classes=settings.classes,
         )
-        self.steps: dict[str, PostProcess] = {
-            name: POSTPROCESS.get(name)(spec, shared) for name, spec in runner.specs.items()
-        }
+        self.steps = _steps(runner, shared)
         self.once = Once()
+        self._warm_up(_steps(runner, replace(shared, confidence=0.0)))
+
+    @torch.inference_mode()
+    def _warm_up(self, steps: dict[str, PostProcess]) -> None:
+        """Run once on nothing, so that what loads at the first use is not counted as the first frame's time."""
+        side = 2 * self.runner.stride
+        height, width = self.runner.fixed_hw or (side, side)
+        outputs = self.runner.run(torch.zeros((1, 3, height, width), dtype=torch.uint8))
+        for name, step in steps.items():
+            step(outputs.decoded[name], [Results(ImageInfo(0, "", Geometry((height, width), (height, width))))])
 
     @torch.inference_mode()
     def look(self, frames: Sequence[Frame]) -> list[Results]:

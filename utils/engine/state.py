@@ -1,11 +1,11 @@
-"""What changes during a run, and how it is saved and put back: a resumed run continues as if never stopped."""
+"""Saving a run and putting it back: a resumed run continues as if it had never stopped."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -13,26 +13,7 @@ from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from utils.core import dist
 from utils.core.errors import UserError
 from utils.core.files import newest
-
-if TYPE_CHECKING:
-    from utils.engine.assemble import Run
-
-
-@dataclass
-class TrainState:
-    """Where a run is. Every field is saved; a new field is saved by existing."""
-
-    epoch: int = 0
-    step: int = 0  # batches of this epoch that are done
-    global_step: int = 0  # batches of the run that are done
-    last_update: int = -1  # the batch that ended with the last optimizer step
-    ema_updates: int = 0
-    best_fitness: float = -1.0
-    best_epoch: int = 0
-    bad_steps: int = 0  # updates left out because a gradient was not finite
-    loss_sums: dict[str, float] = field(default_factory=dict)  # of this epoch, over all ranks
-    class_scores: list[float] = field(default_factory=list)  # per class, of the last validation
-    anchors: dict[str, list[Any]] = field(default_factory=dict)  # pixels, per head
+from utils.engine.run import Run, TrainState
 
 
 def _random_states() -> dict[str, Any]:

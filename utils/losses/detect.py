@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -97,7 +98,7 @@ class DetectLoss(nn.Module):
     def detailed(self, raw: Raw, batch: Batch) -> Detected:
         """Return the terms together with the assignment and the outputs of the assigned cells."""
         maps = [raw[f"level{index}"] for index in range(len(self.spec.strides))]
-        with torch.autocast(maps[0].device.type, enabled=False):
+        with _without_autocast(maps[0].device.type):
             assignments, rows, parts = [], [], []
             for index, level in enumerate(maps):
                 assignment = self._assign(batch, index, level)
@@ -172,6 +173,12 @@ class DetectLoss(nn.Module):
         moved = torch.where(seen.all(), moved, self.balance)
         # A new tensor: the old one is part of this step's graph.
         self.balance = moved / moved[self._reference_level]
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def _objectness_targets(assignment: Assignment, overlap: Tensor, shape: Sequence[int]) -> Tensor:

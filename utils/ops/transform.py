@@ -23,14 +23,15 @@ class Warp:
 
     def matrix(self, source_hw: tuple[int, int], output_hw: tuple[int, int]) -> np.ndarray:
         """Return T S R P C, which takes pixels of the source to pixels of the output."""
-        centre, perspective, rotation, shear, translate = (np.eye(3) for _ in range(5))
-        centre[:2, 2] = -source_hw[1] / 2, -source_hw[0] / 2
-        perspective[2, :2] = self.perspective_xy
         cosine = self.scale * math.cos(math.radians(self.angle))
         sine = self.scale * math.sin(math.radians(self.angle))
-        rotation[:2, :2] = (cosine, sine), (-sine, cosine)  # positive angles turn counter-clockwise on the screen
-        shear[0, 1], shear[1, 0] = (math.tan(math.radians(degrees)) for degrees in self.shear_xy)
-        translate[:2, 2] = self.translate_xy[0] * output_hw[1], self.translate_xy[1] * output_hw[0]
+        shear_x, shear_y = (math.tan(math.radians(degrees)) for degrees in self.shear_xy)
+        centre = np.array([[1, 0, -source_hw[1] / 2], [0, 1, -source_hw[0] / 2], [0, 0, 1]])
+        perspective = np.array([[1, 0, 0], [0, 1, 0], [*self.perspective_xy, 1]])
+        rotation = np.array([[cosine, sine, 0], [-sine, cosine, 0], [0, 0, 1]])  # positive: counter-clockwise
+        shear = np.array([[1, shear_x, 0], [shear_y, 1, 0], [0, 0, 1]])
+        place = self.translate_xy[0] * output_hw[1], self.translate_xy[1] * output_hw[0]
+        translate = np.array([[1, 0, place[0]], [0, 1, place[1]], [0, 0, 1]])
         return translate @ shear @ rotation @ perspective @ centre
 
 

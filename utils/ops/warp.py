@@ -22,9 +22,7 @@ def pixel_flip(width: int, height: int, left_right: bool, up_down: bool) -> np.n
 
 def shift(x: float, y: float) -> np.ndarray:
     """Return the matrix that moves by (x, y) pixels."""
-    matrix = np.eye(3)
-    matrix[:2, 2] = x, y
-    return matrix
+    return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
 
 
 def warp_into(canvas: np.ndarray, tile: np.ndarray, matrix: np.ndarray, nearest: bool = False) -> None:

@@ -11,12 +11,14 @@ import numpy as np
 from utils.core.contracts import IGNORED_PIXEL, Results
 from utils.plots.text import Colour, put_text, text_mask
 
-# behaviour.md 5.3, as RRGGBB; the colour of a class is its index modulo 20
+# behaviour.md 5.3, as 0xRRGGBB; the colour of a class is its index modulo 20
+# fmt: off
 _PALETTE = (
-    "FF3838 FF9D97 FF701F FFB21D CFD231 48F90A 92CC17 3DDB86 1A9334 00D4BB "
-    "2C99A8 00C2FF 344593 6473FF 0018EC 8438FF 520085 CB38FF FF95C8 FF37C7"
-).split()
-PALETTE_BGR = np.array([[int(text[i : i + 2], 16) for i in (4, 2, 0)] for text in _PALETTE], np.uint8)  # (20, 3)
+    0xFF3838, 0xFF9D97, 0xFF701F, 0xFFB21D, 0xCFD231, 0x48F90A, 0x92CC17, 0x3DDB86, 0x1A9334, 0x00D4BB,
+    0x2C99A8, 0x00C2FF, 0x344593, 0x6473FF, 0x0018EC, 0x8438FF, 0x520085, 0xCB38FF, 0xFF95C8, 0xFF37C7,
+)
+# fmt: on
+PALETTE_BGR = np.array([[value & 255, value >> 8 & 255, value >> 16] for value in _PALETTE], np.uint8)  # (20, 3)
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,17 @@ def label_text(names: Sequence[str], index: int, score: float | None, style: Dra
 
 
 def draw_box(canvas: np.ndarray, box_xyxy: Sequence[float], colour: Colour, line_px: int) -> None:
-    """Draw one box into `canvas` (H, W, 3) uint8, in place."""
+    """Draw one box into `canvas` (H, W, 3) uint8, in place; what lies outside is drawn along the border."""
     height, width = canvas.shape[:2]
-    x1, y1, x2, y2 = (round(float(value)) for value in box_xyxy)
-    first = (min(max(x1, 0), width - 1), min(max(y1, 0), height - 1))
-    second = (min(max(x2, 0), width - 1), min(max(y2, 0), height - 1))
-    cv2.rectangle(canvas, first, second, colour, thickness=max(1, line_px))
+    x1, x2 = (min(max(round(float(box_xyxy[i])), 0), width - 1) for i in (0, 2))
+    y1, y2 = (min(max(round(float(box_xyxy[i])), 0), height - 1) for i in (1, 3))
+    before = line_px // 2  # cv2.rectangle makes lines of three pixels five wide, so the four strips are filled here
+    after = line_px - before
+    left, right, top, bottom = max(0, x1 - before), x2 + after, max(0, y1 - before), y2 + after
+    for x in (x1, x2):
+        canvas[top:bottom, max(0, x - before) : x + after] = colour
+    for y in (y1, y2):
+        canvas[max(0, y - before) : y + after, left:right] = colour
 
 
 def draw_label(

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TextIO
 
 import cv2
 import numpy as np
@@ -17,10 +18,10 @@ from utils.core.errors import UserError
 from utils.core.files import atomic_path, is_url, write_text
 from utils.ops.text import box_lines
 from utils.plots.draw import class_name
+from utils.plots.output import write_image
 
 Picture = Callable[[], np.ndarray]  # makes, at the first call, the annotated (H, W, 3) BGR image
-WRITABLE = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
-JPEG_QUALITY = 95
+WRITABLE = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 CROP_GAIN, CROP_PAD_PX = 1.02, 10  # behaviour.md 5.3
 CSV_COLUMNS = ("Image Name", "Prediction", "Confidence")
 
@@ -39,7 +40,7 @@ def safe_name(text: str) -> str:
     return re.sub(r'[\\/:*?"<>|\x00-\x1f]+', "_", text).strip(" .") or "_"
 
 
-class _Names:
+class Names:
     """Give every source file its own name: the second `a.jpg`, from another folder, becomes `a_2.jpg`."""
 
     def __init__(self) -> None:
@@ -47,11 +48,13 @@ class _Names:
         self._taken: set[str] = set()
 
     def of(self, frame: Frame, stem_only: bool = False) -> str:
+        """Return the name for the frame's source, always the same one."""
         key = f"{frame.stream} {frame.path}"
         if key not in self._given:
             name = Path(file_name(frame))
-            suffix = "" if stem_only else name.suffix
-            stem = name.stem if name.suffix else str(name)
+            endless = frame.is_video and not frame.count  # dots in an address are no suffix
+            suffix = "" if stem_only or endless else name.suffix
+            stem = str(name) if endless else name.stem
             number, chosen = 1, f"{stem}{suffix}"
             while chosen.lower() in self._taken:
                 number += 1
@@ -59,19 +62,6 @@ class _Names:
             self._given[key] = chosen
             self._taken.add(chosen.lower())
         return self._given[key]
-
-
-def write_image(path: Path, image_bgr: np.ndarray) -> None:
-    """Write `image_bgr` in one step, in the format of the suffix; a failure is a UserError."""
-    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix.lower() in {".jpg", ".jpeg"} else []
-    try:
-        good, encoded = cv2.imencode(path.suffix, image_bgr, options)
-    except cv2.error as error:
-        raise UserError(f"{path}: cannot be written ({error.err or error})") from error
-    if not good:
-        raise UserError(f"{path}: cannot be written as {path.suffix}")
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(encoded.tobytes())
 
 
 def _counted(number: int, one: str, many: str, where: Path) -> str:
@@ -84,7 +74,7 @@ class PictureSink:
     stopped = False
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._names, self._count = folder, _Names(), 0
+        self.folder, self._names, self._count = folder, Names(), 0
 
     def write(self, frame: Frame, results: Results, picture: Picture) -> None:
         """Write the picture of a still image; frames of videos are left to VideoSink."""
@@ -105,20 +95,20 @@ class VideoSink:
     stopped = False
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._names, self._count = folder, _Names(), 0
+        self.folder, self._names, self._count = folder, Names(), 0
         self._open: dict[str, tuple[cv2.VideoWriter, tuple[int, int], ExitStack]] = {}
 
     def write(self, frame: Frame, results: Results, picture: Picture) -> None:
         """Append the picture of one frame of a video."""
         if not frame.is_video:
             return
-        name = self._names.of(frame)
+        name = self._names.of(frame, stem_only=True)
         if name not in self._open:
             if frame.count:  # a file: the one before it is over
                 self._finish()
             height, width = frame.image.shape[:2]
             stack = ExitStack()
-            path = self.folder / (f"{name}.mp4" if not frame.count else f"{Path(name).stem}.mp4")
+            path = self.folder / f"{name}.mp4"
             temporary = stack.enter_context(atomic_path(path))
             writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), frame.fps, (width, height))
             if not writer.isOpened():
@@ -150,7 +140,7 @@ class TextSink:
 
     def __init__(self, folder: Path, confidence: bool = False, corners: bool = False) -> None:
         self.folder, self.confidence, self.corners = folder, confidence, corners
-        self._names, self._count = _Names(), 0
+        self._names, self._count = Names(), 0
 
     def write(self, frame: Frame, results: Results, picture: Picture) -> None:
         """Write the boxes; without any there is no file."""
@@ -182,7 +172,7 @@ class CropSink:
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.folder, self.names = folder, names
-        self._files, self._count = _Names(), 0
+        self._files, self._count = Names(), 0
 
     def write(self, frame: Frame, results: Results, picture: Picture) -> None:
         """Cut the boxes, a little enlarged, out of the image as it was."""
@@ -196,7 +186,7 @@ class CropSink:
             seen[index] += 1
             crop = cut_out(frame.image, box)
             if crop.size:
-                number = "" if seen[index] == 1 else str(seen[index])
+                number = "" if seen[index] == 1 else f"{'_' if frame.is_video else ''}{seen[index]}"
                 write_image(self.folder / safe_name(class_name(self.names, index)) / f"{stem}{number}.jpg", crop)
                 self._count += 1
 
@@ -224,25 +214,30 @@ class CsvSink:
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self.path, self.names, self._count = path, names, 0
-        earlier = path.read_text(encoding="utf-8") if path.is_file() else ""
         self._stack = ExitStack()
-        temporary = self._stack.enter_context(atomic_path(path))
-        self._file = temporary.open("w", encoding="utf-8", newline="")
-        self._file.write(earlier)
-        self._rows = csv.writer(self._file, lineterminator="\n")
-        if not earlier:
-            self._rows.writerow(CSV_COLUMNS)
+        self._file: TextIO | None = None
+
+    def _open(self) -> TextIO:
+        earlier = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
+        temporary = self._stack.enter_context(atomic_path(self.path))
+        file = temporary.open("w", encoding="utf-8", newline="")
+        file.write(earlier or ",".join(CSV_COLUMNS) + "\n")
+        return file
 
     def write(self, frame: Frame, results: Results, picture: Picture) -> None:
         """Add the boxes of one frame."""
+        self._file = self._file or self._open()
         if results.classes is None or results.scores is None:
             return
+        rows = csv.writer(self._file, lineterminator="\n")
         for index, score in zip(results.classes.tolist(), results.scores.tolist(), strict=True):
-            self._rows.writerow((file_name(frame), class_name(self.names, index), f"{score:.2f}"))
+            rows.writerow((file_name(frame), class_name(self.names, index), f"{score:.2f}"))
             self._count += 1
 
     def close(self) -> str:
         """Finish the file and return what was written."""
+        if self._file is None:
+            return ""
         self._file.close()
         self._stack.close()
         return f"{self._count} {'row' if self._count == 1 else 'rows'} in {self.path}"

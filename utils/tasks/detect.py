@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from utils.core.contracts import Loader, LoadRequest, Scores, Task
-from utils.datasets.generators import ensure
+from utils.datasets.generators.prepare import ensure
 from utils.datasets.loader import open_loader
 from utils.plots.batches import draw_batch
 from utils.plots.curves import draw_confusion, draw_score_curves

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +21,7 @@ from utils.datasets import GENERATORS
 
 MARKER = "complete.json"  # written last: the settings of the files beside it
 _MAKING = ".making"  # holds the one file being written, so that a kill leaves no half file among the data
+_ABANDONED_S = 5  # no file takes nearly as long
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,18 @@ def _write_all(root: Path, recipe: Recipe, text: str) -> None:
             written.append(name)
     for name in set(_owned_files(root, recipe)) - set(written):
         (root / name).unlink(missing_ok=True)
-    with suppress(OSError):  # another process is making the same files, byte for byte
-        making.rmdir()
+    _tidy(making)
     marker = {"settings": recipe.settings, "files": _counts(written)}
     write_text(root / MARKER, json.dumps(marker, indent=1) + "\n")
+
+
+def _tidy(making: Path) -> None:
+    """Remove what a killed process left, but not the file of one that is making the same set just now."""
+    with suppress(OSError):
+        for path in making.iterdir():
+            if time.time() - path.stat().st_mtime > _ABANDONED_S:
+                path.unlink(missing_ok=True)
+        making.rmdir()
 
 
 def _replace(path: Path, content: bytes, making: Path) -> None:

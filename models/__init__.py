@@ -1,0 +1,1 @@
+"""Networks and nothing else: layers, heads, how they are built, saved, loaded, folded and measured."""

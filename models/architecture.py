@@ -1,0 +1,147 @@
+"""Names, files and texts of model YAMLs to one plain dictionary that describes a network of one size."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from utils.core.errors import UserError
+from utils.core.yaml_file import parse_yaml, read_yaml
+
+CONFIGS = Path(__file__).parent / "configs"
+MULTIPLES = ("depth_multiple", "width_multiple")
+_FAMILY_KEYS = ("base", "pattern", "scale", "scales", "rows")  # resolved away here
+
+
+@cache
+def known_names() -> dict[str, tuple[str, str]]:
+    """Return every name of the families in models/configs: name -> (file stem, scale)."""
+    names = {}
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        family = _family(path.stem)
+        for scale in family["scales"]:
+            names[str(family["pattern"]).format(scale)] = (path.stem, str(scale))
+    for path in CONFIGS.glob("*.yaml"):
+        names.setdefault(path.stem, (path.stem, str(_family(path.stem)["scale"])))
+    return names
+
+
+def _family(stem: str) -> dict[str, Any]:
+    """Return a family's YAML with what it takes over from its base filled in."""
+    values = read_yaml(CONFIGS / f"{stem}.yaml", "model YAML")
+    return _with_base(values)
+
+
+def _with_base(values: dict[str, Any]) -> dict[str, Any]:
+    if "base" not in values:
+        return values
+    stem = str(values["base"])
+    if not (CONFIGS / f"{stem}.yaml").is_file():
+        raise UserError(f"`base: {stem}`: no such family in models/configs")
+    merged = {**copy.deepcopy(_family(stem)), **values}
+    rows = [*merged["backbone"], *merged["head"]]
+    for index, row in (values.get("rows") or {}).items():
+        if not isinstance(index, int) or not 0 <= index < len(rows):
+            raise UserError(f"`rows:` replaces row {index!r}; {stem} has rows 0 to {len(rows) - 1}")
+        rows[index] = row
+    split = len(merged["backbone"])
+    merged["backbone"], merged["head"] = rows[:split], rows[split:]
+    del merged["base"]
+    return merged
+
+
+def read_architecture(source: str | Path | dict[str, Any], scale: str | None = None) -> dict[str, Any]:
+    """Return the description of one network: plain values, `backbone` and `head` rows, multiples, `nc`, `anchors`.
+
+    `source` is a dictionary, the text of a YAML, the path of one, or a name: `yolov5s`, `yolov5s.yaml`,
+    `models/segment/yolov5s-seg.yaml`, `yolov5n6`, … A file that exists wins. `scale` picks from a `scales:` table.
+    A YAML that cannot be right raises UserError; rows are looked at by `build_network`.
+    """
+    if isinstance(source, dict):
+        return _resolved(source, str(source.get("source") or "model description"), None, scale)
+    text = str(source)
+    if "\n" in text:
+        values = parse_yaml(text, "model YAML")
+        if not isinstance(values, dict):
+            raise UserError("model YAML: a list of `key: value` lines is expected")
+        return _resolved(values, "model YAML", None, scale)
+    path = Path(text)
+    if path.is_file():
+        return _resolved(read_yaml(path, "model YAML"), text, path.stem, scale)
+    name = re.sub(r"\.ya?ml$", "", path.name.strip())
+    if name not in known_names():
+        near = difflib.get_close_matches(name, known_names(), n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else f" (known: {', '.join(known_names())})"
+        raise UserError(f"{text}: no such model YAML, nor a model of that name{hint}")
+    stem, found_scale = known_names()[name]
+    return _resolved(_family(stem), f"{stem}.yaml", name, scale or found_scale)
+
+
+def _resolved(values: dict[str, Any], source: str, name: str | None, scale: str | None) -> dict[str, Any]:
+    """Return a checked copy with one size chosen from `scales:`; without that table nothing is to choose."""
+    values = _with_base({str(key): copy.deepcopy(value) for key, value in values.items()})
+    if "scales" in values:
+        _choose_scale(values, source, scale)
+    for key in _FAMILY_KEYS:
+        values.pop(key, None)
+    values["name"] = str(values.get("name") or name or "network")
+    values["source"] = source
+    for key in MULTIPLES:
+        values[key] = _number(values.get(key, 1.0), key, source)
+    _check_keys(values, source)
+    return values
+
+
+def _choose_scale(values: dict[str, Any], source: str, scale: str | None) -> None:
+    scales = values["scales"]
+    if not isinstance(scales, dict) or not scales:
+        raise UserError(f"{source}: `scales:` must be a table like {{n: [depth, width], s: [depth, width]}}")
+    chosen = scale or values.get("scale") or next(iter(scales))
+    multiples = {str(key): value for key, value in scales.items()}.get(str(chosen))
+    if not isinstance(multiples, list) or len(multiples) != 2:
+        raise UserError(
+            f"{source}: `scales:` has no [depth, width] for {chosen!r} (known: {', '.join(map(str, scales))})"
+        )
+    values.update(zip(MULTIPLES, multiples, strict=True))
+    values.setdefault("exempt_output_width", False)
+
+
+def _number(value: Any, key: str, source: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 100:
+        raise UserError(f"{source}: `{key}: {value}` must be a number above 0")
+    return float(value)
+
+
+def _check_keys(values: dict[str, Any], source: str) -> None:
+    for key in ("backbone", "head"):
+        if not isinstance(values.get(key), list):
+            raise UserError(f"{source}: the key `{key}:` with a list of rows is missing")
+    for key, default in (("nc", None), ("ch", 3), ("channel_multiple", 8)):
+        value = values.setdefault(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1_000_000:
+            raise UserError(f"{source}: `{key}: {value}` must be a whole number from 1 up")
+    if "anchors" in values:
+        _check_anchors(values["anchors"], source)
+    if not isinstance(values.get("activation", ""), str):
+        raise UserError(f"{source}: `activation: {values['activation']}` must be a name like nn.LeakyReLU(0.1)")
+
+
+def _check_anchors(anchors: Any, source: str) -> None:
+    if isinstance(anchors, int) and not isinstance(anchors, bool) and 1 <= anchors <= 100:
+        return
+    if not isinstance(anchors, list) or not anchors:
+        raise UserError(f"{source}: `anchors:` must be a number per level, or a list [w, h, w, h, …] for each level")
+    for index, level in enumerate(anchors):
+        numbers = isinstance(level, list) and all(
+            isinstance(v, (int, float)) and not isinstance(v, bool) for v in level
+        )
+        if not numbers or len(level) < 2 or len(level) % 2:
+            raise UserError(f"{source}: anchors of level {index} must be pairs of numbers [w, h, w, h, …]")
+        if len(level) != len(anchors[0]):
+            raise UserError(
+                f"{source}: level {index} has {len(level) // 2} anchors, level 0 has {len(anchors[0]) // 2}"
+            )

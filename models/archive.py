@@ -1,0 +1,186 @@
+"""Read the objects of a torch file, zip or older, as plain data and inert records; every fault is one line."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from models.unpickle import STORAGE_TYPES, Name, PickleError, Storage, Unpickler
+from utils.core.errors import UserError
+
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_DAMAGE = (
+    ArithmeticError, AttributeError, PickleError, EOFError, LookupError, MemoryError, NotImplementedError, RuntimeError,
+    TypeError, ValueError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
+
+
+def read_archive(path: Path) -> Any:
+    """Return what `torch.save` wrote to `path`: dictionaries, lists, tensors, and `Record` for everything else.
+
+    Nothing of the file is run, whatever it holds. A file that is no such thing raises UserError saying what it is.
+    """
+    start = _first_bytes(path)
+    try:
+        if start.startswith(_ZIP):
+            return _read_zip(path)
+        if start.startswith(_PICKLE):
+            return _read_legacy(path)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except _DAMAGE as error:
+        raise UserError(f"{path}: damaged or cut short, not a whole checkpoint; get the file again") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    raise UserError(f"{path}: {_what_else(start)}")
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: a checkpoint file is expected, this is a folder")
+        with path.open("rb") as stream:
+            start = stream.read(512)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if not start:
+        raise UserError(f"{path}: the file is empty")
+    return start
+
+
+def _what_else(start: bytes) -> str:
+    text = start.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "a web page saved under this name, not a checkpoint; download the file itself"
+    if text.startswith(b"version https://git-lfs"):
+        return "a git-LFS pointer, not the checkpoint it stands for; run `git lfs pull`"
+    if start[257:262] == b"ustar":
+        return "a tar archive, not a checkpoint; unpack it first"
+    return "not a checkpoint (neither a zip archive nor a pickle of torch.save)"
+
+
+def _flat(raw: bytearray, dtype: torch.dtype, count: int) -> Storage:
+    """Return the numbers in `raw` as a tensor that owns them."""
+    if len(raw) < count * dtype.itemsize:
+        raise EOFError("a storage is too short")
+    if count == 0:
+        return Storage(torch.empty(0, dtype=dtype))
+    return Storage(torch.frombuffer(raw, dtype=dtype, count=count))
+
+
+def _storage_id(identity: Any) -> tuple[torch.dtype, str, int]:
+    """Return type, key and number of elements of a storage's persistent id."""
+    if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
+        raise PickleError("unknown persistent id")
+    kind, key, count = identity[1], identity[2], identity[4]
+    if not isinstance(kind, Name) or kind.name not in STORAGE_TYPES or not isinstance(key, str):
+        raise PickleError("a storage of unknown type")
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise PickleError("a storage of negative size")
+    return STORAGE_TYPES[kind.name], key, count
+
+
+def _read_zip(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+            raise UserError("a TorchScript file, which cannot be trained or rebuilt; name it *.torchscript to run it")
+        pickled = [name for name in names if name.endswith("data.pkl") and name.count("/") <= 1]
+        if len(pickled) != 1:
+            raise UserError("a zip archive without a checkpoint in it")
+        folder = pickled[0][: -len("data.pkl")]
+        if folder + "byteorder" in names and _member(archive, folder + "byteorder", path).strip() != b"little":
+            raise UserError("written on a big-endian machine, which is not supported")
+        storages: dict[str, tuple[torch.dtype, Storage]] = {}
+
+        def storage(identity: Any) -> Storage:
+            dtype, key, count = _storage_id(identity)
+            if key not in storages:
+                storages[key] = (dtype, _flat(_member(archive, f"{folder}data/{key}", path), dtype, count))
+            known, values = storages[key]
+            if known != dtype:
+                raise PickleError("a storage of two types")
+            return values
+
+        return Unpickler(storage).load(io.BytesIO(_member(archive, pickled[0], path)))
+
+
+def _member(archive: zipfile.ZipFile, name: str, path: Path) -> bytearray:
+    """Return a member's bytes, checked against its checksum; a compressed one could grow without bound."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size > path.stat().st_size:
+        raise PickleError("a compressed member")
+    content = bytearray(info.file_size)
+    view, filled = memoryview(content), 0
+    with archive.open(info) as stream:
+        while piece := stream.read(1 << 22):
+            view[filled : filled + len(piece)] = piece
+            filled += len(piece)
+    if filled != info.file_size:
+        raise EOFError("a member is cut short")
+    return content
+
+
+class _LegacyStorages:
+    """Storages of the form before torch 1.6: named in the pickle, their numbers follow at the end of the file."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._left = limit_bytes
+        self._buffers: dict[str, tuple[torch.dtype, int, bytearray]] = {}
+
+    def __call__(self, identity: Any) -> Any:
+        if isinstance(identity, tuple) and len(identity) == 4 and identity[0] == "module":
+            return identity[1]  # with the class's source text, of no interest
+        dtype, key, count = _storage_id(identity)
+        if key not in self._buffers:
+            size = count * dtype.itemsize
+            self._left -= size
+            if self._left < 0:
+                raise EOFError("more numbers than the file has bytes")
+            self._buffers[key] = (dtype, count, bytearray(size))
+        known, total, buffer = self._buffers[key]
+        values = _flat(buffer, known, total).values
+        view = identity[5] if len(identity) > 5 else None
+        if known != dtype:
+            raise PickleError("a storage of two types")
+        if view is not None:
+            _, offset, length = view
+            values = torch.as_strided(values, (length,), (1,), offset)
+        return Storage(values)
+
+    def fill(self, keys: list[Any], stream: IO[bytes]) -> None:
+        """Read the numbers, each with its count before it."""
+        if sorted(keys) != sorted(self._buffers):
+            raise PickleError("storages do not match")
+        for key in keys:
+            dtype, count, buffer = self._buffers[key]
+            if struct.unpack("<q", stream.read(8))[0] != count:
+                raise PickleError("a storage of another length")
+            content = stream.read(math.prod((count, dtype.itemsize)))
+            if len(content) != len(buffer):
+                raise EOFError("cut short")
+            buffer[:] = content
+
+
+def _read_legacy(path: Path) -> Any:
+    with path.open("rb") as stream:
+        storages = _LegacyStorages(path.stat().st_size)
+        machine = Unpickler(storages)
+        if machine.load(stream) != _LEGACY_MAGIC:
+            raise UserError("a pickle, but not one that torch.save wrote")
+        machine.load(stream)  # version of the protocol
+        system = machine.load(stream)
+        if not (isinstance(system, dict) and system.get("little_endian", True)):
+            raise UserError("written on a big-endian machine, which is not supported")
+        value = machine.load(stream)
+        storages.fill(machine.load(stream), stream)
+        return value

@@ -1,0 +1,278 @@
+"""Build a `Network` from the description of an architecture; no text of it is evaluated as code."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from models.architecture import read_architecture
+from models.layers.activations import parse_activation
+from models.layers.common import set_activation
+from models.network import INPUT, Network, Route
+from models.plan import HEADS, LAYERS, Plan, Row
+from utils.core.errors import UserError
+
+__all__ = ["build_network", "classification_network", "read_architecture", "round_up"]
+
+PROBE_PX = 256  # size of the empty image that measures strides (behaviour.md 1.3)
+MAX_REPEATS, MAX_CHANNELS = 1000, 1_000_000
+_FAULTS = (TypeError, ValueError, RuntimeError, IndexError, AttributeError, ZeroDivisionError, OverflowError)
+
+
+def round_up(value: float, multiple: int) -> int:
+    """Return the smallest multiple of `multiple` that is not below `value`."""
+    return math.ceil(value / multiple) * multiple
+
+
+@dataclass(frozen=True)
+class _Words:
+    """What the words in a row's arguments mean, and how widths and repeats are scaled."""
+
+    known: dict[str, Any]
+    depth: float
+    width: float
+    multiple: int
+    exempt: int | None  # a written width that is left alone: the outputs of a level, as YOLOv3's files have it
+
+    def value(self, argument: Any) -> Any:
+        """Return what an argument means: a word is looked up, never run; an unknown one stays text."""
+        if not isinstance(argument, str):
+            return argument
+        if argument.startswith("nn."):
+            return parse_activation(argument)(0)
+        return self.known.get(argument, argument)
+
+    def channels(self, written: int) -> int:
+        """Return the scaled number of channels."""
+        if not isinstance(written, (int, float)) or not 1 <= written <= MAX_CHANNELS:
+            raise ValueError(f"{written!r} is no number of channels")
+        return int(written) if written == self.exempt else round_up(written * self.width, self.multiple)
+
+    def repeats(self, written: Any) -> int:
+        """Return the scaled number of repeats; one stays one."""
+        if isinstance(written, bool) or not isinstance(written, int) or not 1 <= written <= MAX_REPEATS:
+            raise ValueError(f"the second entry is the number of repeats, not {written!r}")
+        return max(round(written * self.depth), 1) if written > 1 else written
+
+
+def build_network(
+    architecture: dict[str, Any],
+    num_classes: int | None = None,
+    names: Sequence[str] | None = None,
+    anchors_per_level: int | None = None,
+    channels: int | None = None,
+) -> Network:
+    """Return a fresh network for `architecture` (see `read_architecture`), ready for training.
+
+    `num_classes` replaces the description's `nc`; `anchors_per_level` its anchors by that many placeholders, to be
+    learned; `channels` its `ch`. A description that cannot be built raises UserError naming file and row.
+    """
+    description = read_architecture(architecture)
+    source = description["source"]
+    description.pop("fused", None)  # says how weights are stored, not what the network is
+    for key, value in (("nc", num_classes), ("anchors", anchors_per_level), ("ch", channels)):
+        if value is not None:
+            description[key] = value
+    names = tuple(str(i) for i in range(description["nc"])) if names is None else tuple(names)
+    if len(names) != description["nc"]:
+        raise UserError(f"{source}: {description['nc']} classes, but {len(names)} names")
+    rows = [*description["backbone"], *description["head"]]
+    if not rows:
+        raise UserError(f"{source}: no rows, nothing to build")
+    layers, routes = _build_rows(description, rows, source)
+    _initialize(nn.ModuleList(layers), description, source)
+    strides = _measure(layers, routes, rows, description["ch"], source)
+    stride = _set_up_heads(layers, routes, strides, rows, source)
+    return Network(layers, routes, names, {**description, "source": source.replace("\\", "/").split("/")[-1]}, stride)
+
+
+def _fault(source: str, index: int, rows: list[Any], text: object) -> UserError:
+    row = rows[index]
+    word = f" ({row[2]})" if isinstance(row, list) and len(row) > 2 else ""
+    return UserError(f"{source}: row {index}{word}: " + " ".join(str(text).split())[:300])
+
+
+def _words(description: dict[str, Any]) -> _Words:
+    anchors = description.get("anchors")
+    known = {key: value for key, value in description.items() if key not in ("backbone", "head")}
+    known |= {"None": None, "True": True, "False": False}
+    per_level = anchors if isinstance(anchors, int) else len(anchors[0]) // 2 if anchors else 0
+    exempt = per_level * (description["nc"] + 5) if description.get("exempt_output_width", True) else None
+    return _Words(
+        known, description["depth_multiple"], description["width_multiple"], description["channel_multiple"], exempt
+    )
+
+
+def _build_rows(description: dict[str, Any], rows: list[Any], source: str) -> tuple[list[nn.Module], list[Route]]:
+    words = _words(description)
+    layers: list[nn.Module] = []
+    routes: list[Route] = []
+    widths: list[int] = []  # output channels per row, 0 for heads
+    for index, written in enumerate(rows):
+        try:
+            layer, route, width = _build_row(index, written, widths, words, description["ch"])
+        except UserError as error:
+            raise _fault(source, index, rows, error) from error
+        except _FAULTS as error:
+            raise _fault(source, index, rows, error) from error
+        layers.append(layer)
+        routes.append(route)
+        widths.append(width)
+    heads = [str(layer.name) for layer, width in zip(layers, widths, strict=True) if width == 0]
+    if not heads:
+        raise UserError(f"{source}: no head (Detect, Segment, Classify) in the last rows, nothing comes out")
+    if repeated := {name for name in heads if heads.count(name) > 1}:
+        raise UserError(f"{source}: the head {sorted(repeated)[0]!r} stands twice")
+    return layers, routes
+
+
+def _build_row(
+    index: int, written: Any, widths: list[int], words: _Words, image_channels: int
+) -> tuple[nn.Module, Route, int]:
+    if not isinstance(written, list) or len(written) != 4 or not isinstance(written[3], list):
+        raise ValueError("a row is [from, number, module, [arguments]]")
+    origin, repeats, word, arguments = written
+    sources = _sources(origin, index, widths)
+    kind = _kind(word)
+    channels = tuple(image_channels if source == INPUT else widths[source] for source in sources)
+    values = tuple(words.value(argument) for argument in arguments)
+    is_head = hasattr(kind, "decode")
+    if is_head:
+        values = tuple(_expanded(value, len(sources)) if given == "anchors" else value
+                       for given, value in zip(arguments, values, strict=True))  # fmt: skip
+    plan: Plan = kind.plan(Row(channels, values, words.repeats(repeats), words.channels))
+    if not is_head and plan.out_channels < 1:
+        raise ValueError("no channels would come out")
+    copies = [kind(*plan.arguments) for _ in range(plan.copies)]
+    layer = copies[0] if len(copies) == 1 else nn.Sequential(*copies)
+    takes_list = bool(getattr(kind, "takes_list", False))
+    return layer, Route(sources, takes_list), 0 if is_head else plan.out_channels
+
+
+def _expanded(anchors: Any, levels: int) -> Any:
+    """Return a list per level for a mere number of anchors: 0, 1, 2, … as placeholders."""
+    return [list(range(2 * anchors))] * levels if isinstance(anchors, int) else anchors
+
+
+def _sources(origin: Any, index: int, widths: list[int]) -> tuple[int, ...]:
+    entries = origin if isinstance(origin, list) else [origin]
+    if not entries or any(isinstance(entry, bool) or not isinstance(entry, int) for entry in entries):
+        raise ValueError(f"the first entry is a row number or a list of them, not {origin!r}")
+    sources = []
+    for entry in entries:
+        source = index + entry if entry < 0 else entry
+        if source == INPUT and index == 0:
+            sources.append(INPUT)
+            continue
+        if not 0 <= source < index:
+            raise ValueError(f"takes its input from row {entry}, which is not there")
+        if widths[source] == 0:
+            raise ValueError(f"takes its input from row {entry}, a head")
+        sources.append(source)
+    return tuple(sources)
+
+
+def _kind(word: Any) -> Any:
+    """Return the class a row names: a layer, or a head under its name in lower case."""
+    if not isinstance(word, str):
+        raise ValueError(f"the third entry is the name of a module, not {word!r}")
+    if word not in LAYERS and word.lower() in HEADS and word != word.lower():
+        return HEADS.get(word.lower())
+    return LAYERS.get(word)
+
+
+def _initialize(layers: nn.ModuleList, description: dict[str, Any], source: str) -> None:
+    """Give every normalisation YOLOv5's settings, and blocks the description's activation."""
+    for module in layers.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps, module.momentum = 1e-3, 0.03
+    for key in ("activation", "csp_activation"):
+        try:
+            factory = parse_activation(description.get(key) or "nn.SiLU")
+        except ValueError as error:
+            raise UserError(f"{source}: {key}: {error}") from error
+        set_activation(layers, factory) if key == "activation" else _set_csp_activation(layers, factory)
+
+
+def _set_csp_activation(layers: nn.ModuleList, factory: Any) -> None:
+    """Replace the activation of blocks that normalise by themselves; YOLOv5 up to v6.0 had LeakyReLU there."""
+    for module in layers.modules():
+        normalisation = getattr(module, "bn", None)
+        own = hasattr(module, "act") and not hasattr(module, "has_default_activation")
+        if own and isinstance(normalisation, nn.BatchNorm2d):
+            module.act = factory(normalisation.num_features)
+
+
+def _measure(
+    layers: list[nn.Module], routes: list[Route], rows: list[Any], channels: int, source: str
+) -> list[tuple[float, ...]]:
+    """Return per row the strides of its output, by an empty image of shapes without content.
+
+    Meta tensors cost nothing and leave normalisation statistics alone.
+    """
+    sizes: list[Tensor | None] = []
+    image = torch.empty(1, channels, PROBE_PX, PROBE_PX, device="meta")
+    for index, (layer, route) in enumerate(zip(layers, routes, strict=True)):
+        tensors = {name: tensor.to("meta") for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]}
+        inputs: list[Any] = [image if s == INPUT else sizes[s] for s in route.sources]
+        training = layer.training
+        try:
+            output = functional_call(layer.eval(), tensors, (inputs if route.joined else inputs[0],))
+        except _FAULTS as error:
+            raise _fault(source, index, rows, error) from error
+        finally:
+            layer.train(training)
+        sizes.append(output if isinstance(output, Tensor) else None)
+        if isinstance(output, Tensor) and output.ndim != 4:
+            raise _fault(source, index, rows, f"gives a tensor of {output.ndim} dimensions, not a map")
+    return [() if size is None else (PROBE_PX / size.shape[2], PROBE_PX / size.shape[3]) for size in sizes]
+
+
+def _set_up_heads(
+    layers: list[nn.Module], routes: list[Route], strides: list[tuple[float, ...]], rows: list[Any], source: str
+) -> int:
+    """Tell every head the strides of its inputs; return the largest one."""
+    largest = 1
+    for index, (layer, route) in enumerate(zip(layers, routes, strict=True)):
+        if strides[index]:
+            continue
+        levels = []
+        for origin in route.sources:
+            down, across = strides[origin] if origin != INPUT else (1.0, 1.0)
+            if down != across or down != int(down):
+                raise _fault(
+                    source, index, rows, f"row {origin} does not divide the image by a whole number ({down:g})"
+                )
+            levels.append(int(down))
+        head: Any = layer
+        head.set_up(tuple(levels))
+        largest = max(largest, *levels)
+    return largest
+
+
+def classification_network(
+    network: Network, num_classes: int, names: Sequence[str] | None = None, cutoff: int = 10, dropout: float = 0.0
+) -> Network:
+    """Return a classifier from the first layers of a detector (behaviour.md 1.5), sharing no memory with it.
+
+    Layers 0 to cutoff-2 are kept with their weights; layer cutoff-1 is replaced by a class head on its input.
+    """
+    description = copy.deepcopy(network.architecture)
+    rows = [*description["backbone"], *description["head"]]
+    if not 2 <= cutoff < len(rows):
+        raise UserError(f"{description['source']}: cannot cut a network of {len(rows)} rows after row {cutoff}")
+    head = [rows[cutoff - 1][0], 1, "Classify", ["nc", 1, 1, "None", 1, dropout]]
+    description |= {"backbone": rows[: cutoff - 1], "head": [head], "nc": num_classes}
+    description |= {"name": f"{description['name']}-cls"}
+    classifier = build_network(description, num_classes, names)
+    own = classifier.state_dict()
+    kept = {k: v for k, v in network.state_dict().items() if k in own and int(k.split(".")[1]) < cutoff - 1}
+    classifier.load_state_dict({**own, **kept})
+    return classifier

@@ -1,0 +1,51 @@
+"""Fold batch normalisation into the convolution before it, for inference."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from models.layers.common import Conv
+from models.network import Network
+
+
+def fold(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> nn.Conv2d:
+    """Return one convolution with bias that computes what both did in evaluation mode (behaviour.md 1.4)."""
+    mean, variance = normalisation.running_mean, normalisation.running_var
+    assert mean is not None and variance is not None
+    factor = normalisation.weight / torch.sqrt(variance + normalisation.eps)
+    bias = torch.zeros_like(mean) if convolution.bias is None else convolution.bias
+    folded = nn.utils.skip_init(
+        nn.Conv2d,
+        convolution.in_channels,
+        convolution.out_channels,
+        convolution.kernel_size,
+        convolution.stride,
+        convolution.padding,
+        convolution.dilation,
+        convolution.groups,
+        bias=True,
+        device=convolution.weight.device,
+        dtype=convolution.weight.dtype,
+    )
+    folded.weight.copy_(convolution.weight * factor.view(-1, 1, 1, 1))
+    folded.bias.copy_((bias - mean) * factor + normalisation.bias)
+    folded.requires_grad_(False)
+    return folded
+
+
+def fuse(network: Network) -> Network:
+    """Return a copy for inference whose `Conv` blocks hold no normalisation; the original stays as it is.
+
+    Normalisation that follows something else than a `Conv`'s convolution (BottleneckCSP, MixConv2d) stays.
+    """
+    fused = copy.deepcopy(network)
+    with torch.no_grad():
+        for block in fused.modules():
+            if isinstance(block, Conv) and isinstance(block.bn, nn.BatchNorm2d):
+                block.conv = fold(block.conv, block.bn)
+                block.bn = nn.Identity()
+    fused.architecture = {**fused.architecture, "fused": True}
+    return fused

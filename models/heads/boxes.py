@@ -1,0 +1,104 @@
+"""What every head with anchor boxes shares: level maps, decoding, anchors, initial biases (behaviour.md 1.3, 2.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from utils.core.contracts import HeadSpec, Raw
+
+OBJECTS_PER_IMAGE, IMAGE_PX = 8, 640  # what the initial objectness expects
+CLASS_SHARE = 0.6
+
+
+def as_full(values: Tensor) -> Tensor:
+    """Return half-precision values as fp32, others as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def decode_level(raw: Tensor, anchors_px: Tensor, stride: int, num_classes: int) -> Tensor:
+    """Return (B, A*H*W, columns) boxes cxcywh in pixels, objectness and classes in [0, 1], the rest as it is.
+
+    `raw` is (B, A, H, W, columns), `anchors_px` (A, 2). Half-precision maps are decoded in fp32: box centres of large
+    images do not fit fp16.
+    """
+    raw = as_full(raw)
+    height, width = raw.shape[2], raw.shape[3]
+    rows = torch.arange(height, device=raw.device, dtype=raw.dtype).view(height, 1).expand(height, width)
+    columns = torch.arange(width, device=raw.device, dtype=raw.dtype).view(1, width).expand(height, width)
+    cells_xy = torch.stack((columns, rows), dim=-1) - 0.5  # (H, W, 2)
+    values = raw[..., : 5 + num_classes].sigmoid()
+    centre = (values[..., :2] * 2 + cells_xy) * stride
+    size = (values[..., 2:4] * 2) ** 2 * anchors_px.to(raw.dtype)[:, None, None]
+    return torch.cat((centre, size, values[..., 4:], raw[..., 5 + num_classes :]), dim=-1).flatten(1, 3)
+
+
+class BoxHead(nn.Module):
+    """One 1x1 convolution per level; columns are x, y, w, h, objectness, classes, mask coefficients.
+
+    Anchors are pixels until `set_up` knows the strides; afterwards the buffer holds grid units, as YOLOv5's files do.
+    """
+
+    name = "boxes"
+    takes_list = True
+    anchors: Tensor
+
+    def __init__(
+        self, num_classes: int, anchors_px: Sequence[Sequence[float]], in_channels: Sequence[int], num_masks: int = 0
+    ) -> None:
+        super().__init__()
+        if len(anchors_px) != len(in_channels):
+            raise ValueError(f"has {len(in_channels)} input levels, `anchors` has {len(anchors_px)}")
+        self.num_classes, self.num_masks = num_classes, num_masks
+        self.strides: tuple[int, ...] = ()
+        self.register_buffer("anchors", torch.tensor(anchors_px, dtype=torch.float32).view(len(anchors_px), -1, 2))
+        self.num_columns = 5 + num_classes + num_masks
+        self.num_anchors = self.anchors.shape[1]
+        self.m = nn.ModuleList(nn.Conv2d(c, self.num_columns * self.num_anchors, 1) for c in in_channels)
+
+    def set_up(self, strides: tuple[int, ...]) -> None:
+        """Take the strides of the inputs: put anchors into grid units and biases to their initial values."""
+        self.strides = strides
+        self.set_anchors(self.anchors)
+        for convolution, stride in zip(self.m, strides, strict=True):
+            assert isinstance(convolution, nn.Conv2d) and convolution.bias is not None
+            with torch.no_grad():
+                bias = convolution.bias.view(self.num_anchors, self.num_columns)
+                bias[:, 4] += math.log(OBJECTS_PER_IMAGE / (IMAGE_PX / stride) ** 2)
+                bias[:, 5 : 5 + self.num_classes] += math.log(CLASS_SHARE / (self.num_classes - 0.99999))
+
+    def set_anchors(self, anchors_px: Tensor) -> None:
+        """Take (L, A, 2) widths and heights in pixels; levels are reversed if sizes run against the strides."""
+        if tuple(anchors_px.shape) != tuple(self.anchors.shape):
+            raise ValueError(f"anchors must have shape {tuple(self.anchors.shape)}, got {tuple(anchors_px.shape)}")
+        areas = anchors_px.prod(dim=-1).mean(dim=-1)  # in pixels: grid units would hide the order
+        growth = 0.0 if areas.is_meta else float(areas[-1] - areas[0])
+        ordered = anchors_px.flip(0) if growth * (self.strides[-1] - self.strides[0]) < 0 else anchors_px
+        strides = torch.tensor(self.strides, dtype=torch.float32, device=self.anchors.device)
+        self.anchors.copy_(ordered.to(self.anchors.device) / strides.view(-1, 1, 1))
+
+    def level_maps(self, features: list[Tensor]) -> Raw:
+        """Return (B, A, H, W, columns) per level, finest first, as level0, level1, …"""
+        maps = {}
+        for index, (convolution, feature) in enumerate(zip(self.m, features, strict=True)):
+            split = convolution(feature).unflatten(1, (self.num_anchors, self.num_columns))
+            maps[f"level{index}"] = split.permute(0, 1, 3, 4, 2)  # columns last: no copy in channels-last memory
+        return maps
+
+    def decode_levels(self, raw: Raw) -> Tensor:
+        """Return (B, N, columns), levels finest first, in each anchor by anchor, row by row."""
+        levels = [
+            decode_level(raw[f"level{index}"], self.anchors[index].float() * stride, stride, self.num_classes)
+            for index, stride in enumerate(self.strides)
+        ]
+        return torch.cat(levels, dim=1)
+
+    @property
+    def spec(self) -> HeadSpec:
+        """Return what losses and post-processing need; reads the anchors from the device."""
+        strides = torch.tensor(self.strides, dtype=torch.float32).view(-1, 1, 1)
+        anchors = tuple(tuple((w, h) for w, h in level) for level in (self.anchors.float().cpu() * strides).tolist())
+        return HeadSpec(self.name, self.num_classes, self.strides, anchors, self.num_masks)

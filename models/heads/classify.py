@@ -1,0 +1,67 @@
+"""The whole-image class head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.layers.common import Conv, same_padding
+from models.plan import HEADS, Plan, Row
+from utils.core.contracts import Decoded, HeadSpec, Raw
+
+HIDDEN = 1280  # channels before the linear layer, for every model size
+
+
+def _plan(row: Row) -> Plan:
+    if not row.arguments:
+        raise ValueError("the first argument must be the number of classes, there is none")
+    return Plan((sum(row.channels), *row.arguments), 0)
+
+
+@HEADS.register("classify")
+class Classify(nn.Module):
+    """Convolution to 1280 channels, global mean, dropout, linear layer.
+
+    `hidden` 0 gives the form of YOLOv5 up to v6.1: the global mean of each input, then one convolution with bias.
+    """
+
+    name = "classify"
+    takes_list = True
+    plan = staticmethod(_plan)
+
+    def __init__(
+        self, c1: int, c2: int, k: int = 1, s: int = 1, p: int | None = None, g: int = 1, dropout: float = 0.0,
+        hidden: int = HIDDEN,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.num_classes, self.hidden = c2, hidden
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        if hidden:
+            self.conv: nn.Module = Conv(c1, hidden, k, s, p, g)
+            self.drop = nn.Dropout(p=dropout)
+            self.linear = nn.Linear(hidden, c2)
+        else:
+            self.conv = nn.Conv2d(c1, c2, k, s, same_padding(k) if p is None else p, groups=g)
+
+    def set_up(self, strides: tuple[int, ...]) -> None:
+        """Give the head's normalisation torch's own settings, which YOLOv5's classification files were made with."""
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps, module.momentum = 1e-5, 0.1
+
+    def forward(self, features: list[Tensor]) -> Raw:
+        """Take maps of one size, return logits (B, C)."""
+        if not self.hidden:
+            pooled = torch.cat([self.pool(feature) for feature in features], dim=1)
+            return {"logits": self.conv(pooled).flatten(1)}
+        joined = features[0] if len(features) == 1 else torch.cat(features, dim=1)
+        return {"logits": self.linear(self.drop(self.pool(self.conv(joined)).flatten(1)))}
+
+    def decode(self, raw: Raw) -> Decoded:
+        """Return probabilities (B, C) that sum to one."""
+        return {"probabilities": raw["logits"].float().softmax(dim=-1)}
+
+    @property
+    def spec(self) -> HeadSpec:
+        """Return what losses and post-processing need."""
+        return HeadSpec(self.name, self.num_classes)

@@ -1,0 +1,31 @@
+"""The box head."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from models.heads.boxes import BoxHead
+from models.plan import HEADS, Plan, Row
+from utils.core.contracts import Decoded, Raw
+
+
+def _plan(row: Row) -> Plan:
+    if len(row.arguments) != 2:
+        raise ValueError(f"takes two arguments, [nc, anchors]; {len(row.arguments)} are there")
+    return Plan((row.arguments[0], row.arguments[1], row.channels), 0)
+
+
+@HEADS.register("detect")
+class Detect(BoxHead):
+    """Boxes and classes from several feature levels."""
+
+    name = "detect"
+    plan = staticmethod(_plan)
+
+    def forward(self, features: list[Tensor]) -> Raw:
+        """Return level0, level1, …: (B, A, H, W, 5 + C) each."""
+        return self.level_maps(features)
+
+    def decode(self, raw: Raw) -> Decoded:
+        """Return predictions (B, N, 5 + C): cxcywh in pixels, objectness, classes."""
+        return {"predictions": self.decode_levels(raw)}

@@ -1,0 +1,60 @@
+"""The instance-mask head: boxes, mask coefficients and the prototypes they mix (YOLACT, arXiv 1904.02689)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.heads.boxes import BoxHead, as_full
+from models.layers.common import Conv
+from models.plan import HEADS, Plan, Row
+from utils.core.contracts import Decoded, Raw
+
+
+class Proto(nn.Module):
+    """Mask prototypes at twice the size of the finest level."""
+
+    def __init__(self, c1: int, c_: int = 256, c2: int = 32) -> None:
+        super().__init__()
+        self.cv1 = Conv(c1, c_, 3)
+        self.cv2 = Conv(c_, c_, 3)
+        self.cv3 = Conv(c_, c2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take (B, c1, H, W), return (B, c2, 2H, 2W)."""
+        doubled = functional.interpolate(self.cv1(x), scale_factor=2.0, mode="nearest")
+        return self.cv3(self.cv2(doubled))
+
+
+def _plan(row: Row) -> Plan:
+    if not 2 <= len(row.arguments) <= 4:
+        raise ValueError(f"takes [nc, anchors, masks, prototype channels]; {len(row.arguments)} arguments are there")
+    num_masks = row.arguments[2] if len(row.arguments) > 2 else 32
+    width = row.arguments[3] if len(row.arguments) > 3 else 256
+    return Plan((row.arguments[0], row.arguments[1], num_masks, row.scale_width(width), row.channels), 0)
+
+
+@HEADS.register("segment")
+class Segment(BoxHead):
+    """Boxes and classes with mask coefficients, and the prototypes of the image."""
+
+    name = "segment"
+    plan = staticmethod(_plan)
+
+    def __init__(
+        self, num_classes: int, anchors_px: Sequence[Sequence[float]], num_masks: int, proto_channels: int,
+        in_channels: Sequence[int],
+    ) -> None:  # fmt: skip
+        super().__init__(num_classes, anchors_px, in_channels, num_masks)
+        self.proto = Proto(in_channels[0], proto_channels, num_masks)
+
+    def forward(self, features: list[Tensor]) -> Raw:
+        """Return level0, level1, …: (B, A, H, W, 5 + C + M), and prototypes (B, M, 2H0, 2W0)."""
+        return {**self.level_maps(features), "prototypes": self.proto(features[0])}
+
+    def decode(self, raw: Raw) -> Decoded:
+        """Return predictions (B, N, 5 + C + M), coefficients not activated, and prototypes (B, M, 2H0, 2W0)."""
+        prototypes = raw["prototypes"]
+        return {"predictions": self.decode_levels(raw), "prototypes": as_full(prototypes)}

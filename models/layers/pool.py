@@ -1,0 +1,66 @@
+"""Spatial pyramid pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.layers.common import Conv
+from models.layers.csp import C3
+from models.plan import LAYERS, channel_plan
+
+
+@LAYERS.register("SPP")
+class SPP(nn.Module):
+    """Max-pools of several sizes side by side (arXiv 1406.4729)."""
+
+    plan = staticmethod(channel_plan)
+
+    def __init__(self, c1: int, c2: int, k: Sequence[int] = (5, 9, 13)) -> None:
+        super().__init__()
+        hidden = c1 // 2
+        self.cv1 = Conv(c1, hidden, 1, 1)
+        self.cv2 = Conv(hidden * (len(k) + 1), c2, 1, 1)
+        self.m = nn.ModuleList(nn.MaxPool2d(size, 1, size // 2) for size in k)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take (B, c1, H, W), return (B, c2, H, W)."""
+        x = self.cv1(x)
+        return self.cv2(torch.cat([x, *(pool(x) for pool in self.m)], dim=1))
+
+
+@LAYERS.register("SPPF")
+class SPPF(nn.Module):
+    """One small max-pool three times in a row: what SPP computes for 5, 9, 13, with less work."""
+
+    plan = staticmethod(channel_plan)
+
+    def __init__(self, c1: int, c2: int, k: int = 5) -> None:
+        super().__init__()
+        hidden = c1 // 2
+        self.cv1 = Conv(c1, hidden, 1, 1)
+        self.cv2 = Conv(hidden * 4, c2, 1, 1)
+        self.m = nn.MaxPool2d(k, 1, k // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take (B, c1, H, W), return (B, c2, H, W)."""
+        x = self.cv1(x)
+        once = self.m(x)
+        twice = self.m(once)
+        return self.cv2(torch.cat((x, once, twice, self.m(twice)), dim=1))
+
+
+@LAYERS.register("C3SPP")
+class C3SPP(C3):
+    """C3 with spatial pyramid pooling inside; a row of it is repeated as a Sequential."""
+
+    plan = staticmethod(channel_plan)
+
+    def __init__(
+        self, c1: int, c2: int, k: Sequence[int] = (5, 9, 13), n: int = 1, shortcut: bool = True, g: int = 1,
+        e: float = 0.5,
+    ) -> None:  # fmt: skip
+        super().__init__(c1, c2, n, shortcut, g, e)
+        self.m = SPP(int(c2 * e), int(c2 * e), k)

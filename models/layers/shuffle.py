@@ -1,0 +1,85 @@
+"""Layers that move pixels between space and channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.layers.common import Conv
+from models.plan import LAYERS, Plan, Row, channel_plan, single_input
+
+
+@LAYERS.register("Focus")
+class Focus(nn.Module):
+    """Every second pixel into channels of its own, then a convolution over the four blocks."""
+
+    plan = staticmethod(channel_plan)
+
+    def __init__(
+        self, c1: int, c2: int, k: int = 1, s: int = 1, p: int | None = None, g: int = 1, act: Any = True
+    ) -> None:
+        super().__init__()
+        self.conv = Conv(c1 * 4, c2, k, s, p, g, act=act)
+
+    @staticmethod
+    def blocks(x: Tensor) -> Tensor:
+        """Take (B, c, H, W), return (B, 4c, H/2, W/2): even/even, odd/even, even/odd, odd/odd (row/column)."""
+        parts = (x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2])
+        return torch.cat(parts, dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take (B, c1, H, W), return (B, c2, H/2s, W/2s)."""
+        return self.conv(self.blocks(x))
+
+
+def _gain(row: Row) -> int:
+    gain = row.arguments[0] if row.arguments else 2
+    if isinstance(gain, bool) or not isinstance(gain, int) or gain < 1:
+        raise ValueError(f"the argument is a whole factor, not {gain!r}")
+    return gain
+
+
+def _contract_plan(row: Row) -> Plan:
+    return Plan((_gain(row),), single_input(row) * _gain(row) ** 2)
+
+
+def _expand_plan(row: Row) -> Plan:
+    return Plan((_gain(row),), single_input(row) // _gain(row) ** 2)
+
+
+@LAYERS.register("Contract")
+class Contract(nn.Module):
+    """Space to channels: (B, c, H, W) to (B, c*gain^2, H/gain, W/gain)."""
+
+    plan = staticmethod(_contract_plan)
+
+    def __init__(self, gain: int = 2) -> None:
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Blocks of channels belong to one offset each, row offsets outermost."""
+        b, c, h, w = x.shape
+        g = self.gain
+        split = x.reshape(b, c, h // g, g, w // g, g).permute(0, 3, 5, 1, 2, 4)
+        return split.reshape(b, c * g * g, h // g, w // g)
+
+
+@LAYERS.register("Expand")
+class Expand(nn.Module):
+    """Channels to space: (B, c, H, W) to (B, c/gain^2, H*gain, W*gain)."""
+
+    plan = staticmethod(_expand_plan)
+
+    def __init__(self, gain: int = 2) -> None:
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Undo `Contract`."""
+        b, c, h, w = x.shape
+        g = self.gain
+        split = x.reshape(b, g, g, c // g**2, h, w).permute(0, 3, 4, 1, 5, 2)
+        return split.reshape(b, c // g**2, h * g, w * g)

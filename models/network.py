@@ -1,0 +1,86 @@
+"""Run the graph of layers; give each head's raw tensors by its name, and decode them on request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.core.contracts import Decoded, HeadSpec, Raw
+
+INPUT = -1  # as a source: the images
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a layer's input comes from: indices of earlier layers, or the images."""
+
+    sources: tuple[int, ...]
+    joined: bool  # the layer takes a list, even of one
+
+
+class Network(nn.Module):
+    """Layers in a row with routes between them. Heads are the layers whose class is in `HEADS`, wherever they stand.
+
+    `names` are the classes', `stride` is the largest of any head, `architecture` rebuilds the network
+    (`build_network`), without its weights.
+    """
+
+    def __init__(
+        self, layers: Sequence[nn.Module], routes: Sequence[Route], names: tuple[str, ...],
+        architecture: dict[str, Any], stride: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.model = nn.ModuleList(layers)
+        self.routes = tuple(routes)
+        self.names, self.architecture, self.stride = tuple(names), architecture, stride
+        self._head_rows = {str(layer.name): i for i, layer in enumerate(layers) if hasattr(layer, "decode")}
+        last_use = {source: row for row, route in enumerate(self.routes) for source in route.sources}
+        self._finished = tuple(
+            tuple(source for source, last in last_use.items() if last == row) for row in range(len(self.routes))
+        )
+
+    @property
+    def heads(self) -> dict[str, Any]:
+        """Return the heads by name."""
+        return {name: self.model[row] for name, row in self._head_rows.items()}
+
+    @property
+    def specs(self) -> dict[str, HeadSpec]:
+        """Return what losses and post-processing need of each head."""
+        return {name: head.spec for name, head in self.heads.items()}
+
+    @property
+    def task(self) -> str:
+        """Return the name of the first head, which says what the network is for."""
+        return next(iter(self._head_rows), "")
+
+    def forward(self, images: Tensor) -> dict[str, Raw]:
+        """Take (B, 3, H, W) floats in [0, 1] with H and W multiples of `stride`; return raw tensors by head name."""
+        kept: dict[int, Tensor] = {INPUT: images}
+        raw: dict[str, Raw] = {}
+        for row, (layer, route) in enumerate(zip(self.model, self.routes, strict=True)):
+            inputs = [kept[source] for source in route.sources]
+            output = layer(inputs if route.joined else inputs[0])
+            if isinstance(output, dict):
+                raw[str(layer.name)] = output
+            else:
+                kept[row] = output
+            for source in self._finished[row]:  # free maps as soon as nobody needs them
+                del kept[source]
+        return raw
+
+    def decode(self, raw: dict[str, Raw]) -> dict[str, Decoded]:
+        """Return each head's tensors in pixels and probabilities, in fp32 at least."""
+        heads = self.heads
+        return {name: heads[name].decode(tensors) for name, tensors in raw.items()}
+
+    def set_anchors(self, head: str, anchors_px: Tensor) -> None:
+        """Give a head other anchors: (L, A, 2) widths and heights in pixels, finest level first."""
+        with torch.no_grad():
+            self.heads[head].set_anchors(anchors_px.float())
+        levels = [[side for anchor in level for side in anchor] for level in self.heads[head].spec.anchors]
+        self.architecture = {**self.architecture, "anchors": levels}

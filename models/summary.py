@@ -1,0 +1,129 @@
+"""Count a network's layers, parameters and operations; print the table of its layers.
+
+python -m models.summary --cfg yolov5s.yaml
+python -m models.summary --weights yolov5n.pt --img 1280
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.builder import build_network, read_architecture
+from models.checkpoint import load_checkpoint
+from models.network import INPUT, Network
+from utils.core.cli import add_image_size, new_parser, run_script
+from utils.core.log import LOGGER
+
+OPERATIONS_PER_NORMALISED = 8  # the published tables count normalisation so; a folded network has none
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a network consists of. `gflops` are 1e9 multiplications and additions for one image of `size_hw`."""
+
+    name: str
+    layers: int
+    parameters: int
+    gradients: int  # parameters that are trained
+    gflops: float
+    size_hw: tuple[int, int]
+    rows: tuple[tuple[str, ...], ...]  # index, from, number, parameters, module, arguments
+
+    @property
+    def line(self) -> str:
+        """Return the sentence that training starts with."""
+        return (
+            f"{self.name} summary: {self.layers} layers, {self.parameters} parameters, {self.gradients} gradients, "
+            f"{self.gflops:.1f} GFLOPs"
+        )
+
+    def __str__(self) -> str:
+        header = ("", "from", "n", "params", "module", "arguments")
+        lines = [f"{i:>4}{origin:>20}{n:>4}{params:>11}  {kind:<18}{arguments}".rstrip()
+                 for i, origin, n, params, kind, arguments in (header, *self.rows)]  # fmt: skip
+        return "\n".join([*lines, self.line])
+
+
+def summarize(network: Network, image_size: int | Sequence[int] = 640) -> Summary:
+    """Return the counts for images of `image_size` (one number or height, width), rounded up to the stride."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[-1])
+    step = network.stride
+    size_hw = (-(-height // step) * step, -(-width // step) * step)
+    name = str(network.architecture.get("name", "network"))
+    return Summary(
+        name="YOLO" + name[4:] if name.startswith("yolo") else name[:1].upper() + name[1:],
+        layers=sum(1 for _ in network.modules()),
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        gradients=sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad),
+        gflops=count_operations(network, size_hw) / 1e9,
+        size_hw=size_hw,
+        rows=_rows(network),
+    )
+
+
+def count_operations(network: Network, size_hw: tuple[int, int]) -> int:
+    """Return additions and multiplications for one image: of every matrix product, and of normalisation.
+
+    Counted on tensors without content, so the size of the image costs nothing.
+    """
+    tensors = {name: tensor.to("meta") for name, tensor in [*network.named_parameters(), *network.named_buffers()]}
+    channels = int(network.architecture.get("ch", 3))
+    image = torch.empty(1, channels, *size_hw, device="meta")
+    normalised = 0
+
+    def count(_: nn.Module, __: Any, output: Tensor) -> None:
+        nonlocal normalised
+        normalised += output.numel()
+
+    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    training = network.training
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            functional_call(network.eval(), tensors, (image,))
+    finally:
+        network.train(training)
+        for hook in hooks:
+            hook.remove()
+    return int(counter.get_total_flops()) + OPERATIONS_PER_NORMALISED * normalised
+
+
+def _rows(network: Network) -> tuple[tuple[str, ...], ...]:
+    written = [*network.architecture["backbone"], *network.architecture["head"]]
+    rows = []
+    for index, (layer, route) in enumerate(zip(network.model, network.routes, strict=True)):
+        origins = ["image" if source == INPUT else str(source) for source in route.sources]
+        blocks = getattr(layer, "m", None)
+        number = (
+            len(layer) if isinstance(layer, nn.Sequential) else len(blocks) if isinstance(blocks, nn.Sequential) else 1
+        )
+        parameters = sum(parameter.numel() for parameter in layer.parameters())
+        arguments = ", ".join(str(argument) for argument in written[index][3])
+        rows.append((str(index), ",".join(origins), str(number), str(parameters), str(written[index][2]), arguments))
+    return tuple(rows)
+
+
+def main() -> None:
+    """Print the table for a model YAML or a checkpoint."""
+    parser = new_parser(__doc__)
+    parser.add_argument("--cfg", default="yolov5n", help="model YAML or name")
+    parser.add_argument("--weights", default="", help="checkpoint, in place of --cfg")
+    add_image_size(parser, [640], "image size in pixels: one number, or height and width")
+    options = parser.parse_args()
+    if options.weights:
+        network = load_checkpoint(options.weights).network
+    else:
+        with torch.device("meta"):
+            network = build_network(read_architecture(options.cfg))
+    summary = summarize(network, options.imgsz)
+    LOGGER.info(f"{summary} at {summary.size_hw[0]}x{summary.size_hw[1]}")
+
+
+if __name__ == "__main__":
+    run_script(main)

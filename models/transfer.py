@@ -1,0 +1,49 @@
+"""Copy the weights that fit from one network's state into another, and say what did not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """What was copied. `total` counts the tensors of the receiving network."""
+
+    matched: int
+    total: int
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]  # name, shape here, shape there
+    missing: tuple[str, ...]  # the receiving network has them, the state has not
+    unexpected: tuple[str, ...]  # the other way round
+    skipped: tuple[str, ...]  # anchors, left alone on request
+
+    def __str__(self) -> str:
+        return f"Transferred {self.matched}/{self.total} items"
+
+
+def transfer(network: nn.Module, state: Mapping[str, Tensor], skip_anchors: bool = False) -> TransferReport:
+    """Copy every tensor of `state` whose name and shape are the network's own; `skip_anchors` keeps its anchors."""
+    own = network.state_dict()
+    skipped = tuple(name for name in own if skip_anchors and name.rsplit(".", 1)[-1] == "anchors")
+    mismatched, matched = [], []
+    for name, tensor in own.items():
+        if name not in state or name in skipped:
+            continue
+        if tensor.shape == state[name].shape:
+            matched.append(name)
+        else:
+            mismatched.append((name, tuple(tensor.shape), tuple(state[name].shape)))
+    with torch.no_grad():
+        for name in matched:
+            own[name].copy_(state[name])  # state_dict shares memory with the network
+    return TransferReport(
+        matched=len(matched),
+        total=len(own),
+        mismatched=tuple(mismatched),
+        missing=tuple(name for name in own if name not in state and name not in skipped),
+        unexpected=tuple(name for name in state if name not in own),
+        skipped=skipped,
+    )

@@ -1,0 +1,45 @@
+"""Run some training steps and write the loss of each as JSON; test_ddp.py starts it alone and under torchrun."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.argv, arguments = sys.argv[:1], sys.argv[1:]
+
+
+def main(out: Path, data: str, steps: int, freeze_bn: bool) -> None:
+    """Train for `steps` batches of 8 and write `out` on the first rank."""
+    from utils.core import dist
+    from utils.core.settings import TrainSettings
+    from utils.engine.assemble import assemble
+    from utils.engine.epoch import _forward_backward, _maybe_update, _set_modes
+    from utils.tasks import TASKS
+
+    settings = TrainSettings(
+        data=data, cfg="yolov5n", imgsz=(64,), batch_size=8, workers=0, device="cpu", amp="fp32", freeze_bn=freeze_bn,
+        project=str(out.parent / "runs"), name=out.stem, noautoanchor=True, noplots=True, seed=1,
+    )  # fmt: skip
+    run = assemble(TASKS.get("detect"), settings)
+    losses: list[float] = []
+    while len(losses) < steps:
+        _set_modes(run)
+        for batch in run.train_loader.epoch(run.state.epoch):
+            run.schedule.apply(run.optimizer, run.state.epoch, run.state.global_step)
+            terms = torch.stack([term.detach() for term in _forward_backward(run, batch).values()])
+            losses.append(float(dist.sum_over_ranks(terms).sum()))
+            _maybe_update(run, batch)
+            run.state.global_step += 1
+            if len(losses) == steps:
+                break
+        run.state.epoch += 1
+    norm = sum(float(p.detach().double().square().sum()) for p in run.network.parameters()) ** 0.5
+    gathered = dist.gather(norm)
+    if dist.is_main():
+        out.write_text(json.dumps({"losses": losses, "norms": gathered}))
+    dist.stop()
+
+
+if __name__ == "__main__":
+    main(Path(arguments[0]), arguments[1], int(arguments[2]), arguments[3] == "frozen")

@@ -1,0 +1,103 @@
+"""Options: the exact list per script, the old spellings, and where values come from."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from utils.core.cli import explain, given, resolve_training
+from utils.core.errors import UserError
+from utils.core.settings import ScoreSettings, TrainSettings
+
+OPTIONS = {
+    "train": """
+        --adam --allow-label-faults --amp --autobalance --batch-size --bbox_iou_optim --cache --cache-images
+        --cfg --compile --cos-lr --data --device --download --entity --epochs --exist-ok --freeze --freeze-bn --help
+        --hyp
+        --image-weights --img --img-size --imgsz --label-smoothing --linear-lr --local-rank --local_rank --log
+        --mosaic-window --multi-scale --multi_tensor_optimizer --name --noautoanchor --noplots --nosave --notest --noval
+        --optimizer --patience --project --quad --rect --resume --save-period --save-steps --seed --single-cls --sync-bn
+        --weights --workers""",
+    "val": """
+        --allow-label-faults --annotations --augment --batch-size --conf-thres --data --device --download --exist-ok
+        --half --help --img --img-size --imgsz --iou-thres --max-det --name --noplots --project --save-conf
+        --save-hybrid --save-json --save-txt --single-cls --task --verbose --weights --workers""",
+}
+
+
+def parser_of(script):
+    return importlib.import_module(script).build_parser()
+
+
+@pytest.mark.parametrize("script", OPTIONS)
+def test_the_list_of_options_is_exactly_this(script):
+    found = {o for action in parser_of(script)._actions for o in action.option_strings if o.startswith("--")}
+    assert sorted(found) == sorted(OPTIONS[script].split())
+
+
+def test_every_training_option_has_a_setting_and_the_other_way_round():
+    dests = {action.dest for action in parser_of("train")._actions} - {"help", "local_rank"}
+    switches_of_others = {"bbox_iou_optim", "multi_tensor_optimizer"}
+    assert dests - switches_of_others == set(TrainSettings().to_dict())
+
+
+def test_defaults_of_parser_and_record_agree():
+    parser = parser_of("train")
+    assert TrainSettings.from_dict(vars(parser.parse_args([]))) == TrainSettings()
+    assert ScoreSettings.from_dict(vars(parser_of("val").parse_args([]))) == ScoreSettings()
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("--img 320", "imgsz", [320]), ("--img-size 640 640", "imgsz", [640, 640]), ("--batch 8", "batch_size", 8),
+        ("--weights ''", "weights", "''"), ("--notest", "noval", True), ("--adam", "optimizer", "Adam"),
+        ("--cache-images", "cache", "ram"), ("--cache", "cache", "ram"), ("--cache disk", "cache", "disk"),
+        ("--linear-lr", "cos_lr", False), ("--multi_tensor_optimize", "multi_tensor_optimizer", True),
+        ("--local_rank 1", "local_rank", 1), ("--local-rank=1", "local_rank", 1), ("--resume", "resume", "newest"),
+        ("--freeze 10", "freeze", [10]), ("--freeze 0 1 2", "freeze", [0, 1, 2]), ("--hyp a.yaml", "hyp", "a.yaml"),
+    ],
+)  # fmt: skip
+def test_old_spellings_are_understood(line, name, value):
+    assert given(parser_of("train"), line.split()) == {name: value}
+
+
+RECOMMENDED = {"epochs": 7, "imgsz": 224}
+
+
+def resolved(*line):
+    parser = parser_of("train")
+    return resolve_training(parser, given(parser, line), RECOMMENDED, Path("d.yaml"))
+
+
+def test_the_command_line_wins_over_the_data_sets_recommendation():
+    settings, origin = resolved("--epochs", "3")
+    assert (settings.epochs, settings.imgsz, settings.batch_size) == (3, (224,), 16)
+    assert (origin["epochs"], origin["imgsz"], origin["batch_size"]) == ("command line", "d.yaml", "default")
+    text = explain(settings, origin)
+    assert "from command line: epochs=3" in text and "from d.yaml: imgsz=[224]" in text
+
+
+def test_a_recommendation_does_not_reach_a_run_with_a_model_of_its_own():
+    settings, _ = resolved("--weights", "x.pt")
+    assert (settings.epochs, settings.imgsz) == (100, (640,))
+    settings, _ = resolved("--weights", " ")
+    assert (settings.weights, settings.epochs) == ("", 7)
+
+
+def test_an_unknown_recommendation_is_an_error():
+    parser = parser_of("train")
+    with pytest.raises(UserError, match=r"d\.yaml.*epoch_count"):
+        resolve_training(parser, {}, {"epoch_count": 3}, Path("d.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--batch-size -1", "batch"), ("--epochs 0", "epochs"), ("--imgsz 8", "imgsz"), ("--imgsz 1 2 3", "imgsz"),
+        ("--workers -2", "workers"), ("--label-smoothing 1", "label-smoothing"), ("--quad --batch-size 6", "quad"),
+    ],
+)  # fmt: skip
+def test_values_out_of_range_are_one_line(line, says):
+    with pytest.raises(UserError, match=says):
+        resolved(*line.split())

@@ -1,0 +1,184 @@
+"""The import rule of docs/architecture.md, and what only some files may do."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.core.cli import training_parser
+from utils.core.config import load_data
+from utils.core.yaml_file import read_yaml
+from utils.datasets import READERS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+MAY_IMPORT = {  # besides themselves; a new part gets a row here on purpose
+    "utils/core": set(),
+    "utils/ops": {"utils/core"},
+    "utils/loggers": {"utils/core"},
+    "utils/losses": {"utils/core", "utils/ops"},
+    "utils/metrics": {"utils/core", "utils/ops"},
+    "utils/postprocess": {"utils/core", "utils/ops"},
+    "utils/plots": {"utils/core", "utils/ops"},
+    "utils/datasets": {"utils/core", "utils/ops"},
+    "models": {"utils/core", "utils/ops"},
+    "utils/backends": {"utils/core", "utils/ops", "models"},
+    "utils/tasks": {"utils/core", "utils/datasets", "utils/plots"},
+    "utils/engine": {
+        "utils/core", "utils/ops", "utils/loggers", "utils/losses", "utils/metrics", "utils/postprocess", "models",
+    },
+}  # fmt: skip
+SCRIPT_FOLDERS = ("", "segment", "classify")
+HEAVY = ("torch", "torchvision", "matplotlib", "pydantic", "hotcoco", "pycocotools", "albumentations", "wandb")
+
+
+def files_below(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+LIBRARY = [*files_below("models"), *files_below("utils")]
+SCRIPTS = [path for folder in SCRIPT_FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def module_of(path: Path) -> str:
+    return name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+MODULES = {module_of(path): path for path in LIBRARY}
+
+
+def part_of(module: str) -> str:
+    """Return the part a library module belongs to: models, or a folder directly below utils."""
+    pieces = module.split(".")
+    return "models" if pieces[0] == "models" else "/".join(pieces[:2])
+
+
+def imported(path: Path) -> set[str]:
+    """Return every dotted name a file imports, wherever in the file, including `from a import b` as a.b."""
+    package = module_of(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def ours(path: Path) -> set[str]:
+    """Return the library modules that a file imports."""
+    return imported(path) & MODULES.keys()
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name_of)
+def test_imports_point_down(path):
+    if name_of(path) == "utils/__init__.py":
+        assert not ours(path)
+        return
+    part = part_of(module_of(path))
+    assert part in MAY_IMPORT, f"{part} is a new part: give it a row in MAY_IMPORT and in docs/architecture.md"
+    allowed = MAY_IMPORT[part] | {part}
+    assert {name for name in ours(path) - {"utils"} if part_of(name) not in allowed} == set()
+
+
+def cycle_in(graph: dict[str, set[str]]) -> set[str]:
+    """Return the nodes that remain when nodes whose needs are met are taken away again and again."""
+    left = dict(graph)
+    while ready := [node for node, needs in left.items() if not (needs & left.keys()) - {node}]:
+        for node in ready:
+            del left[node]
+    return set(left)
+
+
+def test_parts_form_no_cycle():
+    assert cycle_in(MAY_IMPORT) == set()
+    assert cycle_in({"a": {"b"}, "b": {"a"}, "c": set()}) == {"a", "b"}  # the check can fail
+
+
+def test_files_form_no_cycle():
+    assert cycle_in({module: ours(path) for module, path in MODULES.items()}) == set()
+
+
+def test_nobody_imports_a_script():
+    scripts = {module_of(path) for path in SCRIPTS if path.name != "__init__.py"}
+    assert {name_of(path) for path in [*LIBRARY, *SCRIPTS] if imported(path) & scripts} == set()
+
+
+ONLY_IN = {
+    '"RANK"': {"utils/core/dist.py"},
+    '"WORLD_SIZE"': {"utils/core/dist.py"},
+    "sys.path": {f"{folder}/{file}.py" for folder in ("segment", "classify") for file in ("train", "val", "predict")},
+    "import pickle": {"models/unpickle.py"},  # the restricted reader
+    "pickle.load": set(),
+    "weights_only=False": set(),
+    "shell=True": set(),
+}
+
+
+@pytest.mark.parametrize("text", ONLY_IN)
+def test_global_concerns_have_one_owner(text):
+    users = {name_of(path) for path in [*LIBRARY, *SCRIPTS] if text in path.read_text(encoding="utf-8")}
+    assert users <= ONLY_IN[text]
+
+
+@pytest.mark.parametrize("path", [*LIBRARY, *SCRIPTS], ids=name_of)
+def test_no_text_is_run_and_no_error_is_swallowed(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        where = f"{name_of(path)}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in {"eval", "exec", "compile", "__import__"}, where
+        if isinstance(node, ast.ImportFrom):
+            assert "*" not in {alias.name for alias in node.names}, where
+        if isinstance(node, ast.ExceptHandler):
+            broad = node.type is None or ast.unparse(node.type) in {"Exception", "BaseException"}
+            assert not broad or any(isinstance(inner, ast.Raise) for inner in ast.walk(node)), where
+
+
+@pytest.mark.parametrize("path", [*LIBRARY, *SCRIPTS], ids=name_of)
+def test_every_file_says_what_it_is_and_stays_readable(path):
+    text = path.read_text(encoding="utf-8")
+    assert ast.get_docstring(ast.parse(text)), name_of(path)
+    assert len(text.splitlines()) <= 400
+
+
+def test_folders_hold_one_kind_of_thing():
+    yaml = {*ROOT.glob("models/**/*.y*ml"), *ROOT.glob("utils/**/*.y*ml"), *ROOT.glob("data/**/*.y*ml")}
+    homes = (ROOT / "data", ROOT / "models" / "configs")
+    assert [name_of(path) for path in yaml if not any(home in path.parents for home in homes)] == []
+    assert [name_of(path) for home in homes for path in home.rglob("*.py")] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "data").glob("*.yaml")), ids=name_of)
+def test_every_data_yaml_loads_by_its_name_and_runs_nothing(path):
+    data = load_data(path.stem)
+    assert data.source.resolve() == path
+    assert {"train", "val"} <= data.splits.keys()
+    assert data.format in READERS
+    assert "download" not in read_yaml(path)
+    training_options = vars(training_parser("").parse_args([]))
+    assert data.defaults.keys() <= training_options.keys()
+
+
+def test_nothing_mentions_the_place_it_was_written_in():
+    texts = [*LIBRARY, *SCRIPTS, *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("data/**/*.yaml")]
+    found = [name_of(path) for path in texts for word in ("/work/", "/tmp/") if word in path.read_text("utf-8")]
+    assert found == []
+
+
+def test_foundations_are_light():
+    """Scripts build their parsers from utils.core; --help must not wait for torch."""
+    modules = [module for module in MODULES if part_of(module) == "utils/core"]
+    code = f"import sys, {', '.join(modules)}; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ})
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")

@@ -1,0 +1,152 @@
+"""The programs from end to end on a tiny generated data set, the way a user runs them."""
+
+import csv
+import signal
+import subprocess
+import time
+
+import pytest
+from helpers_run import ROOT, command, environment, results, same, script, tiny_data, weights
+
+TINY = ("--cfg", "yolov5n", "--img", 64, "--batch", 4, "--workers", 0, "--epochs", 2)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data):
+    """A finished run of two epochs."""
+    runs = tmp_path_factory.mktemp("runs")
+    text = script("train.py", "--data", data, *TINY, "--project", runs, "--name", "run")
+    return runs / "run", text
+
+
+def test_training_leaves_the_files_people_look_for(trained):
+    folder, text = trained
+    expected = """
+        args.yaml hyp.yaml results.csv results.json results.png labels.jpg labels_correlogram.jpg train_batch0.jpg
+        val_batch0_labels.jpg val_batch0_pred.jpg PR_curve.png P_curve.png R_curve.png F1_curve.png confusion_matrix.png
+        weights/last.pt weights/best.pt"""
+    missing = [name for name in expected.split() if not (folder / name).is_file()]
+    assert not missing
+    assert "waiting for data" in text and "bottleneck" in text and "epochs=2" in text
+
+
+def test_results_csv_has_yolov5s_columns(trained):
+    rows = list(csv.reader((trained[0] / "results.csv").open(), skipinitialspace=True))
+    columns = """epoch train/box_loss train/obj_loss train/cls_loss metrics/precision metrics/recall metrics/mAP_0.5
+        metrics/mAP_0.5:0.95 val/box_loss val/obj_loss val/cls_loss x/lr0 x/lr1 x/lr2"""
+    assert [name.strip() for name in rows[0]] == columns.split()
+    assert [int(row[0]) for row in rows[1:]] == [0, 1]
+
+
+def test_results_json_has_every_number(trained):
+    found = results(trained[0])
+    for name in ("precision", "recall", "map50", "map50_95"):
+        assert 0 <= found[f"detect/{name}"] <= 1
+    coco = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
+    assert all(f"coco/{name}" in found for name in coco)
+    assert found["speed/inference_ms"] > 0
+
+
+def test_val_finds_what_training_found_and_so_do_two_processes(trained, data, tmp_path):
+    best = trained[0] / "weights" / "best.pt"
+    options = ("--weights", best, "--data", data, "--img", 64, "--batch", 8, "--workers", 0, "--project", tmp_path)
+    script("val.py", *options, "--name", "one", "--save-txt", "--save-conf", "--save-json")
+    script("val.py", *options, "--name", "two", "--noplots", processes=2)
+    one, two = results(tmp_path / "one"), results(tmp_path / "two")
+    scores = [name for name in one if name.startswith(("detect/", "coco/"))]
+    assert len(scores) >= 16
+    for name in scores:
+        assert one[name] == two[name], name
+        assert one[name] == pytest.approx(results(trained[0])[name], abs=1e-6), name
+    assert (tmp_path / "one" / "best_predictions.json").is_file()
+
+
+def test_detect_draws_and_writes(trained, data, tmp_path):
+    best = trained[0] / "weights" / "best.pt"
+    source = data.parent / "tiny" / "images" / "val"
+    text = script(
+        "detect.py", "--weights", best, "--source", source, "--img", 64, "--conf", 0.001, "--max-det", 5,
+        "--save-txt", "--save-csv", "--project", tmp_path, "--name", "d",
+    )  # fmt: skip
+    assert len(list((tmp_path / "d").glob("*.jpg"))) == 8 and (tmp_path / "d" / "predictions.csv").is_file()
+    assert "image 1/8" in text and "Speed" in text
+
+
+KEEP = ("--noplots", "--noval", "--save-steps", 2, "--epochs", 3, "--seed", 5)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, data):
+    runs = tmp_path_factory.mktemp("whole")
+    script("train.py", "--data", data, *TINY, *KEEP, "--project", runs, "--name", "run")
+    return weights(runs / "run" / "weights" / "last.pt")
+
+
+@pytest.mark.parametrize(("workers", "wait"), [(0, 0.0), (2, 0.7)])
+def test_killed_and_resumed_ends_with_equal_bytes(uninterrupted, data, tmp_path, workers, wait):
+    line = command(
+        "train.py", "--data", data, *TINY, *KEEP, "--workers", workers, "--project", tmp_path, "--name", "run"
+    )
+    last = tmp_path / "run" / "weights" / "last.pt"
+    with subprocess.Popen(
+        line, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as run:
+        while not last.exists() and run.poll() is None:
+            time.sleep(0.005)
+        time.sleep(wait)  # a moment that no step of the run chooses
+        run.send_signal(signal.SIGKILL)
+    assert run.returncode == -signal.SIGKILL, "the run ended before it was killed"
+    script("train.py", "--resume", last, "--workers", workers)
+    assert same(weights(last), uninterrupted)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(uninterrupted, data, tmp_path):
+    line = command("train.py", "--data", data, *TINY, *KEEP, "--project", tmp_path, "--name", "run")
+    last = tmp_path / "run" / "weights" / "last.pt"
+    with subprocess.Popen(
+        line, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        while not (tmp_path / "run" / "args.yaml").exists() and run.poll() is None:
+            time.sleep(0.005)
+        time.sleep(0.3)
+        run.send_signal(signal.SIGINT)
+        text, _ = run.communicate(timeout=60)
+    assert run.returncode == 130 and f"--resume {last}" in text and "Traceback" not in text, text
+    script("train.py", "--resume", last)
+    assert same(weights(last), uninterrupted)
+
+
+def test_a_finished_run_is_not_resumed(trained):
+    text = script("train.py", "--resume", trained[0] / "weights" / "last.pt", status=2)
+    assert "finished after 2 epochs" in text
+
+
+BAD = [
+    (("--data", "nothing.yaml"), "no such data-set YAML"),
+    (("--weights", "nothing.pt"), "nothing.pt"),
+    (("--cfg", "yolov9.yaml"), "yolov9"),
+    (("--hyp", "nothing.yaml"), "no such hyper-parameter file"),
+    (("--resume", "nothing.pt"), "no such file"),
+    (("--device", "7"), "--device"),
+    (("--amp", "fp16", "--device", "cpu"), "GPU"),
+    (("--epochs", "0"), "--epochs"),
+]
+
+
+@pytest.mark.parametrize(("options", "says"), BAD)
+def test_bad_options_are_one_line(data, tmp_path, options, says):
+    text = script("train.py", "--data", data, *TINY, "--project", tmp_path, *options, status=2)
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and says in errors[0]
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_an_unwritable_output_folder_is_one_line(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    text = script("train.py", "--data", data, *TINY, "--project", tmp_path / "file" / "runs", status=2)
+    assert "cannot write there" in text

@@ -1,0 +1,104 @@
+"""From `--weights` to a runner: find the files, choose the backend by suffix, open them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from models.checkpoint import load_checkpoint, save_checkpoint
+from utils.backends import BACKENDS
+from utils.core.contracts import Runner
+from utils.core.errors import UserError
+from utils.core.files import newest
+from utils.core.log import LOGGER
+
+RUNS = Path("runs/train")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A runner and where it came from."""
+
+    runner: Runner
+    name: str  # stem of the first file
+    meta: dict[str, Any]  # what its checkpoint says about its training
+    paths: tuple[Path, ...]
+
+
+class Asked(Protocol):
+    """The settings of a script that say what to run."""
+
+    weights: tuple[str, ...]
+    half: bool
+    augment: bool
+    download: bool
+
+
+def open_subject(settings: Asked, device: torch.device) -> Opened:
+    """Return what the settings of a validation script name."""
+    return open_weights(
+        settings.weights, device, half=settings.half, augment=settings.augment, download=settings.download
+    )
+
+
+def open_weights(
+    weights: Sequence[str], device: torch.device, half: bool = False, augment: bool = False, download: bool = False
+) -> Opened:
+    """Open the files `weights` on `device`; without any the best of the newest training run.
+
+    Several files form an ensemble. `download` may fetch official files that are not there.
+    """
+    paths = find_weights(weights, download)
+    backend = _backend_of(paths)
+    runner, meta = backend.open(paths, device, half=half, augment=augment)
+    return Opened(runner, paths[0].stem, meta, tuple(paths))
+
+
+def find_weights(weights: Sequence[str], download: bool = False) -> list[Path]:
+    """Return the files that `--weights` names; empty means the newest best.pt under runs/train."""
+    given = [text.strip() for text in weights if text.strip()]
+    if given:
+        return [_find(text, download) for text in given]
+    found = newest(RUNS, "weights/best.pt")
+    if found is None:
+        raise UserError(
+            f"no --weights given and no {RUNS}/*/weights/best.pt here; train one with `python train.py`, or name a "
+            "checkpoint (official ones: --weights yolov5s.pt --download)"
+        )
+    LOGGER.info(f"no --weights: the newest run's best, {found}")
+    return [found]
+
+
+def _find(text: str, download: bool) -> Path:
+    path = Path(text)
+    if path.exists() or not download:
+        return path
+    from models.download import fetch_official
+
+    return fetch_official(path.name, path.parent)
+
+
+def _backend_of(paths: Sequence[Path]) -> Any:
+    """Return the backend that runs all of the files."""
+    known = {suffix: BACKENDS.get(name) for name in BACKENDS.names() for suffix in BACKENDS.get(name).suffixes}
+    backends = []
+    for path in paths:
+        if path.suffix not in known:
+            raise UserError(f"{path}: {path.suffix or 'no suffix'} is no format that runs here ({' '.join(sorted(known))})")
+        backends.append(known[path.suffix])
+    if len(set(backends)) > 1:
+        raise UserError(f"{paths[0]} and {paths[-1]} are of different formats; an ensemble takes one")
+    return backends[0]
+
+
+def strip_weights(paths: Sequence[Path]) -> None:
+    """Rewrite checkpoints in place without what only a resumed training needs (`--update`)."""
+    for path in paths:
+        before = path.stat().st_size
+        checkpoint = load_checkpoint(path)
+        save_checkpoint(path, checkpoint.network, checkpoint.meta, half=True)
+        LOGGER.info(f"{path}: rewritten, {before / 1e6:.1f} MB before, {path.stat().st_size / 1e6:.1f} MB now")

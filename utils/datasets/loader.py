@@ -1,0 +1,222 @@
+"""The loader of one split: plans the batches of an epoch and has workers make them."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from utils.core.contracts import Batch, Geometry, ImageInfo, LoadRequest
+from utils.core.device import usable_cpus
+from utils.core.dist import rank as this_rank
+from utils.core.dist import world_size
+from utils.core.errors import UserError
+from utils.core.log import LOGGER
+from utils.core.seed import generator
+from utils.datasets import order as plans
+from utils.datasets.cache import Pictures
+from utils.datasets.collate import collate, new_images, quad
+from utils.datasets.dataset import SampleMaker
+from utils.datasets.index import Index
+from utils.datasets.order import STREAM_QUAD, WINDOW, BatchPlan
+from utils.datasets.scan import build_index
+
+Chunk = tuple[BatchPlan, ...]  # successive batches that share a window: one worker makes them, and decodes once
+
+
+def open_loader(request: LoadRequest, rank: int | None = None, world: int | None = None) -> BatchLoader:
+    """Return the batches of `request.split`; `rank` of `world` processes is the launcher's unless given."""
+    if request.batch_size < 1 or request.image_size < 1:
+        raise UserError(f"batch size {request.batch_size} and image size {request.image_size} must be at least 1")
+    index = build_index(
+        request.data, request.split, request.single_class, request.allow_label_faults, need_labels=request.training
+    )
+    size = request.image_size
+    pictures = Pictures(index, size, request.training, limit_bytes=(request.mosaic_window or WINDOW) * size * size * 4)
+    if request.cache:
+        pictures.keep_all(request.cache)
+    maker = SampleMaker(index, pictures, request.hyp, size, request.seed, mosaics=not request.rect)
+    place = (this_rank() if rank is None else rank, world_size() if world is None else world)
+    return BatchLoader(request, maker, *place)
+
+
+class BatchLoader:
+    """Batches of one split on one rank; satisfies `contracts.Loader`.
+
+    What a batch holds depends on (seed, epoch, position) alone: not on workers, ranks, caches or where one starts.
+    """
+
+    def __init__(self, request: LoadRequest, maker: SampleMaker, rank: int, world: int) -> None:
+        self.request, self.rank, self.world = request, rank, world
+        self.index: Index = maker.index
+        self.num_images = len(self.index)
+        self.class_counts = self.index.class_counts(1 if request.single_class else request.data.num_classes)
+        self.shapes_hw = self.index.shapes_hw
+        self.unreadable: set[str] = set()
+        self._maker = maker
+        self._fixed: list[BatchPlan] | None = None
+        if not request.training:
+            self._fixed = self._evaluation()[rank::world]
+            self.num_batches = len(self._fixed)
+        else:
+            self.num_batches = -(-self.num_images // (request.batch_size * world))
+        self.workers = min(request.workers, usable_cpus(), self.num_batches)
+        self._tasks = _Tasks()
+        self._loader: DataLoader[Any] | None = None
+
+    @cached_property
+    def labels(self) -> list[np.ndarray]:
+        """Return the (n, 5) labels of each image, views of the index."""
+        return [self.index.labels(image) for image in range(self.num_images)]
+
+    def epoch(self, epoch: int, start: int = 0, image_weights: np.ndarray | None = None) -> Iterator[Batch]:
+        """Yield this rank's batches of an epoch from batch number `start` on."""
+        self._tasks.chunks = self._chunks(self.plan(epoch, image_weights)[start:])
+        if self._loader is None:
+            self._loader = self._open()
+        for batches, faults in self._loader:
+            self._tell(faults)
+            yield from batches
+
+    def plan(self, epoch: int, image_weights: np.ndarray | None = None) -> list[BatchPlan]:
+        """Return what this rank's batches of an epoch are made of."""
+        if self._fixed is not None:
+            return self._fixed
+        request, total = self.request, self.request.batch_size * self.world
+        if request.rect:
+            order = plans.by_aspect(self.shapes_hw)
+            group = request.rect_group or total
+            per_group = plans.rect_groups(
+                self.shapes_hw, order, group, (request.image_size, request.stride, request.pad)
+            )
+            shapes = [_largest(per_group[s // group : -(-(s + total) // group)]) for s in range(0, len(order), total)]
+        else:
+            order = plans.epoch_order(self.num_images, request.seed, epoch, image_weights)
+            shapes = [(request.image_size,) * 2] * self.num_batches
+        sharing = (self.rank, self.world)
+        return list(plans.training_batches(order, request.batch_size, sharing, shapes, epoch, request.mosaic_window))
+
+    @property
+    def decoded(self) -> int:
+        """Return how many image files this process has read; workers count for themselves."""
+        return self._maker.pictures.decoded
+
+    def forget(self) -> None:
+        """Drop the images that this process keeps for mosaics."""
+        self._maker.pictures.forget()
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _evaluation(self) -> list[BatchPlan]:
+        request = self.request
+        group = request.rect_group or request.batch_size
+        if request.rect:
+            order = plans.by_aspect(self.shapes_hw)
+            fit = (request.image_size, request.stride, request.pad)
+            shapes = plans.rect_groups(self.shapes_hw, order, group, fit)
+        else:
+            order, group = np.arange(self.num_images), request.batch_size
+            shapes = [(request.image_size,) * 2] * -(-self.num_images // group)
+        return plans.evaluation_batches(order, request.batch_size, group, shapes)
+
+    def _chunks(self, batches: list[BatchPlan]) -> list[Chunk]:
+        """Return the batches in groups that one worker makes: those that share a window, if all workers get some."""
+        span = 1
+        if self.request.training and self.workers:
+            span = max(1, self.request.mosaic_window // (self.request.batch_size * self.world))
+            span = max(1, min(span, len(batches) // self.workers))
+        return [tuple(batches[start : start + span]) for start in range(0, len(batches), span)]
+
+    def _open(self) -> DataLoader[Any]:
+        parallel: dict[str, Any] = {}
+        if self.workers:
+            context = "fork" if sys.platform == "linux" else None  # forked workers share the index and the cache
+            parallel = {"persistent_workers": True, "prefetch_factor": 2, "multiprocessing_context": context}
+        return DataLoader(
+            _Maker(self._maker, self.request.training, self.request.quad),
+            batch_size=None,
+            sampler=self._tasks,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_start_worker,
+            **parallel,
+        )
+
+    def _tell(self, faults: list[str]) -> None:
+        """Warn once about each image that turned out unreadable; grey stands in for it."""
+        for fault in faults:
+            if fault not in self.unreadable:
+                self.unreadable.add(fault)
+                LOGGER.warning(f"{fault}; a grey image without objects stands in for it")
+
+
+def _largest(shapes: list[tuple[int, int]]) -> tuple[int, int]:
+    return max(height for height, _ in shapes), max(width for _, width in shapes)
+
+
+class _Tasks(Sampler[Chunk]):
+    """The chunks of the coming epoch; the worker processes outlive it."""
+
+    def __init__(self) -> None:
+        self.chunks: list[Chunk] = []
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return iter(self.chunks)
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+
+class _Maker(Dataset[Any]):
+    """What runs in a worker: plans in, batches out."""
+
+    def __init__(self, maker: SampleMaker, training: bool, quads: bool) -> None:
+        self.maker, self.training, self.quads = maker, training, quads
+
+    def __getitem__(self, chunk: Chunk) -> tuple[list[Batch], list[str]]:
+        batches = [self._batch(plan) for plan in chunk]
+        faults, self.maker.faults = list(dict.fromkeys(self.maker.faults)), []
+        return batches, faults
+
+    def _batch(self, plan: BatchPlan) -> Batch:
+        images = new_images(len(plan.items), plan.shape_hw)
+        pixels = images.numpy()
+        samples: dict[int, Any] = {}
+        info: dict[int, ImageInfo] = {}
+        # window after window, so that the decoded images of one of them suffice
+        rows = sorted(range(len(plan.items)), key=lambda row: (plan.items[row].window[:1].tolist(), row))
+        for row in rows:
+            item = plan.items[row]
+            if self.training:
+                samples[row] = self.maker.train(item, plan.epoch, plan.shape_hw, pixels[row])
+                geometry = Geometry(plan.shape_hw, plan.shape_hw)
+            else:
+                samples[row], geometry = self.maker.evaluate(item, plan.shape_hw, pixels[row])
+            samples[row].image = pixels[row]  # let go of the copy before colours
+            info[row] = ImageInfo(item.index, self.maker.index.path(item.index), geometry)
+        ordered = range(len(plan.items))
+        batch = collate(images, [samples[row] for row in ordered], [info[row] for row in ordered])
+        return self._quad(batch, plan) if self.quads and self.training else batch
+
+    def _quad(self, batch: Batch, plan: BatchPlan) -> Batch:
+        positions = [item.position for item in plan.items]
+        if len(positions) < 4:
+            raise UserError(f"--quad puts four images together: a batch of {len(positions)} images is too small")
+        draws = [
+            generator(self.maker.seed, plan.epoch, positions[4 * group], STREAM_QUAD).random() < 0.5
+            for group in range(len(positions) // 4)
+        ]
+        return quad(batch, draws)
+
+
+def _start_worker(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

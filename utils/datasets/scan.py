@@ -1,0 +1,243 @@
+"""Check every image and label of a split once, and keep what was found beside the labels."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from utils.core.config import DataConfig
+from utils.core.dist import main_first
+from utils.core.errors import UserError
+from utils.core.files import atomic_path, user_cache, write_text
+from utils.core.log import LOGGER, progress
+from utils.datasets import READERS
+from utils.datasets.images import ImageFault, probe_image
+from utils.datasets.index import Index, Listing
+from utils.datasets.label_lines import ImageLabels
+
+FORMAT_VERSION = 1
+MIN_SIDE_PX = 10  # smaller images teach nothing (behaviour.md 4.2)
+MAX_FAULTY_SHARE = 0.01
+_SHOWN = 10
+
+
+def build_index(
+    data: DataConfig,
+    split: str,
+    single_class: bool = False,
+    allow_faults: bool = False,
+    need_labels: bool = False,
+) -> Index:
+    """Return the index of a split, from its cache if nothing has changed.
+
+    An image that cannot be read, or whose label file has a faulty line, is dropped and reported with file and line.
+    UserError: no image is left; `need_labels` and there is no object at all; more than 1 % of the label files are
+    faulty and not `allow_faults`; a class that the data YAML does not name.
+    """
+    listing = READERS.get(data.format)(data, split)
+    key = _key(listing)
+    with main_first():
+        places = cache_places(listing.cache)
+        index, report = _load(places, key)
+        if index is None:
+            index, report = _scan(listing, f"{split}: checking")
+            _save(places, key, index, report)
+    _tell(index, report, split)
+    _judge(index, report, listing, f"{data.source}: `{split}:`", allow_faults)
+    if need_labels and len(index.boxes) == 0:
+        raise UserError(
+            f"{data.source}: no labels for any image of `{split}:`; looked for text files such as "
+            f"{listing.label_files[0]}"
+        )
+    if single_class:
+        boxes = index.boxes.copy()
+        boxes[:, 0] = 0
+        return replace(index, boxes=boxes)
+    _check_classes(index, data, listing)
+    return index
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Scanning
+
+
+def _scan(listing: Listing, text: str) -> tuple[Index, list[str]]:
+    """Return the index and the report: one line for each fault or oddity, label faults first."""
+    paths: list[str] = []
+    shapes: list[tuple[int, int]] = []
+    labels: list[ImageLabels] = []
+    label_faults: list[str] = []
+    image_faults: list[str] = []
+    notes: list[str] = []
+    faulty_files = 0
+    with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
+        checked = pool.map(lambda i: _check(listing, i), range(len(listing.images)))
+        for path, (shape, label, fault, odd) in zip(
+            listing.images, progress(checked, len(listing.images), text, "image"), strict=True
+        ):
+            notes += odd
+            faulty_files += bool(label.faults)
+            label_faults += label.faults
+            image_faults += [fault] if fault else []
+            if shape is None or fault or label.faults:
+                continue
+            if label.duplicates:
+                notes.append(f"{path}: {label.duplicates} repeated label lines ignored")
+            paths.append(path)
+            shapes.append(shape)
+            labels.append(label)
+    index = Index.build(paths, shapes, labels, corrupt=len(listing.images) - len(paths))
+    index.counts[Index.COUNTS.index("faulty_labels")] = faulty_files
+    return index, label_faults + image_faults + notes
+
+
+def _check(listing: Listing, i: int) -> tuple[tuple[int, int] | None, ImageLabels, str, list[str]]:
+    notes: list[str] = []
+    try:
+        shape = probe_image(Path(listing.images[i]), notes)
+    except ImageFault as error:
+        return None, ImageLabels(), str(error), []
+    if min(shape) < MIN_SIDE_PX:
+        fault = f"{listing.images[i]}: {shape[1]} x {shape[0]} pixels, smaller than {MIN_SIDE_PX}"
+        return None, ImageLabels(), fault, notes
+    return shape, listing.labels_of(i), "", notes
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Judging
+
+
+def _tell(index: Index, report: list[str], split: str) -> None:
+    """Log what was found."""
+    count = index.count
+    text = [f"{split}: {len(index)} images, {len(index.boxes)} objects"]
+    bare = count["missing"] + count["empty"]
+    text += [f"{bare} without objects ({count['missing']} without a label file)"] if bare else []
+    text += [f"{count['corrupt']} left out"] if count["corrupt"] else []
+    LOGGER.info(", ".join(text))
+    for line in report[:_SHOWN]:
+        LOGGER.warning(line)
+    if len(report) > _SHOWN:
+        LOGGER.warning(f"{split}: {len(report) - _SHOWN} more, all in the report beside the cache")
+
+
+def _judge(index: Index, report: list[str], listing: Listing, what: str, allow_faults: bool) -> None:
+    """Raise if what was found is not fit for use."""
+    count = index.count
+    faulty, files = count["faulty_labels"], count["faulty_labels"] + count["found"] + count["empty"]
+    if faulty > MAX_FAULTY_SHARE * files and not allow_faults:
+        raise UserError(
+            f"{what} has {faulty} faulty label files among {files}, the first: {report[0]}; correct them or give "
+            "--allow-label-faults to leave those images out"
+        )
+    if len(index) == 0:
+        raise UserError(f"{what}: none of {len(listing.images)} images can be used, the first: {report[0]}")
+
+
+def _check_classes(index: Index, data: DataConfig, listing: Listing) -> None:
+    """Raise if an object has a class that the data YAML does not name."""
+    too_high = np.flatnonzero(index.boxes[:, 0] >= data.num_classes)
+    if not len(too_high):
+        return
+    row = int(too_high[0])
+    image = int(np.searchsorted(index.box_starts, row, side="right")) - 1
+    files = dict(zip(listing.images, listing.label_files, strict=True))
+    file, wrong = files[index.path(image)], int(index.boxes[row, 0])
+    raise UserError(
+        f"{file}:{_line_of_class(file, wrong)}: class {wrong}, but {data.source} names "
+        f"{data.num_classes} classes (0 to {data.num_classes - 1})"
+    )
+
+
+def _line_of_class(file: str, wrong: int) -> int:
+    try:
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return 1
+    return next((n for n, line in enumerate(lines, 1) if line.split()[:1] and float(line.split()[0]) == wrong), 1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Cache
+
+
+def _key(listing: Listing) -> str:
+    """Return a hash of everything the index depends on: paths, sizes and times of images and labels."""
+    stamps = np.zeros((len(listing.images), 4), np.int64)
+    for row, (image, label) in enumerate(zip(listing.images, listing.label_files, strict=True)):
+        for column, path in ((0, image), (2, label)):
+            try:
+                found = os.stat(path)  # noqa: PTH116 - a Path per file costs a second on a large set
+            except OSError:
+                continue
+            stamps[row, column : column + 2] = found.st_size, found.st_mtime_ns
+    digest = hashlib.sha256(f"polyolo index {FORMAT_VERSION}\n".encode())
+    digest.update("\n".join(listing.images + listing.label_files).encode("utf-8", "surrogateescape"))
+    digest.update(stamps.tobytes())
+    return digest.hexdigest()
+
+
+def writable(folder: Path) -> bool:
+    """Tell whether files may be put into a folder; one marked read-only is left alone even by root."""
+    try:
+        return bool(folder.stat().st_mode & 0o222) and os.access(folder, os.W_OK)
+    except OSError:
+        return False
+
+
+def cache_places(cache: Path) -> list[Path]:
+    """Return where a cache file may lie, the preferred place first."""
+    name = hashlib.sha256(str(cache.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    fallback = user_cache() / "index" / f"{name}.npz"
+    return [cache, fallback] if writable(cache.parent) else [fallback]
+
+
+def _load(places: list[Path], key: str) -> tuple[Index | None, list[str]]:
+    for place in places:
+        if not place.is_file():
+            continue
+        try:
+            with np.load(place, allow_pickle=False) as stored:
+                if str(stored["key"]) != key:
+                    continue
+                index = Index(**{name: stored[name] for name in Index.__dataclass_fields__})
+                report = stored["report"].tobytes().decode("utf-8", "replace").splitlines()
+            _check_arrays(index)
+            return index, report
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            LOGGER.warning(f"{place}: damaged cache ({str(error)[:80]}), made anew")
+    return None, []
+
+
+def _check_arrays(index: Index) -> None:
+    """Raise ValueError if the arrays do not belong together."""
+    for starts, count, owners in (
+        (index.path_starts, len(index.path_bytes), len(index)),
+        (index.box_starts, len(index.boxes), len(index)),
+        (index.point_starts, len(index.points), len(index.boxes)),
+    ):
+        if len(starts) != owners + 1 or starts[0] != 0 or starts[-1] != count or (np.diff(starts) < 0).any():
+            raise ValueError("arrays do not fit together")
+    if index.boxes.shape[1:] != (5,) or index.points.shape[1:] != (2,) or len(index.counts) != len(Index.COUNTS):
+        raise ValueError("arrays do not have the right shape")
+
+
+def _save(places: list[Path], key: str, index: Index, report: list[str]) -> None:
+    text = "\n".join(report)
+    blob = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
+    for place in places:
+        try:
+            with atomic_path(place) as temporary:
+                np.savez(temporary, key=np.array(key), report=blob, **index.arrays())  # type: ignore[arg-type]
+            if report:
+                write_text(place.with_suffix(".txt"), text + "\n")
+                LOGGER.info(f"{place.with_suffix('.txt')}: full report of {len(report)} faults and oddities")
+            return
+        except UserError as error:
+            LOGGER.warning(f"index not kept: {error}")

@@ -1,0 +1,84 @@
+"""A batch as one picture: what the network saw, with labels or predictions on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from utils.core.contracts import Batch, ImageInfo, Results
+from utils.plots.draw import DrawStyle, colour_of, draw_boxes, draw_label, label_text
+from utils.plots.output import write_image
+
+MAX_IMAGES = 16
+MAX_SIDE_PX = 1920
+SHOWN_CONFIDENCE = 0.25  # validation keeps boxes of hardly any confidence, which would hide the image
+_GREY = (114, 114, 114)
+
+
+def draw_batch(batch: Batch, path: Path, names: Sequence[str], results: Sequence[Results] | None = None) -> None:
+    """Write up to 16 images of `batch` as a mosaic to `path`, with `results` drawn on them, else with the labels."""
+    count = min(len(batch), MAX_IMAGES)
+    columns = int(np.ceil(count**0.5))
+    rows = -(-count // columns)
+    network_hw = (int(batch.images.shape[2]), int(batch.images.shape[3]))
+    shrink = min(1.0, MAX_SIDE_PX / max(rows * network_hw[0], columns * network_hw[1]))
+    tile_hw = (round(network_hw[0] * shrink), round(network_hw[1] * shrink))
+    mosaic = np.full((rows * tile_hw[0], columns * tile_hw[1], 3), 255, np.uint8)
+    for i in range(count):
+        tile = _tile(batch.images[i], tile_hw)
+        labels = _predicted(results[i], network_hw) if results is not None else _labelled(batch, i)
+        _draw_on_tile(tile, labels, names, Path(batch.info[i].path).stem)
+        row, column = divmod(i, columns)
+        top, left = row * tile_hw[0], column * tile_hw[1]
+        mosaic[top : top + tile_hw[0], left : left + tile_hw[1]] = tile
+    write_image(Path(path), mosaic)
+
+
+def _tile(image: torch.Tensor, tile_hw: tuple[int, int]) -> np.ndarray:
+    """Return a (3, H, W) RGB image, uint8 or float in [0, 1], as a BGR tile."""
+    pixels = image.detach().cpu()
+    if pixels.is_floating_point():
+        pixels = (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    bgr = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()[:, :, ::-1])
+    if bgr.shape[:2] != tile_hw:
+        bgr = cv2.resize(bgr, tile_hw[::-1], interpolation=cv2.INTER_AREA)
+    return bgr
+
+
+Drawable = tuple[np.ndarray, list[int], list[float | None]]  # (n, 4) xyxy divided by the tile's size, classes, scores
+
+
+def _labelled(batch: Batch, index: int) -> Drawable:
+    rows = batch.boxes[batch.boxes[:, 0] == index].detach().cpu().float().numpy()
+    centre, size = rows[:, 2:4], rows[:, 4:6]
+    boxes = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
+    return boxes, rows[:, 1].astype(int).tolist(), [None] * len(rows)
+
+
+def _predicted(results: Results, network_hw: tuple[int, int]) -> Drawable:
+    if results.boxes is None or results.classes is None or results.scores is None:
+        return np.zeros((0, 4), np.float32), [], []
+    shown = (results.scores > SHOWN_CONFIDENCE).cpu()
+    boxes = to_network_px(results.boxes.detach().cpu().float()[shown].numpy(), results.info)
+    size = np.array([network_hw[1], network_hw[0]] * 2, np.float32)
+    return boxes / size, results.classes.cpu()[shown].tolist(), results.scores.cpu()[shown].tolist()
+
+
+def to_network_px(boxes_xyxy: np.ndarray, info: ImageInfo) -> np.ndarray:
+    """Return (n, 4) boxes in pixels of the original image as pixels of the network's input."""
+    geometry = info.geometry
+    return boxes_xyxy * np.array(geometry.scale_xy * 2, np.float32) + np.array(geometry.pad_xy * 2, np.float32)
+
+
+def _draw_on_tile(tile: np.ndarray, found: Drawable, names: Sequence[str], title: str) -> None:
+    boxes, classes, scores = found
+    height, width = tile.shape[:2]
+    texts = [label_text(names, index, score, DrawStyle()) for index, score in zip(classes, scores, strict=True)]
+    pixels = boxes * np.array([width, height] * 2, np.float32)
+    draw_boxes(tile, pixels, [colour_of(index) for index in classes], texts, line_px=2)
+    draw_label(tile, title[:40], (4, 4), _GREY, max(10, min(18, height // 24)), line_px=0)
+    cv2.rectangle(tile, (0, 0), (width - 1, height - 1), (255, 255, 255), 1)

@@ -1,0 +1,62 @@
+"""Feature maps of a network's layers as pictures and arrays (`--visualize`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+from torch import Tensor
+
+from utils.core.contracts import Frame, Results
+from utils.core.files import atomic_path
+from utils.plots.output import write_image
+from utils.plots.sinks import Names
+
+SHOWN_CHANNELS = 32  # behaviour.md 5.3
+_COLUMNS = 8
+_TILE_PX = 96  # least side of a map in the picture
+
+
+class FeatureSink:
+    """For every frame a folder with, per layer, a png of the first 32 channels and an npy of all of them."""
+
+    stopped = False
+
+    def __init__(self, folder: Path, maps: Mapping[str, Tensor]) -> None:
+        """Take `maps`, which holds the (B, C, H, W) output of each layer for the batch that was run last."""
+        self.folder, self.maps, self._names, self._count = folder, maps, Names(), 0
+
+    def write(self, frame: Frame, results: Results, picture: Callable[[], np.ndarray]) -> None:
+        """Write the maps of one frame."""
+        stem = self._names.of(frame, stem_only=True)
+        place = self.folder / (f"{stem}_{frame.number}" if frame.is_video else stem)
+        for name, values in self.maps.items():
+            channels = values[results.info.index].float().cpu().numpy()
+            with atomic_path(place / f"{name}.npy") as temporary:
+                np.save(temporary, channels)
+            write_image(place / f"{name}.png", feature_picture(channels))
+        self._count += 1
+
+    def close(self) -> str:
+        """Return what was written."""
+        return f"feature maps of {self._count} image(s) in {self.folder}" if self._count else ""
+
+
+def feature_picture(channels: np.ndarray) -> np.ndarray:
+    """Return the first 32 of (C, H, W) maps side by side, each from its least (dark) to its greatest value."""
+    shown = channels[:SHOWN_CHANNELS]
+    height, width = shown.shape[1:]
+    enlarged = max(1, -(-_TILE_PX // max(height, width)))
+    rows = -(-len(shown) // _COLUMNS)
+    step_y, step_x = height * enlarged + 2, width * enlarged + 2
+    canvas = np.full((rows * step_y, min(_COLUMNS, len(shown)) * step_x, 3), 255, np.uint8)
+    for i, channel in enumerate(shown):
+        low, high = float(channel.min()), float(channel.max())
+        grey = ((channel - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+        tile = cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS)
+        tile = cv2.resize(tile, None, fx=enlarged, fy=enlarged, interpolation=cv2.INTER_NEAREST)
+        top, left = (i // _COLUMNS) * step_y, (i % _COLUMNS) * step_x
+        canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+    return canvas
