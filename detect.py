@@ -31,7 +31,9 @@ from utils.core.files import run_folder
 from utils.core.log import LOGGER
 
 if TYPE_CHECKING:  # what needs torch is imported after parsing, so that --help answers at once
-    from utils.core.contracts import FrameSource, Runner
+    import numpy as np
+
+    from utils.core.contracts import FrameSource, Results, Runner
     from utils.engine.predict import PredictReport, Sink
 
 
@@ -67,7 +69,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--line-thickness", type=int, default=3, help="width of box lines in pixels; 0: by image size")
     add("--hide-labels", action="store_true", help="draw boxes without text")
     add("--hide-conf", action="store_true", help="write no confidence at boxes")
-    add("--update", action="store_true", help="afterwards rewrite the weights without optimizer state")
+    add(
+        "--update",
+        action="store_true",
+        help="afterwards rewrite the weights, in the native format, without optimizer state",
+    )
     add_run_folder(parser, "runs/detect")
     add_download(parser)
     return parser
@@ -106,10 +112,12 @@ def main(options: argparse.Namespace) -> PredictReport:
     LOGGER.info(f"{opened.name} on {describe(device)}, {len(runner.names)} classes")
     style = DrawStyle(options.line_thickness or None, labels=not options.hide_labels, scores=not options.hide_conf)
     folder, sinks = _sinks(options, runner)
+
+    def draw(image: np.ndarray, found: Results) -> np.ndarray:
+        return annotate(image, found, runner.names, style)
+
     try:
-        report = predict(
-            runner, source, settings, sinks, lambda image, found: annotate(image, found, runner.names, style)
-        )
+        report = predict(runner, source, settings, sinks, draw, device)
     finally:
         if folder is not None:
             with suppress(OSError):  # left empty when nothing could be read

@@ -69,7 +69,7 @@ def run(**overrides: object) -> dict[str, float]:
     """Score from Python with the options' names and defaults; return the numbers."""
     settings = ScoreSettings.from_dict(vars(to_namespace(build_parser(), dict(overrides))))
 
-    from utils.backends import open_subject  # torch is loaded here, so that --help answers at once
+    from utils.backends.opening import open_subject  # torch is loaded here, so that --help answers at once
     from utils.engine.score import score
     from utils.tasks import TASKS
 

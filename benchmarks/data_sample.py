@@ -3,8 +3,8 @@
 python benchmarks/data_sample.py --images ../datasets/coco128/images/train2017
 python benchmarks/data_sample.py --images FOLDER --size 320 --epochs 9 --write
 
-The other implementation reads the specification literally: four decodes for each sample, a canvas of twice the size, one
-warp, three lookup tables, flips and a transposing copy. Both run in one thread, turn about, epoch by epoch; CPU time.
+The other implementation reads the specification literally: four decodes for each sample, a canvas of twice the size,
+one warp, three lookup tables, flips and a transposing copy. Both run in one thread, turn about, epoch by epoch.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cv2
 import numpy as np
@@ -32,7 +31,7 @@ import torch
 
 from utils.core.config import DataConfig
 from utils.core.contracts import LoadRequest
-from utils.core.files import write_text
+from utils.core.files import ROOT, write_text
 from utils.core.hyp import Hyp
 from utils.datasets import cache, dataset, mosaic
 from utils.datasets.index import Index
@@ -83,7 +82,7 @@ class Straightforward:
         canvas = np.full((2 * size, 2 * size, 3), GREY, np.uint8)
         labels = []
         for corner, one in enumerate(numbers):
-            image = cv2.imread(self.index.path(int(one)))
+            image: Any = cv2.imread(self.index.path(int(one)))
             scale = size / max(image.shape[:2])
             if scale != 1:
                 image = cv2.resize(image, (int(image.shape[1] * scale), int(image.shape[0] * scale)))
@@ -178,7 +177,7 @@ def shares(loader: BatchLoader, epochs: int) -> dict[str, float]:
         parts.timed(mosaic, "move_labels", "labels"),
         parts.timed(dataset, "write_rgb", "colour"),
     ):
-        total = cpu_seconds(lambda: [one_epoch(loader, 1000 + epoch) for epoch in range(epochs)])
+        total = sum(cpu_seconds(partial(one_epoch, loader, 1000 + epoch)) for epoch in range(epochs))
     found = {label: seconds / total for label, seconds in parts.seconds.items()}
     return found | {"rest": 1 - sum(found.values())}
 
@@ -203,7 +202,7 @@ def measure(options: argparse.Namespace) -> str:
     data = DataConfig(folder, folder, tuple(map(str, range(1000))), {"train": (folder,)})
     hyp = Hyp()
     request = LoadRequest(data, "train", True, options.size, options.batch_size, 32, hyp, workers=0)
-    ours, count = open_loader(request, rank=0, world=1), 0
+    ours = open_loader(request, rank=0, world=1)
     theirs = Straightforward(ours.index, hyp, options.size)
     count = ours.num_images
 
@@ -216,7 +215,7 @@ def measure(options: argparse.Namespace) -> str:
     their_epoch()
     before, pairs = ours.decoded, []
     for epoch in range(options.epochs):
-        pairs.append((cpu_seconds(lambda e=epoch: one_epoch(ours, 1 + e)), cpu_seconds(their_epoch)))
+        pairs.append((cpu_seconds(partial(one_epoch, ours, 1 + epoch)), cpu_seconds(their_epoch)))
     decodes = (ours.decoded - before) / count / options.epochs
     mine, other = (1000 * statistics.median(pair[i] for pair in pairs) / count for i in (0, 1))
     ratio = statistics.median(pair[0] / pair[1] for pair in pairs)
@@ -252,8 +251,8 @@ def main() -> None:
         "",
         f"`{command}`",
         "",
-        "Mosaic, random perspective, HSV and flips with the defaults of hyp.scratch-low, no cache of images kept between",
-        "epochs. Milliseconds of CPU time, medians of epochs run turn about.",
+        "Mosaic, random perspective, HSV and flips with the defaults of hyp.scratch-low; no decoded image is kept from",
+        "one epoch to the next. Milliseconds of CPU time; medians of epochs run turn about.",
         "",
         "| size | ours | straightforward | ratio | images decoded per sample | parts of ours |",
         "|---|---|---|---|---|---|",

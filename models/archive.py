@@ -101,10 +101,15 @@ def _read_zip(path: Path) -> Any:
         if folder + "byteorder" in names and _member(archive, folder + "byteorder", path).strip() != b"little":
             raise UserError("written on a big-endian machine, which is not supported")
         storages: dict[str, tuple[torch.dtype, Storage]] = {}
+        left = path.stat().st_size  # members that share bytes could add up to more than the file
 
         def storage(identity: Any) -> Storage:
+            nonlocal left
             dtype, key, count = _storage_id(identity)
             if key not in storages:
+                left -= archive.getinfo(f"{folder}data/{key}").file_size
+                if left < 0:
+                    raise PickleError("more numbers than the file has bytes")
                 storages[key] = (dtype, _flat(_member(archive, f"{folder}data/{key}", path), dtype, count))
             known, values = storages[key]
             if known != dtype:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from models.architecture import read_architecture
 from models.layers.activations import parse_activation
@@ -81,7 +80,7 @@ def build_network(
         if value is not None:
             description[key] = value
     names = tuple(str(i) for i in range(description["nc"])) if names is None else tuple(names)
-    if len(names) != description["nc"]:
+    if len(names) != description["nc"]:  # names of another data set
         raise UserError(f"{source}: {description['nc']} classes, but {len(names)} names")
     rows = [*description["backbone"], *description["head"]]
     if not rows:
@@ -145,6 +144,8 @@ def _build_row(
     values = tuple(words.value(argument) for argument in arguments)
     is_head = hasattr(kind, "decode")
     if is_head:
+        if missing := {"nc", "anchors"} & {value for value in values if isinstance(value, str)}:
+            raise ValueError(f"needs the key `{sorted(missing)[0]}:`, which is missing")
         values = tuple(_expanded(value, len(sources)) if given == "anchors" else value
                        for given, value in zip(arguments, values, strict=True))  # fmt: skip
     plan: Plan = kind.plan(Row(channels, values, words.repeats(repeats), words.channels))
@@ -213,18 +214,20 @@ def _set_csp_activation(layers: nn.ModuleList, factory: Any) -> None:
 def _measure(
     layers: list[nn.Module], routes: list[Route], rows: list[Any], channels: int, source: str
 ) -> list[tuple[float, ...]]:
-    """Return per row the strides of its output, by an empty image of shapes without content.
+    """Return per row the strides of its output, by an empty image in evaluation mode.
 
-    Meta tensors cost nothing and leave normalisation statistics alone.
+    That leaves normalisation statistics alone. Networks without weights (the meta device) are measured as they are;
+    others too, since torch's meta kernels take longer to import than most networks take to run.
     """
     sizes: list[Tensor | None] = []
-    image = torch.empty(1, channels, PROBE_PX, PROBE_PX, device="meta")
+    device = next((p.device for layer in layers for p in layer.parameters()), torch.device("cpu"))
+    image = torch.zeros(1, channels, PROBE_PX, PROBE_PX, device=device)
     for index, (layer, route) in enumerate(zip(layers, routes, strict=True)):
-        tensors = {name: tensor.to("meta") for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]}
         inputs: list[Any] = [image if s == INPUT else sizes[s] for s in route.sources]
         training = layer.training
         try:
-            output = functional_call(layer.eval(), tensors, (inputs if route.joined else inputs[0],))
+            with torch.no_grad():
+                output = layer.eval()(inputs if route.joined else inputs[0])
         except _FAULTS as error:
             raise _fault(source, index, rows, error) from error
         finally:

@@ -152,7 +152,7 @@ def _native(content: dict[str, Any], path: Path) -> Checkpoint:
             f"written by another version of Polyolo (format {content.get('version')!r}, this reads {VERSION})"
         )
     architecture, names = content["architecture"], content["names"]
-    with torch.device("meta"):  # weights come from the file
+    with torch.random.fork_rng(devices=[]):  # weights come from the file: drawing them must not move the run's numbers
         network = build_network(architecture, len(names), names)
     if architecture.get("fused"):
         network = fuse(network)

@@ -38,15 +38,20 @@ def fetch_official(name: str, folder: Path) -> Path:
     url = f"{RELEASE}/{name}"
     LOGGER.info(f"fetching {url} (these weights have their own licence, AGPL-3.0)")
     size, checksum = KNOWN.get(name, (None, None))
+    with atomic_path(path) as temporary:
+        received, digest = _fetch(url, temporary, size)
+        _check(url, received, digest, size, checksum)
+    return path
+
+
+def _fetch(url: str, path: Path, size: int | None) -> tuple[int, str]:
+    """Do `_receive`; what goes wrong on the way is one line."""
     try:
-        with atomic_path(path) as temporary:
-            received, digest = _receive(url, temporary, size)
-            _check(url, received, digest, size, checksum)
+        return _receive(url, path, size)
     except urllib.error.HTTPError as error:
         raise UserError(f"{url}: the server answers {error.code} {error.reason}") from error
-    except (urllib.error.URLError, TimeoutError, http.client.HTTPException, ConnectionError) as error:
+    except (urllib.error.URLError, TimeoutError, http.client.HTTPException, ConnectionError, ValueError) as error:
         raise UserError(f"{url}: cannot be fetched ({getattr(error, 'reason', None) or error})") from error
-    return path
 
 
 def _receive(url: str, path: Path, size: int | None) -> tuple[int, str]:
@@ -54,9 +59,8 @@ def _receive(url: str, path: Path, size: int | None) -> tuple[int, str]:
     digest, received = hashlib.sha256(), 0
     request = urllib.request.Request(url, headers={"User-Agent": "polyolo"})
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response, path.open("wb") as target:
-        announced = int(response.headers.get("Content-Length") or 0) or size
-        bar = progress(total=announced, text=path.suffix and url.rsplit("/", 1)[-1], unit="B")
-        with bar:
+        announced = int(response.headers.get("Content-Length") or 0)
+        with progress(total=announced or size, text=url.rsplit("/", 1)[-1], unit="B") as bar:
             while chunk := response.read(CHUNK):
                 received += len(chunk)
                 if received > (size or MAX_BYTES):
@@ -64,6 +68,8 @@ def _receive(url: str, path: Path, size: int | None) -> tuple[int, str]:
                 target.write(chunk)
                 digest.update(chunk)
                 bar.update(len(chunk))
+    if received < announced:
+        raise ConnectionError(f"broke off after {received} of {announced} bytes")
     return received, digest.hexdigest()
 
 

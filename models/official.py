@@ -19,6 +19,7 @@ from utils.core.errors import UserError
 _NETWORKS = {"Model", "DetectionModel", "SegmentationModel", "ClassificationModel", "BaseModel"}
 _INSIDE = {"Proto", "TransformerLayer", "TransformerBlock", "Ensemble"}  # parts that no YAML row names
 _MAX_MODULES = 100_000
+MAX_CLASSES = 1_000_000
 _ALIASES = {"anchor_grid"}  # buffers of old files that are computed here
 
 
@@ -94,14 +95,14 @@ def network_from(content: dict[str, Any], source: str) -> tuple[Network, dict[st
     if record.name.name not in _NETWORKS or not record.name.module.startswith("models."):
         raise UserError(f"holds a {record.name}, not a network of YOLOv5")
     _refuse_unknown(root)
-    layers = [module for name in _rows_of(root) if (module := name) is not None]
+    layers = _rows_of(root)
     state = _tensors(root)
     if isinstance(root.state.get("yaml"), dict):
         description, num_classes = _described(root, layers, state, source)
     else:
         description, num_classes = _classifier(layers, source), int(state[f"{layers[-1].place}.linear.bias"].shape[0])
     names = _names(root.state.get("names"), num_classes)
-    with torch.device("meta"):  # weights come from the file, drawing them would take longer than reading it
+    with torch.random.fork_rng(devices=[]):  # weights come from the file: drawing them must not move the run's numbers
         network = build_network(description, num_classes, names, _anchors_per_level(layers))
     if _is_fused(root):
         network = fuse(network)
@@ -156,7 +157,7 @@ def _described(
     written = {str(key): value for key, value in root.state["yaml"].items()}
     plain = {key: value for key, value in written.items() if key not in ("yaml_file", "names")}
     num_classes = root.state.get("nc", layers[-1].state.get("nc", plain.get("nc")))
-    if not isinstance(num_classes, int) or num_classes < 1:
+    if not isinstance(num_classes, int) or not 1 <= num_classes <= MAX_CLASSES:
         raise UserError("damaged: it does not say how many classes it has")
     extra = {
         "activation": plain.get("activation") or _activations(root, ("Conv", "DWConv")),

@@ -7,6 +7,7 @@ says is imported or called. Names outside the allow-list are refused.
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -146,6 +147,11 @@ class Unpickler:
     def load(self, stream: IO[bytes]) -> Any:
         """Return the next object of `stream`, which is left behind its end."""
         self._stack, self._outer, self._memo = [], [], {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # odd escapes in names of a damaged file
+            return self._run(stream)
+
+    def _run(self, stream: IO[bytes]) -> Any:
         for opcode, argument, _ in pickletools.genops(stream):
             if opcode.name == "STOP":
                 return self._stack.pop()
@@ -228,6 +234,9 @@ class Unpickler:
     def _call(self, function: Name, arguments: tuple[Any, ...]) -> Any:
         text = str(function)
         if text in _FUNCTIONS:
+            for argument in arguments:  # a long text copied again and again would fill the memory
+                if isinstance(argument, (str, list, tuple)):
+                    self._count(argument)
             return _FUNCTIONS[text](*arguments)
         if text in ("__builtin__.set", "builtins.set"):
             return {_checked_key(item) for item in self._count(arguments[0])} if arguments else set()

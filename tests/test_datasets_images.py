@@ -96,7 +96,10 @@ def test_a_bomb_is_refused_by_its_header(tmp_path):
     header = struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
     path = tmp_path / "bomb.png"
     path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
     )
     for read in (probe_image, read_image):
         with pytest.raises(ImageFault, match="refused"):

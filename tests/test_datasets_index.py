@@ -1,6 +1,5 @@
 """Folders, list files and labels to an index; its checks and its cache."""
 
-import os
 import stat
 from pathlib import Path
 
@@ -177,7 +176,9 @@ def scans(monkeypatch):
     """Count how often images are really looked at."""
     seen: list[str] = []
     original = scan_module.probe_image
-    monkeypatch.setattr(scan_module, "probe_image", lambda path, notes: (seen.append(path.name), original(path, notes))[1])
+    monkeypatch.setattr(
+        scan_module, "probe_image", lambda path, notes: (seen.append(path.name), original(path, notes))[1]
+    )
     return seen
 
 
@@ -248,7 +249,7 @@ def test_nothing_writable_is_no_obstacle(tmp_path, monkeypatch, scans):
 def test_no_temporary_file_is_left(tmp_path):
     data = make_set(tmp_path)
     build_index(data, "train")
-    assert sorted(os.listdir(tmp_path / "labels")) == ["train", "train.polyolo-cache.npz"]
+    assert sorted(path.name for path in (tmp_path / "labels").iterdir()) == ["train", "train.polyolo-cache.npz"]
 
 
 def test_coco128_is_read_whole(coco128):

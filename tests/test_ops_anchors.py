@@ -82,21 +82,22 @@ def boxes_of(sides_n, seed=0):
 
 def test_anchors_that_fit_are_kept():
     decision = check_anchors(boxes_of((0.05, 0.5)), np.full((20, 2), 640), P5, 640, 4.0, np.random.default_rng(0))
-    assert decision.anchors is None
-    assert decision.old.recall > 0.98
+    assert decision.new is None
+    assert decision.old_fit.recall > 0.98
     assert "fit the data" in decision.message
 
 
 def test_anchors_that_do_not_fit_are_replaced_in_stride_order():
     decision = check_anchors(boxes_of((0.005, 0.02)), np.full((20, 2), 640), P5, 640, 2.0, np.random.default_rng(0))
-    assert decision.anchors is not None
-    assert decision.new.recall > decision.old.recall
-    areas = np.array(decision.anchors).prod(axis=2).mean(axis=1)
+    assert decision.new is not None
+    assert decision.new_fit.recall > decision.old_fit.recall
+    assert decision.old == P5
+    areas = np.array(decision.new).prod(axis=2).mean(axis=1)
     assert (np.diff(areas) > 0).all()
-    assert (np.float16(decision.anchors) == np.array(decision.anchors)).all()
+    assert (np.float16(decision.new) == np.array(decision.new)).all()
 
 
 def test_a_data_set_without_boxes_keeps_its_anchors():
     decision = check_anchors([np.zeros((0, 5))], np.array([[10, 10]]), P5, 640, 4.0, np.random.default_rng(0))
-    assert decision.anchors is None
+    assert decision.new is None
     assert "no labels" in decision.message

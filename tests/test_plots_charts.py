@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 
 from utils.plots import labels as label_plots
-from utils.plots.curves import _smoothed, draw_confidence_curve, draw_confusion, draw_pr_curve
+from utils.plots.curves import _smoothed, draw_confidence_curve, draw_confusion, draw_pr_curve, draw_score_curves
 from utils.plots.labels import draw_labels
 from utils.plots.results import arrange, draw_results, read_columns, smooth
 
 X = np.linspace(0, 1, 1000)
-COLUMNS = (
-    "epoch,train/box_loss,train/obj_loss,train/cls_loss,metrics/precision,metrics/recall,metrics/mAP_0.5,"
-    "metrics/mAP_0.5:0.95,val/box_loss,val/obj_loss,val/cls_loss,x/lr0,x/lr1,x/lr2"
-).split(",")
+COLUMNS = [
+    "epoch",
+    *("train/box_loss", "train/obj_loss", "train/cls_loss"),
+    *("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95"),
+    *("val/box_loss", "val/obj_loss", "val/cls_loss"),
+    *("x/lr0", "x/lr1", "x/lr2"),
+]
 
 
 def is_picture(path, at_least=300) -> bool:
@@ -94,7 +97,9 @@ def test_columns_are_arranged_two_by_five_for_detection_and_two_by_eight_for_seg
     above, below = arrange(COLUMNS)
     assert above == COLUMNS[1:6] and below == [*COLUMNS[8:11], *COLUMNS[6:8]]
     boxes = ["metrics/precision(B)", "metrics/recall(B)", "metrics/mAP_0.5(B)", "metrics/mAP_0.5:0.95(B)"]
-    names = [f"train/{i}" for i in range(4)] + boxes + [b.replace("B", "M") for b in boxes] + [f"val/{i}" for i in range(4)]
+    names = (
+        [f"train/{i}" for i in range(4)] + boxes + [b.replace("B", "M") for b in boxes] + [f"val/{i}" for i in range(4)]
+    )
     assert [len(row) for row in arrange(names)] == [8, 8]
 
 
@@ -108,3 +113,19 @@ def test_smooth_keeps_constants_and_lowers_peaks():
     assert smooth(np.full(9, 2.0)) == pytest.approx(np.full(9, 2.0))
     assert smooth(np.array([0, 0, 0, 9.0, 0, 0, 0])).max() < 3
     assert smooth(np.zeros(0)).shape == (0,)
+
+
+def test_the_four_curves_of_an_evaluator_are_named_as_yolov5_names_them(tmp_path):
+    curve = np.stack([1 - X, X])
+    details = SimpleNamespace(
+        classes=np.array([0, 2]),
+        positions=X,
+        precision=curve,
+        recall=curve,
+        f1=curve,
+        precision_by_recall=curve,
+        ap50=np.array([0.5, 0.4]),
+    )
+    paths = draw_score_curves(details, tmp_path, ["a", "b", "c"])
+    assert [path.name for path in paths] == ["PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png"]
+    assert all(is_picture(path) for path in paths)

@@ -56,7 +56,9 @@ def test_no_results_leave_the_image_as_it_is():
     assert (annotate(grey(), bare, ["x"]) == 90).all()
 
 
-@pytest.mark.parametrize("box", [[0, 0, 119, 99], [-9, -9, 200, 200], [100, 0, 119.9, 10], [0, 95, 4, 99.9], [5, 5, 5, 5]])
+@pytest.mark.parametrize(
+    "box", [[0, 0, 119, 99], [-9, -9, 200, 200], [100, 0, 119.9, 10], [0, 95, 4, 99.9], [5, 5, 5, 5]]
+)
 def test_boxes_at_the_border_keep_their_label_inside(box):
     image = grey()
     plain = annotate(image, found([box]), ["name"], DrawStyle(line_px=1, labels=False))

@@ -130,7 +130,9 @@ def test_videos_can_be_read_again_with_every_frame(tmp_path, hw):
 
 
 def test_two_videos_and_a_stream_that_changes_its_size(tmp_path):
-    stream = [Frame(np.zeros((40 + 10 * i, 64, 3), np.uint8), "rtsp://host:8/a?b", "", i + 1, stream=1) for i in range(2)]
+    stream = [
+        Frame(np.zeros((40 + 10 * i, 64, 3), np.uint8), "rtsp://host:8/a?b", "", i + 1, stream=1) for i in range(2)
+    ]
     feed(VideoSink(tmp_path), (film(1), TWO), (film(1, "/b/film.mp4"), TWO), *((frame, TWO) for frame in stream))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["film.mp4", "film_2.mp4", "host_8_a.mp4"]
 

@@ -36,7 +36,7 @@ def test_training_leaves_the_files_people_look_for(trained):
 
 
 def test_results_csv_has_yolov5s_columns(trained):
-    rows = list(csv.reader((trained[0] / "results.csv").open(), skipinitialspace=True))
+    rows = list(csv.reader((trained[0] / "results.csv").read_text().splitlines(), skipinitialspace=True))
     columns = """epoch train/box_loss train/obj_loss train/cls_loss metrics/precision metrics/recall metrics/mAP_0.5
         metrics/mAP_0.5:0.95 val/box_loss val/obj_loss val/cls_loss x/lr0 x/lr1 x/lr2"""
     assert [name.strip() for name in rows[0]] == columns.split()

@@ -106,7 +106,7 @@ def _parse(text: str) -> tuple[str, list[Any], dict[str, Any]]:
             return _dotted(node), [], {}
         arguments = [ast.literal_eval(argument) for argument in node.args]
         named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
-    except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"activation {text!r}: not a name like nn.LeakyReLU(0.1)") from error
     return _dotted(node.func), arguments, named
 

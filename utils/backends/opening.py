@@ -88,7 +88,9 @@ def _backend_of(paths: Sequence[Path]) -> Any:
     backends = []
     for path in paths:
         if path.suffix not in known:
-            raise UserError(f"{path}: {path.suffix or 'no suffix'} is no format that runs here ({' '.join(sorted(known))})")
+            raise UserError(
+                f"{path}: {path.suffix or 'no suffix'} is no format that runs here ({' '.join(sorted(known))})"
+            )
         backends.append(known[path.suffix])
     if len(set(backends)) > 1:
         raise UserError(f"{paths[0]} and {paths[-1]} are of different formats; an ensemble takes one")

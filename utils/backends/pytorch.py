@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import load_checkpoint
+from models.ensemble import Ensemble
 from models.fuse import fuse
 from models.network import Network
 from models.runner import NetworkRunner, to_input
+from models.tta import Augmented, augmented
 from utils.backends import BACKENDS
 from utils.core.contracts import Outputs, Runner
 from utils.core.device import cpu_has_bf16
@@ -46,11 +48,13 @@ class PyTorchBackend:
         """
         checkpoints = [load_checkpoint(path) for path in paths]
         networks = [fuse(one.network) if folded else one.network for one in checkpoints]
-        return _runner(networks[0], device, half), checkpoints[0].meta
+        members = [_runner(network, device, half) for network in networks]
+        runner: Runner = members[0] if len(members) == 1 else Ensemble(members)
+        return augmented(runner) if augment else runner, checkpoints[0].meta
 
 
 def _runner(network: Network, device: torch.device, half: bool) -> Runner:
-    network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    network = network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     if half and device.type != "cpu":
         return HalfRunner(network.half(), device)
     if half and not cpu_has_bf16():
@@ -62,13 +66,15 @@ def _runner(network: Network, device: torch.device, half: bool) -> Runner:
 def watch_layers(runner: Runner) -> dict[str, Tensor]:
     """Return a table that always holds the (B, C, H, W) outputs of the last run, by row and name of the layer.
 
-    Of an ensemble it shows the first network. Exported files have no layers to see: UserError.
+    Of an ensemble it shows the first network, of an augmented run the last pass. Exported files have no layers to
+    see: UserError.
     """
-    network = getattr(runner, "network", None)
-    if not isinstance(network, Network):
+    while isinstance(runner, (Ensemble, Augmented)):
+        runner = runner.members[0] if isinstance(runner, Ensemble) else runner.runner
+    if not isinstance(runner, NetworkRunner):
         raise UserError("--visualize needs a PyTorch checkpoint; exported files do not show their layers")
     maps: dict[str, Tensor] = {}
-    for row, layer in enumerate(network.model):
+    for row, layer in enumerate(runner.network.model):
         layer.register_forward_hook(_keeper(maps, f"{row:02d}_{type(layer).__name__}"))
     return maps
 

@@ -26,6 +26,7 @@ class Hyp:
     lrf: float = 0.01  # and at the end, as a fraction of lr0
     momentum: float = 0.937  # SGD momentum, Adam's beta1
     weight_decay: float = 0.0005
+    nominal_batch: float = 64.0  # images per optimizer step; smaller batches are gathered until they make this many
     warmup_epochs: float = 3.0
     warmup_momentum: float = 0.8
     warmup_bias_lr: float = 0.1
@@ -68,7 +69,9 @@ class Hyp:
         for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name, low, high in (("anchor_t", 1, math.inf), ("scale", 0, 1), ("translate", 0, 1), ("momentum", 0, 1)):
+        limits = {"anchor_t": (1, math.inf), "nominal_batch": (1, math.inf)}
+        limits |= dict.fromkeys(("scale", "translate", "momentum"), (0, 1))
+        for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must lie between {low} and {high}, got {getattr(self, name)}")
         if self.lr0 == 0:

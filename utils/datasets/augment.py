@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +14,8 @@ from utils.datasets.sample import Sample, concatenate
 
 MIXUP_BETA = 32.0
 _MAX_PASTE_OVERLAP = 0.30
+_OPTIONAL = ("Blur", "MedianBlur", "ToGray", "CLAHE")
+_OPTIONAL_CHANCE = 0.01
 
 
 def hsv_tables(gains: np.ndarray) -> list[np.ndarray]:
@@ -24,7 +26,7 @@ def hsv_tables(gains: np.ndarray) -> list[np.ndarray]:
 
 
 def write_rgb(image: np.ndarray, out_rgb: np.ndarray, gains: np.ndarray | None) -> None:
-    """Write the BGR or BGRA image into `out_rgb` (H, W, 3); hue, saturation and value multiplied by `gains` if given."""
+    """Write the BGR or BGRA image into `out_rgb` (H, W, 3); hue, saturation, value times `gains` if given."""
     if gains is None:
         cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGB, dst=out_rgb)
         return
@@ -66,10 +68,10 @@ def copy_paste(sample: Sample, share: float, rng: np.random.Generator) -> Sample
         cv2.drawContours(mask, [outline.astype(np.int32)], -1, 255, cv2.FILLED)
     if len(boxes) == len(sample.boxes_xyxy):
         return sample
-    image = np.where(mask[..., None] > 0, sample.image[:, ::-1], sample.image)
+    image = cv2.copyTo(cv2.flip(sample.image, 1), mask, sample.image.copy())
     semantic = sample.semantic
     if semantic is not None:
-        semantic = np.where(mask > 0, semantic[:, ::-1], semantic)
+        semantic = cv2.copyTo(cv2.flip(semantic, 1), mask, semantic.copy())
     return Sample(image, np.stack(boxes), np.array(classes, np.float32), polygons, semantic)
 
 
@@ -82,22 +84,24 @@ def share_covered(box_xyxy: np.ndarray, others_xyxy: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def optional_transforms() -> Callable[[np.ndarray, int], np.ndarray] | None:
-    """Return rare changes of pixels by the albumentations package if it is there: (image, seed) -> image."""
+def optional_transforms() -> tuple[Any, ...]:
+    """Return the albumentations package's rare changes of pixels, none where it is not installed."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version
     try:
         import albumentations
     except ImportError:
-        return None
+        return ()
     try:
-        names = ("Blur", "MedianBlur", "ToGray", "CLAHE")
-        chain: Any = albumentations.Compose([getattr(albumentations, name)(p=0.01) for name in names])
-        set_seed = chain.set_random_seed
+        return tuple(getattr(albumentations, name)(p=1.0) for name in _OPTIONAL)
     except (AttributeError, ValueError, TypeError) as error:
         LOGGER.warning(f"albumentations is left out: this version does not fit ({error})")
-        return None
+        return ()
 
-    def change(image: np.ndarray, seed: int) -> np.ndarray:
-        set_seed(seed)
-        return chain(image=np.ascontiguousarray(image[..., :3]))["image"]
 
-    return change
+def rarely_changed(image: np.ndarray, transforms: tuple[Any, ...], rng: np.random.Generator) -> np.ndarray:
+    """Return the image after each of the transforms with a chance of 1 %, seeded by `rng`."""
+    for transform in transforms:
+        if rng.random() < _OPTIONAL_CHANCE:
+            transform.set_random_seed(int(rng.integers(2**31)))
+            image = transform(image=np.ascontiguousarray(image[..., :3]))["image"]
+    return image

@@ -178,7 +178,8 @@ def _load_array(array: Path, path: str) -> np.ndarray | None:
     if not _fresh(array, path):
         return None
     try:
-        pixels = np.load(array, allow_pickle=False)
+        with array.open("rb") as file:
+            pixels = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     return pixels if pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8 else None

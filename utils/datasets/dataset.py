@@ -9,7 +9,7 @@ import numpy as np
 from utils.core.contracts import Geometry
 from utils.core.hyp import Hyp
 from utils.core.seed import generator
-from utils.datasets.augment import MIXUP_BETA, copy_paste, mixup, optional_transforms, write_rgb
+from utils.datasets.augment import MIXUP_BETA, copy_paste, mixup, optional_transforms, rarely_changed, write_rgb
 from utils.datasets.cache import Pictures
 from utils.datasets.index import Index
 from utils.datasets.mosaic import Tile, View, compose, mosaic4, mosaic9
@@ -43,9 +43,7 @@ class SampleMaker:
                 sample = mixup(sample, other, rng.beta(MIXUP_BETA, MIXUP_BETA))
         else:
             sample = self._single(item.index, shape_hw, rng, flips)
-        change = optional_transforms()
-        if change is not None:
-            sample.image = change(sample.image, int(rng.integers(2**31)))
+        sample.image = rarely_changed(sample.image, optional_transforms(), rng)
         colours = hyp.hsv_h or hyp.hsv_s or hyp.hsv_v
         write_rgb(sample.image, out_rgb, gains if colours else None)
         return sample

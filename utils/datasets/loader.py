@@ -21,11 +21,12 @@ from utils.core.errors import UserError
 from utils.core.log import LOGGER
 from utils.core.seed import generator
 from utils.datasets import order as plans
+from utils.datasets.augment import optional_transforms
 from utils.datasets.cache import Pictures
 from utils.datasets.collate import collate, new_images, quad
 from utils.datasets.dataset import SampleMaker
 from utils.datasets.index import Index
-from utils.datasets.order import STREAM_QUAD, WINDOW, BatchPlan
+from utils.datasets.order import STREAM_QUAD, WINDOW, BatchPlan, Item
 from utils.datasets.scan import build_index
 
 Chunk = tuple[BatchPlan, ...]  # successive batches that share a window: one worker makes them, and decodes once
@@ -35,11 +36,15 @@ def open_loader(request: LoadRequest, rank: int | None = None, world: int | None
     """Return the batches of `request.split`; `rank` of `world` processes is the launcher's unless given."""
     if request.batch_size < 1 or request.image_size < 1:
         raise UserError(f"batch size {request.batch_size} and image size {request.image_size} must be at least 1")
+    if request.quad and request.batch_size % 4:
+        raise UserError(f"--quad puts four images together: the batch size of {request.batch_size} is no multiple of 4")
     index = build_index(
         request.data, request.split, request.single_class, request.allow_label_faults, need_labels=request.training
     )
     size = request.image_size
     pictures = Pictures(index, size, request.training, limit_bytes=(request.mosaic_window or WINDOW) * size * size * 4)
+    if request.training:
+        optional_transforms()  # imported once here, not in every worker
     if request.cache:
         pictures.keep_all(request.cache)
     maker = SampleMaker(index, pictures, request.hyp, size, request.seed, mosaics=not request.rect)
@@ -140,7 +145,7 @@ class BatchLoader:
             context = "fork" if sys.platform == "linux" else None  # forked workers share the index and the cache
             parallel = {"persistent_workers": True, "prefetch_factor": 2, "multiprocessing_context": context}
         return DataLoader(
-            _Maker(self._maker, self.request.training, self.request.quad),
+            _Maker(self._maker, self.request.training, self.request.quad and self.request.training),
             batch_size=None,
             sampler=self._tasks,
             num_workers=self.workers,
@@ -186,14 +191,15 @@ class _Maker(Dataset[Any]):
         return batches, faults
 
     def _batch(self, plan: BatchPlan) -> Batch:
-        images = new_images(len(plan.items), plan.shape_hw)
+        items = _fours(plan.items) if self.quads else plan.items
+        images = new_images(len(items), plan.shape_hw)
         pixels = images.numpy()
         samples: dict[int, Any] = {}
         info: dict[int, ImageInfo] = {}
         # window after window, so that the decoded images of one of them suffice
-        rows = sorted(range(len(plan.items)), key=lambda row: (plan.items[row].window[:1].tolist(), row))
+        rows = sorted(range(len(items)), key=lambda row: (items[row].window[:1].tolist(), row))
         for row in rows:
-            item = plan.items[row]
+            item = items[row]
             if self.training:
                 samples[row] = self.maker.train(item, plan.epoch, plan.shape_hw, pixels[row])
                 geometry = Geometry(plan.shape_hw, plan.shape_hw)
@@ -201,19 +207,19 @@ class _Maker(Dataset[Any]):
                 samples[row], geometry = self.maker.evaluate(item, plan.shape_hw, pixels[row])
             samples[row].image = pixels[row]  # let go of the copy before colours
             info[row] = ImageInfo(item.index, self.maker.index.path(item.index), geometry)
-        ordered = range(len(plan.items))
+        ordered = range(len(items))
         batch = collate(images, [samples[row] for row in ordered], [info[row] for row in ordered])
-        return self._quad(batch, plan) if self.quads and self.training else batch
+        return quad(batch, self._enlarged(items, plan.epoch)) if self.quads else batch
 
-    def _quad(self, batch: Batch, plan: BatchPlan) -> Batch:
-        positions = [item.position for item in plan.items]
-        if len(positions) < 4:
-            raise UserError(f"--quad puts four images together: a batch of {len(positions)} images is too small")
-        draws = [
-            generator(self.maker.seed, plan.epoch, positions[4 * group], STREAM_QUAD).random() < 0.5
-            for group in range(len(positions) // 4)
-        ]
-        return quad(batch, draws)
+    def _enlarged(self, items: tuple[Item, ...], epoch: int) -> list[bool]:
+        """Return for each four images whether the first is enlarged, instead of all being put together."""
+        firsts = [item.position for item in items[::4]]
+        return [generator(self.maker.seed, epoch, first, STREAM_QUAD).random() < 0.5 for first in firsts]
+
+
+def _fours(items: tuple[Item, ...]) -> tuple[Item, ...]:
+    """Return as many items as make up groups of four; fewer than four are repeated."""
+    return items[: len(items) // 4 * 4] or tuple(items[i % len(items)] for i in range(4))
 
 
 def _start_worker(_: int) -> None:

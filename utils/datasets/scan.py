@@ -203,7 +203,7 @@ def _load(places: list[Path], key: str) -> tuple[Index | None, list[str]]:
         if not place.is_file():
             continue
         try:
-            with np.load(place, allow_pickle=False) as stored:
+            with place.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 if str(stored["key"]) != key:
                     continue
                 index = Index(**{name: stored[name] for name in Index.__dataclass_fields__})

@@ -80,7 +80,7 @@ def train_one_epoch(run: Run, interrupt: Interrupt, save_last: Any) -> dict[str,
             if interrupt.requested:
                 raise RunInterruptedError
         if state.step % 10 == 0 or state.step == run.train_loader.num_batches:
-            bar.set_description_str(_title(run, names, sums, batch))
+            bar.set_description_str(_title(run, names, sums, batch), refresh=False)
     seconds = time.perf_counter() - start
     _bank(run, names, sums)
     means = {f"train/{name}": value / max(state.step, 1) for name, value in state.loss_sums.items()}

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from utils.core.hyp import Hyp
 
-NOMINAL_BATCH = 64  # the batch that learning rate and weight decay were chosen for (behaviour.md 3.2)
-
 
 def parameter_groups(network: nn.Module) -> dict[str, list[nn.Parameter]]:
     """Sort the trainable parameters: biases, weights that decay, weights of normalisation layers.
@@ -32,9 +30,9 @@ def parameter_groups(network: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def build_optimizer(network: nn.Module, name: str, hyp: Hyp, batch_size: int, device: torch.device) -> Any:
-    """Return the optimizer called `name`; weight decay is scaled to the images per update."""
-    accumulate = max(round(NOMINAL_BATCH / batch_size), 1)
-    decay = hyp.weight_decay * batch_size * accumulate / NOMINAL_BATCH
+    """Return the optimizer called `name`; weight decay is scaled to the images per update (behaviour.md 3.2)."""
+    accumulate = max(round(hyp.nominal_batch / batch_size), 1)
+    decay = hyp.weight_decay * batch_size * accumulate / hyp.nominal_batch
     groups = [
         {"params": parameters, "role": role, "weight_decay": decay if role == "decay" else 0.0}
         for role, parameters in parameter_groups(network).items()

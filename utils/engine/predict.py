@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from utils.core.contracts import EvalSettings, Frame, FrameSource, Geometry, ImageInfo, PostProcess, Results, Runner
 from utils.core.errors import UserError
@@ -73,10 +74,13 @@ class PredictReport:
 
     def speed(self) -> str:
         """Return the line about speed (behaviour.md 5.3)."""
-        each = [1000 * watch.seconds / max(1, self.frames) for watch in (self.prepare, self.infer, self.finish)]
+        before, inside, after = (
+            1000 * watch.seconds / max(1, self.frames) for watch in (self.prepare, self.infer, self.finish)
+        )
         shape = (1, 3, *self.network_hw)
-        return "Speed: {:.1f} ms pre-process, {:.1f} ms inference, {:.1f} ms NMS per image at shape {}".format(
-            *each, shape
+        return (
+            f"Speed: {before:.1f} ms pre-process, {inside:.1f} ms inference, {after:.1f} ms NMS per image "
+            f"at shape {shape}"
         )
 
 
@@ -86,13 +90,14 @@ def predict(
     settings: PredictSettings,
     sinks: Sequence[Sink] = (),
     draw: Draw | None = None,
+    device: torch.device | None = None,
 ) -> PredictReport:
     """Predict on every frame of `source` and hand the results to `sinks`.
 
+    `device` is where the runner works, so that a GPU is waited for when times are taken.
     Ctrl-C ends the loop early but in order: files are finished and the report says `interrupted`.
     """
     report = PredictReport()
-    device = getattr(runner, "device", None)
     report.infer, report.finish = Stopwatch(device), Stopwatch(device)
     looker = _Looker(runner, settings, report)
     console = _Console()
@@ -168,7 +173,7 @@ class _Looker:
         """Run once on nothing, so that what loads at the first use is not counted as the first frame's time."""
         side = 2 * self.runner.stride
         height, width = self.runner.fixed_hw or (side, side)
-        outputs = self.runner.run(torch.zeros((1, 3, height, width), dtype=torch.uint8))
+        outputs = self.runner.run(torch.zeros((1, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2))
         for name, step in steps.items():
             step(outputs.decoded[name], [Results(ImageInfo(0, "", Geometry((height, width), (height, width))))])
 
@@ -207,7 +212,7 @@ class _Console:
     """A line for every frame; a bar for a long video."""
 
     def __init__(self) -> None:
-        self._bar = None
+        self._bar: tqdm | None = None
         self._path = ""
 
     def show(self, frame: Frame, results: Results, counts: Counter[str], report: PredictReport) -> None:

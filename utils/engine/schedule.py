@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from utils.core.hyp import Hyp
-from utils.engine.optim import NOMINAL_BATCH
 
 
 def linear(progress: float, final: float) -> float:
@@ -45,9 +44,8 @@ class Schedule:
 
     def accumulate(self, step: int) -> int:
         """Return how many batches make one update at `step`."""
-        if step <= self.warmup_steps:
-            return max(1, round(self._warm(step, 1, NOMINAL_BATCH / self.batch_size)))
-        return max(round(NOMINAL_BATCH / self.batch_size), 1)
+        goal = self.hyp.nominal_batch / self.batch_size
+        return max(1, round(self._warm(step, 1, goal) if step <= self.warmup_steps else goal))
 
     def apply(self, optimizer: Any, epoch: int, step: int) -> None:
         """Set rate and momentum of every group of `optimizer` for batch `step` of the run."""

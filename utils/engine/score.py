@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,13 +28,23 @@ STUDY_SIZES = range(256, 1537, 128)
 DRAWN_BATCHES = 3
 
 
-@dataclass(frozen=True)
-class Subject:
+class Subject(Protocol):
     """What is scored: a runner, and what its checkpoint says about itself."""
 
-    runner: Runner
-    name: str  # stem of the weights file
-    meta: dict[str, Any]
+    @property
+    def runner(self) -> Runner:
+        """Return what computes."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Return the stem of the weights file."""
+        ...
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Return what the checkpoint says about its training."""
+        ...
 
 
 OpenSubject = Callable[[ScoreSettings, torch.device], Subject]

@@ -39,7 +39,7 @@ class Detected(NamedTuple):
     terms: dict[str, Tensor]
     assignments: list[Assignment]  # per level
     rows: list[Tensor]  # per level, (P, 5 + C + masks) float32 outputs of the pairs
-    pair_counts: Tensor  # (L,) pairs on all ranks, at least 1
+    pair_counts: Tensor  # (L,) what sums over pairs are divided by: pairs on all ranks (in training), at least 1
 
 
 @LOSSES.register("detect")
@@ -48,14 +48,15 @@ class DetectLoss(nn.Module):
 
     `raw` maps `level0`, `level1`, ... to (B, A, H, W, 5 + C (+ masks)) logits. `hyp` is scaled already.
 
-    With several processes every mean is over the pairs or cells of all ranks: a rank returns its own sum over the
-    count of all, so *the sum over ranks* of a term is the value one process would have found on the whole batch. The
-    engine multiplies by the global batch size and by the number of ranks, because DDP averages gradients, and sums
-    the terms over ranks for the log.
+    With several processes every mean in training is over the pairs or cells of all ranks: a rank returns its own sum
+    over the count of all, so *the sum over ranks* of a term is the value one process would have found on the whole
+    batch. The engine multiplies by the global batch size and by the number of ranks, because DDP averages gradients,
+    and sums the terms over ranks for the log. In evaluation mode means are over this rank's batch: ranks may then have
+    unequal numbers of batches, and waiting for each other would hang.
 
     Shapes never depend on what the GPU computed, so the host never waits for it. Arithmetic is float32, also under
     autocast. `class_weights` (C,) multiplies the classes' cross-entropies; `autobalance` lets the weights of the
-    levels follow their losses (in buffers).
+    levels follow their losses (in buffers); `hyp.autobalance` does the same.
     """
 
     per_image = True
@@ -77,7 +78,7 @@ class DetectLoss(nn.Module):
         levels = len(spec.strides)
         if not 1 <= levels <= len(_BALANCE) or len(spec.anchors) != levels:
             raise ValueError(f"1 to {len(_BALANCE)} levels with anchors are possible, got {levels}, {spec.anchors}")
-        self.spec, self.hyp, self.autobalance = spec, hyp, autobalance
+        self.spec, self.hyp, self.autobalance = spec, hyp, autobalance or hyp.autobalance > 0
         cells = [torch.tensor(anchors) / stride for anchors, stride in zip(spec.anchors, spec.strides, strict=True)]
         # Anchors may be refitted and gains changed between runs: only what training itself changes is saved.
         self.register_buffer("anchors", torch.stack(cells).float(), persistent=False)  # (L, A, 2) in cells
@@ -88,7 +89,7 @@ class DetectLoss(nn.Module):
             raise ValueError(f"class_weights must have shape ({spec.num_classes},), got {tuple(weights.shape)}")
         self.register_buffer("class_weights", weights, persistent=False)
         balance = _BALANCE_OF_THREE if levels == 3 else _BALANCE[:levels]
-        self.register_buffer("balance", torch.tensor(balance), persistent=autobalance)
+        self.register_buffer("balance", torch.tensor(balance), persistent=self.autobalance)
         self._reference_level = spec.strides.index(16) if 16 in spec.strides else 0
 
     def forward(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
@@ -106,9 +107,12 @@ class DetectLoss(nn.Module):
                 assignments.append(assignment)
                 rows.append(paired)
                 parts.append(self._level_terms(index, assignment, paired, objectness, batch.boxes_known))
-            counts = sum_over_ranks(torch.stack([part.counts for part in parts])).clamp(min=1)  # (L, 2)
+            counts = torch.stack([part.counts for part in parts])  # (L, 2)
+            if self.training:  # in validation every rank has batches of its own, and not equally many
+                counts = sum_over_ranks(counts)
+            counts = counts.clamp(min=1)
             terms = self._gather_terms(parts, counts)
-        return Detected(terms, assignments, rows, counts[:, 0])
+        return Detected(terms, assignments, rows, counts[:, 0].clamp(min=1))
 
     def _assign(self, batch: Batch, index: int, level: Tensor) -> Assignment:
         usable = None

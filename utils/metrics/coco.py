@@ -35,7 +35,7 @@ class CocoTruth:
 
 def _coco_class() -> Any:
     try:
-        from hotcoco import COCO  # noqa: PLC0415
+        from hotcoco import COCO
     except ImportError as error:
         raise UserError("COCO's numbers need hotcoco; install it with: pip install hotcoco") from error
     return COCO
@@ -99,7 +99,9 @@ def truth_from_file(path: Path, names: Sequence[str], images: dict[int, str]) ->
         first = Path(next(iter(images.values()))).name
         raise UserError(f"{path}: describes none of the {len(images)} images, such as {first}; is it of another split?")
     if len(image_ids) < len(images):
-        LOGGER.warning(f"{path}: {len(images) - len(image_ids)} of {len(images)} images are not in it, leaving them out")
+        LOGGER.warning(
+            f"{path}: {len(images) - len(image_ids)} of {len(images)} images are not in it, leaving them out"
+        )
     # The file's own ids in predictions, too: what is saved can then be evaluated against this file.
     json_ids = {index: image_ids.get(index, file_id(image_path)) for index, image_path in images.items()}
     return CocoTruth(data, image_ids, category_ids, json_ids)
@@ -150,14 +152,12 @@ def write_predictions(path: Path, rows: list[dict[str, Any]]) -> None:
         temporary.write_text(json.dumps(rows, separators=(",", ":")), encoding="utf-8")
 
 
-def coco_numbers(
-    truth: CocoTruth, found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]
-) -> dict[str, float]:
+def coco_numbers(truth: CocoTruth, found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[str, float]:
     """Return COCO's twelve numbers of `found`: per image index (n, 4) xyxy, (n,) scores, (n,) classes.
 
     Values are rounded as in a predictions file first, so that evaluating the saved file gives the same numbers.
     """
-    from hotcoco import COCOeval  # noqa: PLC0415
+    from hotcoco import COCOeval
 
     kept = [index for index in found if index in truth.image_ids]
     ids = [truth.image_ids[index] for index in kept]
@@ -176,7 +176,8 @@ def coco_numbers(
     evaluation.params.cat_ids = sorted(set(truth.category_ids))
     evaluation.evaluate()
     evaluation.accumulate()
-    return _twelve(evaluation.eval["precision"], evaluation.eval["recall"])
+    curves: Any = evaluation.eval  # typed as if it could be missing after `accumulate`
+    return _twelve(curves["precision"], curves["recall"])
 
 
 def _twelve(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:

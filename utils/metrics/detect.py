@@ -8,7 +8,6 @@ import numpy as np
 
 from utils.core.contracts import Batch, EvalSettings, HeadSpec, Results, Scores
 from utils.core.dist import gather, is_main
-from utils.core.log import LOGGER
 from utils.metrics import EVALUATORS
 from utils.metrics.average_precision import CONFIDENCES, PrecisionRecall, evaluate_detections
 from utils.metrics.coco import (
@@ -40,7 +39,6 @@ class ImageRecord:
     label_boxes: np.ndarray  # (L, 4) float64
     label_classes: np.ndarray  # (L,) int32
     correct: np.ndarray  # (D, 10) bool
-    cut: bool
 
 
 @dataclass(frozen=True)
@@ -98,8 +96,6 @@ class DetectEvaluator:
         found = {record.index: (record.boxes, record.scores, record.classes) for record in records}
         if self.settings.save_json is not None and is_main():
             write_predictions(self.settings.save_json, prediction_rows(truth, found))
-        if cut := sum(record.cut for record in records):
-            LOGGER.warning(f"{cut} images had more than {self.settings.max_candidates} candidates; the rest was cut")
         numbers = {
             "precision": _mean(table.precision),
             "recall": _mean(table.recall),
@@ -185,7 +181,6 @@ def make_record(result: Results, labels: np.ndarray) -> ImageRecord:
         label_boxes=label_boxes,
         label_classes=label_classes,
         correct=match(overlap, label_classes[:, None] == classes[None]),
-        cut=result.candidates_cut,
     )
 
 

@@ -7,9 +7,7 @@ import numpy as np
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
-def match(
-    overlap: np.ndarray, same_class: np.ndarray, thresholds: np.ndarray = IOU_THRESHOLDS
-) -> np.ndarray:
+def match(overlap: np.ndarray, same_class: np.ndarray, thresholds: np.ndarray = IOU_THRESHOLDS) -> np.ndarray:
     """Return (D, T) bool: detection d is correct at threshold t.
 
     `overlap` and `same_class` are (L, D), labels by detections; detections come by falling score. At each threshold a

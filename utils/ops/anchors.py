@@ -31,12 +31,13 @@ class AnchorFit:
 
 @dataclass(frozen=True)
 class AnchorDecision:
-    """The outcome of a check. `anchors` are None where the present ones stay."""
+    """The outcome of a check. `new` is None where the present anchors stay; `new_fit`, where none were fitted."""
 
-    old: AnchorFit
-    new: AnchorFit | None
-    anchors: Anchors | None
+    old: Anchors
+    new: Anchors | None
     message: str
+    old_fit: AnchorFit
+    new_fit: AnchorFit | None = None
 
 
 def _log_agreement(log_labels: np.ndarray, log_anchors: np.ndarray) -> np.ndarray:
@@ -208,18 +209,19 @@ def check_anchors(
     present = np.asarray(anchors, dtype=np.float64)  # (L, A, 2)
     old = anchor_fit(sizes, present, threshold)
     if len(sizes) == 0:
-        return AnchorDecision(old, None, None, "anchors: no labels to compare with, keeping the present ones")
+        return AnchorDecision(anchors, None, "anchors: no labels to compare with, keeping the present ones", old)
     small = int((sizes < 3.0).any(axis=1).sum())
     if small:
         LOGGER.warning(f"anchors: {small} of {len(sizes)} labels have a side under 3 px at image size {image_size}")
     text = f"anchors: {old.above_per_label:.2f} match a label, best possible recall {old.recall:.4f}"
     if old.recall > _GOOD_ENOUGH:
-        return AnchorDecision(old, None, None, f"{text}: they fit the data")
+        return AnchorDecision(anchors, None, f"{text}: they fit the data", old)
     fitted = fit_anchors(sizes, present.shape[0] * present.shape[1], image_size, threshold, rng)
     fitted = fitted.reshape(present.shape).astype(np.float16).astype(np.float64)
     fitted = in_stride_order(fitted, strides or range(len(fitted)))
     new = anchor_fit(sizes, fitted, threshold)
     if new.recall <= old.recall:
-        return AnchorDecision(old, new, None, f"{text}; fitted ones reach {new.recall:.4f}, keeping the present ones")
+        kept = f"{text}; fitted ones reach {new.recall:.4f}, keeping the present ones"
+        return AnchorDecision(anchors, None, kept, old, new)
     chosen = tuple(tuple((float(w), float(h)) for w, h in level) for level in fitted)
-    return AnchorDecision(old, new, chosen, f"{text}; replaced by fitted ones with recall {new.recall:.4f}")
+    return AnchorDecision(anchors, chosen, f"{text}; replaced by fitted ones with recall {new.recall:.4f}", old, new)

@@ -83,7 +83,7 @@ def clip_xyxy(boxes_xyxy: Boxes, size_hw: tuple[float, float]) -> Boxes:
 
 
 def to_original(boxes_xyxy: Boxes, geometry: Geometry, clip: bool = True) -> Boxes:
-    """Return boxes of the network's input in pixels of the original image (behaviour.md 5.2): un-pad, un-scale, clip."""
+    """Return boxes of the network's input in pixels of the original image: un-pad, scale, clip (behaviour.md 5.2)."""
     (scale_x, scale_y), (pad_x, pad_y) = geometry.scale_xy, geometry.pad_xy
     x1, y1, x2, y2 = _columns(boxes_xyxy)
     mapped = _stack(((x1 - pad_x) / scale_x, (y1 - pad_y) / scale_y, (x2 - pad_x) / scale_x, (y2 - pad_y) / scale_y))

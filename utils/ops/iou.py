@@ -122,7 +122,7 @@ def _value_and_slope(a: Tensor, b: Tensor, kind: Kind, with_slope: bool) -> tupl
     if kind == "giou":
         hull = (outer[0] * outer[1]).add_(EPS)
         value += union / hull - 1
-        if slope is not None:
+        if slope is not None and pull is not None and spread is not None:
             d_hull = _swap(outer) * (union / hull)
             slope += (d_union - torch.cat((-pull * d_hull, (1 - spread) * d_hull))) / hull
         return value, slope

@@ -83,10 +83,9 @@ def clip_boxes(boxes_xyxy: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray:
 def resample_polygon(polygon_xy: np.ndarray, count: int = RESAMPLED) -> np.ndarray:
     """Return `count` points along the closed (k, 2) polygon, uniform in vertex index (not in length)."""
     closed = np.concatenate((polygon_xy, polygon_xy[:1]))
+    corner = np.arange(len(closed))
     place = np.linspace(0, len(closed) - 1, count)
-    before = np.minimum(place.astype(np.int64), len(closed) - 2)
-    share = (place - before)[:, None]
-    return closed[before] * (1 - share) + closed[before + 1] * share
+    return np.stack([np.interp(place, corner, closed[:, axis]) for axis in (0, 1)], 1)
 
 
 def polygon_box(polygon_xy: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray:

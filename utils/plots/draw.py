@@ -51,7 +51,7 @@ def line_width_px(image_hw: tuple[int, int]) -> int:
 
 def font_height_px(image_hw: tuple[int, int]) -> int:
     """Return a text size that suits an image of this size."""
-    return max(10, min(72, round(sum(image_hw) * 0.009)))
+    return max(11, min(72, round(sum(image_hw) * 0.0078)))
 
 
 def class_name(names: Sequence[str], index: int) -> str:

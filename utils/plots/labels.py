@@ -75,7 +75,7 @@ def _sample(rows: np.ndarray, limit: int) -> np.ndarray:
     return rows[np.random.default_rng(0).choice(len(rows), limit, replace=False)]
 
 
-def _density(axes, x: np.ndarray, y: np.ndarray) -> None:  # type: ignore[no-untyped-def]  # matplotlib has no types
+def _density(axes, x: np.ndarray, y: np.ndarray) -> None:
     counts, _, _ = np.histogram2d(x, y, bins=50, range=((0, 1), (0, 1)))
     shades = np.where(counts > 0, counts, np.nan).T
     axes.imshow(shades, origin="lower", extent=(0, 1, 0, 1), aspect="auto", cmap="viridis", interpolation="nearest")

@@ -110,7 +110,7 @@ class VideoSink:
             stack = ExitStack()
             path = self.folder / f"{name}.mp4"
             temporary = stack.enter_context(atomic_path(path))
-            writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), frame.fps, (width, height))
+            writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*"mp4v"), frame.fps, (width, height))
             if not writer.isOpened():
                 temporary.unlink(missing_ok=True)
                 raise UserError(f"{path}: OpenCV cannot write mp4 here; use --nosave")

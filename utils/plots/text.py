@@ -26,7 +26,7 @@ def _known_characters() -> frozenset[int]:
 
 
 @lru_cache(maxsize=16)
-def _font(size_px: int):  # type: ignore[no-untyped-def]  # PIL's font classes differ between versions
+def _font(size_px: int):
     from PIL import ImageFont
 
     return ImageFont.truetype(str(_font_path()), size_px)

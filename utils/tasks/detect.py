@@ -9,6 +9,7 @@ from utils.datasets.loader import open_loader
 from utils.plots.batches import draw_batch
 from utils.plots.curves import draw_confusion, draw_score_curves
 from utils.plots.labels import draw_labels
+from utils.plots.results import draw_results
 from utils.tasks import TASKS
 
 
@@ -24,6 +25,8 @@ def draw_scores(scores: Mapping[str, Scores], folder: Path, names: tuple[str, ..
     for score in scores.values():
         drawn += draw_score_curves(score.details, folder, names)
         drawn.append(draw_confusion(score.details.confusion, folder / "confusion_matrix.png", names))
+    if (csv := folder / "results.csv").is_file() and (picture := draw_results(csv)):
+        drawn.append(picture)
     return drawn
 
 
