@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import platform
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -29,15 +27,16 @@ import cv2
 import numpy as np
 import torch
 
+from benchmarks.machine import given, new_parser, publish, report, spread
 from utils.core.config import DataConfig
+from utils.core.cli import run_script
 from utils.core.contracts import LoadRequest
-from utils.core.files import ROOT, write_text
 from utils.core.hyp import Hyp
 from utils.datasets import cache, dataset, mosaic
 from utils.datasets.index import Index
 from utils.datasets.loader import BatchLoader, open_loader
 
-REPORT = ROOT / "benchmarks" / "results" / "data_sample.md"
+NAME = "data_sample"
 GREY = 114
 
 
@@ -182,22 +181,8 @@ def shares(loader: BatchLoader, epochs: int) -> dict[str, float]:
     return found | {"rest": 1 - sum(found.values())}
 
 
-def machine() -> str:
-    """Return a line about the machine, the versions and the commit."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        cpu = platform.processor() or platform.machine()
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    versions = f"Python {platform.python_version()}, OpenCV {cv2.__version__}, numpy {np.__version__}"
-    return f"{cpu}, 1 thread; {versions}, torch {torch.__version__}; commit {found.stdout.strip() or 'unknown'}"
-
-
-def measure(options: argparse.Namespace) -> str:
-    """Return the report of one size as markdown."""
+def measure(options: argparse.Namespace) -> tuple[str, float]:
+    """Return the table's row of one size, and the ratio in it."""
     folder = options.images.resolve()
     data = DataConfig(folder, folder, tuple(map(str, range(1000))), {"train": (folder,)})
     hyp = Hyp()
@@ -218,52 +203,43 @@ def measure(options: argparse.Namespace) -> str:
         pairs.append((cpu_seconds(partial(one_epoch, ours, 1 + epoch)), cpu_seconds(their_epoch)))
     decodes = (ours.decoded - before) / count / options.epochs
     mine, other = (1000 * statistics.median(pair[i] for pair in pairs) / count for i in (0, 1))
-    ratio = statistics.median(pair[0] / pair[1] for pair in pairs)
-    spread = (min(pair[0] / pair[1] for pair in pairs), max(pair[0] / pair[1] for pair in pairs))
+    ratio = spread([pair[0] / pair[1] for pair in pairs])
     part = ", ".join(f"{label} {share:.0%}" for label, share in shares(ours, 3).items())
-    return (
-        f"| {options.size} | {mine:.2f} | {other:.2f} | **{ratio:.3f}** ({spread[0]:.3f} to {spread[1]:.3f}) "
-        f"| {decodes:.2f} | {part} |"
-    )
+    row = f"| {options.size} | {mine:.2f} | {other:.2f} | **{ratio.text(3)}** | {decodes:.2f} | {part} |"
+    return row, ratio.median
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the options of this script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__, NAME)
     parser.add_argument("--images", type=Path, required=True, help="folder of images with YOLO labels")
     parser.add_argument("--size", type=int, nargs="+", default=[640, 320], help="network input sizes")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=7, help="pairs of epochs; the median counts")
-    parser.add_argument("--write", action="store_true", help=f"write {REPORT.relative_to(ROOT)}")
     return parser
 
 
-def main() -> None:
-    """Measure, print and on request write the report."""
-    options = build_parser().parse_args()
+def main(arguments: Sequence[str] | None = None) -> dict[int, float]:
+    """Measure, print and on request write the report; return the ratio at each size."""
+    line = given(arguments)
+    options = build_parser().parse_args(line)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    command = " ".join(["python benchmarks/data_sample.py", *sys.argv[1:]])
-    lines = [
-        "# One training sample",
-        "",
-        machine(),
-        "",
-        f"`{command}`",
-        "",
+    table, medians = [], {}
+    for size in options.size:
+        row, medians[size] = measure(argparse.Namespace(**{**vars(options), "size": size}))
+        table.append(row)
+    body = [
         "Mosaic, random perspective, HSV and flips with the defaults of hyp.scratch-low; no decoded image is kept from",
         "one epoch to the next. Milliseconds of CPU time; medians of epochs run turn about.",
         "",
         "| size | ours | straightforward | ratio | images decoded per sample | parts of ours |",
         "|---|---|---|---|---|---|",
+        *table,
     ]
-    for size in options.size:
-        lines.append(measure(argparse.Namespace(**{**vars(options), "size": size})))
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if options.write:
-        write_text(REPORT, text)
+    publish(report("One training sample", NAME, line, body, None), NAME, options.write)
+    return medians
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

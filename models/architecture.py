@@ -30,10 +30,10 @@ def known_names() -> dict[str, tuple[str, str]]:
     return names
 
 
+@cache
 def _family(stem: str) -> dict[str, Any]:
-    """Return a family's YAML with what it takes over from its base filled in."""
-    values = read_yaml(CONFIGS / f"{stem}.yaml", "model YAML")
-    return _with_base(values)
+    """Return a family's YAML with what it takes over from its base filled in; not to be changed."""
+    return _with_base(read_yaml(CONFIGS / f"{stem}.yaml", "model YAML"))
 
 
 def _with_base(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,130 @@
+"""What the measuring programs share: timing turn about, and reports that say where and how they were made."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from utils.core.device import usable_cpus
+from utils.core.files import ROOT, write_text
+
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The middle of repeated measurements, and how far they reach."""
+
+    median: float
+    low: float
+    high: float
+
+    def scaled(self, factor: float) -> Spread:
+        """Return the same in another unit."""
+        return Spread(self.median * factor, self.low * factor, self.high * factor)
+
+    def text(self, digits: int = 2) -> str:
+        """Return `median (low to high)`."""
+        return f"{self.median:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return median, least and greatest of `values`."""
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def turn_about(actions: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Call every action once a round, each round in the opposite order; return what they gave after the warm-up.
+
+    What drifts with the machine then falls on all of them alike: compare the values of one round.
+    """
+    found: dict[str, list[float]] = {name: [] for name in actions}
+    for number in range(warm_up + rounds):
+        order = list(actions) if number % 2 == 0 else list(reversed(actions))
+        for name in order:
+            value = actions[name]()
+            if number >= warm_up:
+                found[name].append(value)
+    return found
+
+
+def ratios(over: Sequence[float], under: Sequence[float]) -> Spread:
+    """Return how many times `over` is of `under`, round by round."""
+    return spread([a / b for a, b in zip(over, under, strict=True)])
+
+
+def processor() -> str:
+    """Return the name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """Return the short name of the commit, marked when files differ from it."""
+    try:
+        name, changed = (
+            subprocess.run(["git", *line], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+            for line in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except OSError:
+        return "unknown"
+    return f"{name or 'unknown'}{' with changes' if changed else ''}"
+
+
+def machine(device: torch.device | None = None) -> str:
+    """Return one line: processor, cores and threads, GPU, versions, commit and date."""
+    import cv2
+    import numpy as np
+
+    where = [f"{processor()}, {usable_cpus()} cores, {torch.get_num_threads()} thread(s)"]
+    if device is not None and device.type == "cuda":
+        where.append(torch.cuda.get_device_name(device))
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, OpenCV {cv2.__version__}"
+    today = datetime.date.today().isoformat()
+    return "; ".join([*where, f"{versions}, numpy {np.__version__}", f"commit {commit()}", today])
+
+
+def command(script: str, arguments: Sequence[str]) -> str:
+    """Return the command line as it can be shown to others: of absolute paths only the last name."""
+    shown = []
+    for argument in arguments:
+        option, equals, value = argument.rpartition("=")
+        shown.append(f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else argument)
+    return " ".join([f"python benchmarks/{script}.py", *shown])
+
+
+def report(title: str, script: str, arguments: Sequence[str], body: Sequence[str], device: torch.device | None) -> str:
+    """Return a whole report as markdown."""
+    head = [f"# {title}", "", machine(device), "", f"`{command(script, arguments)}`", ""]
+    return "\n".join([*head, *body]) + "\n"
+
+
+def publish(text: str, script: str, write: bool) -> None:
+    """Print a report; with `write` keep it as benchmarks/results/<script>.md."""
+    print(text)
+    if write:
+        write_text(RESULTS / f"{script}.md", text)
+
+
+def new_parser(description: str | None, script: str) -> argparse.ArgumentParser:
+    """Return a parser with the option that all measuring programs have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help=f"write benchmarks/results/{script}.md")
+    return parser
+
+
+def given(arguments: Sequence[str] | None) -> list[str]:
+    """Return the arguments of a program: those of the command line unless a caller gives others."""
+    return list(sys.argv[1:] if arguments is None else arguments)
