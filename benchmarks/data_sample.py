@@ -28,8 +28,8 @@ import numpy as np
 import torch
 
 from benchmarks.machine import given, new_parser, publish, report, spread
-from utils.core.config import DataConfig
 from utils.core.cli import run_script
+from utils.core.config import DataConfig
 from utils.core.contracts import LoadRequest
 from utils.core.hyp import Hyp
 from utils.datasets import cache, dataset, mosaic

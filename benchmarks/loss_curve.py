@@ -78,9 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     found = {}
     for what in ("losses", "scores"):
         found[f"{what}/precision"], found[f"{what}/seed"] = gaps(runs, (mixed, "fp32"), options.seeds, what)
+    start = Path(options.weights).name if options.weights else "from scratch"
     body = [
-        f"{Path(options.data).name}, {Path(options.weights).name if options.weights else 'from scratch'}. The loss is the "
-        "sum of its three terms, a mean over the epoch; the score is that of the averaged weights.",
+        f"{Path(options.data).name}, {start}. The loss is the sum of its three terms, a mean over the epoch; the score "
+        "is that of the averaged weights.",
         "",
         *curves(runs, "losses", "training loss", 4),
         "",

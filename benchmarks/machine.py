@@ -97,11 +97,12 @@ def machine(device: torch.device | None = None) -> str:
 
 
 def command(script: str, arguments: Sequence[str]) -> str:
-    """Return the command line as it can be shown to others: of absolute paths only the last name."""
+    """Return the command line as it can be shown to others: of paths that leave the project only the last name."""
     shown = []
     for argument in arguments:
         option, equals, value = argument.rpartition("=")
-        shown.append(f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else argument)
+        outside = Path(value).is_absolute() or Path(value).parts[:1] == ("..",)
+        shown.append(f"{option}{equals}{Path(value).name}" if outside else argument)
     return " ".join([f"python benchmarks/{script}.py", *shown])
 
 

@@ -68,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     rows, differences = summary(runs, options.windows, options.seeds)
     epochs = len(next(iter(runs.values())).losses)
     body = [
-        f"{Path(options.data).name}, {epochs} epochs, {len(options.seeds)} seed(s): mean ± standard deviation over seeds. "
-        "Differences are taken seed by seed.",
+        f"{Path(options.data).name}, {epochs} epochs, {len(options.seeds)} seed(s): mean ± standard deviation over "
+        "seeds. Differences are taken seed by seed.",
         "",
         "| window | mAP50 | difference | mAP50-95 | difference | seconds |",
         "|---|---|---|---|---|---|",

@@ -11,7 +11,7 @@ from utils.datasets.generators.backdrops import Canvas, Random, add_clutter, bac
 from utils.datasets.generators.outlines import HOLES, OUTLINES, Polygon, clipped, placed, polygon_area
 
 MOST_OBJECTS = 7
-SMALLEST_VISIBLE = 0.6  # an object that would show less of itself is not drawn, nor is one that would hide another so
+SMALLEST_VISIBLE = 0.7  # an object that would show less of itself is not drawn, nor is one that would hide another so
 _TRIES = 8  # places tried before an object is given up
 _BITS = 4  # OpenCV draws with 1/16 pixel
 _FINER = 4  # edges are drawn this many times as large
@@ -45,8 +45,8 @@ class _Plan:
 
 
 def object_sizes(random: Random, count: int, long_side_px: int) -> np.ndarray:
-    """Return `count` sizes across in pixels: 3 to 60 % of the long side, most of them in the middle of that range."""
-    low, middle, high = 0.035 * long_side_px, 0.1 * long_side_px, 0.6 * long_side_px
+    """Return `count` sizes across in pixels: 5 to 60 % of the long side, one in ten of them small."""
+    low, middle, high = 0.05 * long_side_px, 0.14 * long_side_px, 0.6 * long_side_px
     small = np.exp(random.uniform(np.log(low), np.log(middle), count))
     large = np.exp(random.uniform(np.log(middle), np.log(high), count))
     return np.where(random.random(count) < 0.1, small, large)

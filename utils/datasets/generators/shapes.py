@@ -24,7 +24,7 @@ from utils.datasets.generators.outlines import OUTLINES
 from utils.datasets.generators.prepare import Recipe
 from utils.datasets.generators.scenes import MOST_OBJECTS, Scene, draw_scene, object_sizes
 
-VERSION = 1  # raise it when the same settings give other files
+VERSION = 2  # raise it when the same settings give other files
 _SPLITS = ("train", "val")
 _EMPTY_EVERY = 40  # one image in so many shows no thing
 _IMAGES_PER_CROP = {"train": 16, "val": 12}  # 640 and 128 images give 40 and 10 pictures in each class folder

@@ -1,0 +1,152 @@
+"""The measuring programs: each runs with its smallest settings and says what can be true; no speed is asked."""
+
+import datetime
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from helpers_run import tiny_data
+
+from benchmarks import data_sample, ema, loss, loss_curve, machine, mosaic_window, plain, train_step
+from utils.core.hyp import Hyp
+from utils.engine.ema import ModelEma
+from utils.ops.iou import paired_iou
+
+SMALL_RUN = ("--epochs", "1", "--imgsz", "64", "--batch-size", "4", "--workers", "0", "--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path, monkeypatch):
+    """Reports go to a folder of the test; the number of threads is put back."""
+    monkeypatch.setattr(machine, "RESULTS", tmp_path / "results")
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    yield tmp_path / "results"
+    torch.set_num_threads(threads[0])
+    cv2.setNumThreads(threads[1])
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return tiny_data(tmp_path_factory.mktemp("data"), train=8, val=4, size=64)
+
+
+def check_report(path, rows):
+    """A report says command, commit and date, has a table of at least `rows` rows, and tells nobody's folders."""
+    text = path.read_text()
+    assert text.startswith("# ") and "commit " in text and datetime.date.today().isoformat() in text
+    assert f"`python benchmarks/{path.stem}.py " in text
+    assert sum(line.startswith("|") for line in text.splitlines()) >= rows + 2
+    assert not [word for word in text.split() if word.strip("`").startswith(("/home", "/tmp", "/root", "/var"))]
+
+
+def test_train_step_measures_every_part(results):
+    found = train_step.main(
+        ["--cfg", "yolov5n", "--size", "64", "--batch-size", "2", "--steps", "2", "--warm-up", "1", "--write"]
+    )
+    assert found["yolov5n"] > 0
+    check_report(results / "train_step.md", rows=1 + len(train_step.PARTS))
+
+
+def test_both_sides_of_train_step_compute_the_same_loss_and_gradient():
+    options = train_step.build_parser().parse_args(["--size", "64", "--batch-size", "2", "--amp", "fp32"])
+    batch = train_step.random_batch(2, 64, 3, 80)
+    assert len(batch.boxes) == 6 and batch.boxes[:, 2:].min() > 0
+    norms = []
+    for make in (train_step.our_side, train_step.plain_side):
+        side = make("yolov5n", options, torch.device("cpu"))
+        clip, seen = side.clip, norms
+        side.clip = lambda parameters, clip=clip, seen=seen: seen.append(float(clip(parameters)))
+        assert side.step(batch) > 0
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3) and norms[0] > 0
+
+
+def test_ema_measures_and_finds_equal_averages(results):
+    assert ema.main(["--cfg", "yolov5n", "--rounds", "2", "--repeats", "2", "--write"])["yolov5n"] > 0
+    check_report(results / "ema.md", rows=1)
+
+
+def test_the_plain_average_is_the_engines():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    ours, other = ModelEma(network), plain.PlainEma(network)
+    network[0].weight.data.add_(1.0)
+    for average in (ours, other):
+        average.update()
+    for name, tensor in ours.network.state_dict().items():
+        torch.testing.assert_close(tensor, other.network.state_dict()[name])
+
+
+def test_loss_measures_and_finds_equal_gradients(results):
+    found = loss.main(["--pairs", "10", "200", "--rounds", "2", "--repeats", "2", "--write"])
+    assert found.keys() == {10, 200} and min(found.values()) > 0
+    check_report(results / "loss.md", rows=2)
+
+
+def test_plain_ciou_is_the_known_value():
+    a, b = torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[1.0, 0.0, 2.0, 2.0]])
+    # overlap 2 of union 6; centres 1 apart, enclosing box 3 by 2; equal aspects
+    assert plain.plain_ciou(a, b).item() == pytest.approx(1 / 3 - 1 / 13, abs=1e-6)
+    torch.testing.assert_close(plain.plain_ciou(a, b), paired_iou(a, b, "ciou"))
+
+
+def test_data_sample_measures(results, tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for number in range(4):
+        assert cv2.imwrite(str(tmp_path / "images" / f"{number}.jpg"), rng.integers(0, 255, (48, 64, 3), np.uint8))
+        (tmp_path / "labels" / f"{number}.txt").write_text("0 0.5 0.5 0.4 0.4\n")
+    found = data_sample.main(
+        ["--images", str(tmp_path / "images"), "--size", "64", "--epochs", "1", "--batch-size", "2", "--write"]
+    )
+    assert found[64] > 0
+    check_report(results / "data_sample.md", rows=1)
+
+
+def test_loss_curve_trains_both_precisions(results, shapes):
+    found = loss_curve.main(["--data", str(shapes), *SMALL_RUN, "--seeds", "0", "--mixed", "bf16", "--write"])
+    assert 0 <= found["losses/precision"] < 0.2 and math.isnan(found["losses/seed"])
+    check_report(results / "loss_curve.md", rows=2)
+
+
+def test_distances_between_curves_are_means_over_epochs():
+    def run(*losses):
+        return loss_curve.Training(list(losses), [0.1 * value for value in losses], {}, 1.0)
+
+    runs = {
+        ("bf16", 0): run(1.1, 1.0),
+        ("fp32", 0): run(1.0, 1.0),
+        ("bf16", 1): run(2.0, 2.0),
+        ("fp32", 1): run(2.0, 2.0),
+    }
+    assert loss_curve.gaps(runs, ("bf16", "fp32"), (0, 1), "losses") == pytest.approx((0.025, 1.0))
+    assert loss_curve.gaps(runs, ("bf16", "fp32"), (0, 1), "scores") == pytest.approx((0.0025, 0.1))
+
+
+def test_mosaic_window_trains_both_windows(results, shapes):
+    found = mosaic_window.main(["--data", str(shapes), *SMALL_RUN, "--seeds", "0", "--windows", "4", "0", "--write"])
+    assert abs(found["4/mAP50-95"]) <= 1 and found["0/mAP50-95"] == 0
+    check_report(results / "mosaic_window.md", rows=4)
+
+
+def test_turn_about_alternates_and_leaves_out_the_warm_up():
+    calls = []
+    actions = {name: (lambda name=name: calls.append(name) or float(len(calls))) for name in "ab"}
+    found = machine.turn_about(actions, rounds=2, warm_up=1)
+    assert "".join(calls) == "abbaab"
+    assert found == {"a": [4.0, 5.0], "b": [3.0, 6.0]}
+    assert machine.ratios([2.0, 9.0, 8.0], [1.0, 3.0, 2.0]) == machine.Spread(3.0, 2.0, 4.0)
+
+
+def test_commands_show_no_folders_of_this_machine():
+    shown = machine.command(
+        "x", ["--data", "/home/me/data.yaml", "--weights=/home/me/a.pt", "--images", "../some/b", "--cfg", "c/d"]
+    )
+    assert shown == "python benchmarks/x.py --data data.yaml --weights=a.pt --images b --cfg c/d"
+
+
+def test_plain_sgd_has_the_engines_groups():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    decays = [group["weight_decay"] for group in plain.plain_sgd(network, Hyp()).param_groups]
+    assert decays == [0.0, Hyp().weight_decay, 0.0]
