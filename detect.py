@@ -47,8 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
         default="",
         help="file, folder, pattern, list, URL, camera number, screen; default: images of --data",
     )
-    add("--data", default="data/shapes.yaml", help="data-set YAML, for its images where --source is missing")
-    add_image_size(parser, [640], "size of the network's input, height and width; rounded up to its stride")
+    add("--data", default="", help="data-set YAML whose validation images are taken; empty: the checkpoint's own")
+    add_image_size(parser, [], "size of the input, or height and width; empty: the size it was trained at, else 640")
     add("--conf-thres", type=float, default=0.25, help="keep boxes with more confidence than this")
     add("--iou-thres", type=float, default=0.45, help="of boxes that overlap more than this, keep the best")
     add("--max-det", type=int, default=1000, help="keep at most this many boxes per image")
@@ -107,8 +107,9 @@ def main(options: argparse.Namespace) -> PredictReport:
         options.weights, device, half=options.half, augment=options.augment, download=options.download
     )
     runner = opened.runner
-    settings = replace(settings, image_hw=network_size(options.imgsz, runner))
-    source = _source(options)
+    trained_at = opened.meta.get("imgsz") or 640
+    settings = replace(settings, image_hw=network_size(options.imgsz or [trained_at], runner))
+    source = _source(options, str(options.data or opened.meta.get("data") or "data/shapes.yaml"))
     LOGGER.info(f"{opened.name} on {describe(device)}, {len(runner.names)} classes")
     style = DrawStyle(options.line_thickness or None, labels=not options.hide_labels, scores=not options.hide_conf)
     folder, sinks = _sinks(options, runner)
@@ -130,8 +131,8 @@ def main(options: argparse.Namespace) -> PredictReport:
     return report
 
 
-def _source(options: argparse.Namespace) -> FrameSource:
-    """Return what --source names; without it the validation images of --data, made first if they are generated."""
+def _source(options: argparse.Namespace, data_yaml: str) -> FrameSource:
+    """Return what --source names; without it the validation images of a data set, made first if generated."""
     from utils.datasets.sources import open_source
 
     if options.source:
@@ -139,7 +140,7 @@ def _source(options: argparse.Namespace) -> FrameSource:
     from utils.core.config import load_data
     from utils.datasets.generators import ensure
 
-    data = load_data(options.data)
+    data = load_data(data_yaml)
     ensure(data)
     place = data.split("val")[0]
     LOGGER.info(f"no --source: validation images of {data.source}, {place}")

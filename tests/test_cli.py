@@ -16,8 +16,8 @@ OPTIONS = {
         --hyp
         --image-weights --img --img-size --imgsz --label-smoothing --linear-lr --local-rank --local_rank --log
         --mosaic-window --multi-scale --multi_tensor_optimizer --name --noautoanchor --noplots --nosave --notest --noval
-        --optimizer --patience --project --quad --rect --resume --save-period --save-steps --seed --single-cls --sync-bn
-        --weights --workers""",
+        --optimizer --patience --project --quad --rect --resume --save-period --save_period --save-steps --seed
+        --single-cls --sync-bn --weights --workers""",
     "val": """
         --allow-label-faults --annotations --augment --batch-size --conf-thres --data --device --download --exist-ok
         --half --help --img --img-size --imgsz --iou-thres --max-det --name --noplots --project --save-conf

@@ -127,7 +127,13 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     switch("--nosave", "keep only the final checkpoint")
     add("--noval", "--notest", action="store_true", help="validate only after the last epoch")
     switch("--noplots", "draw no pictures")
-    add("--save-period", type=int, default=-1, help="keep a checkpoint every so many epochs; below 1: off")
+    add(
+        "--save-period",
+        "--save_period",
+        type=int,
+        default=-1,
+        help="keep a checkpoint every so many epochs; below 1: off",
+    )
     add("--save-steps", type=int, default=1000, help="also write last.pt every so many steps; 0: off")
     add("--log", nargs="+", default=[], metavar="NAME", help="also log to: tensorboard, wandb")
     add("--entity", default=None, help="W&B entity")

@@ -252,8 +252,10 @@ class Loader(Protocol):
     num_images: int
     num_batches: int  # on this rank
     class_counts: np.ndarray  # (C,) boxes or images per class
-    labels: list[np.ndarray]  # per image (n, 5): class, cx, cy, w, h, normalised
     shapes_hw: np.ndarray  # (num_images, 2) pixels of the originals
+
+    @property
+    def labels(self) -> list[np.ndarray]: ...  # per image (n, 5): class, cx, cy, w, h, normalised
 
     def epoch(self, epoch: int, start: int = 0, image_weights: np.ndarray | None = None) -> Iterator[Batch]: ...
 

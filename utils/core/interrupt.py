@@ -5,6 +5,7 @@ import threading
 from types import FrameType
 from typing import Any
 
+from utils.core.dist import world_size
 from utils.core.log import LOGGER
 
 
@@ -20,6 +21,8 @@ class Interrupt:
         self.requested = True
         LOGGER.warning(self._text)
         self._restore()
+        if world_size() > 1:  # the launcher, interrupted too, asks every rank to end at once; it waits half a minute
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():

@@ -151,6 +151,7 @@ class BatchLoader:
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # its own: a resumed epoch must not draw from the training's random numbers
             **parallel,
         )
 

@@ -201,7 +201,13 @@ def _fit_anchors(network: Network, loader: Loader, hyp: Hyp, settings: TrainSett
         if dist.is_main():
             rng = generator(settings.seed, 0, 0, stream=1000)
             decision = check_anchors(
-                loader.labels, loader.shapes_hw, spec.anchors, settings.imgsz[0], hyp.anchor_t, rng
+                loader.labels,
+                loader.shapes_hw,
+                spec.anchors,
+                settings.imgsz[0],
+                hyp.anchor_t,
+                rng,
+                strides=spec.strides,
             )
             LOGGER.info(decision.message)
         new = dist.from_main(None if decision is None or decision.new is None else np.asarray(decision.new))

@@ -2,12 +2,14 @@
 
 import math
 from copy import deepcopy
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
 from utils.core import dist
 
+Net = TypeVar("Net", bound=nn.Module)
 DECAY, RAMP_UPDATES = 0.9999, 2000
 
 
@@ -16,14 +18,14 @@ def decay_at(updates: int) -> float:
     return DECAY * (1 - math.exp(-updates / RAMP_UPDATES))
 
 
-class ModelEma:
+class ModelEma(Generic[Net]):
     """A copy of `network` in evaluation mode whose floating tensors follow those of the original.
 
     Parameters and BatchNorm statistics are averaged; integer buffers stay as they were.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self.network = deepcopy(network).eval().requires_grad_(False)
+    def __init__(self, network: Net) -> None:
+        self.network: Net = deepcopy(network).eval().requires_grad_(False)
         self.updates = 0
         self._pair(network)
 

@@ -73,18 +73,26 @@ def train_one_epoch(run: Run, interrupt: Interrupt, save_last: Any) -> dict[str,
         state.step += 1
         state.global_step += 1
         save_due |= settings.save_steps > 0 and state.global_step % settings.save_steps == 0
-        if updated and (save_due or interrupt.requested):
-            sums = _bank(run, names, sums)
+        stop = updated and _asked_to_stop(run, interrupt)
+        if updated and (save_due or stop):
+            _bank(run, names, sums)
+            sums, save_due = None, False
             save_last()
-            save_due = False
-            if interrupt.requested:
-                raise RunInterruptedError
+        if stop:
+            raise RunInterruptedError
         if state.step % 10 == 0 or state.step == run.train_loader.num_batches:
             bar.set_description_str(_title(run, names, sums, batch), refresh=False)
     seconds = time.perf_counter() - start
     _bank(run, names, sums)
     means = {f"train/{name}": value / max(state.step, 1) for name, value in state.loss_sums.items()}
     return means | _rates(run) | {"time/epoch": seconds, "time/loader": waiting.seconds}
+
+
+def _asked_to_stop(run: Run, interrupt: Interrupt) -> bool:
+    """Tell whether any rank was asked to stop: all must leave at the same step."""
+    if dist.world_size() == 1:
+        return interrupt.requested
+    return bool(dist.sum_over_ranks(torch.tensor(float(interrupt.requested), device=run.device)))
 
 
 def _set_modes(run: Run) -> None:

@@ -24,6 +24,7 @@ from utils.engine.epoch import RunInterruptedError, bottleneck, header, train_on
 from utils.engine.evaluate import Report, evaluate, speed_line, table
 from utils.engine.run import Run
 from utils.engine.state import save, snapshot
+from utils.metrics.average_precision import weighted_sum
 
 DRAWN_BATCHES = 3  # of training and validation images
 
@@ -102,18 +103,13 @@ def _validate(run: Run, interrupt: Interrupt) -> Report | None:
     return evaluate(run.runner(), run.val_loader, run.eval_settings(), run.device, run.losses, on_batch=check)
 
 
-def fitness(numbers: Mapping[str, float], headline: Mapping[str, float]) -> float:
-    """Return the weighted sum that ranks epochs (behaviour.md 3.10)."""
-    return sum(weight * numbers.get(name, 0.0) for name, weight in headline.items())
-
-
 def _finish_epoch(run: Run, numbers: dict[str, float], report: Report | None) -> bool:
     """Log the epoch, keep the checkpoints, tell whether patience has run out."""
     state, settings = run.state, run.settings
     epoch, score = state.epoch, -1.0
     if report is not None:
         numbers = numbers | report.numbers
-        score = fitness(numbers, run.task.headline)
+        score = weighted_sum(numbers, run.task.headline)
         for head, scores in report.scores.items():
             LOGGER.info(table(scores, verbose=False))
             if head in run.task.heads and scores.per_class:

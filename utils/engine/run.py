@@ -49,7 +49,7 @@ class Run:
     mixed: torch.dtype | None  # autocast type
     network: Network
     model: nn.Module  # the network as the loop calls it: compiled, wrapped for DDP
-    ema: ModelEma
+    ema: ModelEma[Network]
     losses: dict[str, Any]
     optimizer: Any
     scaler: Any
