@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,8 @@ from utils.core.cli import (
     run_script,
     to_namespace,
 )
-from utils.core.files import run_folder
+from utils.core.errors import UserError
+from utils.core.files import drop_if_empty, run_folder
 from utils.core.log import LOGGER
 
 if TYPE_CHECKING:  # what needs torch is imported after parsing, so that --help answers at once
@@ -91,6 +91,7 @@ def main(options: argparse.Namespace) -> PredictReport:
     from utils.core.device import describe, select_device
     from utils.engine.predict import PredictSettings, network_size, predict
     from utils.plots.draw import DrawStyle, annotate
+    from utils.postprocess import POSTPROCESS
 
     for name in ("save_conf", "save_format"):
         if getattr(options, name) and not options.save_txt:
@@ -107,6 +108,10 @@ def main(options: argparse.Namespace) -> PredictReport:
         options.weights, device, half=options.half, augment=options.augment, download=options.download
     )
     runner = opened.runner
+    for head in runner.specs:
+        if head not in POSTPROCESS:
+            known = ", ".join(POSTPROCESS.names())
+            raise UserError(f"{opened.paths[0]}: what its head {head!r} finds cannot be shown here (known: {known})")
     trained_at = opened.meta.get("imgsz") or 640
     settings = replace(settings, image_hw=network_size(options.imgsz or [trained_at], runner))
     source = _source(options, str(options.data or opened.meta.get("data") or "data/shapes.yaml"))
@@ -121,8 +126,7 @@ def main(options: argparse.Namespace) -> PredictReport:
         report = predict(runner, source, settings, sinks, draw, device)
     finally:
         if folder is not None:
-            with suppress(OSError):  # left empty when nothing could be read
-                folder.rmdir()
+            drop_if_empty(folder)  # nothing could be read
     _tell(report)
     if options.update:
         strip_weights(opened.paths)

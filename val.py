@@ -71,9 +71,10 @@ def run(**overrides: object) -> dict[str, float]:
 
     from utils.backends.opening import open_subject  # torch is loaded here, so that --help answers at once
     from utils.engine.score import score
+    from utils.plots.study import draw_study
     from utils.tasks import TASKS
 
-    return score(TASKS.get("detect"), settings, open_subject)
+    return score(TASKS.get("detect"), settings, open_subject, draw_study)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 import re
 from functools import cache
 from pathlib import Path
@@ -33,20 +34,20 @@ def known_names() -> dict[str, tuple[str, str]]:
 @cache
 def _family(stem: str) -> dict[str, Any]:
     """Return a family's YAML with what it takes over from its base filled in; not to be changed."""
-    return _with_base(read_yaml(CONFIGS / f"{stem}.yaml", "model YAML"))
+    return _with_base(read_yaml(CONFIGS / f"{stem}.yaml", "model YAML"), f"{stem}.yaml")
 
 
-def _with_base(values: dict[str, Any]) -> dict[str, Any]:
+def _with_base(values: dict[str, Any], source: str) -> dict[str, Any]:
     if "base" not in values:
         return values
     stem = str(values["base"])
     if not (CONFIGS / f"{stem}.yaml").is_file():
-        raise UserError(f"`base: {stem}`: no such family in models/configs")
+        raise UserError(f"{source}: `base: {stem}`: no such family in models/configs")
     merged = {**copy.deepcopy(_family(stem)), **values}
     rows = [*merged["backbone"], *merged["head"]]
     for index, row in (values.get("rows") or {}).items():
         if not isinstance(index, int) or not 0 <= index < len(rows):
-            raise UserError(f"`rows:` replaces row {index!r}; {stem} has rows 0 to {len(rows) - 1}")
+            raise UserError(f"{source}: `rows:` replaces row {index!r}; {stem} has rows 0 to {len(rows) - 1}")
         rows[index] = row
     split = len(merged["backbone"])
     merged["backbone"], merged["head"] = rows[:split], rows[split:]
@@ -83,7 +84,7 @@ def read_architecture(source: str | Path | dict[str, Any], scale: str | None = N
 
 def _resolved(values: dict[str, Any], source: str, name: str | None, scale: str | None) -> dict[str, Any]:
     """Return a checked copy with one size chosen from `scales:`; without that table nothing is to choose."""
-    values = _with_base({str(key): copy.deepcopy(value) for key, value in values.items()})
+    values = _with_base({str(key): copy.deepcopy(value) for key, value in values.items()}, source)
     if "scales" in values:
         _choose_scale(values, source, scale)
     for key in _FAMILY_KEYS:
@@ -137,10 +138,10 @@ def _check_anchors(anchors: Any, source: str) -> None:
         raise UserError(f"{source}: `anchors:` must be a number per level, or a list [w, h, w, h, …] for each level")
     for index, level in enumerate(anchors):
         numbers = isinstance(level, list) and all(
-            isinstance(v, (int, float)) and not isinstance(v, bool) for v in level
+            isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < math.inf for v in level
         )
         if not numbers or len(level) < 2 or len(level) % 2:
-            raise UserError(f"{source}: anchors of level {index} must be pairs of numbers [w, h, w, h, …]")
+            raise UserError(f"{source}: anchors of level {index} must be pairs of numbers above 0, [w, h, w, h, …]")
         if len(level) != len(anchors[0]):
             raise UserError(
                 f"{source}: level {index} has {len(level) // 2} anchors, level 0 has {len(anchors[0]) // 2}"

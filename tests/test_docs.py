@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from utils.core.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"], key=lambda path: path.name
@@ -94,7 +96,7 @@ def test_a_wrong_option_would_be_noticed():
     text = "```bash\npython val.py --no-such-option\n```\nand `torchrun --nproc-per-node 2 train.py --epoch …`\n"
     first, second = (program_and_options(command) for command in command_lines(text))
     assert first == ("val", ["--no-such-option"]) and second == ("train", ["--epoch"])
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="--no-such-option"):
         parser_of("val").parse_args(first[1])
 
 

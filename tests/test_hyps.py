@@ -70,7 +70,7 @@ def test_the_defaults_are_scratch_low():
         ("mosaic: yes\n", "", "mosaic must be a number, got 'yes'"),
         ("mosaic: true\n", "", "mosaic must be a number, got True"),
         ("mosaic: 1.5\n", "", "mosaic is a probability"),
-        ("lr0: -0.01\n", "", "must not be negative"),
+        ("lr0: -0.01\n", "", "must be above 0"),
         ("lr0: .nan\n", "", "must be a number"),
         ("lr0: 0\n", "", "lr0 must be above 0"),
         ("anchor_t: 0.5\n", "", "anchor_t must lie between 1"),

@@ -50,6 +50,8 @@ class BoxHead(nn.Module):
         self, num_classes: int, anchors_px: Sequence[Sequence[float]], in_channels: Sequence[int], num_masks: int = 0
     ) -> None:
         super().__init__()
+        if not isinstance(num_classes, int) or not isinstance(anchors_px, Sequence) or isinstance(anchors_px, str):
+            raise ValueError(f"takes [nc, anchors], not {num_classes!r:.40} and {anchors_px!r:.40}")
         if len(anchors_px) != len(in_channels):
             raise ValueError(f"has {len(in_channels)} input levels, `anchors` has {len(anchors_px)}")
         self.num_classes, self.num_masks = num_classes, num_masks

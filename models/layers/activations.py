@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -108,6 +109,8 @@ def _parse(text: str) -> tuple[str, list[Any], dict[str, Any]]:
         named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
     except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"activation {text!r}: not a name like nn.LeakyReLU(0.1)") from error
+    if any(isinstance(value, float) and not math.isfinite(value) for value in (*arguments, *named.values())):
+        raise ValueError(f"activation {text!r}: its numbers must be finite")
     return _dotted(node.func), arguments, named
 
 

@@ -47,6 +47,9 @@ class PyTorchBackend:
         `augment` averages over scales and a flip (behaviour.md 2.5); `folded` folds normalisation into convolutions.
         """
         checkpoints = [load_checkpoint(path) for path in paths]
+        for path, one in zip(paths, checkpoints, strict=True):
+            if (channels := one.network.architecture.get("ch", 3)) != 3:
+                raise UserError(f"{path}: takes images of {channels} channels; those here have 3")
         networks = [fuse(one.network) if folded else one.network for one in checkpoints]
         members = [_runner(network, device, half) for network in networks]
         runner: Runner = members[0] if len(members) == 1 else Ensemble(members)

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from utils.core import dist
 from utils.core.errors import UserError
@@ -28,9 +28,19 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
         return super()._get_help_string(action)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Report a wrong command line like everything else the user can put right."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help lists the options")
+
+
 def new_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return an empty parser with the house's layout; abbreviations of options are accepted."""
-    return argparse.ArgumentParser(description=description, formatter_class=_Help)
+    """Return an empty parser with the house's layout; abbreviations of options are accepted.
+
+    What it cannot understand raises UserError.
+    """
+    return _Parser(description=description, formatter_class=_Help)
 
 
 def add_image_size(parser: argparse.ArgumentParser, default: Sequence[int], text: str) -> None:
@@ -172,6 +182,8 @@ def resolve_training(
     origin = dict.fromkeys(values, "default")
     if unknown := sorted(recommended.keys() - values.keys()):
         raise UserError(f"{source}: `defaults:` has the unknown key {unknown[0]!r}")
+    actions = {action.dest: action for action in reversed(parser._actions)}  # of several with one name, the first
+    recommended = {name: _recommended(actions[name], value, source) for name, value in recommended.items()}
     if not {"weights", "cfg", "hyp"} & {name for name, value in chosen.items() if str(value).strip()}:
         values |= recommended
         origin |= dict.fromkeys(recommended, str(source))
@@ -183,6 +195,22 @@ def resolve_training(
         values["imgsz"] = [values["imgsz"]]
     settings = TrainSettings.from_dict(values)
     return settings, {name: place for name, place in origin.items() if name in settings.to_dict()}
+
+
+def _recommended(action: argparse.Action, value: Any, source: Path) -> Any:
+    """Return a value of `defaults:` as the option would give it; one the option does not take is a UserError."""
+    several = isinstance(action.nargs, str) and action.nargs in "+*"
+    values = value if several and isinstance(value, list) else [value]
+    if action.nargs == 0:
+        fits = isinstance(value, bool)
+    else:
+        kinds: Any = {int: int, float: (int, float)}.get(action.type, str)  # type: ignore[call-overload]
+        fits = all(isinstance(one, kinds) and not isinstance(one, bool) for one in values)
+        fits = fits and (action.choices is None or all(one in action.choices for one in values))
+    if not fits:
+        option = action.option_strings[0]
+        raise UserError(f"{source}: `defaults:` has `{action.dest}: {value}`, which {option} does not take")
+    return list(values) if several else value
 
 
 def explain(settings: TrainSettings, origin: Mapping[str, str]) -> str:
@@ -216,7 +244,7 @@ def run_script(main: Callable[[], object]) -> None:
         main()
         dist.stop()
     except UserError as error:
-        LOGGER.error(str(error))
+        LOGGER.error(one_line(str(error)))
         _leave(2)
     except KeyboardInterrupt:
         LOGGER.error("interrupted")
@@ -224,13 +252,18 @@ def run_script(main: Callable[[], object]) -> None:
     except OSError as error:
         if error.errno not in _USERS_FAULT:
             raise
-        LOGGER.error(f"{error.filename or 'files'}: {error.strerror}")
+        LOGGER.error(one_line(f"{error.filename or 'files'}: {error.strerror}"))
         _leave(2)
+
+
+def one_line(text: str) -> str:
+    """Return `text` with what would break the line, or play tricks on a terminal, written out as in `\\n`."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _leave(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    if dist.world_size() > 1:
+    if dist.is_launched():
         os._exit(status)  # the other ranks may wait in a collective; the launcher ends them when this one is gone
     sys.exit(status)

@@ -38,8 +38,8 @@ class DataConfig:
             raise UserError(f"{self.source}: no `{name}:` key, so there is no {name} split to read")
         for place in self.splits[name]:
             if not place.exists():
-                tried = "".join(f"\n    {path}" for path in _tried(self.source, self.root, place))
-                raise UserError(f"{self.source}: `{name}:` is not there; looked for{tried}")
+                tried = ", ".join(str(path) for path in _tried(self.source, self.root, place))
+                raise UserError(f"{self.source}: `{name}:` is not there; looked for {tried}")
         return self.splits[name]
 
     def single_class(self) -> DataConfig:
@@ -81,8 +81,8 @@ def load_data(text: str) -> DataConfig:
     try:
         checked = DataYaml.model_validate(values)
     except ValidationError as error:
-        faults = [f"`{'.'.join(str(part) for part in fault['loc'][:2])}`: {fault['msg']}" for fault in error.errors()]
-        raise UserError(f"{path}: " + "; ".join(dict.fromkeys(faults))) from error
+        keys = dict.fromkeys(str(fault["loc"][0]) for fault in error.errors())
+        raise UserError(f"{path}: " + "; ".join(_expected(key, values) for key in keys)) from error
     names = _names(path, checked.names, checked.nc)
     if checked.train is None and checked.val is None and checked.test is None:
         raise UserError(f"{path}: needs `train:` and `val:`, folders of images or list files")
@@ -102,6 +102,20 @@ def load_data(text: str) -> DataConfig:
         annotations={split: _place(path, root, text) for split, text in checked.annotations.items()},
         defaults=checked.defaults,
     )
+
+
+def _expected(key: str, values: dict[str, Any]) -> str:
+    """Return what stands at a key of the YAML and what should."""
+    wanted = {
+        "path": "a folder",
+        "names": "a list of class names, or a table of them by number (0: person)",
+        "nc": "the whole number of classes",
+        "format": "the name of a label format",
+        "generate": "a table of settings",
+        "annotations": "a table of COCO JSON files by split (val: file.json)",
+        "defaults": "a table of training options",
+    }.get(key, "a folder of images, a list file, or a list of these")
+    return f"`{key}:` must be {wanted}, got {values[key]!r:.60}" if key in values else f"`{key}:` is missing, {wanted}"
 
 
 def _names(path: Path, given: list[Any] | dict[Any, Any], nc: int | None) -> tuple[str, ...]:

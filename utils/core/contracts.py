@@ -214,11 +214,11 @@ class EvalSettings:
     max_detections: int = 300
     multi_label: bool = True  # several classes per box (behaviour.md 5.1 step 4)
     agnostic: bool = False
+    single_class: bool = False  # every detection counts as class 0, whatever the network calls it
     classes: tuple[int, ...] | None = None  # keep only these
     max_candidates: int = 30000
     annotations: Path | None = None  # COCO JSON that belongs to the split
     save_json: Path | None = None  # where to write COCO-format predictions
-    split_paths: tuple[str, ...] = ()  # every image of the split, in index order
 
 
 class Runner(Protocol):

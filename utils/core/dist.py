@@ -39,6 +39,11 @@ def world_size() -> int:
     return max(1, _from_launcher("WORLD_SIZE", 1))
 
 
+def is_launched() -> bool:
+    """Tell whether a launcher started several processes; never raises, for the way out of a program."""
+    return os.environ.get("WORLD_SIZE", "1").strip() not in ("", "0", "1")
+
+
 def is_main() -> bool:
     """Tell whether this process speaks and writes for all."""
     return rank() == 0
@@ -50,8 +55,17 @@ def start(target: device) -> None:
 
     if world_size() == 1 or dist.is_initialized():
         return
+    if rank() >= world_size():
+        raise UserError(f"environment variable RANK={rank()} with WORLD_SIZE={world_size()}; start with torchrun")
     backend = "nccl" if target.type == "cuda" and dist.is_nccl_available() else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    try:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    except (ValueError, RuntimeError) as error:  # an address is missing, malformed, or nobody answers there
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"environment variable WORLD_SIZE={world_size()} asks for several processes, but they cannot join "
+            f"({reason}); start with torchrun, or unset it"
+        ) from error
 
 
 def stop() -> None:

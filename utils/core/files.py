@@ -24,8 +24,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}.", suffix=path.suffix, dir=path.parent)
         os.close(handle)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write there ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise UserError(f"{path}: cannot write there ({getattr(error, 'strerror', None) or error})") from error
     temporary = Path(name)
     try:
         yield temporary
@@ -69,9 +69,19 @@ def run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
                 continue
             with tempfile.TemporaryFile(dir=folder):  # a folder that exists may still refuse files
                 return folder
-    except OSError as error:
-        raise UserError(f"{project / name}: cannot write there ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{project / name}: cannot write there ({reason})") from error
     raise UserError(f"{project}: no free name for a run called {name!r}")
+
+
+def drop_if_empty(folder: Path) -> None:
+    """Remove `folder` and what is below it if there is no file in it, the remains of a run that came to nothing."""
+    if folder.is_dir() and not any(path.is_file() or path.is_symlink() for path in folder.rglob("*")):
+        with suppress(OSError):
+            for path in sorted(folder.rglob("*"), reverse=True):
+                path.rmdir()
+            folder.rmdir()
 
 
 def newest(folder: Path, pattern: str) -> Path | None:

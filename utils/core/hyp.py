@@ -13,9 +13,27 @@ from utils.core.yaml_file import read_yaml
 
 _PROBABILITIES = ("autobalance", "flipud", "fliplr", "mosaic", "mosaic9", "mixup", "copy_paste")
 _NOT_NEGATIVE = (
-    "lr0", "lrf", "momentum", "weight_decay", "warmup_epochs", "warmup_momentum", "warmup_bias_lr", "box", "cls", "obj",
+    "lrf", "momentum", "weight_decay", "warmup_epochs", "warmup_momentum", "warmup_bias_lr", "box", "cls", "obj",
     "fl_gamma", "hsv_h", "hsv_s", "hsv_v", "degrees", "shear", "perspective", "label_smoothing",
 )  # fmt: skip
+
+_ABOVE_ZERO = ("lr0", "cls_pw", "obj_pw")
+_LIMITS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("scale", "translate", "momentum", "warmup_momentum", "hsv_h", "hsv_s", "hsv_v"), (0, 1)),
+    **dict.fromkeys(("anchor_t", "nominal_batch"), (1, math.inf)),
+    "degrees": (0, 180),
+    "shear": (0, 89),
+    "label_smoothing": (0, 0.999),
+}
+
+
+def _check_signs(hyp: "Hyp") -> None:
+    for name in _NOT_NEGATIVE:
+        if getattr(hyp, name) < 0:
+            raise ValueError(f"{name} must not be negative, got {getattr(hyp, name)}")
+    for name in _ABOVE_ZERO:
+        if getattr(hyp, name) <= 0:
+            raise ValueError(f"{name} must be above 0, got {getattr(hyp, name)}")
 
 
 @dataclass(frozen=True)
@@ -63,19 +81,15 @@ class Hyp:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ValueError(f"{field.name} must be a number, got {value!r}")
+        _check_signs(self)
+        if self.anchors is not None and not 1 <= round(self.anchors) <= 100:
+            raise ValueError(f"anchors is the number of anchors per level, 1 to 100, got {self.anchors}")
+        for name, (low, high) in _LIMITS.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must lie between {low} and {high}, got {getattr(self, name)}")
         for name in _PROBABILITIES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability, 0 to 1, got {getattr(self, name)}")
-        for name in _NOT_NEGATIVE:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        limits = {"anchor_t": (1, math.inf), "nominal_batch": (1, math.inf)}
-        limits |= dict.fromkeys(("scale", "translate", "momentum"), (0, 1))
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must lie between {low} and {high}, got {getattr(self, name)}")
-        if self.lr0 == 0:
-            raise ValueError("lr0 must be above 0")
         if self.perspective > 0.01:
             raise ValueError(f"perspective must be at most 0.01, got {self.perspective}")
 

@@ -51,11 +51,12 @@ class Registry:
         self._load()
         return name in self._entries
 
-    def get(self, name: str) -> Any:
-        """Return the entry called `name`, or raise UserError with the known names and the nearest one."""
+    def get(self, name: str, source: object = "") -> Any:
+        """Return the entry called `name`; else UserError with the nearest name, and `source`, which asked for it."""
         self._load()
         if name not in self._entries:
             close = difflib.get_close_matches(name, self._entries, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise UserError(f"unknown {self.kind} {name!r}{hint} (known: {', '.join(self.names())})")
+            place = f"{source}: " if source else ""
+            raise UserError(f"{place}unknown {self.kind} {name!r}{hint} (known: {', '.join(self.names())})")
         return self._entries[name]

@@ -8,6 +8,8 @@ from utils.core.errors import UserError
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+MAX_IMAGE_PX = 16384  # no memory holds the feature maps of more
+MAX_SEED = 2**32 - 1  # what keys the random numbers of samples
 
 
 def _fields_of(record: type, values: dict[str, Any]) -> dict[str, Any]:
@@ -65,11 +67,17 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.batch_size == -1:
             raise UserError("--batch-size -1: choosing the batch by itself is not there yet; give a number")
-        for name, low in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("patience", 0), ("save_steps", 0)):
+        for name, low in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("patience", 0), ("save_steps", 0),
+                          ("mosaic_window", 0)):  # fmt: skip
             if getattr(self, name) < low:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {low}")
-        if not 1 <= len(self.imgsz) <= 2 or min(self.imgsz) < 32:
-            raise UserError(f"--imgsz {' '.join(map(str, self.imgsz))}: one size, or two (train, val), from 32 up")
+        if not 1 <= len(self.imgsz) <= 2 or min(self.imgsz) < 32 or max(self.imgsz) > MAX_IMAGE_PX:
+            sizes = " ".join(map(str, self.imgsz))
+            raise UserError(f"--imgsz {sizes}: one size, or two (train, val), from 32 to {MAX_IMAGE_PX}")
+        if abs(self.seed) > MAX_SEED:
+            raise UserError(f"--seed {self.seed}: from {-MAX_SEED} to {MAX_SEED}")
+        if min(self.freeze, default=0) < 0:
+            raise UserError(f"--freeze {' '.join(map(str, self.freeze))}: numbers of layers, from 0 up")
         if self.optimizer not in OPTIMIZERS:
             raise UserError(f"--optimizer {self.optimizer}: one of {', '.join(OPTIMIZERS)}")
         if self.amp not in PRECISIONS:
@@ -128,8 +136,8 @@ class ScoreSettings:
         for name, low in (("batch_size", 1), ("max_det", 1), ("workers", 0)):
             if getattr(self, name) < low:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {low}")
-        if len(self.imgsz) > 1 or (self.imgsz and self.imgsz[0] < 32):
-            raise UserError(f"--imgsz {' '.join(map(str, self.imgsz))}: one size from 32 up")
+        if len(self.imgsz) > 1 or (self.imgsz and not 32 <= self.imgsz[0] <= MAX_IMAGE_PX):
+            raise UserError(f"--imgsz {' '.join(map(str, self.imgsz))}: one size from 32 to {MAX_IMAGE_PX}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ScoreSettings":

@@ -29,8 +29,8 @@ class ImageFault(Exception):  # noqa: N818 - what befell the file, as the label 
 
 
 @cache
-def _quiet() -> None:
-    """Keep decoders from writing to the terminal about files that we report ourselves; done at the first image."""
+def quiet_decoders() -> None:
+    """Keep decoders from writing to the terminal about files that we report ourselves; done at the first file."""
     from PIL import Image
 
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -53,7 +53,7 @@ def _open_header(source: Path | io.BytesIO, path: Path, head: bytes, max_pixels:
     """Return Pillow's view of the file: format, size and EXIF are read, pixels are not."""
     from PIL import Image
 
-    _quiet()
+    quiet_decoders()
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS and not _register_heif():
         raise ImageFault(f"{path}: HEIF image; to read it: pip install pillow-heif")
     if not head:
@@ -106,6 +106,8 @@ def probe_image(path: Path, notes: list[str] | None = None, max_pixels: int = MA
     """
     path = Path(path)
     try:
+        if path.is_fifo():  # opening it would wait for ever
+            raise ImageFault(f"{path}: a pipe, not an image")
         with path.open("rb") as file:
             head = file.read(32)
             file.seek(0, io.SEEK_END)

@@ -76,6 +76,17 @@ class Index:
         """Return (C,) objects per class."""
         return np.bincount(self.boxes[:, 0].astype(np.int64), minlength=num_classes)[:num_classes]
 
+    def without(self, images: set[int]) -> Index:
+        """Return the index of the other images; those are counted among the faulty ones."""
+        kept = [image for image in range(len(self)) if image not in images]
+        labels = [ImageLabels(self.labels(image), self.polygons(image)) for image in kept]
+        shapes = [(int(height), int(width)) for height, width in self.shapes_hw[kept]]
+        fewer = Index.build([self.path(image) for image in kept], shapes, labels, corrupt=0)
+        fewer.counts[:] = self.counts
+        for name, change in (("found", -1), ("corrupt", 1), ("faulty_labels", 1)):
+            fewer.counts[self.COUNTS.index(name)] += change * len(images)
+        return fewer
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays by name, for saving."""
         return {field.name: getattr(self, field.name) for field in fields(self)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 _BOX_FIELDS = 5
 _POLYGON_FIELDS = 7  # a class and three points
 MAX_BYTES = 32 * 2**20
+MAX_CLASS = 2**24  # more is no class, and float32 would not hold it
 
 
 @dataclass
@@ -26,7 +28,10 @@ class ImageLabels:
 def read_labels(path: Path) -> ImageLabels:
     """Return the labels in the text file `path`; a missing file means an image without objects."""
     try:
-        if path.stat().st_size > MAX_BYTES:
+        state = path.stat()
+        if stat.S_ISFIFO(state.st_mode):  # opening it would wait for ever
+            return ImageLabels(faults=[f"{path}:1: a pipe, not a label file"])
+        if state.st_size > MAX_BYTES:
             return ImageLabels(faults=[f"{path}:1: larger than {MAX_BYTES} bytes, not a label file"])
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -94,6 +99,8 @@ def _box_fault(box: np.ndarray) -> str | None:
     """Return what is wrong with the values of a box, None if nothing is."""
     if box[0] != int(box[0]):
         return f"class {box[0]:g} is not a whole number"
+    if box[0] > MAX_CLASS:
+        return f"class {box[0]:g} is no class number"
     if (box < 0).any():
         return f"negative {'class' if box[0] < 0 else 'coordinate'} {box.min():g}"
     if (box[1:] > 1).any():

@@ -40,14 +40,15 @@ def build_index(
     UserError: no image is left; `need_labels` and there is no object at all; more than 1 % of the label files are
     faulty and not `allow_faults`; a class that the data YAML does not name.
     """
-    listing = READERS.get(data.format)(data, split)
+    listing = READERS.get(data.format, data.source)(data, split)
     key = _key(listing)
     with main_first():
         places = cache_places(listing.cache)
         index, report = _load(places, key)
         if index is None:
             index, report = _scan(listing, f"{split}: checking")
-            _save(places, key, index, report)
+            if len(index):  # else there will be nothing to go on with
+                _save(places, key, index, report)
     _tell(index, report, split)
     _judge(index, report, listing, f"{data.source}: `{split}:`", allow_faults)
     if need_labels and len(index.boxes) == 0:
@@ -59,8 +60,7 @@ def build_index(
         boxes = index.boxes.copy()
         boxes[:, 0] = 0
         return replace(index, boxes=boxes)
-    _check_classes(index, data, listing)
-    return index
+    return _with_known_classes(index, data, listing, allow_faults)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -140,19 +140,26 @@ def _judge(index: Index, report: list[str], listing: Listing, what: str, allow_f
         raise UserError(f"{what}: none of {len(listing.images)} images can be used, the first: {report[0]}")
 
 
-def _check_classes(index: Index, data: DataConfig, listing: Listing) -> None:
-    """Raise if an object has a class that the data YAML does not name."""
+def _with_known_classes(index: Index, data: DataConfig, listing: Listing, allow_faults: bool) -> Index:
+    """Return the index of images whose objects all have classes that the data YAML names.
+
+    One that it does not name is a UserError, since YAML and labels do not belong together; with `allow_faults` the
+    image is left out.
+    """
     too_high = np.flatnonzero(index.boxes[:, 0] >= data.num_classes)
     if not len(too_high):
-        return
-    row = int(too_high[0])
-    image = int(np.searchsorted(index.box_starts, row, side="right")) - 1
+        return index
+    images = np.unique(np.searchsorted(index.box_starts, too_high, side="right") - 1)
     files = dict(zip(listing.images, listing.label_files, strict=True))
-    file, wrong = files[index.path(image)], int(index.boxes[row, 0])
-    raise UserError(
+    file, wrong = files[index.path(int(images[0]))], int(index.boxes[too_high[0], 0])
+    fault = (
         f"{file}:{_line_of_class(file, wrong)}: class {wrong}, but {data.source} names "
         f"{data.num_classes} classes (0 to {data.num_classes - 1})"
     )
+    if not allow_faults or len(images) == len(index):
+        raise UserError(fault)
+    LOGGER.warning(f"{fault}; {len(images)} image(s) with classes it does not name left out")
+    return index.without({int(image) for image in images})
 
 
 def _line_of_class(file: str, wrong: int) -> int:

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import cv2
 
@@ -17,7 +17,14 @@ from utils.core.errors import UserError
 from utils.core.files import is_url
 from utils.core.log import LOGGER
 from utils.core.yaml_file import read_text
-from utils.datasets.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageFault, decode_image, read_image
+from utils.datasets.images import (
+    IMAGE_SUFFIXES,
+    MAX_PIXELS,
+    ImageFault,
+    decode_image,
+    quiet_decoders,
+    read_image,
+)
 from utils.datasets.streams import ScreenSource, StreamSource, usable_fps, without_password
 
 VIDEO_SUFFIXES = frozenset(
@@ -52,7 +59,7 @@ def open_source(text: str, vid_stride: int = 1) -> FrameSource:
 
 
 def _open_url(address: str, vid_stride: int) -> FrameSource:
-    parts = urlsplit(address)
+    parts = _checked_url(address)
     suffix = Path(parts.path).suffix.lower()
     if parts.scheme.lower() in {"http", "https"}:
         if suffix in IMAGE_SUFFIXES:
@@ -62,6 +69,15 @@ def _open_url(address: str, vid_stride: int) -> FrameSource:
     return StreamSource([address], vid_stride)
 
 
+def _checked_url(address: str) -> SplitResult:
+    try:
+        parts = urlsplit(address)
+        _ = parts.port  # looked at here for the first time
+    except ValueError as error:
+        raise UserError(f"{without_password(address)}: not a valid address ({error})") from error
+    return parts
+
+
 def _open_list(path: Path, vid_stride: int) -> FrameSource:
     """Return what a list file names: streams if it is called .streams or names nothing but addresses, else files."""
     lines = [line.strip() for line in read_text(path, "list file").splitlines()]
@@ -69,6 +85,9 @@ def _open_list(path: Path, vid_stride: int) -> FrameSource:
     if not entries:
         raise UserError(f"{path}: the list is empty")
     if path.suffix.lower() == ".streams" or all(is_url(entry) or entry.isdecimal() for entry in entries):
+        for entry in entries:
+            if is_url(entry):
+                _checked_url(entry)
         return StreamSource(entries, vid_stride)
     return FileSource([str(_listed(path, entry)) for entry in entries], vid_stride)
 
@@ -145,6 +164,7 @@ class FileSource:
         if not is_url(file) and not Path(file).is_file():
             raise ImageFault(f"{file}: no such file")
         name = without_password(file)
+        quiet_decoders()
         capture = cv2.VideoCapture(file, cv2.CAP_FFMPEG)
         try:
             if not capture.isOpened():

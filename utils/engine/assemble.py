@@ -49,7 +49,9 @@ def assemble(task: Task, settings: TrainSettings) -> Run:
     hyp, data = _hyp(settings, checkpoint), load_data(settings.data)
     data = data.single_class() if settings.single_cls else data
     network = _network(settings, hyp, data, checkpoint)
-    require_heads(task.name, set(task.heads), set(network.heads))
+    if (channels := network.architecture.get("ch", 3)) != 3:
+        raise UserError(f"{settings.cfg or settings.weights}: takes images of {channels} channels; those here have 3")
+    require_heads(task.name, set(task.heads), set(network.heads), settings.weights or settings.cfg)
     freeze(network, settings.freeze)
     settings = _fitting_sizes(settings, network.stride)
     train_loader, val_loader = _loaders(task, settings, hyp, data, network.stride)
@@ -63,7 +65,6 @@ def assemble(task: Task, settings: TrainSettings) -> Run:
         settings=settings,
         hyp=hyp,
         data=data,
-        folder=_folder(settings, checkpoint),
         device=device,
         mixed=mixed,
         network=network,
@@ -77,6 +78,7 @@ def assemble(task: Task, settings: TrainSettings) -> Run:
         val_loader=val_loader,
         loggers=Loggers(("csv", *settings.log)),
         resumed=checkpoint is not None,
+        folder=_folder(settings, checkpoint),  # last: what fails before leaves nothing behind
     )
     if checkpoint is not None:
         restore(run, checkpoint)
@@ -88,8 +90,11 @@ def assemble(task: Task, settings: TrainSettings) -> Run:
 
 def _resumed_settings(settings: TrainSettings, checkpoint: Checkpoint) -> TrainSettings:
     """Return the settings of the run to resume; where it runs may differ, and it may go on for more epochs."""
-    stored = TrainSettings.from_dict((checkpoint.training or {})["settings"])
     path = find_last(settings.resume, Path(settings.project))
+    try:
+        stored = TrainSettings.from_dict((checkpoint.training or {})["settings"])
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged, its settings are none of a training run") from error
     return replace(stored, resume=str(path), device=settings.device or stored.device, workers=settings.workers)
 
 
@@ -105,6 +110,11 @@ def _hyp(settings: TrainSettings, checkpoint: Checkpoint | None) -> Hyp:
 def _network(settings: TrainSettings, hyp: Hyp, data: DataConfig, checkpoint: Checkpoint | None) -> Network:
     """Return the network to train: resumed, transferred from weights, or new."""
     if checkpoint is not None:
+        if len(checkpoint.names) != data.num_classes:
+            raise UserError(
+                f"{data.source}: {data.num_classes} classes, but the run to resume has {len(checkpoint.names)}; "
+                f"start a new one with --weights {settings.resume}"
+            )
         return build_network(checkpoint.network.architecture, len(data.names), data.names)
     per_level = None if hyp.anchors is None else round(hyp.anchors)
     if not settings.weights:
@@ -129,15 +139,19 @@ def weights_path(text: str, download: bool) -> Path:
     return path
 
 
-def require_heads(task: str, needed: set[str], present: set[str]) -> None:
-    """Raise if the model lacks a head that the task trains."""
+def require_heads(task: str, needed: set[str], present: set[str], source: str = "") -> None:
+    """Raise if the model, read from `source`, lacks a head that the task trains."""
     if missing := needed - present:
         heads = ", ".join(sorted(present)) or "none"
-        raise UserError(f"task {task!r} needs the head {', '.join(sorted(missing))}; this model has: {heads}")
+        place = f"{source}: " if source else ""
+        raise UserError(f"{place}task {task!r} needs the head {', '.join(sorted(missing))}; this model has: {heads}")
 
 
-def freeze(network: nn.Module, layers: tuple[int, ...]) -> None:
+def freeze(network: Network, layers: tuple[int, ...]) -> None:
     """Stop training of layers 0 to n-1 for one number n, of exactly those for several (behaviour.md 3.2)."""
+    count = len(network.model)
+    if max(layers, default=0) > count:
+        raise UserError(f"--freeze {' '.join(map(str, layers))}: this network has the layers 0 to {count - 1}")
     frozen = range(layers[0]) if len(layers) == 1 else layers
     prefixes = tuple(f"model.{index}." for index in frozen)
     for name, parameter in network.named_parameters():
@@ -145,6 +159,8 @@ def freeze(network: nn.Module, layers: tuple[int, ...]) -> None:
             parameter.requires_grad_(False)
     if prefixes:
         LOGGER.info(f"frozen layers: {', '.join(str(index) for index in frozen)}")
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise UserError(f"--freeze {' '.join(map(str, layers))}: nothing of the {count} layers is left to train")
 
 
 def _fitting_sizes(settings: TrainSettings, stride: int) -> TrainSettings:
@@ -227,6 +243,8 @@ def build_losses(network: Network, hyp: Hyp, image_size: int, device: torch.devi
 
 def _wrap(network: Network, settings: TrainSettings, device: torch.device) -> nn.Module:
     model: nn.Module = network
+    if settings.sync_bn and dist.world_size() == 1:
+        LOGGER.warning("--sync-bn: one process has nobody to share statistics with")
     if dist.world_size() > 1:
         if settings.sync_bn:
             if device.type != "cuda":

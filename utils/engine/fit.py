@@ -13,7 +13,8 @@ from models.runner import NetworkRunner
 from models.summary import summarize
 from utils.core import dist
 from utils.core.contracts import Batch, Results, Task
-from utils.core.files import write_text
+from utils.core.errors import UserError
+from utils.core.files import drop_if_empty, write_text
 from utils.core.interrupt import Interrupt
 from utils.core.log import LOGGER
 from utils.core.settings import TrainSettings
@@ -35,7 +36,12 @@ def fit(task: Task, settings: TrainSettings) -> dict[str, float]:
     Whatever happens, `weights/last.pt` in the run's folder continues the run with `--resume`.
     """
     run = assemble(task, settings)
-    _open(run)
+    try:
+        _open(run)
+    except UserError:
+        if dist.is_main():
+            drop_if_empty(run.folder)
+        raise
     with Interrupt("stopping after this step; once more to stop at once") as interrupt, Stopwatch() as watch:
         try:
             for _ in range(run.state.epoch, run.settings.epochs):
@@ -54,9 +60,9 @@ def _open(run: Run) -> None:
     """Write down what is run and show what it is run on."""
     if not dist.is_main():
         return
+    run.loggers.start(run.folder, {**run.settings.to_dict(), **{f"hyp/{k}": v for k, v in run.hyp.to_dict().items()}})
     write_yaml(run.folder / "args.yaml", run.settings.to_dict())
     write_yaml(run.folder / "hyp.yaml", run.hyp.to_dict())
-    run.loggers.start(run.folder, {**run.settings.to_dict(), **{f"hyp/{k}": v for k, v in run.hyp.to_dict().items()}})
     LOGGER.info(str(summarize(run.network, run.settings.imgsz[0]).line))
     LOGGER.info(
         f"{run.train_loader.num_images} training and {run.val_loader.num_images} validation images, "

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from utils.core.contracts import EvalSettings, Frame, FrameSource, Geometry, ImageInfo, PostProcess, Results, Runner
 from utils.core.errors import UserError
 from utils.core.log import LOGGER, Once, progress
+from utils.core.settings import MAX_IMAGE_PX
 from utils.core.timing import Stopwatch
 from utils.ops.letterbox import letterbox
 from utils.postprocess import POSTPROCESS
@@ -124,8 +125,9 @@ def predict(
 
 def network_size(sizes: Sequence[int], runner: Runner) -> tuple[int, int]:
     """Return height and width for `--imgsz` with one or two numbers, rounded up to the stride of `runner`."""
-    if not 1 <= len(sizes) <= 2 or min(sizes) < 1:
-        raise UserError(f"--imgsz {' '.join(map(str, sizes))}: one positive size, or height and width")
+    if not 1 <= len(sizes) <= 2 or min(sizes) < 1 or max(sizes) > MAX_IMAGE_PX:
+        wanted = f"one size, or height and width, up to {MAX_IMAGE_PX}"
+        raise UserError(f"--imgsz {' '.join(map(str, sizes))}: {wanted}")
     height, width = (sizes[0], sizes[-1])
     fitting = (-(-height // runner.stride) * runner.stride, -(-width // runner.stride) * runner.stride)
     if fitting != (height, width):

@@ -76,8 +76,8 @@ class Run:
         return EvalSettings(
             names=self.data.names,
             agnostic=self.settings.single_cls,
-            annotations=None,
-            split_paths=(),
+            single_class=self.settings.single_cls,
+            annotations=self.data.annotations.get("val"),
         )
 
     def runner(self) -> NetworkRunner:

@@ -16,12 +16,13 @@ from utils.core.config import DataConfig, find_data, load_data
 from utils.core.contracts import Batch, EvalSettings, Loader, LoadRequest, Outputs, Results, Runner, Task
 from utils.core.device import select_device
 from utils.core.errors import UserError
-from utils.core.files import run_folder, write_text
+from utils.core.files import drop_if_empty, run_folder, write_text
 from utils.core.hyp import Hyp
 from utils.core.log import LOGGER
 from utils.core.settings import ScoreSettings
 from utils.engine.evaluate import Report, evaluate, speed_line, table
 from utils.engine.fit import write_results
+from utils.metrics import EVALUATORS
 from utils.ops.text import box_lines
 
 STUDY_SIZES = range(256, 1537, 128)
@@ -47,24 +48,33 @@ class Subject(Protocol):
         ...
 
 
+DrawStudy = Callable[[Sequence[Sequence[float]], Sequence[str], Path], object]
 OpenSubject = Callable[[ScoreSettings, torch.device], Subject]
 
 
-def score(task: Task, settings: ScoreSettings, open_subject: OpenSubject) -> dict[str, float]:
+def score(task: Task, settings: ScoreSettings, open_subject: OpenSubject, draw_study: DrawStudy) -> dict[str, float]:
     """Score one checkpoint, or an ensemble, on one split; return the numbers. Works under torchrun."""
     device = select_device(settings.device)
     dist.start(device)
     subject = open_subject(settings, device)
+    for head in subject.runner.specs:
+        if head not in EVALUATORS:
+            known = ", ".join(EVALUATORS.names())
+            raise UserError(f"{subject.name}: its head {head!r} cannot be scored here (known: {known})")
     data = _data(settings, subject)
-    if settings.task == "study":
-        return _study(task, settings, subject, data, device)
     folder = _folder(settings)
-    report = _score_at(task, settings, subject, data, device, folder, _size(settings, subject))
-    if dist.is_main():
-        about = {"weights": list(settings.weights), "data": str(data.source), "task": settings.task}
-        write_results(folder / "results.json", report, about)
-        LOGGER.info(f"results are in {folder}")
-    return report.numbers
+    try:
+        if settings.task == "study":
+            return _study(task, settings, subject, data, device, folder, draw_study)
+        report = _score_at(task, settings, subject, data, device, folder, _size(settings, subject))
+        if dist.is_main():
+            about = {"weights": list(settings.weights), "data": str(data.source), "task": settings.task}
+            write_results(folder / "results.json", report, about)
+            LOGGER.info(f"results are in {folder}")
+        return report.numbers
+    finally:
+        if dist.is_main():
+            drop_if_empty(folder)  # nothing came of it
 
 
 def _folder(settings: ScoreSettings) -> Path:
@@ -126,11 +136,11 @@ def _score_at(
     folder: Path,
     size: int,
 ) -> Report:
-    loader = _loader(task, settings, data, size, subject.runner.stride)
     split = "val" if settings.task == "speed" else settings.task
     given = Path(settings.annotations) if settings.annotations else data.annotations.get(split)
     if given is not None and not given.is_file():
         raise UserError(f"{given}: no such COCO JSON")
+    loader = _loader(task, settings, data, size, subject.runner.stride)
     speed = settings.task == "speed"
     how = EvalSettings(
         names=data.names,
@@ -138,6 +148,7 @@ def _score_at(
         iou=0.45 if speed else settings.iou_thres,
         max_detections=settings.max_det,
         agnostic=settings.single_cls,
+        single_class=settings.single_cls,
         annotations=given,
         save_json=folder / f"{subject.name}_predictions.json" if settings.save_json else None,
     )
@@ -205,10 +216,15 @@ def add_labels(outputs: Outputs, batch: Batch) -> None:
 
 
 def _study(
-    task: Task, settings: ScoreSettings, subject: Subject, data: DataConfig, device: torch.device
+    task: Task,
+    settings: ScoreSettings,
+    subject: Subject,
+    data: DataConfig,
+    device: torch.device,
+    folder: Path,
+    draw_study: DrawStudy,
 ) -> dict[str, float]:
     """Score over a range of image sizes; write one row per size."""
-    folder = _folder(settings)
     rows: list[Sequence[float]] = []
     numbers: dict[str, float] = {}
     plain = replace(settings, task="val", noplots=True)
@@ -216,10 +232,13 @@ def _study(
         LOGGER.info(f"size {size}")
         report = _score_at(task, plain, subject, data, device, folder, size)
         numbers, times = report.numbers, report.milliseconds
-        scores = [numbers[f"detect/{name}"] for name in ("precision", "recall", "map50", "map50_95")]
+        scores = [numbers[name] for column, name in task.columns.items() if column.startswith("metrics/")]
         rows.append([size, *scores, times["preprocess"], times["inference"], times["postprocess"]])
     if dist.is_main():
         path = folder / f"study_{find_data(str(data.source)).stem}_{subject.name}.txt"
         write_text(path, "".join("".join(f"{value:10.4g}" for value in row) + "\n" for row in rows))
-        LOGGER.info(f"columns size, P, R, mAP50, mAP50-95, milliseconds before, in and after the network: {path}")
+        columns = [column.removeprefix("metrics/") for column in task.columns if column.startswith("metrics/")]
+        LOGGER.info(f"{path}: size, {', '.join(columns)}, milliseconds before, in and after the network")
+        if not settings.noplots:
+            draw_study(rows, columns, path.with_name("study.png"))
     return numbers

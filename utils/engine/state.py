@@ -15,6 +15,9 @@ from utils.core.errors import UserError
 from utils.core.files import newest
 from utils.engine.run import Run, TrainState
 
+_SNAPSHOT = {"settings", "hyp", "state", "network", "optimizer", "scaler", "losses", "random"}
+_MISFITS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+
 
 def _random_states() -> dict[str, Any]:
     states: dict[str, Any] = {"cpu": torch.get_rng_state()}
@@ -60,7 +63,18 @@ def _match_layout(optimizer: Any) -> None:
 
 
 def restore(run: Run, checkpoint: Checkpoint) -> None:
-    """Put a snapshot back into a freshly assembled run."""
+    """Put a snapshot back into a freshly assembled run; one that does not fit is a UserError."""
+    try:
+        _restore(run, checkpoint)
+    except _MISFITS as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{checkpoint.path}: its state does not fit the run ({reason[:120]}); start a new run with --weights "
+            f"{checkpoint.path}"
+        ) from error
+
+
+def _restore(run: Run, checkpoint: Checkpoint) -> None:
     training: dict[str, Any] = checkpoint.training or {}
     known = {entry.name for entry in fields(TrainState)}
     run.state = TrainState(**{key: value for key, value in training["state"].items() if key in known})
@@ -108,4 +122,8 @@ def load_resumable(path: Path) -> Checkpoint:
         done = checkpoint.meta.get("epochs_done")
         why = f"finished after {done} epochs" if done else "holds weights only"
         raise UserError(f"{path}: this run {why}, nothing to resume; start a new one with --weights {path}")
+    if missing := _SNAPSHOT - checkpoint.training.keys():
+        raise UserError(
+            f"{path}: damaged, {', '.join(sorted(missing))} is missing; start a new run with --weights {path}"
+        )
     return checkpoint

@@ -6,7 +6,8 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -22,6 +23,7 @@ from utils.plots.output import write_image
 
 Picture = Callable[[], np.ndarray]  # makes, at the first call, the annotated (H, W, 3) BGR image
 WRITABLE = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+MAX_STEM_BYTES = 230  # file systems take names of 255
 CROP_GAIN, CROP_PAD_PX = 1.02, 10  # behaviour.md 5.3
 CSV_COLUMNS = ("Image Name", "Prediction", "Confidence")
 
@@ -55,6 +57,8 @@ class Names:
             endless = frame.is_video and not frame.count  # dots in an address are no suffix
             suffix = "" if stem_only or endless else name.suffix
             stem = str(name) if endless else name.stem
+            while len(stem.encode("utf-8", "surrogateescape")) > MAX_STEM_BYTES:  # room for numbers and endings
+                stem = stem[:-1]
             number, chosen = 1, f"{stem}{suffix}"
             while chosen.lower() in self._taken:
                 number += 1
@@ -89,6 +93,34 @@ class PictureSink:
         return _counted(self._count, "image", "images", self.folder)
 
 
+@dataclass
+class _Film:
+    """A video that is being written."""
+
+    writer: cv2.VideoWriter
+    size_xy: tuple[int, int]
+    path: Path
+    temporary: Path
+    stack: ExitStack  # renames `temporary` to `path` when it is closed
+    frames: int = 0
+
+
+def _abandon(stack: ExitStack) -> None:
+    """Leave the stack as an error does, so that the file it guards is removed."""
+    stopped = InterruptedError("not written")
+    with suppress(UserError):
+        stack.__exit__(InterruptedError, stopped, None)
+
+
+def count_frames(path: Path) -> int:
+    """Return the number of frames that the video file says it holds, 0 if it cannot be read."""
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    try:
+        return int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+    finally:
+        capture.release()
+
+
 class VideoSink:
     """One annotated mp4 per video or stream in `folder`, complete only when it is closed."""
 
@@ -96,7 +128,7 @@ class VideoSink:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._names, self._count = folder, Names(), 0
-        self._open: dict[str, tuple[cv2.VideoWriter, tuple[int, int], ExitStack]] = {}
+        self._open: dict[str, _Film] = {}
 
     def write(self, frame: Frame, results: Results, picture: Picture) -> None:
         """Append the picture of one frame of a video."""
@@ -112,20 +144,25 @@ class VideoSink:
             temporary = stack.enter_context(atomic_path(path))
             writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*"mp4v"), frame.fps, (width, height))
             if not writer.isOpened():
-                temporary.unlink(missing_ok=True)
+                _abandon(stack)
                 raise UserError(f"{path}: OpenCV cannot write mp4 here; use --nosave")
-            self._open[name] = (writer, (width, height), stack)
+            self._open[name] = _Film(writer, (width, height), path, temporary, stack)
             self._count += 1
-        writer, size_xy, _ = self._open[name]
+        film = self._open[name]
         image = picture()
-        same = image.shape[1::-1] == size_xy
-        writer.write(image if same else cv2.resize(image, size_xy))  # a stream may come back in another size
+        same = image.shape[1::-1] == film.size_xy
+        film.writer.write(image if same else cv2.resize(image, film.size_xy))  # a stream may change its size
+        film.frames += 1
 
     def _finish(self) -> None:
-        for writer, _, stack in self._open.values():
-            writer.release()
-            stack.close()
+        films = list(self._open.values())
         self._open.clear()
+        for film in films:
+            film.writer.release()
+            if count_frames(film.temporary) < film.frames:  # OpenCV does not say when the disk is full
+                _abandon(film.stack)
+                raise UserError(f"{film.path}: cannot write all {film.frames} frames there (is the disk full?)")
+            film.stack.close()
 
     def close(self) -> str:
         """Finish the files and return what was written."""
@@ -220,7 +257,7 @@ class CsvSink:
     def _open(self) -> TextIO:
         earlier = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
         temporary = self._stack.enter_context(atomic_path(self.path))
-        file = temporary.open("w", encoding="utf-8", newline="")
+        file = self._stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
         file.write(earlier or ",".join(CSV_COLUMNS) + "\n")
         return file
 
@@ -238,7 +275,6 @@ class CsvSink:
         """Finish the file and return what was written."""
         if self._file is None:
             return ""
-        self._file.close()
         self._stack.close()
         return f"{self._count} {'row' if self._count == 1 else 'rows'} in {self.path}"
 

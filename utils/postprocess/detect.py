@@ -25,6 +25,8 @@ class DetectPostProcess:
         kept = suppress(predictions, self.spec.num_classes, self.settings)
         for rows, cut, result in zip(kept.rows, kept.cut, results, strict=True):
             fill_boxes(result, rows, cut)
+            if self.settings.single_class and result.classes is not None:
+                result.classes.zero_()
 
 
 def fill_boxes(result: Results, rows: Tensor, cut: bool) -> None:

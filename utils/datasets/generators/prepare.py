@@ -50,7 +50,7 @@ def ensure(data: DataConfig) -> None:
     kind = data.generate.get("kind")
     if not isinstance(kind, str):
         raise UserError(f"{data.source}: `generate:` needs `kind:`, one of {', '.join(GENERATORS.names())}")
-    recipe: Recipe = GENERATORS.get(kind)(data)
+    recipe: Recipe = GENERATORS.get(kind, data.source)(data)
     with main_first():
         if not _is_complete(data.root, recipe):
             try:

@@ -67,7 +67,7 @@ def _listed(place: Path, root: Path) -> list[str]:
         base = root
     images = []
     for number, line in lines:
-        if _suffix(line) not in IMAGE_SUFFIXES:
+        if _suffix(line) not in IMAGE_SUFFIXES or "\0" in line:
             raise UserError(f"{place}:{number}: {line[:80]!r} is not an image file; a list has one image path a line")
         images.append(os.path.normpath(os.path.join(base, line)))  # noqa: PTH118
     return images
