@@ -53,10 +53,14 @@ class Batch:
     """
 
     images: Tensor  # (B, 3, H, W) RGB; uint8 from the loader, float in [0, 1] on the device. Memory is channels-last
-    boxes: Tensor  # (N, 6) float: image index, class, cx, cy, w, h, the last four normalised to the network's input
+    boxes: (
+        Tensor  # (N, 6) float: image index (rising), class, cx, cy, w, h, these four normalised to the network's input
+    )
     info: list[ImageInfo]  # B of them
     boxes_known: Tensor | None = None  # (B,) bool; None: all images carry box labels
-    masks: Tensor | None = None  # instance masks, (B, h, w) index maps with 1-based rows, or (N, h, w) binary
+    masks: Tensor | None = (
+        None  # of instances: (N, h, w) bool, or (B, h, w) integers that number an image's boxes from 1
+    )
     classes: Tensor | None = None  # (B,) int64 class of each whole image, -1 = no label
     semantic: Tensor | None = None  # (B, H, W) uint8 or int64 class of each pixel
 
@@ -77,6 +81,22 @@ class Batch:
         return self._map(lambda tensor: tensor.to(target, non_blocking=True))
 
 
+class FineMasks(Protocol):
+    """Makes the masks of an image's n objects at larger sizes, few at a time: all at once may not fit into memory."""
+
+    def __len__(self) -> int: ...
+
+    def cpu(self) -> FineMasks: ...
+
+    def network(self, rows: slice) -> Tensor:
+        """Return (k, H, W) bool masks of some objects in the network's input."""
+        ...
+
+    def original(self, row: int) -> np.ndarray:
+        """Return the (H, W) bool mask of one object in the original image."""
+        ...
+
+
 @dataclass
 class Results:
     """Everything found in one image, in pixels of the original image. A field is None when no head produces it."""
@@ -85,14 +105,15 @@ class Results:
     boxes: Tensor | None = None  # (n, 4) xyxy, clipped to the image, sorted by falling score
     scores: Tensor | None = None  # (n,)
     classes: Tensor | None = None  # (n,) int64
-    masks: Tensor | None = None  # (n, h, w) bool
+    masks: Tensor | None = None  # (n, h, w) bool over the network's input, borders and all, usually a quarter its size
+    fine_masks: FineMasks | None = None  # the same n objects at the size of the network's input or of the original
     semantic: Tensor | None = None  # (H, W) uint8 class of each pixel
     probabilities: Tensor | None = None  # (C,) of the whole image
     candidates_cut: bool = False  # more candidates than the cap entered suppression
 
     def cpu(self) -> Results:
         """Return the same with every tensor on the CPU."""
-        names = ("boxes", "scores", "classes", "masks", "semantic", "probabilities")
+        names = ("boxes", "scores", "classes", "masks", "fine_masks", "semantic", "probabilities")
         return replace(self, **{n: t.cpu() for n in names if (t := getattr(self, n)) is not None})
 
 
@@ -217,6 +238,8 @@ class EvalSettings:
     single_class: bool = False  # every detection counts as class 0, whatever the network calls it
     classes: tuple[int, ...] | None = None  # keep only these
     max_candidates: int = 30000
+    fine_masks: bool = False  # fill Results.fine_masks; evaluators then compare masks at the network's resolution
+    native_masks: bool = False  # masks in the original image come straight from the network's own (behaviour.md 2.3)
     annotations: Path | None = None  # COCO JSON that belongs to the split
     save_json: Path | None = None  # where to write COCO-format predictions
 
@@ -280,6 +303,9 @@ class LoadRequest:
     single_class: bool = False
     quad: bool = False
     allow_label_faults: bool = False  # go on when more than 1 % of the label files are faulty
+    masks: bool = False  # make Batch.masks of polygons
+    mask_ratio: int = 4  # pixels of the network's input per pixel of the masks, in each direction
+    overlap: bool = True  # one map of numbers per image instead of a mask per object
     mosaic_window: int = 64  # partners of a mosaic come from this many neighbours in the epoch's order; 0: from all
 
 

@@ -1,8 +1,8 @@
-"""Samples to a `Batch`: one buffer of pixels, one table of boxes (behaviour.md 4.8 step 1, 4.9)."""
+"""Samples to a `Batch`: one buffer of pixels, one table of boxes, masks on request (behaviour.md 4.8 to 4.10)."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,8 +12,17 @@ from torch.utils.data import get_worker_info
 
 from utils.core.contracts import Batch, Geometry, ImageInfo
 from utils.datasets.sample import Sample
+from utils.ops.masks import overlap_map, polygon_masks
 
 _EDGE_PX = 1e-3  # boxes end this far inside the image
+
+
+@dataclass(frozen=True)
+class MaskStyle:
+    """How polygons become masks: `ratio` pixels of the image per pixel, one map of numbers per image or a mask each."""
+
+    ratio: int
+    overlap: bool
 
 
 def new_images(count: int, shape_hw: tuple[int, int]) -> Tensor:
@@ -34,9 +43,27 @@ def normalised_rows(sample: Sample, number: int, shape_hw: tuple[int, int]) -> n
     return rows
 
 
-def collate(images: Tensor, samples: list[Sample], info: list[ImageInfo]) -> Batch:
+def masks_of(samples: list[Sample], shape_hw: tuple[int, int], style: MaskStyle) -> tuple[Tensor, list[Sample]]:
+    """Return the batch's masks as `Batch.masks` has them, and the samples with their objects in the masks' order."""
+    if not style.overlap:
+        each = [polygon_masks(sample.polygons, shape_hw, style.ratio) for sample in samples]
+        return torch.from_numpy(np.concatenate(each)).bool(), samples
+    maps, ordered = [], []
+    for sample in samples:
+        joined, order = overlap_map(sample.polygons, shape_hw, style.ratio)
+        maps.append(joined)
+        polygons = [sample.polygons[row] for row in order]
+        boxes, classes = sample.boxes_xyxy[order], sample.classes[order]
+        ordered.append(Sample(sample.image, boxes, classes, polygons, sample.semantic))
+    return torch.from_numpy(np.stack(maps).astype(np.result_type(*maps), copy=False)), ordered
+
+
+def collate(images: Tensor, samples: list[Sample], info: list[ImageInfo], masks: MaskStyle | None = None) -> Batch:
     """Return the batch of (B, H, W, 3) pixels and their samples; the images are only viewed, never copied."""
     shape_hw = (images.shape[1], images.shape[2])
+    drawn = None
+    if masks is not None:
+        drawn, samples = masks_of(samples, shape_hw, masks)
     rows = [normalised_rows(sample, number, shape_hw) for number, sample in enumerate(samples)]
     semantic = None
     if samples and all(sample.semantic is not None for sample in samples):
@@ -45,6 +72,7 @@ def collate(images: Tensor, samples: list[Sample], info: list[ImageInfo]) -> Bat
         images=images.permute(0, 3, 1, 2),
         boxes=torch.from_numpy(np.concatenate(rows) if rows else np.zeros((0, 6), np.float32)),
         info=info,
+        masks=drawn,
         semantic=semantic,
     )
 

@@ -59,7 +59,9 @@ class SampleMaker:
             fitted.scale_xy[1] * inner_h / original_hw[0],
         )
         boxes = sample.boxes_xyxy * np.tile(fitted.scale_xy, 2) + np.tile(fitted.pad_xy, 2)
-        placed = Sample(image, boxes.astype(np.float32), sample.classes)
+        factor, offset = np.array(fitted.scale_xy, np.float32), np.array(fitted.pad_xy, np.float32)
+        polygons = [polygon * factor + offset for polygon in sample.polygons]
+        placed = Sample(image, boxes.astype(np.float32), sample.classes, polygons)
         return placed, Geometry(original_hw, shape_hw, scale_xy, fitted.pad_xy)
 
     # ------------------------------------------------------------------------------------------------------------------

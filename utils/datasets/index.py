@@ -67,6 +67,11 @@ class Index:
             return []
         return [self.points[a:b] for a, b in pairwise(starts)]
 
+    def first_without_outline(self) -> int | None:
+        """Return the first image with an object that has no polygon, None if all have one."""
+        lacking = np.flatnonzero(np.diff(self.point_starts) == 0)
+        return int(np.searchsorted(self.box_starts, lacking[0], side="right")) - 1 if len(lacking) else None
+
     @property
     def count(self) -> dict[str, int]:
         """Return the counts by name."""

@@ -23,7 +23,7 @@ from utils.core.seed import generator
 from utils.datasets import order as plans
 from utils.datasets.augment import optional_transforms
 from utils.datasets.cache import Pictures
-from utils.datasets.collate import collate, new_images, quad
+from utils.datasets.collate import MaskStyle, collate, new_images, quad
 from utils.datasets.dataset import SampleMaker
 from utils.datasets.index import Index
 from utils.datasets.order import STREAM_QUAD, WINDOW, BatchPlan, Item
@@ -41,6 +41,8 @@ def open_loader(request: LoadRequest, rank: int | None = None, world: int | None
     index = build_index(
         request.data, request.split, request.single_class, request.allow_label_faults, need_labels=request.training
     )
+    if request.masks:
+        _check_masks(request, index)
     size = request.image_size
     pictures = Pictures(index, size, request.training, limit_bytes=(request.mosaic_window or WINDOW) * size * size * 4)
     if request.training:
@@ -50,6 +52,20 @@ def open_loader(request: LoadRequest, rank: int | None = None, world: int | None
     maker = SampleMaker(index, pictures, request.hyp, size, request.seed, mosaics=not request.rect)
     place = (this_rank() if rank is None else rank, world_size() if world is None else world)
     return BatchLoader(request, maker, *place)
+
+
+def _check_masks(request: LoadRequest, index: Index) -> None:
+    """Raise UserError where masks are asked for that cannot be made."""
+    if request.quad:
+        raise UserError("--quad is not possible with masks")
+    if not 1 <= request.mask_ratio <= request.stride:
+        raise UserError(f"--mask-ratio {request.mask_ratio}: from 1 to {request.stride}")
+    lacking = index.first_without_outline()
+    if lacking is not None:
+        raise UserError(
+            f"{request.data.source}: the labels of {index.path(lacking)} are boxes; masks need polygons, "
+            "`class x1 y1 x2 y2 x3 y3 ...` per line"
+        )
 
 
 class BatchLoader:
@@ -145,7 +161,7 @@ class BatchLoader:
             context = "fork" if sys.platform == "linux" else None  # forked workers share the index and the cache
             parallel = {"persistent_workers": True, "prefetch_factor": 2, "multiprocessing_context": context}
         return DataLoader(
-            _Maker(self._maker, self.request.training, self.request.quad and self.request.training),
+            _Maker(self._maker, self.request),
             batch_size=None,
             sampler=self._tasks,
             num_workers=self.workers,
@@ -183,8 +199,9 @@ class _Tasks(Sampler[Chunk]):
 class _Maker(Dataset[Any]):
     """What runs in a worker: plans in, batches out."""
 
-    def __init__(self, maker: SampleMaker, training: bool, quads: bool) -> None:
-        self.maker, self.training, self.quads = maker, training, quads
+    def __init__(self, maker: SampleMaker, request: LoadRequest) -> None:
+        self.maker, self.training, self.quads = maker, request.training, request.quad and request.training
+        self.masks = MaskStyle(request.mask_ratio, request.overlap) if request.masks else None
 
     def __getitem__(self, chunk: Chunk) -> tuple[list[Batch], list[str]]:
         batches = [self._batch(plan) for plan in chunk]
@@ -209,7 +226,7 @@ class _Maker(Dataset[Any]):
             samples[row].image = pixels[row]  # let go of the copy before colours
             info[row] = ImageInfo(item.index, self.maker.index.path(item.index), geometry)
         ordered = range(len(items))
-        batch = collate(images, [samples[row] for row in ordered], [info[row] for row in ordered])
+        batch = collate(images, [samples[row] for row in ordered], [info[row] for row in ordered], self.masks)
         return quad(batch, self._enlarged(items, plan.epoch)) if self.quads else batch
 
     def _enlarged(self, items: tuple[Item, ...], epoch: int) -> list[bool]:

@@ -99,7 +99,7 @@ class DetectLoss(nn.Module):
     def detailed(self, raw: Raw, batch: Batch) -> Detected:
         """Return the terms together with the assignment and the outputs of the assigned cells."""
         maps = [raw[f"level{index}"] for index in range(len(self.spec.strides))]
-        with _without_autocast(maps[0].device.type):
+        with without_autocast(maps[0].device.type):
             assignments, rows, parts = [], [], []
             for index, level in enumerate(maps):
                 assignment = self._assign(batch, index, level)
@@ -179,7 +179,8 @@ class DetectLoss(nn.Module):
         self.balance = moved / moved[self._reference_level]
 
 
-def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Return a context in which arithmetic has the precision of its inputs."""
     if torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
