@@ -1,4 +1,4 @@
-"""COCO's twelve numbers for boxes, by hotcoco, with the truth from a COCO JSON or from the labels.
+"""COCO's twelve numbers for boxes or masks, by hotcoco, with the truth from a COCO JSON or from the labels.
 
 Equal to pycocotools on the same files. A number is -1 where nothing of its kind is labelled, as pycocotools has it.
 """
@@ -18,6 +18,7 @@ from utils.core.files import atomic_path
 from utils.core.log import LOGGER
 from utils.ops.boxes import xyxy_to_xywh
 
+Shapes = dict[int, list[dict[str, Any]]]  # image index -> run lengths of its objects, in the order of the boxes
 COCO_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 _ALL, _SMALL, _MEDIUM, _LARGE = range(4)  # size ranges in COCO's arrays
 _AT_1, _AT_10, _AT_100 = range(3)  # detections per image
@@ -51,10 +52,12 @@ def truth_from_labels(
     names: Sequence[str],
     images: dict[int, tuple[str, tuple[int, int]]],
     labels: dict[int, tuple[np.ndarray, np.ndarray]],
+    shapes: Shapes | None = None,
 ) -> CocoTruth:
     """Return the truth of `labels`, (n, 4) xyxy in original pixels and (n,) classes per image index.
 
-    `images` maps indices to path and (height, width). Areas are those of the boxes; nothing is a crowd.
+    `images` maps indices to path and (height, width). Areas are those of the masks `shapes`, without them of the boxes;
+    nothing is a crowd.
     """
     rows = [
         {"id": index, "file_name": Path(path).name, "height": int(hw[0]), "width": int(hw[1])}
@@ -69,9 +72,18 @@ def truth_from_labels(
         np.repeat(np.fromiter(images, dtype=np.int64, count=len(images)), counts),
         np.concatenate([labels[index][1].astype(np.int64) for index in images] or [np.zeros(0, np.int64)]),
         np.concatenate(boxes or [np.zeros((0, 4))]),
+        **_segmentation([shape for index in images for shape in shapes[index]] if shapes is not None else None),
     )
     json_ids = {index: file_id(path) for index, (path, _) in images.items()}
     return CocoTruth(data, {index: index for index in images}, tuple(range(len(names))), json_ids)
+
+
+def _segmentation(shapes: list[dict[str, Any]] | None) -> dict[str, Any]:
+    if shapes is None:
+        return {}
+    from pycocotools.mask import area
+
+    return {"segmentation": shapes, "area": area(shapes).astype(np.float64) if shapes else np.zeros(0)}
 
 
 def truth_from_file(path: Path, names: Sequence[str], images: dict[int, str]) -> CocoTruth:
@@ -127,7 +139,7 @@ def match_categories(path: Path, names: Sequence[str], categories: Sequence[dict
 
 
 def prediction_rows(
-    truth: CocoTruth, found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]
+    truth: CocoTruth, found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]], shapes: Shapes | None = None
 ) -> list[dict[str, Any]]:
     """Return COCO-format predictions of `found`: per image index (n, 4) xyxy, (n,) scores, (n,) classes (6.4)."""
     rows: list[dict[str, Any]] = []
@@ -138,6 +150,9 @@ def prediction_rows(
             {"image_id": name, "category_id": truth.category_ids[int(label)], "bbox": box, "score": score}
             for label, box, score in zip(classes.tolist(), boxes.tolist(), rounded.tolist(), strict=True)
         )
+        if shapes is not None:
+            for row, shape in zip(rows[len(rows) - len(classes) :], shapes[index], strict=True):
+                row["segmentation"] = shape
     return rows
 
 
@@ -152,8 +167,12 @@ def write_predictions(path: Path, rows: list[dict[str, Any]]) -> None:
         temporary.write_text(json.dumps(rows, separators=(",", ":")), encoding="utf-8")
 
 
-def coco_numbers(truth: CocoTruth, found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[str, float]:
+def coco_numbers(
+    truth: CocoTruth, found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]], shapes: Shapes | None = None
+) -> dict[str, float]:
     """Return COCO's twelve numbers of `found`: per image index (n, 4) xyxy, (n,) scores, (n,) classes.
+
+    With `shapes`, the masks of the same objects, masks are compared; the truth must have some, too.
 
     Values are rounded as in a predictions file first, so that evaluating the saved file gives the same numbers.
     """
@@ -171,7 +190,11 @@ def coco_numbers(truth: CocoTruth, found: dict[int, tuple[np.ndarray, np.ndarray
             boxes, rounded = _rounded(boxes_xyxy, scores)
             image = np.full((len(scores), 1), float(image_id))
             tables.append(np.hstack((image, boxes, rounded[:, None], categories[classes.astype(np.int64), None])))
-    evaluation = COCOeval(truth.data, truth.data.load_res(np.concatenate(tables)), "bbox")
+    if shapes is None:
+        evaluation = COCOeval(truth.data, truth.data.load_res(np.concatenate(tables)), "bbox")
+    else:
+        masks = [shape for index in kept for shape in shapes[index]]
+        evaluation = COCOeval(truth.data, truth.data.load_res(np.concatenate(tables), segmentation=masks), "segm")
     evaluation.params.img_ids = sorted(ids)
     evaluation.params.cat_ids = sorted(set(truth.category_ids))
     evaluation.evaluate()

@@ -84,34 +84,32 @@ class DetectEvaluator:
 
     def compute(self) -> Scores:
         """Return the scores over all ranks' images; every rank gets the same. Writes predictions if asked to."""
+        return self.score(self.gathered())
+
+    def gathered(self) -> list[ImageRecord]:
+        """Return what all ranks kept, each image once, in the data set's order."""
         merged = {record.index: record for part in gather(list(self._records.values())) for record in part}
-        records = [merged[index] for index in sorted(merged)]
-        table = evaluate_detections(
-            _joined([record.correct for record in records], (0, len(IOU_THRESHOLDS)), bool),
-            _joined([record.scores for record in records], (0,), np.float32),
-            _joined([record.classes for record in records], (0,), np.int32),
-            _joined([record.label_classes for record in records], (0,), np.int32),
-        )
-        truth = self._truth(records)
+        return [merged[index] for index in sorted(merged)]
+
+    def score(self, records: list[ImageRecord]) -> Scores:
+        """Return the scores of `records`; writes predictions if asked to."""
+        table = table_of(records)
+        truth = self.truth(records)
         found = {record.index: (record.boxes, record.scores, record.classes) for record in records}
         if self.settings.save_json is not None and is_main():
             write_predictions(self.settings.save_json, prediction_rows(truth, found))
-        numbers = {
-            "precision": _mean(table.precision),
-            "recall": _mean(table.recall),
-            "map50": _mean(table.ap[:, 0]),
-            "map50_95": _mean(table.ap),
-        }
+        numbers = overall(table)
         numbers |= {f"coco/{name}": value for name, value in coco_numbers(truth, found).items()}
         return Scores(
             numbers=numbers,
             columns=COLUMNS,
-            rows=self._rows(table, records, numbers),
+            rows=self.rows(table, records, numbers),
             per_class={int(label): float(row.mean()) for label, row in zip(table.classes, table.ap, strict=True)},
-            details=self._details(table, records),
+            details=self.details(table, records),
         )
 
-    def _truth(self, records: list[ImageRecord]) -> CocoTruth:
+    def truth(self, records: list[ImageRecord]) -> CocoTruth:
+        """Return what COCO's numbers are counted against: the annotations file that was given, else the labels."""
         if self.settings.annotations is not None:
             images = {record.index: record.path for record in records}
             return truth_from_file(self.settings.annotations, self.names, images)
@@ -121,12 +119,12 @@ class DetectEvaluator:
             {record.index: (record.label_boxes, record.label_classes) for record in records},
         )
 
-    def _rows(
+    def rows(
         self, table: PrecisionRecall, records: list[ImageRecord], numbers: dict[str, float]
     ) -> list[tuple[str, dict[str, float]]]:
         """Return the table's rows; a class's Images are those that show it."""
-        overall = (len(records), int(table.labels.sum()), *(numbers[key] for key in ("precision", "recall")))
-        rows = [("all", dict(zip(COLUMNS, (*overall, numbers["map50"], numbers["map50_95"]), strict=True)))]
+        scores = (numbers[key] for key in ("precision", "recall", "map50", "map50_95"))
+        rows = [("all", dict(zip(COLUMNS, (len(records), int(table.labels.sum()), *scores), strict=True)))]
         showing = np.zeros(self.num_classes, dtype=np.int64)
         for record in records:
             showing[np.unique(record.label_classes)] += 1
@@ -142,7 +140,8 @@ class DetectEvaluator:
             rows.append((self.names[label], dict(zip(COLUMNS, values, strict=True))))
         return rows
 
-    def _details(self, table: PrecisionRecall, records: list[ImageRecord]) -> DetectDetails:
+    def details(self, table: PrecisionRecall, records: list[ImageRecord]) -> DetectDetails:
+        """Return what the plots draw."""
         confusion = ConfusionMatrix(self.num_classes)
         for record in records:
             confusion.add(record.boxes, record.scores, record.classes, record.label_boxes, record.label_classes)
@@ -159,6 +158,26 @@ class DetectEvaluator:
             confidence=table.confidence,
             confusion=confusion.matrix,
         )
+
+
+def table_of(records: list[ImageRecord]) -> PrecisionRecall:
+    """Return the scores of every class over all `records`."""
+    return evaluate_detections(
+        _joined([record.correct for record in records], (0, len(IOU_THRESHOLDS)), bool),
+        _joined([record.scores for record in records], (0,), np.float32),
+        _joined([record.classes for record in records], (0,), np.int32),
+        _joined([record.label_classes for record in records], (0,), np.int32),
+    )
+
+
+def overall(table: PrecisionRecall) -> dict[str, float]:
+    """Return the means over classes: precision, recall, map50, map50_95."""
+    return {
+        "precision": _mean(table.precision),
+        "recall": _mean(table.recall),
+        "map50": _mean(table.ap[:, 0]),
+        "map50_95": _mean(table.ap),
+    }
 
 
 def make_record(result: Results, labels: np.ndarray) -> ImageRecord:

@@ -146,21 +146,32 @@ class PrototypeMasks:
             soft = torch.einsum("m,mhw->hw", self.coefficients[row].float(), self.prototypes.float()).sigmoid().numpy()
         else:
             soft = self.network(slice(row, row + 1))[0].float().numpy()
-        mask = np.zeros(geometry.original_hw, dtype=bool)
         x1, y1, x2, y2 = (math.ceil(side) for side in to_original(self.boxes_xyxy[row].float(), geometry).tolist())
-        if x1 >= x2 or y1 >= y2:
-            return mask
-        # from the centre of a pixel in the box to the place in `soft` that shows it
-        matrix = np.zeros((2, 3))
-        for axis, first in ((0, x1), (1, y1)):
-            shrink = soft.shape[1 - axis] / geometry.network_hw[1 - axis]
-            step = geometry.scale_xy[axis] * shrink
-            matrix[axis, axis] = step
-            matrix[axis, 2] = (first + 0.5) * step + geometry.pad_xy[axis] * shrink - 0.5
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        part = cv2.warpAffine(soft, matrix, (x2 - x1, y2 - y1), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-        mask[y1:y2, x1:x2] = part > 0.5
+        return mask_in_original(soft, geometry, (x1, y1, x2, y2))
+
+
+def mask_in_original(
+    soft: np.ndarray, geometry: Geometry, part_xyxy: tuple[int, int, int, int] | None = None
+) -> np.ndarray:
+    """Return the (H, W) bool mask of the original image that an (h, w) float32 mask of the network's input shows.
+
+    `soft` covers the network's input at any resolution; it is looked up bilinearly at the centre of every pixel of
+    `part_xyxy`, outside of which nothing is set, and counts above one half.
+    """
+    mask = np.zeros(geometry.original_hw, dtype=bool)
+    x1, y1, x2, y2 = part_xyxy or (0, 0, geometry.original_hw[1], geometry.original_hw[0])
+    if x1 >= x2 or y1 >= y2:
         return mask
+    matrix = np.zeros((2, 3))  # from a pixel of the part to the place in `soft` that shows it
+    for axis, first in ((0, x1), (1, y1)):
+        shrink = soft.shape[1 - axis] / geometry.network_hw[1 - axis]
+        step = geometry.scale_xy[axis] * shrink
+        matrix[axis, axis] = step
+        matrix[axis, 2] = (first + 0.5) * step + geometry.pad_xy[axis] * shrink - 0.5
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    part = cv2.warpAffine(soft, matrix, (x2 - x1, y2 - y1), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    mask[y1:y2, x1:x2] = part > 0.5
+    return mask
 
 
 # ----------------------------------------------------------------------------------------------------------------------

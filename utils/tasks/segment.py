@@ -1,0 +1,60 @@
+"""Instance segmentation: boxes and masks, their pictures, and the score that ranks runs."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from utils.core.contracts import Loader, LoadRequest, Scores, Task
+from utils.datasets.generators.prepare import ensure
+from utils.datasets.loader import open_loader
+from utils.plots.batches import draw_batch
+from utils.plots.curves import draw_confusion, draw_score_curves
+from utils.plots.labels import draw_labels
+from utils.plots.results import draw_results
+from utils.tasks import TASKS
+
+
+def load(request: LoadRequest) -> Loader:
+    """Return the batches of one split with masks; a generated data set is made first if need be.
+
+    For scoring every object has its own mask, so that hidden parts count and training finds what validation finds.
+    """
+    ensure(request.data)
+    return open_loader(replace(request, masks=True, overlap=request.overlap and request.training))
+
+
+def draw_scores(scores: Mapping[str, Scores], folder: Path, names: tuple[str, ...]) -> Iterable[Path]:
+    """Draw the curves of boxes and masks and the confusion matrix; return the pictures' paths."""
+    drawn: list[Path] = []
+    for score in scores.values():
+        drawn += draw_score_curves(score.details.box, folder, names, "Box")
+        drawn += draw_score_curves(score.details.mask, folder, names, "Mask")
+        drawn.append(draw_confusion(score.details.box.confusion, folder / "confusion_matrix.png", names))
+    if (csv := folder / "results.csv").is_file() and (picture := draw_results(csv)):
+        drawn.append(picture)
+    return drawn
+
+
+_LOSSES = ("box", "seg", "obj", "cls")
+_METRICS = {"precision": "precision", "recall": "recall", "mAP_0.5": "map50", "mAP_0.5:0.95": "map50_95"}
+_KINDS = {"B": "box", "M": "mask"}
+COLUMNS = {
+    **{f"train/{loss}_loss": f"train/segment/{loss}" for loss in _LOSSES},
+    **{f"metrics/{m}({k})": f"segment/{kind}_{n}" for k, kind in _KINDS.items() for m, n in _METRICS.items()},
+    **{f"val/{loss}_loss": f"val/segment/{loss}" for loss in _LOSSES},
+    **{f"x/lr{group}": f"lr/{group}" for group in range(3)},
+}
+
+TASKS.register("segment")(
+    Task(
+        name="segment",
+        heads=("segment",),
+        headline={f"segment/{kind}_{n}": w for kind in ("box", "mask") for n, w in (("map50", 0.1), ("map50_95", 0.9))},
+        load=load,
+        columns=COLUMNS,
+        draw_batch=draw_batch,
+        draw_labels=draw_labels,
+        draw_scores=draw_scores,
+        fit_anchors=True,
+    )
+)
