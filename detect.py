@@ -12,71 +12,18 @@ The loop itself is utils/engine/predict.py.
 from __future__ import annotations
 
 import argparse
-import os
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.core.cli import (
-    add_device,
-    add_download,
-    add_image_size,
-    add_run_folder,
-    new_parser,
-    run_script,
-    to_namespace,
-)
-from utils.core.errors import UserError
-from utils.core.files import drop_if_empty, run_folder
-from utils.core.log import LOGGER
+from utils.core.cli import run_script, to_namespace
+from utils.programs.predict import predict_task, prediction_parser
 
-if TYPE_CHECKING:  # what needs torch is imported after parsing, so that --help answers at once
-    import numpy as np
-
-    from utils.core.contracts import FrameSource, Results, Runner
-    from utils.engine.predict import PredictReport, Sink
+if TYPE_CHECKING:
+    from utils.engine.predict import PredictReport
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the options of this script."""
-    parser = new_parser(__doc__)
-    add = parser.add_argument
-    add("--weights", nargs="+", default=[], help="checkpoint; several form an ensemble; default: newest best.pt")
-    add(
-        "--source",
-        default="",
-        help="file, folder, pattern, list, URL, camera number, screen; default: images of --data",
-    )
-    add("--data", default="", help="data-set YAML whose validation images are taken; empty: the checkpoint's own")
-    add_image_size(parser, [], "size of the input, or height and width; empty: the size it was trained at, else 640")
-    add("--conf-thres", type=float, default=0.25, help="keep boxes with more confidence than this")
-    add("--iou-thres", type=float, default=0.45, help="of boxes that overlap more than this, keep the best")
-    add("--max-det", type=int, default=1000, help="keep at most this many boxes per image")
-    add("--classes", nargs="+", type=int, default=None, help="keep only these class numbers")
-    add("--agnostic-nms", action="store_true", help="suppress overlapping boxes of different classes too")
-    add("--augment", action="store_true", help="average over three scales and a flip")
-    add("--half", action="store_true", help="compute in half precision")
-    add_device(parser)
-    add("--vid-stride", type=int, default=1, help="take every n-th frame of videos")
-    add("--view-img", action="store_true", help="show a window; q ends the run")
-    add("--nosave", action="store_true", help="write no images and videos")
-    add("--save-txt", action="store_true", help="write a label file per image")
-    add("--save-conf", action="store_true", help="put the confidence into label files")
-    add("--save-format", type=int, choices=[0, 1], default=0, help="of label files: 0 = cx cy w h, 1 = x1 y1 x2 y2")
-    add("--save-csv", action="store_true", help="write all boxes to predictions.csv")
-    add("--save-crop", action="store_true", help="write every box as an image of its own")
-    add("--visualize", action="store_true", help="write the feature maps of every layer")
-    add("--line-thickness", type=int, default=3, help="width of box lines in pixels; 0: by image size")
-    add("--hide-labels", action="store_true", help="draw boxes without text")
-    add("--hide-conf", action="store_true", help="write no confidence at boxes")
-    add(
-        "--update",
-        action="store_true",
-        help="afterwards rewrite the weights, in the native format, without optimizer state",
-    )
-    add_run_folder(parser, "runs/detect")
-    add_download(parser)
-    return parser
+    return prediction_parser(__doc__)
 
 
 def run(**overrides: Any) -> PredictReport:
@@ -86,101 +33,7 @@ def run(**overrides: Any) -> PredictReport:
 
 def main(options: argparse.Namespace) -> PredictReport:
     """Detect as `options` say; return what was done."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its complaints about files are ours to make, in words
-    from utils.backends.opening import open_weights, strip_weights
-    from utils.core.device import describe, select_device
-    from utils.engine.predict import PredictSettings, network_size, predict
-    from utils.plots.draw import DrawStyle, annotate
-    from utils.postprocess import POSTPROCESS
-
-    for name in ("save_conf", "save_format"):
-        if getattr(options, name) and not options.save_txt:
-            LOGGER.warning(f"--{name.replace('_', '-')} changes label files, and there are none without --save-txt")
-    settings = PredictSettings(
-        confidence=options.conf_thres,
-        iou=options.iou_thres,
-        max_detections=options.max_det,
-        classes=tuple(options.classes) if options.classes else None,
-        agnostic=options.agnostic_nms,
-    )
-    device = select_device(options.device)
-    opened = open_weights(
-        options.weights, device, half=options.half, augment=options.augment, download=options.download
-    )
-    runner = opened.runner
-    for head in runner.specs:
-        if head not in POSTPROCESS:
-            known = ", ".join(POSTPROCESS.names())
-            raise UserError(f"{opened.paths[0]}: what its head {head!r} finds cannot be shown here (known: {known})")
-    trained_at = opened.meta.get("imgsz") or 640
-    settings = replace(settings, image_hw=network_size(options.imgsz or [trained_at], runner))
-    source = _source(options, str(options.data or opened.meta.get("data") or "data/shapes.yaml"))
-    LOGGER.info(f"{opened.name} on {describe(device)}, {len(runner.names)} classes")
-    style = DrawStyle(options.line_thickness or None, labels=not options.hide_labels, scores=not options.hide_conf)
-    folder, sinks = _sinks(options, runner)
-
-    def draw(image: np.ndarray, found: Results) -> np.ndarray:
-        return annotate(image, found, runner.names, style)
-
-    try:
-        report = predict(runner, source, settings, sinks, draw, device)
-    finally:
-        if folder is not None:
-            drop_if_empty(folder)  # nothing could be read
-    _tell(report)
-    if options.update:
-        strip_weights(opened.paths)
-    if report.interrupted:
-        raise KeyboardInterrupt
-    return report
-
-
-def _source(options: argparse.Namespace, data_yaml: str) -> FrameSource:
-    """Return what --source names; without it the validation images of a data set, made first if generated."""
-    from utils.datasets.sources import open_source
-
-    if options.source:
-        return open_source(options.source, options.vid_stride)
-    from utils.core.config import load_data
-    from utils.datasets.generators import ensure
-
-    data = load_data(data_yaml)
-    ensure(data)
-    place = data.split("val")[0]
-    LOGGER.info(f"no --source: validation images of {data.source}, {place}")
-    return open_source(str(place), options.vid_stride)
-
-
-def _sinks(options: argparse.Namespace, runner: Runner) -> tuple[Path | None, list[Sink]]:
-    """Return the run folder, if anything is written, and where predictions go."""
-    from utils.backends.pytorch import watch_layers
-    from utils.plots.features import FeatureSink
-    from utils.plots.sinks import CropSink, CsvSink, PictureSink, TextSink, VideoSink, WindowSink
-
-    sinks: list[Sink] = [WindowSink()] if options.view_img else []
-    wanted = (options.save_txt, options.save_crop, options.save_csv, options.visualize, not options.nosave)
-    if not any(wanted):
-        return None, sinks
-    folder = run_folder(Path(options.project), options.name, options.exist_ok)
-    if not options.nosave:
-        sinks += [PictureSink(folder), VideoSink(folder)]
-    if options.save_txt:
-        sinks.append(TextSink(folder / "labels", options.save_conf, corners=options.save_format == 1))
-    if options.save_crop:
-        sinks.append(CropSink(folder / "crops", runner.names))
-    if options.save_csv:
-        sinks.append(CsvSink(folder / "predictions.csv", runner.names))
-    if options.visualize:
-        sinks.append(FeatureSink(folder / "features", watch_layers(runner)))
-    return folder, sinks
-
-
-def _tell(report: PredictReport) -> None:
-    LOGGER.info(report.speed())
-    for text in report.saved:
-        LOGGER.info(f"saved {text}")
-    if report.faults:
-        LOGGER.warning(f"{report.faults} file(s) could not be read")
+    return predict_task(options, runs="runs/train")
 
 
 if __name__ == "__main__":

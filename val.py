@@ -11,70 +11,18 @@ The loop itself is utils/engine/evaluate.py.
 
 import argparse
 
-from utils.core.cli import (
-    add_device,
-    add_download,
-    add_image_size,
-    add_run_folder,
-    given,
-    new_parser,
-    run_script,
-    to_namespace,
-)
-from utils.core.settings import ScoreSettings
+from utils.core.cli import given, run_script
+from utils.programs.val import score_task, scoring_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the options of this script."""
-    parser = new_parser(__doc__)
-    add = parser.add_argument
-    add(
-        "--weights", nargs="+", default=[], help="checkpoints; several form an ensemble; none: the newest run's best.pt"
-    )
-    add("--data", default="", help="data-set YAML; empty: the one the checkpoint was trained on")
-    add("--batch-size", type=int, default=32, help="images per step in each process")
-    add_image_size(parser, [], "image size in pixels; empty: the one the checkpoint was trained with, else 640")
-    add("--conf-thres", type=float, default=0.001, help="least confidence of a detection")
-    add("--iou-thres", type=float, default=0.6, help="IoU above which suppression drops the lesser box")
-    add("--max-det", type=int, default=300, help="most detections per image")
-    add(
-        "--task",
-        choices=["train", "val", "test", "speed", "study"],
-        default="val",
-        help="the split to score, or a mode",
-    )
-    add("--single-cls", action="store_true", help="treat all objects as one class")
-    add("--augment", action="store_true", help="test-time augmentation: three scales, one flip")
-    add("--verbose", action="store_true", help="print every class also when there are many")
-    add("--save-txt", action="store_true", help="write one label file per image")
-    add(
-        "--save-hybrid",
-        action="store_true",
-        help="write labels and detections joined (raises the scores); for labelling",
-    )
-    add("--save-conf", action="store_true", help="add the confidence to the label files")
-    add("--save-json", action="store_true", help="write COCO-format predictions")
-    add("--annotations", default="", help="COCO JSON to score against; empty: the data YAML's, else the labels")
-    add("--half", action="store_true", help="half precision (GPUs)")
-    add("--workers", type=int, default=8, help="data-loading processes per process, at most one a core")
-    add("--noplots", action="store_true", help="draw no pictures")
-    add("--allow-label-faults", action="store_true", help="go on when more than 1 %% of the label files are faulty")
-    add_device(parser)
-    add_run_folder(parser, "runs/val")
-    add_download(parser)
-    return parser
+    return scoring_parser(__doc__)
 
 
 def run(**overrides: object) -> dict[str, float]:
     """Score from Python with the options' names and defaults; return the numbers."""
-    settings = ScoreSettings.from_dict(vars(to_namespace(build_parser(), dict(overrides))))
-
-    from utils.backends.opening import open_subject  # torch is loaded here, so that --help answers at once
-    from utils.engine.score import score
-    from utils.plots.study import draw_study
-    from utils.tasks import TASKS
-
-    return score(TASKS.get("detect"), settings, open_subject, draw_study)
+    return score_task("detect", build_parser(), dict(overrides), "runs/train")
 
 
 if __name__ == "__main__":

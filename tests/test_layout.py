@@ -30,6 +30,10 @@ MAY_IMPORT = {  # besides themselves; a new part gets a row here on purpose
     "utils/engine": {
         "utils/core", "utils/ops", "utils/loggers", "utils/losses", "utils/metrics", "utils/postprocess", "models",
     },
+    "utils/programs": {
+        "utils/core", "utils/postprocess", "utils/plots", "utils/datasets", "utils/tasks", "utils/engine",
+        "utils/backends",
+    },
 }  # fmt: skip
 SCRIPT_FOLDERS = ("", "segment", "classify")
 HEAVY = ("torch", "torchvision", "matplotlib", "pydantic", "hotcoco", "pycocotools", "albumentations", "wandb")

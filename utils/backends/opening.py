@@ -38,35 +38,41 @@ class Asked(Protocol):
     download: bool
 
 
-def open_subject(settings: Asked, device: torch.device) -> Opened:
-    """Return what the settings of a validation script name."""
+def open_subject(settings: Asked, device: torch.device, runs: Path = RUNS) -> Opened:
+    """Return what the settings of a script name, without weights the best of the newest training below `runs`."""
     return open_weights(
-        settings.weights, device, half=settings.half, augment=settings.augment, download=settings.download
+        settings.weights, device, half=settings.half, augment=settings.augment, download=settings.download, runs=runs
     )
 
 
 def open_weights(
-    weights: Sequence[str], device: torch.device, half: bool = False, augment: bool = False, download: bool = False
+    weights: Sequence[str],
+    device: torch.device,
+    half: bool = False,
+    augment: bool = False,
+    download: bool = False,
+    runs: Path = RUNS,
 ) -> Opened:
-    """Open the files `weights` on `device`; without any the best of the newest training run.
+    """Open the files `weights` on `device`; without any the best of the newest training run below `runs`.
 
     Several files form an ensemble. `download` may fetch official files that are not there.
     """
-    paths = find_weights(weights, download)
+    paths = find_weights(weights, download, runs)
     backend = _backend_of(paths)
     runner, meta = backend.open(paths, device, half=half, augment=augment)
     return Opened(runner, paths[0].stem, meta, tuple(paths))
 
 
-def find_weights(weights: Sequence[str], download: bool = False) -> list[Path]:
-    """Return the files that `--weights` names; empty means the newest best.pt under runs/train."""
+def find_weights(weights: Sequence[str], download: bool = False, runs: Path = RUNS) -> list[Path]:
+    """Return the files that `--weights` names; empty means the newest best.pt under `runs`."""
     given = [text.strip() for text in weights if text.strip()]
     if given:
         return [_find(text, download) for text in given]
-    found = newest(RUNS, "weights/best.pt")
+    found = newest(runs, "weights/best.pt")
     if found is None:
+        how = "train one with `python train.py`" if runs == RUNS else "train one"
         raise UserError(
-            f"no --weights given and no {RUNS}/*/weights/best.pt here; train one with `python train.py`, or name a "
+            f"no --weights given and no {runs}/*/weights/best.pt here; {how}, or name a "
             "checkpoint (official ones: --weights yolov5s.pt --download)"
         )
     LOGGER.info(f"no --weights: the newest run's best, {found}")

@@ -82,7 +82,7 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and data")
     add, switch, alias = group.add_argument, _switches(group), _aliases(group)
     add("--weights", default="", help="checkpoint to start from; empty: from scratch")
-    add("--cfg", default="", help="model YAML or name (yolov5n.yaml); empty: the checkpoint's own, else yolov5n")
+    add("--cfg", default="", help="model YAML or name (yolov5n.yaml); empty: the checkpoint's own, else the smallest")
     add("--data", default="data/shapes.yaml", help="data-set YAML")
     add("--hyp", default="hyp.scratch-low.yaml", help="hyper-parameter YAML")
     add_image_size(group, [640], "image size in pixels; a second number is the size for validation")  # type: ignore[arg-type]

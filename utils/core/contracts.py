@@ -321,4 +321,5 @@ class Task:
     draw_batch: Callable[[Batch, Path, tuple[str, ...], Sequence[Results] | None], None]
     draw_labels: Callable[[Loader, Path, tuple[str, ...]], None]
     draw_scores: Callable[[Mapping[str, Scores], Path, tuple[str, ...]], Iterable[Path]]
+    cfg: str = "yolov5n"  # the network that is trained when neither weights nor a model YAML are given
     fit_anchors: bool = False  # labels are boxes that anchors can be fitted to

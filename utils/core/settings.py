@@ -47,6 +47,8 @@ class TrainSettings:
     name: str = "exp"
     exist_ok: bool = False
     quad: bool = False
+    mask_ratio: int = 4
+    no_overlap: bool = False
     cos_lr: bool = False
     label_smoothing: float | None = None
     patience: int = 100
@@ -68,7 +70,7 @@ class TrainSettings:
         if self.batch_size == -1:
             raise UserError("--batch-size -1: choosing the batch by itself is not there yet; give a number")
         for name, low in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("patience", 0), ("save_steps", 0),
-                          ("mosaic_window", 0)):  # fmt: skip
+                          ("mosaic_window", 0), ("mask_ratio", 1)):  # fmt: skip
             if getattr(self, name) < low:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {low}")
         if not 1 <= len(self.imgsz) <= 2 or min(self.imgsz) < 32 or max(self.imgsz) > MAX_IMAGE_PX:

@@ -34,8 +34,6 @@ from utils.loggers import Loggers
 from utils.losses import LOSSES
 from utils.ops.anchors import check_anchors
 
-DEFAULT_CFG = "yolov5n"
-
 
 def assemble(task: Task, settings: TrainSettings) -> Run:
     """Build the run that `settings` describe, or put back the one they resume."""
@@ -48,7 +46,7 @@ def assemble(task: Task, settings: TrainSettings) -> Run:
     seed_everything(settings.seed + dist.rank())
     hyp, data = _hyp(settings, checkpoint), load_data(settings.data)
     data = data.single_class() if settings.single_cls else data
-    network = _network(settings, hyp, data, checkpoint)
+    network = _network(settings, hyp, data, checkpoint, task.cfg)
     if (channels := network.architecture.get("ch", 3)) != 3:
         raise UserError(f"{settings.cfg or settings.weights}: takes images of {channels} channels; those here have 3")
     require_heads(task.name, set(task.heads), set(network.heads), settings.weights or settings.cfg)
@@ -107,7 +105,9 @@ def _hyp(settings: TrainSettings, checkpoint: Checkpoint | None) -> Hyp:
     return replace(hyp, autobalance=1.0) if settings.autobalance else hyp
 
 
-def _network(settings: TrainSettings, hyp: Hyp, data: DataConfig, checkpoint: Checkpoint | None) -> Network:
+def _network(
+    settings: TrainSettings, hyp: Hyp, data: DataConfig, checkpoint: Checkpoint | None, default_cfg: str
+) -> Network:
     """Return the network to train: resumed, transferred from weights, or new."""
     if checkpoint is not None:
         if len(checkpoint.names) != data.num_classes:
@@ -118,7 +118,7 @@ def _network(settings: TrainSettings, hyp: Hyp, data: DataConfig, checkpoint: Ch
         return build_network(checkpoint.network.architecture, len(data.names), data.names)
     per_level = None if hyp.anchors is None else round(hyp.anchors)
     if not settings.weights:
-        return build_network(read_architecture(settings.cfg or DEFAULT_CFG), len(data.names), data.names, per_level)
+        return build_network(read_architecture(settings.cfg or default_cfg), len(data.names), data.names, per_level)
     start = load_checkpoint(weights_path(settings.weights, settings.download))
     architecture = read_architecture(settings.cfg) if settings.cfg else start.network.architecture
     network = build_network(architecture, len(data.names), data.names, per_level)
@@ -190,6 +190,8 @@ def _loaders(task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig, st
         cache=None if settings.cache == "val" else settings.cache,
         single_class=settings.single_cls,
         quad=settings.quad,
+        mask_ratio=settings.mask_ratio,
+        overlap=not settings.no_overlap,
         allow_label_faults=settings.allow_label_faults,
         mosaic_window=settings.mosaic_window,
     )

@@ -50,6 +50,7 @@ class PredictSettings:
     max_detections: int = 1000
     classes: tuple[int, ...] | None = None
     agnostic: bool = False
+    native_masks: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("--conf-thres", self.confidence), ("--iou-thres", self.iou)):
@@ -165,6 +166,8 @@ class _Looker:
             multi_label=False,
             agnostic=settings.agnostic,
             classes=settings.classes,
+            fine_masks=True,
+            native_masks=settings.native_masks,
         )
         self.steps = _steps(runner, shared)
         self.once = Once()

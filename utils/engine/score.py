@@ -20,6 +20,7 @@ from utils.core.files import drop_if_empty, run_folder, write_text
 from utils.core.hyp import Hyp
 from utils.core.log import LOGGER
 from utils.core.settings import ScoreSettings
+from utils.engine.assemble import require_heads
 from utils.engine.evaluate import Report, evaluate, speed_line, table
 from utils.engine.fit import write_results
 from utils.metrics import EVALUATORS
@@ -57,6 +58,7 @@ def score(task: Task, settings: ScoreSettings, open_subject: OpenSubject, draw_s
     device = select_device(settings.device)
     dist.start(device)
     subject = open_subject(settings, device)
+    require_heads(task.name, set(task.heads), set(subject.runner.specs), subject.name)
     for head in subject.runner.specs:
         if head not in EVALUATORS:
             known = ", ".join(EVALUATORS.names())
@@ -122,6 +124,7 @@ def _loader(task: Task, settings: ScoreSettings, data: DataConfig, size: int, st
             rect=not speed,
             pad=0.0 if speed else 0.5,
             single_class=settings.single_cls,
+            mask_ratio=1 if settings.save_json else LoadRequest.mask_ratio,
             allow_label_faults=settings.allow_label_faults,
         )
     )
@@ -149,6 +152,7 @@ def _score_at(
         max_detections=settings.max_det,
         agnostic=settings.single_cls,
         single_class=settings.single_cls,
+        fine_masks=settings.save_json,  # what is saved has the originals' resolution
         annotations=given,
         save_json=folder / f"{subject.name}_predictions.json" if settings.save_json else None,
     )

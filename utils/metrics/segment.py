@@ -118,7 +118,9 @@ class SegmentEvaluator:
         if self.settings.save_json is not None and is_main():
             write_predictions(self.settings.save_json, prediction_rows(truth, found, shapes))
         if not all(one.get("segmentation") for one in truth.data.anns.values()):
-            LOGGER.warning(f"{self.settings.annotations}: holds objects without masks; COCO's numbers are of boxes only")
+            LOGGER.warning(
+                f"{self.settings.annotations}: holds objects without masks; COCO's numbers are of boxes only"
+            )
             return {}
         return {f"coco/segm/{name}": value for name, value in coco_numbers(truth, found, shapes).items()}
 

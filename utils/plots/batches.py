@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from utils.core.contracts import Batch, ImageInfo, Results
-from utils.plots.draw import DrawStyle, colour_of, draw_boxes, draw_label, label_text
+from utils.plots.draw import DrawStyle, colour_of, draw_boxes, draw_label, draw_masks, label_text
 from utils.plots.output import write_image
 
 MAX_IMAGES = 16
@@ -31,6 +31,8 @@ def draw_batch(batch: Batch, path: Path, names: Sequence[str], results: Sequence
     for i in range(count):
         tile = _tile(batch.images[i], tile_hw)
         labels = _predicted(results[i], network_hw) if results is not None else _labelled(batch, i)
+        masks = _found_masks(results[i]) if results is not None else _labelled_masks(batch, i)
+        draw_masks(tile, masks, [colour_of(index) for index in labels[1][: len(masks)]])
         _draw_on_tile(tile, labels, names, Path(batch.info[i].path).stem)
         row, column = divmod(i, columns)
         top, left = row * tile_hw[0], column * tile_hw[1]
@@ -72,6 +74,23 @@ def to_network_px(boxes_xyxy: np.ndarray, info: ImageInfo) -> np.ndarray:
     """Return (n, 4) boxes in pixels of the original image as pixels of the network's input."""
     geometry = info.geometry
     return boxes_xyxy * np.array(geometry.scale_xy * 2, np.float32) + np.array(geometry.pad_xy * 2, np.float32)
+
+
+def _labelled_masks(batch: Batch, index: int) -> np.ndarray:
+    """Return the (n, h, w) bool masks of an image's labels, none if the batch has none."""
+    mine = (batch.boxes[:, 0] == index).cpu()
+    if batch.masks is None:
+        return np.zeros((0, 1, 1), bool)
+    masks = batch.masks.detach().cpu().numpy()
+    if masks.dtype == bool:
+        return masks[mine.numpy()]
+    return masks[index] == np.arange(1, int(mine.sum()) + 1)[:, None, None]
+
+
+def _found_masks(results: Results) -> np.ndarray:
+    if results.masks is None or results.scores is None:
+        return np.zeros((0, 1, 1), bool)
+    return results.masks[results.scores > SHOWN_CONFIDENCE].cpu().numpy()
 
 
 def _draw_on_tile(tile: np.ndarray, found: Drawable, names: Sequence[str], title: str) -> None:

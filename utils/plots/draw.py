@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from utils.core.contracts import IGNORED_PIXEL, Results
+from utils.ops.masks import mask_in_original
 from utils.plots.text import Colour, put_text, text_mask
 
 # behaviour.md 5.3, as 0xRRGGBB; the colour of a class is its index modulo 20
@@ -152,8 +153,12 @@ def annotate(
     classes = [int(index) for index in found.classes]
     scores = [None] * len(classes) if found.scores is None else [float(score) for score in found.scores]
     colours = [colour_of(index) for index in classes]
-    if found.masks is not None:
-        draw_masks(canvas, found.masks.numpy(), colours, style.opacity, style.outline_masks)
+    if found.fine_masks is not None:
+        for row in reversed(range(len(classes))):  # one at a time; the surest object ends up on top
+            draw_masks(canvas, found.fine_masks.original(row)[None], [colours[row]], style.opacity, style.outline_masks)
+    elif found.masks is not None:
+        placed = [mask_in_original(mask.float().numpy(), found.info.geometry) for mask in found.masks]
+        draw_masks(canvas, np.array(placed), colours, style.opacity, style.outline_masks)
     texts = [label_text(names, index, score, style) for index, score in zip(classes, scores, strict=True)]
     draw_boxes(canvas, found.boxes.float().numpy(), colours, texts, style.line_px)
     return canvas

@@ -205,7 +205,7 @@ class TextSink:
 class CropSink:
     """Every box as a JPEG of its own in `folder`/class."""
 
-    stopped = False
+    stopped, suffix = False, ".jpg"
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.folder, self.names = folder, names
@@ -219,13 +219,18 @@ class CropSink:
         if frame.is_video:
             stem = f"{stem}_{frame.number}"
         seen: Counter[int] = Counter()
-        for box, index in zip(results.boxes.tolist(), results.classes.tolist(), strict=True):
+        for row, (box, index) in enumerate(zip(results.boxes.tolist(), results.classes.tolist(), strict=True)):
             seen[index] += 1
-            crop = cut_out(frame.image, box)
+            crop = cut_out(self._pixels(frame, results, row), box)
             if crop.size:
                 number = "" if seen[index] == 1 else f"{'_' if frame.is_video else ''}{seen[index]}"
-                write_image(self.folder / safe_name(class_name(self.names, index)) / f"{stem}{number}.jpg", crop)
+                name = f"{stem}{number}{self.suffix}"
+                write_image(self.folder / safe_name(class_name(self.names, index)) / name, crop)
                 self._count += 1
+
+    def _pixels(self, frame: Frame, results: Results, row: int) -> np.ndarray:
+        """Return the image that object `row` is cut out of."""
+        return frame.image
 
     def close(self) -> str:
         """Return what was written."""

@@ -55,6 +55,7 @@ TASKS.register("segment")(
         draw_batch=draw_batch,
         draw_labels=draw_labels,
         draw_scores=draw_scores,
+        cfg="yolov5n-seg",
         fit_anchors=True,
     )
 )

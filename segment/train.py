@@ -1,0 +1,37 @@
+"""Train an instance segmenter: boxes, and a mask for each.
+
+    python segment/train.py                                     (the embedded shapes data, no download)
+    python segment/train.py --data my-polygons.yaml --weights yolov5n-seg.pt --img 640 --epochs 10
+    python segment/train.py --resume runs/train-seg/exp/weights/last.pt
+    torchrun --nproc-per-node 2 segment/train.py --batch 32
+
+The loop itself is utils/engine/fit.py.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.core.cli import given, run_script, to_namespace, training_parser
+from utils.programs.train import train_task
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the options of this script."""
+    parser = training_parser(__doc__, project="runs/train-seg")
+    group = parser.add_argument_group("masks")
+    group.add_argument("--mask-ratio", type=int, default=4, help="the labels' masks are this many times smaller")
+    group.add_argument("--no-overlap", action="store_true", help="a mask per object instead of one map per image")
+    return parser
+
+
+def run(**overrides: object) -> dict[str, float]:
+    """Train from Python with the options' names and defaults; return the final numbers."""
+    to_namespace(build_parser(), dict(overrides))
+    return train_task("segment", build_parser(), dict(overrides))
+
+
+if __name__ == "__main__":
+    run_script(lambda: train_task("segment", build_parser(), given(build_parser())))

@@ -1,0 +1,23 @@
+"""What the training scripts share: how their options become a training."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from utils.core.cli import explain, resolve_training
+from utils.core.config import load_data
+from utils.core.log import LOGGER
+
+
+def train_task(task: str, parser: argparse.ArgumentParser, chosen: dict[str, Any]) -> dict[str, float]:
+    """Train with the options `chosen` by name, the others as the data set recommends or `parser` has them."""
+    data = load_data(str(chosen.get("data", parser.get_default("data"))))
+    settings, origin = resolve_training(parser, chosen, data.defaults, data.source)
+    if not settings.resume:
+        LOGGER.info(explain(settings, origin))
+
+    from utils.engine.fit import fit  # torch is loaded here, so that --help answers at once
+    from utils.tasks import TASKS
+
+    return fit(TASKS.get(task), settings)
