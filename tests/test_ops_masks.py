@@ -73,6 +73,12 @@ def test_chunks_change_nothing(monkeypatch):
     assert torch.equal(prototype_masks(*args, (64, 64)), whole) and torch.equal(mask_iou(whole[:4], whole), overlaps)
 
 
+def test_half_covered_pixels_count_in_training_only():
+    half = np.array([[0, 0], [5, 0], [5, 63], [0, 63]], np.float32)  # covers columns 0 to 5, the middle of 4 to 7
+    loose, strict = (polygon_mask(half, (64, 64), 4, strict) for strict in (False, True))
+    assert loose.sum(axis=1).tolist() == [2] * 16 and strict.sum(axis=1).tolist() == [1] * 16
+
+
 def test_overlap_of_masks():
     first = torch.from_numpy(polygon_masks([square(0, 9), square(50, 59)], (64, 64))).bool()
     second = torch.from_numpy(polygon_masks([square(0, 9), square(5, 14), square(30, 31)], (64, 64))).bool()

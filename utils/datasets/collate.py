@@ -23,6 +23,7 @@ class MaskStyle:
 
     ratio: int
     overlap: bool
+    strict: bool = False  # see `polygon_mask`
 
 
 def new_images(count: int, shape_hw: tuple[int, int]) -> Tensor:
@@ -46,7 +47,7 @@ def normalised_rows(sample: Sample, number: int, shape_hw: tuple[int, int]) -> n
 def masks_of(samples: list[Sample], shape_hw: tuple[int, int], style: MaskStyle) -> tuple[Tensor, list[Sample]]:
     """Return the batch's masks as `Batch.masks` has them, and the samples with their objects in the masks' order."""
     if not style.overlap:
-        each = [polygon_masks(sample.polygons, shape_hw, style.ratio) for sample in samples]
+        each = [polygon_masks(sample.polygons, shape_hw, style.ratio, style.strict) for sample in samples]
         return torch.from_numpy(np.concatenate(each)).bool(), samples
     maps, ordered = [], []
     for sample in samples:

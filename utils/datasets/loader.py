@@ -201,7 +201,9 @@ class _Maker(Dataset[Any]):
 
     def __init__(self, maker: SampleMaker, request: LoadRequest) -> None:
         self.maker, self.training, self.quads = maker, request.training, request.quad and request.training
-        self.masks = MaskStyle(request.mask_ratio, request.overlap) if request.masks else None
+        self.masks = None
+        if request.masks:
+            self.masks = MaskStyle(request.mask_ratio, request.overlap, strict=not request.training)
 
     def __getitem__(self, chunk: Chunk) -> tuple[list[Batch], list[str]]:
         batches = [self._batch(plan) for plan in chunk]

@@ -17,6 +17,7 @@ from utils.core.contracts import Geometry
 from utils.ops.boxes import to_original
 
 _FAR_PX = 2**14  # outlines are cut here: what a strong perspective throws further away would overflow in OpenCV
+_HALF = 127  # of what stands for a whole pixel
 _CHUNK = 2**23  # pixels of masks that are held as floats at a time
 
 
@@ -24,22 +25,28 @@ _CHUNK = 2**23  # pixels of masks that are held as floats at a time
 # Labels
 
 
-def polygon_mask(polygon: np.ndarray, image_hw: tuple[int, int], ratio: int = 1) -> np.ndarray:
-    """Return the (H // ratio, W // ratio) uint8 mask, 0 or 1, of a (k, 2) pixel polygon; of no points it is empty."""
+def polygon_mask(polygon: np.ndarray, image_hw: tuple[int, int], ratio: int = 1, strict: bool = False) -> np.ndarray:
+    """Return the (H // ratio, W // ratio) uint8 mask, 0 or 1, of a (k, 2) pixel polygon; of no points it is empty.
+
+    A pixel that is half covered counts, unless `strict` asks for more than half: training and scoring differ in that
+    (behaviour.md 4.10, 6.6), which is worth a hundredth of mAP50-95.
+    """
     height, width = image_hw
     mask = np.zeros((height, width), np.uint8)
     if len(polygon):
-        cv2.fillPoly(mask, [np.clip(polygon, -_FAR_PX, _FAR_PX).astype(np.int32)], 1)
-    if ratio == 1:
-        return mask
-    return cv2.resize(mask, (width // ratio, height // ratio), interpolation=cv2.INTER_LINEAR)
+        cv2.fillPoly(mask, [np.clip(polygon, -_FAR_PX, _FAR_PX).astype(np.int32)], 2 * _HALF)
+    if ratio > 1:
+        mask = cv2.resize(mask, (width // ratio, height // ratio), interpolation=cv2.INTER_LINEAR)
+    return (mask > _HALF if strict else mask >= _HALF).view(np.uint8)
 
 
-def polygon_masks(polygons: Sequence[np.ndarray], image_hw: tuple[int, int], ratio: int = 1) -> np.ndarray:
+def polygon_masks(
+    polygons: Sequence[np.ndarray], image_hw: tuple[int, int], ratio: int = 1, strict: bool = False
+) -> np.ndarray:
     """Return (n, H // ratio, W // ratio) uint8, one mask per polygon."""
     masks = np.zeros((len(polygons), image_hw[0] // ratio, image_hw[1] // ratio), np.uint8)
     for row, polygon in enumerate(polygons):
-        masks[row] = polygon_mask(polygon, image_hw, ratio)
+        masks[row] = polygon_mask(polygon, image_hw, ratio, strict)
     return masks
 
 
