@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"], key=lambda path: path.name
 )
-PROGRAMS = ("train", "val", "detect")
+PROGRAMS = ("train", "val", "detect", "segment/train", "segment/val", "segment/predict")
 PLACEHOLDERS = {"data/animals.yaml"}  # what readers are to write themselves
 OURS = re.compile(
     r"(?:utils|models|data|docs|tests|benchmarks|\.ci)/[\w./{},-]*|[\w-]+\.(?:py|toml)|requirements[\w-]*\.txt"
@@ -26,7 +26,7 @@ def name_of(path):
 
 
 def parser_of(program):
-    return importlib.import_module(program).build_parser()
+    return importlib.import_module(program.replace("/", ".")).build_parser()
 
 
 def blocks(text, language):

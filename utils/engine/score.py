@@ -153,6 +153,7 @@ def _score_at(
         agnostic=settings.single_cls,
         single_class=settings.single_cls,
         fine_masks=settings.save_json,  # what is saved has the originals' resolution
+        native_masks=settings.save_json,
         annotations=given,
         save_json=folder / f"{subject.name}_predictions.json" if settings.save_json else None,
     )

@@ -83,7 +83,7 @@ def _segmentation(shapes: list[dict[str, Any]] | None) -> dict[str, Any]:
         return {}
     from pycocotools.mask import area
 
-    return {"segmentation": shapes, "area": area(shapes).astype(np.float64) if shapes else np.zeros(0)}
+    return {"segmentation": shapes, "area": np.array([float(area(shape)) for shape in shapes])}
 
 
 def truth_from_file(path: Path, names: Sequence[str], images: dict[int, str]) -> CocoTruth:
