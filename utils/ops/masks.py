@@ -32,7 +32,7 @@ def polygon_mask(polygon: np.ndarray, image_hw: tuple[int, int], ratio: int = 1,
     (behaviour.md 4.10, 6.6), which is worth a hundredth of mAP50-95.
     """
     height, width = image_hw
-    mask = np.zeros((height, width), np.uint8)
+    mask: np.ndarray = np.zeros((height, width), np.uint8)
     if len(polygon):
         cv2.fillPoly(mask, [np.clip(polygon, -_FAR_PX, _FAR_PX).astype(np.int32)], 2 * _HALF)
     if ratio > 1:
