@@ -236,8 +236,6 @@ def to_namespace(parser: argparse.ArgumentParser, overrides: dict[str, Any]) -> 
 
 def run_script(main: Callable[[], object]) -> None:
     """Run `main` as a program: what the user caused is one line on stderr and status 2, Ctrl-C is status 130."""
-    # written before torch is loaded: without it, oneDNN keeps thousands of compiled shapes of rectangular batches
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         set_up_console()

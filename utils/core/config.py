@@ -26,6 +26,7 @@ class DataConfig:
     generate: dict[str, Any] = field(default_factory=dict)  # settings of a generated data set, with its `kind`
     annotations: dict[str, Path] = field(default_factory=dict)  # COCO JSON of a split, for scoring
     defaults: dict[str, Any] = field(default_factory=dict)  # training options recommended for this data
+    label_names: tuple[str, ...] = ()  # what the classes in the labels are called, where `names` are others
 
     @property
     def num_classes(self) -> int:
@@ -44,7 +45,7 @@ class DataConfig:
 
     def single_class(self) -> DataConfig:
         """Return the same data with every object of one class (`--single-cls`)."""
-        return self if self.num_classes == 1 else replace(self, names=("item",))
+        return self if self.num_classes == 1 else replace(self, names=("item",), label_names=self.names)
 
 
 def find_data(text: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -126,6 +126,20 @@ def from_main(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def made_by_main(make: Callable[[], Any]) -> Any:
+    """Return on every rank what `make()` returns on the first; a UserError there is raised on every rank."""
+    made, fault = None, ""
+    if is_main():
+        try:
+            made = make()
+        except UserError as error:
+            fault = str(error)
+    made, fault = from_main((made, fault))
+    if fault:
+        raise UserError(fault)
+    return made
 
 
 @contextmanager

@@ -19,7 +19,8 @@ _NOT_NEGATIVE = (
 
 _ABOVE_ZERO = ("lr0", "cls_pw", "obj_pw")
 _LIMITS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("scale", "translate", "momentum", "warmup_momentum", "hsv_h", "hsv_s", "hsv_v"), (0, 1)),
+    **dict.fromkeys(("scale", "translate", "warmup_momentum", "hsv_h", "hsv_s", "hsv_v"), (0, 1)),
+    "momentum": (0, 0.9999),
     **dict.fromkeys(("anchor_t", "nominal_batch"), (1, math.inf)),
     "degrees": (0, 180),
     "shear": (0, 89),

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from utils.core.files import atomic_path, user_cache
 from utils.core.log import LOGGER, progress
 from utils.datasets.images import ImageFault, read_image
 from utils.datasets.index import Index
-from utils.datasets.scan import writable
+from utils.datasets.scan import Pool, writable
 from utils.ops.letterbox import BORDER
 
 _RESERVE = 1.1  # of the estimated need, has to fit
@@ -153,8 +152,8 @@ class Pictures:
             LOGGER.warning(f"--cache disk: {len(faults)} images not kept; the first: {faults[0]}")
 
 
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1)))
+def _pool() -> Pool:
+    return Pool(max(1, min(8, os.cpu_count() or 1)))
 
 
 def _array_path(path: str) -> Path:

@@ -67,6 +67,14 @@ def build_index(
 # Scanning
 
 
+class Pool(ThreadPoolExecutor):
+    """Threads that drop the work still in the queue when their block is left, so that Ctrl-C need not wait for it."""
+
+    def __exit__(self, *exception: object) -> None:
+        """Let running calls end, forget the others."""
+        self.shutdown(wait=True, cancel_futures=True)
+
+
 def _scan(listing: Listing, text: str) -> tuple[Index, list[str]]:
     """Return the index and the report: one line for each fault or oddity, label faults first."""
     paths: list[str] = []
@@ -76,7 +84,7 @@ def _scan(listing: Listing, text: str) -> tuple[Index, list[str]]:
     image_faults: list[str] = []
     notes: list[str] = []
     faulty_files = 0
-    with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
+    with Pool(min(16, 4 * (os.cpu_count() or 1))) as pool:
         checked = pool.map(lambda i: _check(listing, i), range(len(listing.images)))
         for path, (shape, label, fault, odd) in zip(
             listing.images, progress(checked, len(listing.images), text, "image"), strict=True

@@ -262,5 +262,4 @@ def _folder(settings: TrainSettings, checkpoint: Checkpoint | None) -> Path:
     if checkpoint is not None:
         return Path(settings.resume).resolve().parent.parent
     name = Path(settings.cfg).stem if settings.name == "cfg" and settings.cfg else settings.name
-    folder = str(run_folder(Path(settings.project), name, settings.exist_ok)) if dist.is_main() else None
-    return Path(dist.from_main(folder))
+    return dist.made_by_main(lambda: run_folder(Path(settings.project), name, settings.exist_ok))

@@ -136,7 +136,8 @@ def _resized(run: Run, images: Tensor) -> Tensor:
     stride, size = max(run.network.stride, 32), run.settings.imgsz[0]
     rng = generator(run.settings.seed, run.state.epoch, run.state.step, stream=_SIZES)
     wanted = int(rng.integers(int(size * 0.5), int(size * 1.5) + stride)) // stride * stride
-    ratio = max(wanted, stride) / max(images.shape[2:])
+    # two cells at least: BatchNorm cannot normalise a single image of one cell
+    ratio = max(wanted, 2 * stride) / max(images.shape[2:])
     if ratio == 1:
         return images
     shape = [math.ceil(side * ratio / stride) * stride for side in images.shape[2:]]

@@ -80,8 +80,7 @@ def score(task: Task, settings: ScoreSettings, open_subject: OpenSubject, draw_s
 
 
 def _folder(settings: ScoreSettings) -> Path:
-    made = str(run_folder(Path(settings.project), settings.name, settings.exist_ok)) if dist.is_main() else None
-    return Path(dist.from_main(made))
+    return dist.made_by_main(lambda: run_folder(Path(settings.project), settings.name, settings.exist_ok))
 
 
 def _data(settings: ScoreSettings, subject: Subject) -> DataConfig:
@@ -93,9 +92,10 @@ def _data(settings: ScoreSettings, subject: Subject) -> DataConfig:
     data = data.single_class() if settings.single_cls else data
     for head, spec in subject.runner.specs.items():
         if spec.num_classes != data.num_classes and not settings.single_cls:
+            hint = ", or give --single-cls" if spec.num_classes == 1 else ""
             raise UserError(
                 f"{data.source}: {data.num_classes} classes, but the {head} head of {subject.name} knows "
-                f"{spec.num_classes}; score it on the data it was trained for"
+                f"{spec.num_classes}; score it on the data it was trained for{hint}"
             )
     return data
 

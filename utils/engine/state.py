@@ -76,8 +76,12 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
 
 def _restore(run: Run, checkpoint: Checkpoint) -> None:
     training: dict[str, Any] = checkpoint.training or {}
-    known = {entry.name for entry in fields(TrainState)}
-    run.state = TrainState(**{key: value for key, value in training["state"].items() if key in known})
+    kinds = {entry.name: type(getattr(TrainState(), entry.name)) for entry in fields(TrainState)}
+    stored = {key: value for key, value in training["state"].items() if key in kinds}
+    for key, value in stored.items():
+        if not isinstance(value, kinds[key]):
+            raise TypeError(f"{key} is {value!r}")
+    run.state = TrainState(**stored)
     run.network.load_state_dict(training["network"])
     run.optimizer.load_state_dict(training["optimizer"])
     _match_layout(run.optimizer)

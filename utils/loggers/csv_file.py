@@ -54,7 +54,7 @@ class CsvFile:
 
 def read_results(path: Path) -> dict[int, dict[str, float]]:
     """Return the numbers of each epoch in a `results.csv`; lines that are not whole are left out."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     names = [name.strip() for name in lines[0].split(",")] if lines else []
     rows: dict[int, dict[str, float]] = {}
     for line in lines[1:]:

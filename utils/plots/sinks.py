@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -288,6 +290,9 @@ class WindowSink:
     """A window per source; the key q ends the run."""
 
     def __init__(self) -> None:
+        screens = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
+        if sys.platform.startswith("linux") and not any(os.environ.get(name) for name in screens):
+            raise UserError("--view-img: there is no screen here (DISPLAY is not set)")  # Qt would end the process
         self.stopped = False
         self._titles: set[str] = set()
 

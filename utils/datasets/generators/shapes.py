@@ -60,9 +60,9 @@ class Settings:
 def shapes(data: DataConfig) -> Recipe:
     """Return the recipe of the set that `data` describes; its class names must be shapes that can be drawn."""
     settings = Settings.from_data(data)
-    if unknown := [name for name in data.names if name not in OUTLINES]:
+    names = list(data.label_names or data.names)
+    if unknown := [name for name in names if name not in OUTLINES]:
         raise UserError(f"{data.source}: no shape is called {unknown[0]!r}; `names` may hold {', '.join(OUTLINES)}")
-    names = list(data.names)
     images = [(split, index) for split in _SPLITS for index in range(getattr(settings, split))]
     crops = [
         (split, label, index)
