@@ -125,9 +125,9 @@ def test_recommended_options_are_checked_like_typed_ones(tmp_path, entry):
 
 
 def rows(text):
-    """Return {first cell: other cells} of a table with | between the cells."""
-    cells = [line.split(" | ") for line in text.strip().splitlines()]
-    return {first: [cell.encode().decode("unicode_escape") for cell in others] for first, *others in cells}
+    """Return {first cell: other cells} of a table with | between the cells; a semicolon stands for a new line."""
+    cells = [line.replace("; ", "\n").split(" | ") for line in text.strip().splitlines()]
+    return {first: others for first, *others in cells}
 
 
 MODEL = """nc: 2
@@ -162,9 +162,9 @@ stride zero | [256, 3, 2] | [256, 3, 0] | row 3
 no head at all | Detect, [nc, anchors] | Concat, [1] | head
 head without anchors | [nc, anchors] | [nc] | two arguments
 head swapped | [nc, anchors] | [anchors, nc] | row 4
-unknown base | nc: 2 | nc: 2\nbase: nothing | base: nothing
-activation | nc: 2 | nc: 2\nactivation: os.x() | activation
-activation infinite | nc: 2 | nc: 2\nactivation: nn.LeakyReLU(1e999) | finite
+unknown base | nc: 2 | nc: 2; base: nothing | base: nothing
+activation | nc: 2 | nc: 2; activation: os.x() | activation
+activation infinite | nc: 2 | nc: 2; activation: nn.LeakyReLU(1e999) | finite
 """)
 
 
@@ -188,23 +188,14 @@ def test_the_model_yaml_these_faults_are_put_into_is_good(images, tmp_path):
     assert "4 channels" in error_of("train", "--data", images, *TINY, "--cfg", path, project=tmp_path / "p")
 
 
-HYPS = [
-    "lr0: 0",
-    "lr0: .nan",
-    "box: .inf",
-    "momentum: 1",
-    "cls_pw: 0",
-    "obj_pw: -1",
-    "anchors: 0",
-    "anchors: 1000000",
-    "label_smoothing: 1",
-    "shear: 90",
-    "degrees: 1000",
-    "hsv_s: 9",
-    "warmup_momentum: 5",
-    "mosaic: true",
-    "lr1: 1",
-]
+HYPS = (
+    """
+lr0: 0 | lr0: .nan | box: .inf | momentum: 1 | cls_pw: 0 | obj_pw: -1 | anchors: 0 | anchors: 1000000
+label_smoothing: 1 | shear: 90 | degrees: 1000 | hsv_s: 9 | warmup_momentum: 5 | mosaic: true | lr1: 1
+""".strip()
+    .replace("\n", " | ")
+    .split(" | ")
+)
 
 
 @pytest.mark.parametrize("line", HYPS)
@@ -365,7 +356,7 @@ def test_detect_goes_on_past_bad_files_and_counts_them(shared, network_file, tmp
 SOURCES = rows("""
 nothing.jpg | no such file
 nothing*.jpg | no images or videos
-a\nb | no such file
+a; b | no such file
 http://[bad/a.jpg | not a valid address
 rtsp://host:port/x | not a valid address
 screen 1 2 | expected `screen`
