@@ -21,7 +21,7 @@ def error_of(name, *options, project):
     module = importlib.import_module(name)
     line = [str(option) for option in (*options, *(() if "--project" in options else ("--project", project)))]
     start = {
-        "train": lambda: module._train(given(module.build_parser(), line)),
+        "train": lambda: module.run(**given(module.build_parser(), line)),
         "val": lambda: module.run(**given(module.build_parser(), line)),
         "detect": lambda: module.main(module.build_parser().parse_args(line)),
     }[name]
