@@ -15,6 +15,18 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
+class SemanticConfig:
+    """The images of a data set that have a class for each pixel: the same as those with boxes, or others."""
+
+    names: tuple[str, ...]
+    splits: dict[str, tuple[Path, ...]]  # folders of images or list files
+    masks: dict[str, tuple[Path, ...]] = field(default_factory=dict)  # folders of maps beside them; empty: as usual
+    format: str = "folders"  # a name in SEMANTIC_READERS
+    palette: tuple[tuple[int, int, int], ...] = ()  # RGB of each class; empty: the usual colours
+    options: dict[str, Any] = field(default_factory=dict)  # what else the format's reader takes
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """One data set: where its images are and what its classes are called."""
 
@@ -27,6 +39,7 @@ class DataConfig:
     annotations: dict[str, Path] = field(default_factory=dict)  # COCO JSON of a split, for scoring
     defaults: dict[str, Any] = field(default_factory=dict)  # training options recommended for this data
     label_names: tuple[str, ...] = ()  # what the classes in the labels are called, where `names` are others
+    semantic: SemanticConfig | None = None
 
     @property
     def num_classes(self) -> int:

@@ -62,7 +62,8 @@ class Batch:
         None  # of instances: (N, h, w) bool, or (B, h, w) integers that number an image's boxes from 1
     )
     classes: Tensor | None = None  # (B,) int64 class of each whole image, -1 = no label
-    semantic: Tensor | None = None  # (B, H, W) uint8 or int64 class of each pixel
+    semantic: Tensor | None = None  # (B, H, W) uint8 class of each pixel, IGNORED_PIXEL: nobody labelled it. Has the
+    # network's input size in training; for scoring the originals' size, which then all images of a batch share
 
     def __len__(self) -> int:
         return len(self.info)
@@ -155,6 +156,7 @@ class HeadSpec:
     strides: tuple[int, ...] = ()  # per level, finest first
     anchors: tuple[tuple[tuple[float, float], ...], ...] = ()  # L x A x (w, h), in PIXELS of the network's input
     num_masks: int = 0  # mask coefficients per box
+    names: tuple[str, ...] = ()  # of its classes: heads beside each other may know different ones
 
 
 Raw = dict[str, "Tensor"]  # one head's output as the loss wants it
@@ -242,13 +244,14 @@ class EvalSettings:
     native_masks: bool = False  # masks in the original image come straight from the network's own (behaviour.md 2.3)
     annotations: Path | None = None  # COCO JSON that belongs to the split
     save_json: Path | None = None  # where to write COCO-format predictions
+    absent_as_zero: bool = False  # mean IoU counts classes that occur nowhere as 0, as multiyolov5 does
 
 
 class Runner(Protocol):
     """Something that turns images into outputs: a network, an ensemble, an exported file."""
 
-    specs: dict[str, HeadSpec]
-    names: tuple[str, ...]
+    specs: dict[str, HeadSpec]  # with the names of each head's classes
+    names: tuple[str, ...]  # of the main head's classes
     stride: int
     fixed_hw: tuple[int, int] | None  # the only input size it takes, None: any multiple of the stride
 
@@ -272,15 +275,29 @@ class Logger(Protocol):
 class Loader(Protocol):
     """Batches of one split. Every epoch and every position in it is reproducible (decisions.md, Determinism)."""
 
+    heads: tuple[str, ...]  # the heads its labels are for; empty: all
     num_images: int
     num_batches: int  # on this rank
     class_counts: np.ndarray  # (C,) boxes or images per class
     shapes_hw: np.ndarray  # (num_images, 2) pixels of the originals
 
     @property
+    def parts(self) -> Sequence[Loader]: ...  # scored one after the other, each for its own heads; mostly just itself
+
+    @property
     def labels(self) -> list[np.ndarray]: ...  # per image (n, 5): class, cx, cy, w, h, normalised
 
     def epoch(self, epoch: int, start: int = 0, image_weights: np.ndarray | None = None) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True)
+class SemanticRequest:
+    """How images with a class per pixel are loaded and shared with others."""
+
+    base_size: int = 0  # long side of whole images when scoring, and around which training draws sizes; 0: image_size
+    mode: str = "whole"  # of scoring: whole (at base size), native (at the original's), crop (the centre)
+    share: float = 0.5  # of a training batch, when boxes and pixels come from two data sets
+    mosaic: bool = False  # boxes and pixels of one data set: the map rides along in the mosaic
 
 
 @dataclass(frozen=True)
@@ -307,6 +324,7 @@ class LoadRequest:
     mask_ratio: int = 4  # pixels of the network's input per pixel of the masks, in each direction
     overlap: bool = True  # one map of numbers per image instead of a mask per object
     mosaic_window: int = 64  # partners of a mosaic come from this many neighbours in the epoch's order; 0: from all
+    semantic: SemanticRequest = field(default_factory=lambda: SemanticRequest())
 
 
 @dataclass(frozen=True)
@@ -321,5 +339,6 @@ class Task:
     draw_batch: Callable[[Batch, Path, tuple[str, ...], Sequence[Results] | None], None]
     draw_labels: Callable[[Loader, Path, tuple[str, ...]], None]
     draw_scores: Callable[[Mapping[str, Scores], Path, tuple[str, ...]], Iterable[Path]]
+    seldom: tuple[str, ...] = ()  # heads that are not scored in every epoch (`--seg-interval`)
     cfg: str = "yolov5n"  # the network that is trained when neither weights nor a model YAML are given
     fit_anchors: bool = False  # labels are boxes that anchors can be fitted to

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from utils.core.contracts import Batch, Geometry, ImageInfo, LoadRequest
+from utils.core.contracts import Batch, Geometry, ImageInfo, Loader, LoadRequest
 from utils.core.device import usable_cpus
 from utils.core.dist import rank as this_rank
 from utils.core.dist import world_size
@@ -74,7 +74,10 @@ class BatchLoader:
     What a batch holds depends on (seed, epoch, position) alone: not on workers, ranks, caches or where one starts.
     """
 
+    heads: tuple[str, ...] = ()
+
     def __init__(self, request: LoadRequest, maker: SampleMaker, rank: int, world: int) -> None:
+        self.parts: tuple[Loader, ...] = (self,)
         self.request, self.rank, self.world = request, rank, world
         self.index: Index = maker.index
         self.num_images = len(self.index)
