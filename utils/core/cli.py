@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from utils.core import dist
 from utils.core.errors import UserError
 from utils.core.log import LOGGER, set_up_console
-from utils.core.settings import OPTIMIZERS, PRECISIONS, TrainSettings
+from utils.core.settings import DESIGNS, OPTIMIZERS, PRECISIONS, SEG_MODES, TrainSettings
 
 _MISSING = object()
 _USERS_FAULT = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EMFILE, errno.ENAMETOOLONG}
@@ -71,6 +71,7 @@ def training_parser(description: str | None, **defaults: Any) -> argparse.Argume
     """Return the options that every training script has; `defaults` replaces their defaults."""
     parser = new_parser(description)
     _add_model_and_data(parser)
+    _add_semantic(parser)
     _add_schedule(parser)
     _add_regime(parser)
     _add_running(parser)
@@ -97,6 +98,25 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
     switch("--download", "fetch official weights that are not on disk")
 
 
+def _add_semantic(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("classes of pixels")
+    add = group.add_argument
+    add("--semantic", default="", choices=["", *DESIGNS], metavar="DESIGN", help=f"add a head: {', '.join(DESIGNS)}")
+    add_semantic_size(group)
+    add("--seg-share", type=float, default=0.5, help="of a batch, when boxes and pixels come from two data sets")
+    add("--seg-mosaic", action="store_true", help="boxes and pixels of the same images: train both on mosaics")
+    add("--seg-interval", type=int, default=10, help="epochs between scorings beside boxes; the last 40 have all")
+
+
+def add_semantic_size(parser: Any) -> None:
+    """Add how whole images are scored for their classes of pixels."""
+    add = parser.add_argument
+    add("--base-size", type=int, default=0, metavar="PX", help="long side of images with pixel labels; 0: --imgsz")
+    add(
+        "--seg-mode", default="whole", choices=SEG_MODES, help="score at --base-size, at the file's size, or its centre"
+    )
+
+
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("schedule")
     add, switch, alias = group.add_argument, _switches(group), _aliases(group)
@@ -108,6 +128,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     alias("--linear-lr", "cos_lr", False, "linear learning-rate curve (the default)")
     add("--label-smoothing", type=float, default=None, help="label smoothing epsilon; replaces the hyp file's")
     add("--patience", type=int, default=100, help="epochs without a better result before stopping; 0: never stop")
+    add("--fitness", nargs="+", type=float, default=[], metavar="WEIGHT", help="of the scores that rank epochs")
     add("--freeze", nargs="+", type=int, default=[0], help="one number n: layers 0 to n-1; several: exactly those")
     switch("--freeze-bn", "keep BatchNorm statistics as they are")
     switch("--multi-scale", "random image size, 0.5 to 1.5 times, per batch")

@@ -11,6 +11,7 @@ from utils.core.errors import UserError
 from utils.core.files import ROOT
 from utils.core.yaml_file import read_yaml
 
+PIXEL_HEAD = "semantic"  # the head that learns from the `semantic:` block; all others from the rest
 SPLITS = ("train", "val", "test")
 
 
@@ -45,6 +46,12 @@ class DataConfig:
     def num_classes(self) -> int:
         """Return the number of classes."""
         return len(self.names)
+
+    def names_for(self, head: str) -> tuple[str, ...] | None:
+        """Return the classes that a head learns here, None if there are no labels for it."""
+        if head == PIXEL_HEAD:
+            return None if self.semantic is None else self.semantic.names
+        return self.names if self.splits else None
 
     def split(self, name: str) -> tuple[Path, ...]:
         """Return the places of a split; a split the YAML does not name, or that is not there, is a UserError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from models.network import Network
 from models.transfer import transfer
 from utils.core import dist
 from utils.core.config import DataConfig, load_data
-from utils.core.contracts import Loader, LoadRequest, Task
+from utils.core.contracts import Loader, LoadRequest, SemanticRequest, Task
 from utils.core.device import autocast_dtype, describe, select_device
 from utils.core.errors import UserError
 from utils.core.files import run_folder
@@ -35,8 +36,11 @@ from utils.losses import LOSSES
 from utils.ops.anchors import check_anchors
 
 
-def assemble(task: Task, settings: TrainSettings) -> Run:
-    """Build the run that `settings` describe, or put back the one they resume."""
+def assemble(choose: Callable[[Collection[str]], Task], settings: TrainSettings) -> Run:
+    """Build the run that `settings` describe, or put back the one they resume.
+
+    `choose` returns the task for the heads that the network has.
+    """
     checkpoint = None
     if settings.resume:
         checkpoint = load_resumable(find_last(settings.resume, Path(settings.project)))
@@ -46,9 +50,10 @@ def assemble(task: Task, settings: TrainSettings) -> Run:
     seed_everything(settings.seed + dist.rank())
     hyp, data = _hyp(settings, checkpoint), load_data(settings.data)
     data = data.single_class() if settings.single_cls else data
-    network = _network(settings, hyp, data, checkpoint, task.cfg)
+    network = _network(settings, hyp, data, checkpoint, choose(()).cfg)
     if (channels := network.architecture.get("ch", 3)) != 3:
         raise UserError(f"{settings.cfg or settings.weights}: takes images of {channels} channels; those here have 3")
+    task = choose(network.heads)
     require_heads(task.name, set(task.heads), set(network.heads), settings.weights or settings.cfg)
     freeze(network, settings.freeze)
     settings = _fitting_sizes(settings, network.stride)
@@ -69,6 +74,7 @@ def assemble(task: Task, settings: TrainSettings) -> Run:
         model=_wrap(network, settings, device),
         ema=ema,
         losses=build_losses(network, hyp, settings.imgsz[0], device),
+        gains=task.gains(hyp),
         optimizer=build_optimizer(network, settings.optimizer, hyp, settings.batch_size, device),
         scaler=torch.amp.GradScaler(device.type, enabled=mixed is torch.float16),
         schedule=Schedule(hyp, settings.epochs, train_loader.num_batches, settings.batch_size, settings.cos_lr),
@@ -194,6 +200,7 @@ def _loaders(task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig, st
         overlap=not settings.no_overlap,
         allow_label_faults=settings.allow_label_faults,
         mosaic_window=settings.mosaic_window,
+        semantic=SemanticRequest(settings.base_size, settings.seg_mode, settings.seg_share, settings.seg_mosaic),
     )
     validation = replace(
         request,

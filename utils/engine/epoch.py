@@ -119,10 +119,12 @@ def _forward_backward(run: Run, batch: Batch) -> dict[str, Tensor]:
         raw = run.model(images)
     total = images.new_zeros(())
     terms: dict[str, Tensor] = {}
-    images_of_all = dist.sum_over_ranks(total + len(batch))
-    for head, loss in run.losses.items():
+    labelled = [total + batch.num_labelled(loss.labels) for loss in run.losses.values()]
+    images_of_all = dist.sum_over_ranks(torch.stack(labelled))
+    for index, (head, loss) in enumerate(run.losses.items()):
         found = loss(raw[head], batch)
-        total = total + torch.stack(list(found.values())).sum() * (images_of_all if loss.per_image else 1)
+        weight = run.gains.get(head, 1.0) * (images_of_all[index] if loss.per_image else 1)
+        total = total + torch.stack(list(found.values())).sum() * weight
         terms |= {f"{head}/{name}": value for name, value in found.items()}
     # terms are this rank's share of the mean over all ranks' images (contracts.Loss), and DDP averages gradients
     run.scaler.scale(total * dist.world_size()).backward()
