@@ -45,11 +45,13 @@ def _with_base(values: dict[str, Any], source: str) -> dict[str, Any]:
         raise UserError(f"{source}: `base: {stem}`: no such family in models/configs")
     merged = {**copy.deepcopy(_family(stem)), **values}
     rows = [*merged["backbone"], *merged["head"]]
-    for index, row in (values.get("rows") or {}).items():
-        if not isinstance(index, int) or not 0 <= index < len(rows):
-            raise UserError(f"{source}: `rows:` replaces row {index!r}; {stem} has rows 0 to {len(rows) - 1}")
-        rows[index] = row
     split = len(merged["backbone"])
+    for index, row in sorted((values.get("rows") or {}).items(), key=lambda entry: str(entry[0]).zfill(9)):
+        if not isinstance(index, int) or not 0 <= index <= len(rows):
+            raise UserError(f"{source}: `rows:` replaces row {index!r}; {stem} has rows 0 to {len(rows) - 1}")
+        rows[index : index + 1] = [row]  # the one after the last is added
+    while rows and rows[-1] is None:  # `24: null` takes the last row away
+        rows.pop()
     merged["backbone"], merged["head"] = rows[:split], rows[split:]
     del merged["base"]
     return merged
@@ -121,7 +123,7 @@ def _check_keys(values: dict[str, Any], source: str) -> None:
     for key in ("backbone", "head"):
         if not isinstance(values.get(key), list):
             raise UserError(f"{source}: the key `{key}:` with a list of rows is missing")
-    for key, default in (("nc", None), ("ch", 3), ("channel_multiple", 8)):
+    for key, default in (("nc", values.get("n_segcls")), ("ch", 3), ("channel_multiple", 8)):
         value = values.setdefault(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1_000_000:
             raise UserError(f"{source}: `{key}: {value}` must be a whole number from 1 up")

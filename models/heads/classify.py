@@ -27,6 +27,7 @@ class Classify(nn.Module):
 
     name = "classify"
     takes_list = True
+    classes_key = "nc"  # of the model YAML
     plan = staticmethod(_plan)
 
     def __init__(
