@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from models.builder import build_network, read_architecture
+from models.classes import head_kinds
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.network import Network
 from models.transfer import transfer
@@ -116,18 +117,25 @@ def _network(
 ) -> Network:
     """Return the network to train: resumed, transferred from weights, or new."""
     if checkpoint is not None:
-        if len(checkpoint.names) != data.num_classes:
-            raise UserError(
-                f"{data.source}: {data.num_classes} classes, but the run to resume has {len(checkpoint.names)}; "
-                f"start a new one with --weights {settings.resume}"
-            )
-        return build_network(checkpoint.network.architecture, len(data.names), data.names)
+        stored = checkpoint.network.architecture
+        for head, spec in checkpoint.network.specs.items():
+            if (names := data.names_for(head)) is not None and len(names) != spec.num_classes:
+                raise UserError(
+                    f"{data.source}: {len(names)} classes, but the run to resume has {spec.num_classes}; "
+                    f"start a new one with --weights {settings.resume}"
+                )
+        return build_network(stored, head_names=_names(stored, data))
+    start = load_checkpoint(on_disk(settings.weights, settings.download)) if settings.weights else None
+    if settings.cfg or start is None:
+        architecture = read_architecture(settings.cfg or default_cfg)
+    else:
+        architecture = start.network.architecture
+    if settings.semantic:
+        architecture = with_semantic(architecture, settings.semantic, keep_boxes=bool(data.splits))
     per_level = None if hyp.anchors is None else round(hyp.anchors)
-    if not settings.weights:
-        return build_network(read_architecture(settings.cfg or default_cfg), len(data.names), data.names, per_level)
-    start = load_checkpoint(weights_path(settings.weights, settings.download))
-    architecture = read_architecture(settings.cfg) if settings.cfg else start.network.architecture
-    network = build_network(architecture, len(data.names), data.names, per_level)
+    network = build_network(architecture, anchors_per_level=per_level, head_names=_names(architecture, data))
+    if start is None:
+        return network
     report = transfer(network, start.network.state_dict(), skip_anchors=bool(settings.cfg or per_level))
     LOGGER.info(f"{report} from {settings.weights}")
     if report.matched == 0:
@@ -143,6 +151,13 @@ def weights_path(text: str, download: bool) -> Path:
 
         return fetch_official(path.name, path.parent)
     return path
+
+
+def _names(architecture: dict[str, Any], data: DataConfig) -> dict[str, tuple[str, ...]]:
+    """Return the classes in the data for each head of an architecture that it has labels for."""
+    kinds = head_kinds([*architecture["backbone"], *architecture["head"]])
+    known = {kind.name: data.names_for(kind.name) for kind in kinds}
+    return {head: names for head, names in known.items() if names}
 
 
 def require_heads(task: str, needed: set[str], present: set[str], source: str = "") -> None:
