@@ -15,6 +15,7 @@ from torch import nn
 from models.builder import build_network, read_architecture
 from models.classes import head_kinds
 from models.checkpoint import Checkpoint, load_checkpoint
+from models.download import on_disk
 from models.network import Network
 from models.transfer import transfer
 from utils.core import dist
@@ -141,16 +142,6 @@ def _network(
     if report.matched == 0:
         raise UserError(f"--weights {settings.weights}: none of its tensors fits --cfg {settings.cfg}")
     return network
-
-
-def weights_path(text: str, download: bool) -> Path:
-    """Return the file `text`; an official name that is not on disk is fetched if `download` allows it."""
-    path = Path(text)
-    if not path.exists() and download:
-        from models.download import fetch_official
-
-        return fetch_official(path.name, path.parent)
-    return path
 
 
 def _names(architecture: dict[str, Any], data: DataConfig) -> dict[str, tuple[str, ...]]:
