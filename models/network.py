@@ -37,11 +37,21 @@ class Network(nn.Module):
         self.model = nn.ModuleList(layers)
         self.routes = tuple(routes)
         self.names, self.architecture, self.stride = tuple(names), architecture, stride
+        for name, values in architecture.get("normalise", {}).items():  # constants: not part of the weights
+            self.register_buffer(f"_{name}", torch.tensor(values).view(-1, 1, 1), persistent=False)
         self._head_rows = {str(layer.name): i for i, layer in enumerate(layers) if hasattr(layer, "decode")}
         last_use = {source: row for row, route in enumerate(self.routes) for source in route.sources}
         self._finished = tuple(
             tuple(source for source, last in last_use.items() if last == row) for row in range(len(self.routes))
         )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Network:
+        """Move or convert everything; constants are made anew, so that half precision and back leaves no trace."""
+        super()._apply(fn, recurse)
+        for name, values in self.architecture.get("normalise", {}).items():
+            buffer = getattr(self, f"_{name}")
+            setattr(self, f"_{name}", torch.tensor(values, dtype=buffer.dtype, device=buffer.device).view(-1, 1, 1))
+        return self
 
     @property
     def heads(self) -> dict[str, Any]:
@@ -54,12 +64,23 @@ class Network(nn.Module):
         return {name: head.spec for name, head in self.heads.items()}
 
     @property
+    def fixed_hw(self) -> tuple[int, int] | None:
+        """Return the only input size the network takes, None where any multiple of the stride will do."""
+        sizes = [px for layer in self.model if (px := getattr(layer, "fixed_px", 0))]
+        return (sizes[0], sizes[0]) if sizes else None
+
+    @property
     def task(self) -> str:
         """Return the name of the first head, which says what the network is for."""
         return next(iter(self._head_rows), "")
 
     def forward(self, images: Tensor) -> dict[str, Raw]:
-        """Take (B, 3, H, W) floats in [0, 1] with H and W multiples of `stride`; return raw tensors by head name."""
+        """Take (B, 3, H, W) floats in [0, 1] with H and W multiples of `stride`; return raw tensors by head name.
+
+        What the description says of `normalise` (mean and deviation per channel) is done here.
+        """
+        if "normalise" in self.architecture:
+            images = (images - self._mean) / self._std
         kept: dict[int, Tensor] = {INPUT: images}
         raw: dict[str, Raw] = {}
         for row, (layer, route) in enumerate(zip(self.model, self.routes, strict=True)):

@@ -67,6 +67,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.info)
 
+    @property
+    def instances(self) -> int:
+        """Return how many things are labelled: boxes, and images with a class of their own."""
+        return len(self.boxes) + (0 if self.classes is None else int((self.classes >= 0).sum()))
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         names = ("images", "boxes", "boxes_known", "masks", "classes", "semantic")
         changed: dict[str, Any] = {n: change(t) for n in names if (t := getattr(self, n)) is not None}
@@ -155,6 +160,8 @@ class HeadSpec:
     strides: tuple[int, ...] = ()  # per level, finest first
     anchors: tuple[tuple[tuple[float, float], ...], ...] = ()  # L x A x (w, h), in PIXELS of the network's input
     num_masks: int = 0  # mask coefficients per box
+    fit: str = "letterbox"  # how images become its input: whole with a border, or `centre`, their middle square
+    usual_px: int = 640  # size of the input where nobody says which
 
 
 Raw = dict[str, "Tensor"]  # one head's output as the loss wants it
@@ -321,5 +328,6 @@ class Task:
     draw_batch: Callable[[Batch, Path, tuple[str, ...], Sequence[Results] | None], None]
     draw_labels: Callable[[Loader, Path, tuple[str, ...]], None]
     draw_scores: Callable[[Mapping[str, Scores], Path, tuple[str, ...]], Iterable[Path]]
+    data: str = "data/shapes.yaml"  # what is scored when neither the user nor the checkpoint says
     cfg: str = "yolov5n"  # the network that is trained when neither weights nor a model YAML are given
     fit_anchors: bool = False  # labels are boxes that anchors can be fitted to

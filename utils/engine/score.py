@@ -21,7 +21,7 @@ from utils.core.hyp import Hyp
 from utils.core.log import LOGGER
 from utils.core.settings import ScoreSettings
 from utils.engine.assemble import require_heads
-from utils.engine.evaluate import Report, evaluate, speed_line, table
+from utils.engine.evaluate import MANY_CLASSES, Report, evaluate, speed_line, table
 from utils.engine.fit import write_results
 from utils.metrics import EVALUATORS
 from utils.ops.text import box_lines
@@ -63,7 +63,7 @@ def score(task: Task, settings: ScoreSettings, open_subject: OpenSubject, draw_s
         if head not in EVALUATORS:
             known = ", ".join(EVALUATORS.names())
             raise UserError(f"{subject.name}: its head {head!r} cannot be scored here (known: {known})")
-    data = _data(settings, subject)
+    data = _data(task, settings, subject)
     folder = _folder(settings)
     try:
         if settings.task == "study":
@@ -83,12 +83,14 @@ def _folder(settings: ScoreSettings) -> Path:
     return dist.made_by_main(lambda: run_folder(Path(settings.project), settings.name, settings.exist_ok))
 
 
-def _data(settings: ScoreSettings, subject: Subject) -> DataConfig:
+def _data(task: Task, settings: ScoreSettings, subject: Subject) -> DataConfig:
     """Return the data to score on; it must have the classes the network knows."""
-    text = settings.data or subject.meta.get("data") or "data/shapes.yaml"
+    text = settings.data or subject.meta.get("data") or task.data
     if not settings.data:
         LOGGER.info(f"data: {text} (what {subject.name} was trained on)")
     data = load_data(str(text))
+    if data.named_by_folders and set(data.names) <= set(subject.runner.names):
+        data = replace(data, names=tuple(subject.runner.names))  # some classes may have no folder here
     data = data.single_class() if settings.single_cls else data
     for head, spec in subject.runner.specs.items():
         if spec.num_classes != data.num_classes and not settings.single_cls:
@@ -101,7 +103,11 @@ def _data(settings: ScoreSettings, subject: Subject) -> DataConfig:
 
 
 def _size(settings: ScoreSettings, subject: Subject) -> int:
-    size = int(settings.imgsz[0] if settings.imgsz else subject.meta.get("imgsz") or 640)
+    runner = subject.runner
+    if runner.fixed_hw:
+        return runner.fixed_hw[0]
+    usual = max(spec.usual_px for spec in runner.specs.values())
+    size = int(settings.imgsz[0] if settings.imgsz else subject.meta.get("imgsz") or usual)
     step = max(subject.runner.stride, 32)
     fitting = math.ceil(size / step) * step
     if fitting != size:
@@ -160,10 +166,11 @@ def _score_at(
     watcher = _Watcher(task, settings, folder, data.names)
     alter = add_labels if settings.save_hybrid else None
     report = evaluate(subject.runner, loader, how, device, on_batch=watcher, alter=alter)
-    verbose = settings.verbose or data.num_classes < 50
+    verbose = data.num_classes < MANY_CLASSES if settings.verbose is None else settings.verbose
     for scores in report.scores.values():
         LOGGER.info(table(scores, verbose=verbose))
-    LOGGER.info(coco_line(report.numbers))
+    if line := coco_line(report.numbers):
+        LOGGER.info(line)
     LOGGER.info(speed_line(report, (settings.batch_size, 3, size, size)))
     if dist.is_main() and not settings.noplots and not speed:
         list(task.draw_scores(report.scores, folder, data.names))
@@ -171,9 +178,9 @@ def _score_at(
 
 
 def coco_line(numbers: dict[str, float]) -> str:
-    """Return COCO's numbers as one line."""
+    """Return COCO's numbers as one line, "" if there are none."""
     found = {name.removeprefix("coco/"): value for name, value in numbers.items() if name.startswith("coco/")}
-    return "COCO: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+    return f"COCO: {', '.join(f'{name} {value:.3f}' for name, value in found.items())}" if found else ""
 
 
 class _Watcher:
