@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.architecture import read_architecture
+from models.architecture import IMAGENET, read_architecture
 from models.classes import head_kinds, settle_classes
 from models.layers.activations import parse_activation
 from models.layers.common import set_activation
@@ -19,7 +19,10 @@ from models.network import INPUT, Network, Route
 from models.plan import Plan, Row, find_kind
 from utils.core.errors import UserError
 
-__all__ = ["build_network", "classification_network", "read_architecture", "round_up"]
+__all__ = [
+    "build_network", "classification_network", "classifier_description", "read_architecture",
+    "round_up",
+]  # fmt: skip
 
 PROBE_PX = 256  # size of the empty image that measures strides (behaviour.md 1.3)
 MAX_REPEATS, MAX_CHANNELS = 1000, 1_000_000
@@ -187,6 +190,8 @@ def _initialize(layers: nn.ModuleList, description: dict[str, Any], source: str)
     for module in layers.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps, module.momentum = 1e-3, 0.03
+        elif isinstance(module, nn.Dropout) and "dropout" in description:
+            module.p = float(description["dropout"])
     for key in ("activation", "csp_activation"):
         try:
             factory = parse_activation(description.get(key) or "nn.SiLU")
@@ -216,7 +221,9 @@ def _measure(
     device = next((p.device for layer in layers for p in layer.parameters()), torch.device("cpu"))
     image = torch.zeros(1, channels, PROBE_PX, PROBE_PX, device=device)
     for index, (layer, route) in enumerate(zip(layers, routes, strict=True)):
-        inputs: list[Any] = [image if s == INPUT else sizes[s] for s in route.sources]
+        px = getattr(layer, "fixed_px", 0)
+        seen = image.new_zeros(1, channels, px, px) if px else image
+        inputs: list[Any] = [seen if s == INPUT else sizes[s] for s in route.sources]
         training = layer.training
         try:
             with torch.no_grad():
@@ -256,21 +263,25 @@ def _set_up_heads(
     return largest
 
 
-def classification_network(
-    network: Network, num_classes: int, names: Sequence[str] | None = None, cutoff: int = 10, dropout: float = 0.0
-) -> Network:
-    """Return a classifier from the first layers of a detector (behaviour.md 1.5), sharing no memory with it.
+def classifier_description(description: dict[str, Any], cutoff: int = 10) -> dict[str, Any]:
+    """Return the description of a classifier made of the first rows of a detector's (behaviour.md 1.5).
 
-    Layers 0 to cutoff-2 are kept with their weights; layer cutoff-1 is replaced by a class head on its input.
+    Rows 0 to cutoff-2 are kept; row cutoff-1 is replaced by a class head on its input.
     """
-    description = copy.deepcopy(network.architecture)
+    description = copy.deepcopy(description)
     rows = [*description["backbone"], *description["head"]]
     if not 2 <= cutoff < len(rows):
         raise UserError(f"{description['source']}: cannot cut a network of {len(rows)} rows after row {cutoff}")
-    head = [rows[cutoff - 1][0], 1, "Classify", ["nc", 1, 1, "None", 1, dropout]]
-    description |= {"backbone": rows[: cutoff - 1], "head": [head], "nc": num_classes}
-    description |= {"name": f"{description['name']}-cls"}
-    classifier = build_network(description, num_classes, names)
+    head = [rows[cutoff - 1][0], 1, "Classify", ["nc"]]
+    description |= {"backbone": rows[: cutoff - 1], "head": [head], "normalise": IMAGENET}
+    return description | {"name": f"{description['name']}-cls"}
+
+
+def classification_network(
+    network: Network, num_classes: int, names: Sequence[str] | None = None, cutoff: int = 10
+) -> Network:
+    """Return a classifier from the first layers of a detector, weights and all, sharing no memory with it."""
+    classifier = build_network(classifier_description(network.architecture, cutoff), num_classes, names)
     own = classifier.state_dict()
     kept = {k: v for k, v in network.state_dict().items() if k in own and int(k.split(".")[1]) < cutoff - 1}
     classifier.load_state_dict({**own, **kept})

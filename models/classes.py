@@ -27,6 +27,11 @@ def head_kinds(rows: Sequence[Any]) -> list[Any]:
     return kinds
 
 
+def described_heads(description: Mapping[str, Any]) -> list[str]:
+    """Return the names of the heads that a description has."""
+    return [str(kind.name) for kind in head_kinds([*description["backbone"], *description["head"]])]
+
+
 def main_head(heads: Sequence[Any]) -> Any:
     """Return which of several heads (or their classes) gives a network its names: one with anchors, else the first."""
     return next((head for head in heads if hasattr(head, "set_anchors")), heads[0])

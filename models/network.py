@@ -38,6 +38,8 @@ class Network(nn.Module):
         self.model = nn.ModuleList(layers)
         self.routes = tuple(routes)
         self.class_names, self.architecture, self.stride = dict(class_names), architecture, stride
+        for name, values in architecture.get("normalise", {}).items():  # constants: not part of the weights
+            self.register_buffer(f"_{name}", torch.tensor(values).view(-1, 1, 1), persistent=False)
         self._head_rows = {str(layer.name): i for i, layer in enumerate(layers) if hasattr(layer, "decode")}
         self.task = str(main_head(list(self.heads.values())).name)
         self.names = self.class_names[self.task]
@@ -45,6 +47,14 @@ class Network(nn.Module):
         self._finished = tuple(
             tuple(source for source, last in last_use.items() if last == row) for row in range(len(self.routes))
         )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Network:
+        """Move or convert everything; constants are made anew, so that half precision and back leaves no trace."""
+        super()._apply(fn, recurse)
+        for name, values in self.architecture.get("normalise", {}).items():
+            buffer = getattr(self, f"_{name}")
+            setattr(self, f"_{name}", torch.tensor(values, dtype=buffer.dtype, device=buffer.device).view(-1, 1, 1))
+        return self
 
     @property
     def heads(self) -> dict[str, Any]:
@@ -56,8 +66,19 @@ class Network(nn.Module):
         """Return what losses and post-processing need of each head."""
         return {name: replace(head.spec, names=self.class_names[name]) for name, head in self.heads.items()}
 
+    @property
+    def fixed_hw(self) -> tuple[int, int] | None:
+        """Return the only input size the network takes, None where any multiple of the stride will do."""
+        sizes = [px for layer in self.model if (px := getattr(layer, "fixed_px", 0))]
+        return (sizes[0], sizes[0]) if sizes else None
+
     def forward(self, images: Tensor) -> dict[str, Raw]:
-        """Take (B, 3, H, W) floats in [0, 1] with H and W multiples of `stride`; return raw tensors by head name."""
+        """Take (B, 3, H, W) floats in [0, 1] with H and W multiples of `stride`; return raw tensors by head name.
+
+        What the description says of `normalise` (mean and deviation per channel) is done here.
+        """
+        if "normalise" in self.architecture:
+            images = (images - self._mean) / self._std
         kept: dict[int, Tensor] = {INPUT: images}
         raw: dict[str, Raw] = {}
         for row, (layer, route) in enumerate(zip(self.model, self.routes, strict=True)):

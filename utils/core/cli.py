@@ -73,15 +73,15 @@ def training_parser(description: str | None, **defaults: Any) -> argparse.Argume
     _add_model_and_data(parser)
     _add_semantic(parser)
     _add_schedule(parser)
-    _add_regime(parser)
-    _add_running(parser)
+    add_regime(parser)
+    add_running(parser)
     parser.set_defaults(**defaults)
     return parser
 
 
 def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and data")
-    add, switch, alias = group.add_argument, _switches(group), _aliases(group)
+    add, switch, alias = group.add_argument, switches(group), aliases(group)
     add("--weights", default="", help="checkpoint to start from; empty: from scratch")
     add("--cfg", default="", help="model YAML or name (yolov5n.yaml); empty: the checkpoint's own, else the smallest")
     add("--data", default="data/shapes.yaml", help="data-set YAML")
@@ -119,7 +119,7 @@ def add_semantic_size(parser: Any) -> None:
 
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("schedule")
-    add, switch, alias = group.add_argument, _switches(group), _aliases(group)
+    add, switch, alias = group.add_argument, switches(group), aliases(group)
     add("--epochs", type=int, default=100, help="passes over the training images")
     add("--batch-size", type=int, default=16, help="images per step over all processes")
     add("--optimizer", choices=OPTIMIZERS, default="SGD", help="optimizer")
@@ -136,9 +136,10 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     switch("--autobalance", "balance the objectness loss of the levels during training")
 
 
-def _add_regime(parser: argparse.ArgumentParser) -> None:
+def add_regime(parser: argparse.ArgumentParser) -> None:
+    """Add precision, processes and seed of a training."""
     group = parser.add_argument_group("precision and processes")
-    add, switch = group.add_argument, _switches(group)
+    add, switch = group.add_argument, switches(group)
     add_device(group)  # type: ignore[arg-type]
     add("--amp", choices=PRECISIONS, default="auto", help="precision; auto: mixed where the device has it in hardware")
     switch("--compile", "compile the network with torch.compile")
@@ -150,9 +151,10 @@ def _add_regime(parser: argparse.ArgumentParser) -> None:
     add("--local_rank", "--local-rank", type=int, default=-1, help=argparse.SUPPRESS)  # launchers pass it
 
 
-def _add_running(parser: argparse.ArgumentParser) -> None:
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """Add where a training writes, what it keeps and whom it tells."""
     group = parser.add_argument_group("run, checkpoints and logs")
-    add, switch = group.add_argument, _switches(group)
+    add, switch = group.add_argument, switches(group)
     add("--resume", nargs="?", const="newest", default="", help="continue the newest run under --project, or a last.pt")
     add_run_folder(group, "runs/train")  # type: ignore[arg-type]
     switch("--nosave", "keep only the final checkpoint")
@@ -170,14 +172,18 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     add("--entity", default=None, help="W&B entity")
 
 
-def _switches(group: Any) -> Callable[[str, str], None]:
+def switches(group: Any) -> Callable[[str, str], None]:
+    """Return a function that adds an option without value to `group`."""
+
     def switch(name: str, text: str) -> None:
         group.add_argument(name, action="store_true", help=text)
 
     return switch
 
 
-def _aliases(group: Any) -> Callable[[str, str, object, str], None]:
+def aliases(group: Any) -> Callable[[str, str, object, str], None]:
+    """Return a function that adds another spelling of an option's value to `group`."""
+
     def alias(name: str, dest: str, value: object, text: str) -> None:
         group.add_argument(name, dest=dest, action="store_const", const=value, default=argparse.SUPPRESS, help=text)
 

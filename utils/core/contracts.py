@@ -76,6 +76,11 @@ class Batch:
             return 0 if self.classes is None else (self.classes >= 0).sum()
         return 0 if self.semantic is None else (self.semantic != IGNORED_PIXEL).flatten(1).any(1).sum()
 
+    @property
+    def instances(self) -> int:
+        """Return how many things are labelled: boxes, and images with a class of their own."""
+        return len(self.boxes) + (0 if self.classes is None else int((self.classes >= 0).sum()))
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         names = ("images", "boxes", "boxes_known", "masks", "classes", "semantic")
         changed: dict[str, Any] = {n: change(t) for n in names if (t := getattr(self, n)) is not None}
@@ -165,6 +170,8 @@ class HeadSpec:
     anchors: tuple[tuple[tuple[float, float], ...], ...] = ()  # L x A x (w, h), in PIXELS of the network's input
     num_masks: int = 0  # mask coefficients per box
     names: tuple[str, ...] = ()  # of its classes: heads beside each other may know different ones
+    fit: str = "letterbox"  # how images become its input: whole with a border, or `centre`, their middle square
+    usual_px: int = 640  # size of the input where nobody says which
 
 
 Raw = dict[str, "Tensor"]  # one head's output as the loss wants it
@@ -350,5 +357,6 @@ class Task:
     draw_scores: Callable[[Mapping[str, Scores], Path, tuple[str, ...]], Iterable[Path]]
     seldom: tuple[str, ...] = ()  # heads that are not scored in every epoch (`--seg-interval`)
     gains: Callable[[Hyp], Mapping[str, float]] = lambda hyp: {}  # by which losses of heads are multiplied; else 1
+    data: str = "data/shapes.yaml"  # what is scored when neither the user nor the checkpoint says
     cfg: str = "yolov5n"  # the network that is trained when neither weights nor a model YAML are given
     fit_anchors: bool = False  # labels are boxes that anchors can be fitted to

@@ -1,12 +1,13 @@
 """Settings of a training run as one frozen, checked record."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
 from utils.core.errors import UserError
 
-OPTIMIZERS = ("SGD", "Adam", "AdamW")
+OPTIMIZERS = ("SGD", "Adam", "AdamW", "RMSProp")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 MAX_IMAGE_PX = 16384  # no memory holds the feature maps of more
 DESIGNS = ("psp", "bise", "lab", "base")  # of semantic heads
@@ -63,6 +64,12 @@ class TrainSettings:
     no_overlap: bool = False
     cos_lr: bool = False
     label_smoothing: float | None = None
+    lr0: float | None = None
+    decay: float | None = None
+    dropout: float | None = None
+    cutoff: int | None = None
+    pretrained: bool = True
+    verbose: bool = True
     patience: int = 100
     freeze: tuple[int, ...] = (0,)
     freeze_bn: bool = False
@@ -112,6 +119,13 @@ class TrainSettings:
             raise UserError(f"--seg-share {self.seg_share}: between 0 and 1, the share of a batch")
         if self.fitness and (min(self.fitness) < 0 or sum(self.fitness) <= 0):
             raise UserError(f"--fitness {' '.join(map(str, self.fitness))}: weights from 0 up, one of them above 0")
+        for name, allowed in (("lr0", "above 0"), ("decay", "at least 0"), ("dropout", "from 0 to below 1")):
+            value = getattr(self, name)
+            low, high = (value == 0 and name == "lr0"), 1.0 if name == "dropout" else math.inf
+            if value is not None and (low or not 0 <= value < high):
+                raise UserError(f"--{name} {value}: {allowed}")
+        if self.cutoff is not None and self.cutoff < 2:
+            raise UserError(f"--cutoff {self.cutoff}: at least 2 rows of the network")
         if self.quad and self.batch_size % 4:
             raise UserError(f"--quad joins four images into one: --batch-size {self.batch_size} must divide by 4")
 
@@ -139,7 +153,7 @@ class ScoreSettings:
     task: str = "val"
     single_cls: bool = False
     augment: bool = False
-    verbose: bool = False
+    verbose: bool | None = None  # print every class; None: when there are few
     save_txt: bool = False
     save_hybrid: bool = False
     save_conf: bool = False

@@ -212,7 +212,7 @@ def _title(run: Run, names: list[str] | None = None, sums: Tensor | None = None,
         for name, value in zip(names, sums.tolist(), strict=True)
     }
     means = "".join(f"{value / max(run.state.step, 1):12.4g}" for value in totals.values())
-    return f"{text}{means}{len(batch.boxes):11d}{batch.images.shape[-1]:7d}"
+    return f"{text}{means}{batch.instances:11d}{batch.images.shape[-1]:7d}"
 
 
 def header(run: Run, names: list[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,9 @@ from utils.metrics import EVALUATORS
 from utils.postprocess import POSTPROCESS
 
 
+MANY_CLASSES = 50  # so many are printed only on request
+
+
 @dataclass
 class Report:
     """What one scoring found. `numbers` are flat, with the head's name before each."""
@@ -24,6 +27,7 @@ class Report:
     scores: dict[str, Scores]
     milliseconds: dict[str, float]  # per image: preprocess, inference, postprocess
     images: int = 0
+    last_step: str = "post-process"  # what the third of the times is called
 
 
 @dataclass
@@ -121,7 +125,13 @@ def evaluate(
                 on_batch(batch, results)
     for loss in scoring.losses.values():
         loss.train()
-    return _report(scoring.sums, scoring.watches, {n: one.compute() for n, one in scoring.evaluators.items()})
+    report = _report(scoring.sums, scoring.watches, {n: one.compute() for n, one in scoring.evaluators.items()})
+    return replace(report, last_step=last_step(runner))
+
+
+def last_step(runner: Runner) -> str:
+    """Return what speed lines call the time after the network: NMS where boxes are found (behaviour.md 5.3, 6.7)."""
+    return "NMS" if any(spec.strides for spec in runner.specs.values()) else "post-process"
 
 
 def _report(sums: _Sums, watches: Mapping[str, Stopwatch], scores: dict[str, Scores]) -> Report:
@@ -157,5 +167,5 @@ def speed_line(report: Report, shape: tuple[int, ...]) -> str:
     times = report.milliseconds
     return (
         f"Speed: {times['preprocess']:.1f} ms pre-process, {times['inference']:.1f} ms inference, "
-        f"{times['postprocess']:.1f} ms NMS per image at shape {shape}"
+        f"{times['postprocess']:.1f} ms {report.last_step} per image at shape {shape}"
     )

@@ -32,7 +32,7 @@ from utils.core.hyp import Hyp
 from utils.core.log import LOGGER
 from utils.core.settings import ScoreSettings
 from utils.engine.assemble import require_heads
-from utils.engine.evaluate import Report, evaluate, speed_line, table
+from utils.engine.evaluate import MANY_CLASSES, Report, evaluate, speed_line, table
 from utils.engine.fit import BatchPictures, write_results
 from utils.metrics import EVALUATORS
 from utils.ops.text import box_lines
@@ -79,14 +79,14 @@ def score(
         if head not in EVALUATORS:
             known = ", ".join(EVALUATORS.names())
             raise UserError(f"{subject.name}: its head {head!r} cannot be scored here (known: {known})")
-    data = _data(settings, subject)
+    data = _data(task, settings, subject)
     folder = _folder(settings)
     try:
         if settings.task == "study":
             return _study(task, settings, subject, data, device, folder, draw_study)
         report = _score_at(task, settings, subject, data, device, folder, _size(settings, subject))
         if dist.is_main():
-            about = {"weights": list(settings.weights), "data": _data_name(settings, subject), "task": settings.task}
+            about = {"weights": list(settings.weights), "data": _data_name(task, settings, subject), "task": settings.task}
             write_results(folder / "results.json", report, about)
             LOGGER.info(f"results are in {folder}")
         return report.numbers
@@ -99,17 +99,19 @@ def _folder(settings: ScoreSettings) -> Path:
     return dist.made_by_main(lambda: run_folder(Path(settings.project), settings.name, settings.exist_ok))
 
 
-def _data_name(settings: ScoreSettings, subject: Subject) -> str:
+def _data_name(task: Task, settings: ScoreSettings, subject: Subject) -> str:
     """Return the data YAML as the user wrote it, here or when the checkpoint was trained."""
-    return str(settings.data or subject.meta.get("data") or "data/shapes.yaml")
+    return str(settings.data or subject.meta.get("data") or task.data)
 
 
-def _data(settings: ScoreSettings, subject: Subject) -> DataConfig:
+def _data(task: Task, settings: ScoreSettings, subject: Subject) -> DataConfig:
     """Return the data to score on; it must have the classes the network knows."""
-    text = _data_name(settings, subject)
+    text = _data_name(task, settings, subject)
     if not settings.data:
         LOGGER.info(f"data: {text} (what {subject.name} was trained on)")
     data = load_data(text)
+    if data.named_by_folders and set(data.names) <= set(subject.runner.names):
+        data = replace(data, names=tuple(subject.runner.names))  # some classes may have no folder here
     data = data.single_class() if settings.single_cls else data
     if settings.segdata:
         data = replace(data, semantic=find_semantic(settings.segdata))
@@ -131,7 +133,11 @@ def _check_classes(data: DataConfig, name: str, spec: HeadSpec, single: bool) ->
 
 
 def _size(settings: ScoreSettings, subject: Subject) -> int:
-    size = int(settings.imgsz[0] if settings.imgsz else subject.meta.get("imgsz") or 640)
+    runner = subject.runner
+    if runner.fixed_hw:
+        return runner.fixed_hw[0]
+    usual = max(spec.usual_px for spec in runner.specs.values())
+    size = int(settings.imgsz[0] if settings.imgsz else subject.meta.get("imgsz") or usual)
     step = max(subject.runner.stride, 32)
     fitting = math.ceil(size / step) * step
     if fitting != size:
@@ -192,7 +198,7 @@ def _score_at(
     watcher = _Watcher(task, settings, folder, data)
     alter = add_labels if settings.save_hybrid else None
     report = evaluate(subject.runner, loader, how, device, on_batch=watcher, alter=alter)
-    verbose = settings.verbose or data.num_classes < 50
+    verbose = data.num_classes < MANY_CLASSES if settings.verbose is None else settings.verbose
     for scores in report.scores.values():
         LOGGER.info(table(scores, verbose=verbose))
     if line := coco_line(report.numbers):
@@ -204,9 +210,9 @@ def _score_at(
 
 
 def coco_line(numbers: dict[str, float]) -> str:
-    """Return COCO's numbers as one line, nothing if there are none."""
+    """Return COCO's numbers as one line, "" if there are none."""
     found = {name.removeprefix("coco/"): value for name, value in numbers.items() if name.startswith("coco/")}
-    return "COCO: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()) if found else ""
+    return f"COCO: {', '.join(f'{name} {value:.3f}' for name, value in found.items())}" if found else ""
 
 
 class _Watcher:
