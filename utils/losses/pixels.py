@@ -1,7 +1,7 @@
 """Cross-entropy and overlap of per-pixel classes, image by image, with gradients made on the way (behaviour.md 12.4).
 
 Maps are enlarged to the size of the labels, which for a batch of large images with many classes takes gigabytes, and
-several times so with what autograd keeps. Here a few rows of one image are enlarged at a time; what stays is the
+several times so with what autograd keeps. Here a tile of one image is enlarged at a time; what stays is the
 gradient of the small maps.
 """
 
@@ -44,6 +44,11 @@ class Smoothing:
     share: float = 0.0
 
 
+def wide(tensor: Tensor) -> torch.dtype:
+    """Return the type in which sums over many pixels are taken: Apple's GPUs have no float64."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
 def true_entropy(maps: Tensor, labels: Tensor, grids: Sequence[Enlarging]) -> Tensor:
     """Return (B, H, W) float32: minus the logarithm of the probability of each pixel's class.
 
@@ -52,10 +57,11 @@ def true_entropy(maps: Tensor, labels: Tensor, grids: Sequence[Enlarging]) -> Te
     found = torch.empty(labels.shape, dtype=torch.float32, device=maps.device)
     for image, grid in enumerate(grids):
         logits = maps[image].detach().float()
-        for band in grid.bands(len(logits)):
-            scores = grid.enlarge(logits, band)
-            target = _target(labels[image, band.large])
-            found[image, band.large] = scores.logsumexp(dim=0) - scores.gather(0, target[None])[0]
+        for tile in grid.tiles(len(logits)):
+            scores = grid.enlarge(logits, tile)
+            place = (image, tile.rows, tile.columns)
+            target = _target(labels[place])
+            found[place] = scores.logsumexp(dim=0) - scores.gather(0, target[None])[0]
     return found
 
 
@@ -89,14 +95,14 @@ class _EntropySum(torch.autograd.Function):
     def forward(ctx: Any, maps: Tensor, pixels: _Pixels) -> Tensor:
         """Return the sum; the gradient is made here, where the probabilities are at hand."""
         slope = _zeros_like(maps) if ctx.needs_input_grad[0] else None
-        total = torch.zeros((), dtype=torch.float64, device=maps.device)
+        total = torch.zeros((), dtype=wide(maps), device=maps.device)
         for image, grid in enumerate(pixels.grids):
             logits = maps[image].float()
-            for band in grid.bands(len(logits)):
-                scores = grid.enlarge(logits, band)
-                total += _band_entropy(scores, pixels, image, band.large, slope is not None)
+            for tile in grid.tiles(len(logits)):
+                scores = grid.enlarge(logits, tile)
+                total += _tile_entropy(scores, pixels, (image, tile.rows, tile.columns), slope is not None)
                 if slope is not None:
-                    grid.gather(scores, band, slope[image])
+                    grid.gather(scores, tile, slope[image])
         if slope is not None:
             ctx.save_for_backward(slope)
             ctx.dtype = maps.dtype
@@ -114,10 +120,10 @@ def _zeros_like(maps: Tensor) -> Tensor:
     return torch.zeros(maps.shape, dtype=torch.float32, device=maps.device)
 
 
-def _band_entropy(scores: Tensor, pixels: _Pixels, image: int, rows: slice, learning: bool) -> Tensor:
-    """Return the float64 sum over a band of (C, rows, W) scores; when learning, these become its gradient."""
-    target = _target(pixels.labels[image, rows])[None]
-    value = pixels.costs.value[image, rows]
+def _tile_entropy(scores: Tensor, pixels: _Pixels, place: tuple[int, slice, slice], learning: bool) -> Tensor:
+    """Return the wide sum over a tile of (C, rows, columns) scores; when learning, these become its gradient."""
+    target = _target(pixels.labels[place])[None]
+    value = pixels.costs.value[place]
     smoothing, share = pixels.smoothing, pixels.smoothing.share
     main = value if smoothing.weights is None else value * smoothing.weights[target[0]]
     true = scores.gather(0, target)[0]
@@ -129,13 +135,13 @@ def _band_entropy(scores: Tensor, pixels: _Pixels, image: int, rows: slice, lear
     odds = scores.sub_(top).exp_()
     total = odds.sum(dim=0)
     norm = top + total.log()  # logsumexp
-    found = (main * (norm - true)).sum(dtype=torch.float64)
+    found = (main * (norm - true)).sum(dtype=wide(scores))
     if weighed is not None:
-        found = found + (part * (spread.sum() * norm - weighed)).sum(dtype=torch.float64)
+        found = found + (part * (spread.sum() * norm - weighed)).sum(dtype=wide(scores))
     if not learning:
         return found
     if pixels.costs.extra is not None:
-        main = main + pixels.costs.extra[image, rows]
+        main = main + pixels.costs.extra[place]
     odds.mul_((main + part * spread.sum() if share else main) / total)
     if share:
         odds.sub_(part * spread[:, None, None])
@@ -229,8 +235,7 @@ class _OverlapSum(torch.autograd.Function):
             logits = maps[image].float().detach()
             with torch.set_grad_enabled(learning):
                 small = logits.requires_grad_(True) if learning else logits
-                large = torch.cat([grid.enlarge(small, band) for band in grid.bands(len(small))], dim=1)
-                found = measure(large[:, known].softmax(dim=0), labels[image][known].long())
+                found = measure(grid.whole(small)[:, known].softmax(dim=0), labels[image][known].long())
             if slope is not None:
                 (slope[image],) = torch.autograd.grad(found, small)
             total += found.detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch import Tensor
 from utils.core.contracts import IGNORED_PIXEL, Geometry
 from utils.core.errors import UserError
 
-_CPU_CHUNK = 2**18  # numbers that are held at a time: what stays in a core's cache
+_CPU_CHUNK = 2**18  # numbers in a tile: what stays in a core's cache
+_CPU_WIDTH = 256  # of a tile: products with wider matrices, which are mostly zeros, cost more
 _GPU_CHUNK = 2**26
 _PIXELS = 2**15  # of mixed cells, computed at a time
 
@@ -51,18 +53,21 @@ def _evenly(count: int, cells: int) -> Tensor:
     return torch.arange(count, dtype=torch.float64) * (cells - 1) / (count - 1)
 
 
-class Band(NamedTuple):
-    """Some rows of the large map, and the rows of the small one that they are made of."""
+class Tile(NamedTuple):
+    """A part of the large map, and the part of the small one that it is made of."""
 
-    large: slice
-    small: slice
-    weights: Tensor  # (large rows, small rows)
+    rows: slice  # of the large map
+    columns: slice
+    small_rows: slice
+    small_columns: slice
+    down: Tensor  # (large rows, small rows) weights
+    along: Tensor  # (small columns, large columns) weights
 
 
 class Enlarging:
-    """Bilinear enlarging of (C, h, w) maps as products with two small matrices, a band of rows at a time.
+    """Bilinear enlarging of (C, h, w) maps as products with two small matrices, a tile at a time.
 
-    `rows` (H,) and `columns` (W,) are the rising positions of the large map's pixels on the small one. Bands keep what
+    `rows` (H,) and `columns` (W,) are the rising positions of the large map's pixels on the small one. Tiles keep what
     is in memory small, and in a core's cache on a CPU; products give the same in every run also on a GPU, where
     PyTorch's own backward pass adds in any order.
     """
@@ -70,26 +75,46 @@ class Enlarging:
     def __init__(self, rows: Tensor, columns: Tensor, map_hw: tuple[int, int], device: torch.device) -> None:
         self.size_hw = (len(rows), len(columns))
         self._device = device
-        self._first_row, self._rows = _matrix(rows, map_hw[0])
-        self.columns = _matrix(columns, map_hw[1])[1].T.contiguous().to(device)  # (w, W)
+        self._first, self._weights = [], []
+        for positions, cells in zip((rows, columns), map_hw, strict=True):
+            first, weights = _matrix(positions, cells)
+            self._first.append(first.tolist())
+            self._weights.append(weights.to(device))
 
-    def bands(self, channels: int) -> Iterator[Band]:
-        """Yield the bands in which maps of `channels` are worked on."""
-        height, width = self.size_hw
-        chunk = _CPU_CHUNK if self._device.type == "cpu" else _GPU_CHUNK
-        step = max(1, chunk // (channels * width))
-        for start in range(0, height, step):
-            end = min(start + step, height)
-            low, high = int(self._first_row[start]), min(int(self._first_row[end - 1]) + 2, self._rows.shape[1])
-            yield Band(slice(start, end), slice(low, high), self._rows[start:end, low:high].to(self._device))
+    def tiles(self, channels: int) -> Iterator[Tile]:
+        """Yield the tiles in which maps of `channels` are worked on."""
+        width = self.size_hw[1]
+        on_cpu = self._device.type == "cpu"
+        wide = min(width, _CPU_WIDTH) if on_cpu else width
+        high = max(1, (_CPU_CHUNK if on_cpu else _GPU_CHUNK) // (channels * wide))
+        for rows, small_rows, down in self._parts(0, high):
+            for columns, small_columns, along in self._parts(1, wide):
+                yield Tile(rows, columns, small_rows, small_columns, down, along.T)
 
-    def enlarge(self, logits: Tensor, band: Band) -> Tensor:
-        """Return (C, rows, W) of a band of the large map."""
-        return torch.matmul(band.weights, logits[:, band.small]) @ self.columns
+    def _parts(self, axis: int, step: int) -> Iterator[tuple[slice, slice, Tensor]]:
+        first, weights = self._first[axis], self._weights[axis]
+        for start in range(0, len(first), step):
+            end = min(start + step, len(first))
+            small = slice(first[start], min(first[end - 1] + 2, weights.shape[1]))
+            yield slice(start, end), small, weights[start:end, small]
 
-    def gather(self, slope: Tensor, band: Band, into: Tensor) -> None:
-        """Add the gradient of a band, (C, rows, W), to that of the small map, (C, h, w)."""
-        into[:, band.small] += torch.matmul(band.weights.T, slope @ self.columns.T)
+    def enlarge(self, logits: Tensor, tile: Tile) -> Tensor:
+        """Return (C, rows, columns) of a tile of the large map."""
+        return torch.matmul(tile.down, logits[:, tile.small_rows, tile.small_columns]) @ tile.along
+
+    def whole(self, logits: Tensor) -> Tensor:
+        """Return the (C, H, W) large map."""
+        return torch.matmul(self._weights[0], logits) @ self._weights[1].T
+
+    def gather(self, slope: Tensor, tile: Tile, into: Tensor) -> None:
+        """Add the gradient of a tile, (C, rows, columns), to that of the small map, (C, h, w)."""
+        into[:, tile.small_rows, tile.small_columns] += torch.matmul(tile.down.T, slope @ tile.along.T)
+
+
+@lru_cache(maxsize=16)
+def even_enlarging(size_hw: tuple[int, int], map_hw: tuple[int, int], device: torch.device) -> Enlarging:
+    """Return what enlarges (C, h, w) maps to H x W pixels, corners on corners; kept for the next time."""
+    return Enlarging(*even_grid(size_hw, map_hw), map_hw, device)
 
 
 def _matrix(positions: Tensor, cells: int) -> tuple[Tensor, Tensor]:
@@ -139,8 +164,8 @@ def class_map(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 def _class_map_plain(logits: Tensor, enlarging: Enlarging) -> Tensor:
     found = torch.empty(enlarging.size_hw, dtype=torch.uint8, device=logits.device)
-    for band in enlarging.bands(len(logits)):
-        found[band.large] = enlarging.enlarge(logits, band).argmax(dim=0)
+    for tile in enlarging.tiles(len(logits)):
+        found[tile.rows, tile.columns] = enlarging.enlarge(logits, tile).argmax(dim=0)
     return found
 
 
