@@ -47,10 +47,8 @@ def original_grid(geometry: Geometry, map_hw: tuple[int, int]) -> tuple[Tensor, 
 
 
 def _evenly(count: int, cells: int) -> Tensor:
-    """Return `count` positions from the first to the last of `cells`; a single one lies in the middle."""
-    if count == 1:
-        return torch.full((1,), (cells - 1) / 2, dtype=torch.float64)
-    return torch.arange(count, dtype=torch.float64) * (cells - 1) / (count - 1)
+    """Return `count` positions from the first to the last of `cells`; a single one is the first, as in PyTorch."""
+    return torch.arange(count, dtype=torch.float64) * ((cells - 1) / max(count - 1, 1))
 
 
 class Tile(NamedTuple):
