@@ -19,7 +19,7 @@ from utils.core.files import atomic_path, user_cache
 from utils.core.log import LOGGER, progress
 from utils.datasets.images import ImageFault, read_image
 from utils.datasets.index import Index
-from utils.datasets.scan import Pool, writable
+from utils.datasets.kept import Pool, writable
 from utils.ops.letterbox import BORDER
 
 _RESERVE = 1.1  # of the estimated need, has to fit
