@@ -117,16 +117,17 @@ def load_data(text: str) -> DataConfig:
         raise UserError(f"{path}: needs `train:` and `val:`, folders of images or list files")
     places = _places(checked)
     root = _root(path, checked.path, places, generated=bool(checked.generate))
+    semantic = _semantic(path, checked, names) if pixels else None
     return DataConfig(
         source=path,
-        root=root,
+        root=root if boxed or semantic is None else semantic.root or root,
         names=names,
         splits={split: tuple(_place(root, text) for text in texts) for split, texts in places.items()},
         format=checked.format,
         generate=checked.generate,
         annotations={split: _place(root, text) for split, text in checked.annotations.items()},
         defaults=checked.defaults,
-        semantic=_semantic(path, checked, names) if pixels else None,
+        semantic=semantic,
     )
 
 
@@ -321,7 +322,7 @@ def _street_layout(splits: dict[str, tuple[Path, ...]]) -> str | None:
 
 def segmented_folder(folder: Path) -> DataConfig:
     """Return the data set that a bare folder holds: a Cityscapes tree, as multiyolov5's `--segdata` names one."""
-    splits = {split: (folder,) for split in SPLITS}
+    splits: dict[str, tuple[Path, ...]] = {split: (folder,) for split in SPLITS}
     layout = _street_layout(splits)
     if layout is None:
         raise UserError(f"{folder}: holds no leftImg8bit folder; write a YAML with a `semantic:` block and name that")

@@ -22,11 +22,13 @@ from utils.datasets.index import Index
 from utils.datasets.kept import Pool, writable
 from utils.ops.letterbox import BORDER
 
-_RESERVE = 1.1  # of the estimated need, has to fit
+RESERVE = 1.1  # of the estimated need, has to fit
 
 
 def resized_hw(original_hw: tuple[int, int], size: int) -> tuple[int, int]:
-    """Return the size of an image whose longer side becomes `size`, truncated (behaviour.md 4.3)."""
+    """Return the size of an image whose longer side becomes `size`, truncated (behaviour.md 4.3); 0 changes nothing."""
+    if size == 0:
+        return original_hw
     scale = size / max(original_hw)
     return max(1, int(original_hw[0] * scale)), max(1, int(original_hw[1] * scale))
 
@@ -51,7 +53,10 @@ class Picture:
 
 
 class Pictures:
-    """The images of a split at one size, by number. Holds at most `limit_bytes`, the least recently used go first."""
+    """The images of a split at one size (0: their own), by number.
+
+    Holds at most `limit_bytes`, the least recently used go first.
+    """
 
     def __init__(self, index: Index, size: int, training: bool, limit_bytes: int) -> None:
         self.index, self.size, self.training, self.limit_bytes = index, size, training, limit_bytes
@@ -120,12 +125,12 @@ class Pictures:
 
     def _keep_in_memory(self) -> None:
         sizes = [resized_hw((int(h), int(w)), self.size) for h, w in self.index.shapes_hw]
-        need = _RESERVE * 3 * sum(height * width for height, width in sizes) * world_size()
+        need = RESERVE * 3 * sum(height * width for height, width in sizes) * world_size()
         free = available_memory()
         if need > free:
             LOGGER.warning(f"--cache ram: needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; images are not kept")
             return
-        with _pool() as pool:
+        with decoding_pool() as pool:
             read = pool.map(self.read, range(len(self.index)))
             self.all = list(progress(read, len(self.index), f"caching {need / 1e9:.1f} GB in memory", "image"))
 
@@ -135,7 +140,7 @@ class Pictures:
         missing = [n for n, path in enumerate(paths) if not _fresh(_array_path(path), path)]
         if not missing:
             return
-        need = _RESERVE * 3 * int(self.index.shapes_hw[missing].astype(np.int64).prod(1).sum())
+        need = RESERVE * 3 * int(self.index.shapes_hw[missing].astype(np.int64).prod(1).sum())
         folder = _array_path(paths[missing[0]]).parent
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
@@ -145,14 +150,15 @@ class Pictures:
             )
             self.arrays = None
             return
-        with _pool() as pool:
+        with decoding_pool() as pool:
             written = pool.map(_write_array, [paths[n] for n in missing])
             faults = [f for f in progress(written, len(missing), "caching images on disk", "image") if f]
         if faults:
             LOGGER.warning(f"--cache disk: {len(faults)} images not kept; the first: {faults[0]}")
 
 
-def _pool() -> Pool:
+def decoding_pool() -> Pool:
+    """Return threads that decode images: as many as processors, up to eight."""
     return Pool(max(1, min(8, os.cpu_count() or 1)))
 
 

@@ -79,8 +79,12 @@ class Layout:
         names = {known.name for known in fields(Draws)}
         if unused := sorted(config.options.keys() - names - set(self.takes)):
             raise UserError(f"{data.source}: `semantic.{unused[0]}:` means nothing to the format {config.format}")
-        own: dict[str, Any] = {key: value for key, value in config.options.items() if key in names}
-        draws = replace(self.draws, **{k: tuple(v) if isinstance(v, list) else v for k, v in own.items()})
+        own: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in config.options.items()
+            if key in names
+        }
+        draws = replace(self.draws, **own)
         if draws.low > draws.high:
             raise UserError(f"{data.source}: `semantic.low: {draws.low}` is above `semantic.high: {draws.high}`")
         if draws.jitter[3] > 0.5:
