@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from utils.core.contracts import IGNORED_PIXEL
 from utils.core.dist import main_first, world_size
 from utils.core.errors import UserError
 from utils.core.files import atomic_path, user_cache
@@ -23,6 +24,7 @@ from utils.datasets.kept import Pool, writable
 from utils.ops.letterbox import BORDER
 
 RESERVE = 1.1  # of the estimated need, has to fit
+ReadClasses = Callable[[int], tuple[np.ndarray, str]]
 
 
 def resized_hw(original_hw: tuple[int, int], size: int) -> tuple[int, int]:
@@ -50,16 +52,27 @@ class Picture:
     image: np.ndarray  # (h, w, 3) uint8 BGR, or (h, w, 4) for training; not to be written to
     original_hw: tuple[int, int]
     fault: str = ""
+    semantic: np.ndarray | None = None  # (h, w) uint8 class of each pixel, where the split has them
+    map_fault: str = ""  # why none of its pixels has a label
+
+    @property
+    def nbytes(self) -> int:
+        """Return how much memory it takes."""
+        return self.image.nbytes + (0 if self.semantic is None else self.semantic.nbytes)
 
 
 class Pictures:
     """The images of a split at one size (0: their own), by number.
 
-    Holds at most `limit_bytes`, the least recently used go first.
+    Holds at most `limit_bytes`, the least recently used go first. `classes(number)`, where given, returns the class of
+    each pixel of an image and what is wrong with its mask.
     """
 
-    def __init__(self, index: Index, size: int, training: bool, limit_bytes: int) -> None:
+    def __init__(
+        self, index: Index, size: int, training: bool, limit_bytes: int, classes: ReadClasses | None = None
+    ) -> None:
         self.index, self.size, self.training, self.limit_bytes = index, size, training, limit_bytes
+        self.classes = classes
         self.decoded = 0  # how often pixels were read, for measuring
         self.all: list[Picture] | None = None  # --cache ram
         self.arrays: Callable[[str], Path] | None = None  # --cache disk: where the pixels of a file lie
@@ -76,9 +89,9 @@ class Pictures:
             return found
         picture = self._widened(self.read(number))
         self._recent[number] = picture
-        self._bytes += picture.image.nbytes
+        self._bytes += picture.nbytes
         while self._bytes > self.limit_bytes and len(self._recent) > 1:
-            self._bytes -= self._recent.popitem(last=False)[1].image.nbytes
+            self._bytes -= self._recent.popitem(last=False)[1].nbytes
         return picture
 
     def _widened(self, picture: Picture) -> Picture:
@@ -101,8 +114,15 @@ class Pictures:
         except ImageFault as fault:
             height, width = (int(side) for side in self.index.shapes_hw[number])
             grey = np.full((*resized_hw((height, width), self.size), 3), BORDER, np.uint8)
-            return Picture(grey, (height, width), str(fault))
-        return Picture(resize_longest(image, self.size, self.training), (image.shape[0], image.shape[1]))
+            semantic = None if self.classes is None else np.full(grey.shape[:2], IGNORED_PIXEL, np.uint8)
+            return Picture(grey, (height, width), str(fault), semantic)
+        picture = Picture(resize_longest(image, self.size, self.training), (image.shape[0], image.shape[1]))
+        if self.classes is None:
+            return picture
+        semantic, map_fault = self.classes(number)
+        if semantic.shape != picture.image.shape[:2]:
+            semantic = cv2.resize(semantic, picture.image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        return replace(picture, semantic=semantic, map_fault=map_fault)
 
     def _pixels(self, path: str) -> np.ndarray:
         if self.arrays is not None:
@@ -125,7 +145,8 @@ class Pictures:
 
     def _keep_in_memory(self) -> None:
         sizes = [resized_hw((int(h), int(w)), self.size) for h, w in self.index.shapes_hw]
-        need = RESERVE * 3 * sum(height * width for height, width in sizes) * world_size()
+        depth = 3 if self.classes is None else 4
+        need = RESERVE * depth * sum(height * width for height, width in sizes) * world_size()
         free = available_memory()
         if need > free:
             LOGGER.warning(f"--cache ram: needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; images are not kept")

@@ -21,11 +21,11 @@ Chunk = tuple[BatchPlan, ...]  # successive batches that one worker makes
 class Crew:
     """Has `maker` make batches: `maker[chunk]` returns the batches of a chunk and what befell their files.
 
-    With 0 workers the batches are made in this process. `stand_in` says what is used instead of an unreadable file.
+    With 0 workers the batches are made in this process. What befell a file is told once.
     """
 
-    def __init__(self, maker: Dataset[Any], workers: int, stand_in: str) -> None:
-        self.maker, self.workers, self.stand_in = maker, workers, stand_in
+    def __init__(self, maker: Dataset[Any], workers: int) -> None:
+        self.maker, self.workers = maker, workers
         self.told: set[str] = set()
         self._tasks = _Tasks()
         self._loader: DataLoader[Any] | None = None
@@ -60,7 +60,7 @@ class Crew:
         for fault in faults:
             if fault not in self.told:
                 self.told.add(fault)
-                LOGGER.warning(f"{fault}; {self.stand_in}")
+                LOGGER.warning(fault)
 
 
 class _Tasks(Sampler[Chunk]):

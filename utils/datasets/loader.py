@@ -24,6 +24,7 @@ from utils.datasets.dataset import SampleMaker
 from utils.datasets.index import Index
 from utils.datasets.order import STREAM_QUAD, WINDOW, BatchPlan, Item
 from utils.datasets.scan import build_index
+from utils.datasets.semantic_maps import maps_beside
 
 
 def open_loader(request: LoadRequest, rank: int | None = None, world: int | None = None) -> BatchLoader:
@@ -38,7 +39,9 @@ def open_loader(request: LoadRequest, rank: int | None = None, world: int | None
     if request.masks:
         _check_masks(request, index)
     size = request.image_size
-    pictures = Pictures(index, size, request.training, limit_bytes=(request.mosaic_window or WINDOW) * size * size * 4)
+    maps = maps_beside(request, index) if request.training and request.semantic.mosaic else None
+    room = (request.mosaic_window or WINDOW) * size * size * (4 if maps is None else 5)
+    pictures = Pictures(index, size, request.training, room, classes=None if maps is None else maps.read)
     if request.training:
         optional_transforms()  # imported once here, not in every worker
     if request.cache:
@@ -85,8 +88,7 @@ class BatchLoader:
         else:
             self.num_batches = -(-self.num_images // (request.batch_size * world))
         self.workers = min(request.workers, usable_cpus(), self.num_batches)
-        stand_in = "a grey image without objects stands in for it"
-        self._crew = Crew(_Maker(self._maker, request), self.workers, stand_in)
+        self._crew = Crew(_Maker(self._maker, request), self.workers)
 
     @cached_property
     def labels(self) -> list[np.ndarray]:

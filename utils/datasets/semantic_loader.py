@@ -77,8 +77,7 @@ class SemanticLoader:
         total = request.batch_size * self.world
         self.num_batches = -(-self.num_images // total) if self._fixed is None else len(self._fixed)
         workers = min(request.workers, usable_cpus(), self.num_batches)
-        stand_in = "its pixels do not count"
-        self._crew = Crew(_Maker(maker, request.training), workers, stand_in)
+        self._crew = Crew(_Maker(maker, request.training), workers)
 
     def epoch(self, epoch: int, start: int = 0, image_weights: np.ndarray | None = None) -> Iterator[Batch]:
         """Yield this rank's batches of an epoch from batch number `start` on."""

@@ -103,13 +103,13 @@ class SemanticMaker:
         picture = pictures.get(number) if pictures.all is not None else pictures.read(number)
         classes, fault = self.maps.read(number)
         if fault:
-            self.faults.append(fault)
+            self.faults.append(f"{fault}; none of its pixels counts")
         image, wrong = picture.image, picture.fault
         if not wrong and image.shape[:2] != classes.shape:
             image = np.zeros((*classes.shape, 3), np.uint8)
             wrong = f"{self.maps.index.images.path(number)}: its size is no longer what it was"
         if wrong:
-            self.faults.append(wrong)
+            self.faults.append(f"{wrong}; none of its pixels counts")
             classes = np.full(classes.shape, IGNORED_PIXEL, np.uint8)
         return image, classes
 
