@@ -84,7 +84,8 @@ def _sources(rows: list[list[Any]], index: int) -> list[int]:
 
 def _unneeded(rows: list[list[Any]]) -> set[int | None]:
     """Return the numbers of the rows that the last one does without."""
-    needed, waiting = set(), [len(rows) - 1]
+    needed: set[int | None] = set()
+    waiting = [len(rows) - 1]
     while waiting:
         index = waiting.pop()
         if index not in needed and index != INPUT:

@@ -50,6 +50,9 @@ class Network(nn.Module):
             tuple(source for source, last in last_use.items() if last == row) for row in range(len(self.routes))
         )
 
+    _mean: Tensor
+    _std: Tensor
+
     def _apply(self, fn: Any, recurse: bool = True) -> Network:
         """Move or convert everything; constants are made anew, so that half precision and back leaves no trace."""
         super()._apply(fn, recurse)

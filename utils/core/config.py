@@ -117,7 +117,7 @@ def _load_folders(root: Path) -> DataConfig:
 
     Without val the test images stand in. The classes are the training images' folders, sorted by name.
     """
-    splits = {split: (root / split,) for split in SPLITS if (root / split).is_dir()}
+    splits: dict[str, tuple[Path, ...]] = {split: (root / split,) for split in SPLITS if (root / split).is_dir()}
     if "val" not in splits and "test" in splits:
         splits["val"] = splits["test"]
     first = splits.get("train") or splits.get("val")
@@ -280,6 +280,15 @@ def segmented_folder(folder: Path) -> DataConfig:
         raise UserError(f"{folder}: holds no leftImg8bit folder; write a YAML with a `semantic:` block and name that")
     semantic = SemanticConfig(names=CITYSCAPES, splits=splits, format=layout, root=folder)
     return DataConfig(source=folder, root=folder, names=(), splits={}, semantic=semantic)
+
+
+def find_semantic(text: str) -> SemanticConfig:
+    """Return the images with a class per pixel that `text` names: a data-set YAML, or a folder like Cityscapes'."""
+    folder = Path(text)
+    data = segmented_folder(folder) if folder.is_dir() else load_data(text)
+    if data.semantic is None:
+        raise UserError(f"{data.source}: no `semantic:` block, so there are no classes of pixels")
+    return data.semantic
 
 
 # ----------------------------------------------------------------------------------------------------------------------

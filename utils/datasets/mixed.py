@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,15 +31,22 @@ def shared_batch_sizes(batch_size: int, share: float) -> tuple[int, int]:
 
 
 def open_mixed(
-    request: LoadRequest, heads: tuple[str, ...] = ("detect", "semantic"), place: tuple[int, int] | None = None
+    request: LoadRequest,
+    heads: tuple[str, ...] = ("detect", "semantic"),
+    place: tuple[int, int] | None = None,
+    open_boxes: Callable[[LoadRequest], Loader] | None = None,
 ) -> MixedLoader:
-    """Return mixed batches of the images with boxes and of those with a class per pixel; `place` is (rank, world)."""
+    """Return mixed batches of the images with boxes and of those with a class per pixel.
+
+    `place` is (rank, world), None: the launcher's. `open_boxes` opens the former where they need more than boxes.
+    """
     boxes, pixels = shared_batch_sizes(request.batch_size, request.semantic.share)
     if request.rect or request.quad:
         option = "--rect" if request.rect else "--quad"
         raise UserError(f"{option} is not possible with images of two data sets in a batch: all must be squares")
     rank, world = place or (None, None)
-    primary = open_loader(replace(request, batch_size=boxes), rank, world)
+    share = replace(request, batch_size=boxes)
+    primary = open_boxes(share) if open_boxes else open_loader(share, rank, world)
     secondary = open_semantic_loader(replace(request, batch_size=pixels), rank, world)
     if secondary.train_hw != (request.image_size,) * 2:
         raise UserError(

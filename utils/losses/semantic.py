@@ -56,6 +56,7 @@ class SemanticLoss(nn.Module):
     """
 
     per_image = True
+    labels = "semantic"
     class_weights: Tensor | None
 
     def __init__(self, spec: HeadSpec, hyp: Hyp) -> None:
