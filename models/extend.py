@@ -82,9 +82,9 @@ def _sources(rows: list[list[Any]], index: int) -> list[int]:
     return [index - 1] if origin == -1 else list(origin)
 
 
-def _unneeded(rows: list[list[Any]]) -> set[int | None]:
+def _unneeded(rows: list[list[Any]]) -> set[int]:
     """Return the numbers of the rows that the last one does without."""
-    needed: set[int | None] = set()
+    needed: set[int] = set()
     waiting = [len(rows) - 1]
     while waiting:
         index = waiting.pop()
