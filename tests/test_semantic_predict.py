@@ -202,8 +202,9 @@ def test_a_window_shows_the_picture_and_another_one_the_classes(monkeypatch):
 
 
 def test_the_largest_classes_are_said_in_words():
-    assert shares_in_words({3: 0.414, 0: 0.3, 7: 0.2, 1: 0.08}, ("a", "b", "c", "d")) == "d 41 %, a 30 %, 7 20 %"
+    assert shares_in_words({3: 0.414, 0: 0.3, 7: 0.2, 1: 0.08}, ("a", "b", "c", "d")) == "d 41 %, a 30 %, class 7 20 %"
     assert shares_in_words({0: 0.995, 1: 0.005}, ("a", "b")) == "a 100 %"
+    assert shares_in_words({0: 0.5, 1: 0.5}, ("0",)) == "class 0 50 %, class 1 50 %"
     assert shares_in_words({}, ()) == "(no classes)"
 
 
