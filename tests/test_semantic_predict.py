@@ -3,6 +3,7 @@
 import importlib
 import logging
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from utils.backends import opening
+from utils.core import config
+from utils.core.config import DataConfig, SemanticConfig
 from utils.core.contracts import Frame, Geometry, HeadSpec, ImageInfo, Outputs, Results
 from utils.core.errors import UserError
 from utils.engine.predict import PredictSettings, predict, shares_in_words
@@ -199,8 +202,9 @@ def test_a_window_shows_the_picture_and_another_one_the_classes(monkeypatch):
 
 
 def test_the_largest_classes_are_said_in_words():
-    assert shares_in_words({3: 0.414, 0: 0.3, 7: 0.2, 1: 0.08}, ("a", "b", "c", "d")) == "d 41 %, a 30 %, 7 20 %"
+    assert shares_in_words({3: 0.414, 0: 0.3, 7: 0.2, 1: 0.08}, ("a", "b", "c", "d")) == "d 41 %, a 30 %, class 7 20 %"
     assert shares_in_words({0: 0.995, 1: 0.005}, ("a", "b")) == "a 100 %"
+    assert shares_in_words({0: 0.5, 1: 0.5}, ("0",)) == "class 0 50 %, class 1 50 %"
     assert shares_in_words({}, ()) == "(no classes)"
 
 
@@ -278,6 +282,24 @@ def test_everything_for_classes_of_pixels_is_written_on_request(detect):
 def test_opacity_reaches_the_picture(detect):
     _, folder = detect(PixelRunner(), mask_opacity=1.0, no_legend=True)
     assert (cv2.imread(str(folder / "0.png"))[16, 16] == (128, 64, 128)).all()
+
+
+def test_colours_of_the_data_set_reach_the_picture(detect, monkeypatch, tmp_path):
+    def load_data(text):
+        own = SemanticConfig(("crack", "rest"), {}, palette=((10, 20, 30), (40, 50, 60)))
+        return DataConfig(Path(text), tmp_path, (), {}, semantic=own)
+
+    monkeypatch.setattr(config, "load_data", load_data)
+    _, folder = detect(PixelRunner(("crack", "rest")), mask_opacity=1.0, no_legend=True, data="own.yaml")
+    picture = cv2.imread(str(folder / "0.png"))
+    assert picture[16, 16].tolist() == [30, 20, 10] and picture[16, 590].tolist() == [60, 50, 40]
+
+
+def test_a_data_set_that_is_gone_costs_only_its_colours(detect):
+    _, folder = detect(PixelRunner(), mask_opacity=1.0, no_legend=True)  # the checkpoint names none
+    assert (cv2.imread(str(folder / "0.png"))[16, 16] == (128, 64, 128)).all()
+    with pytest.raises(UserError, match=r"no-such\.yaml: no such data-set YAML"):
+        detect(PixelRunner(), data="no-such.yaml")
 
 
 def test_an_image_of_another_size_is_found_before_anything_is_written(detect, tmp_path):

@@ -279,8 +279,10 @@ def in_words(counts: Counter[str]) -> str:
 
 def shares_in_words(shares: Mapping[int, float], names: Sequence[str]) -> str:
     """Return `road 41 %, sky 20 %, car 9 %`: the largest classes that cover at least one pixel in a hundred."""
-    large = [(index, share) for index, share in shares.items() if share >= 0.01][:SHOWN_SHARES]
-    shown = [f"{names[index] if index < len(names) else index} {100 * share:.0f} %" for index, share in large]
+    shown = []
+    for index, share in [(index, share) for index, share in shares.items() if share >= 0.01][:SHOWN_SHARES]:
+        name = names[index] if index < len(names) else str(index)
+        shown.append(f"{'class ' if name.isdigit() else ''}{name} {100 * share:.0f} %")
     return ", ".join(shown) or "(no classes)"
 
 

@@ -16,6 +16,7 @@ from utils.plots.text import Colour, class_name, put_text, text_mask
 
 LEAST_SHARE = 0.0005  # of the picture; a class that covers less stands in no legend
 LARGEST_PART = 0.45  # of the picture's height and of its width that a legend may take
+HARDLY = 0.2  # of a legend may lie under boxes before it makes room
 _PLATE, _PLATE_OPACITY, _INK = (24, 24, 24), 0.65, (255, 255, 255)
 _LONGEST_NAME = 24  # characters; longer ones are cut
 
@@ -130,7 +131,7 @@ def draw_legend(
     """Say in a corner of `canvas` (H, W, 3), in place, which colours the classes of the map have.
 
     The plate is see-through and takes less than half of either side. It lies below left, unless (n, 4) `boxes_xyxy`
-    cover more of it there than in another corner. Pictures too small for words get none.
+    need the place there more than in another corner. Pictures too small for words get none.
     """
     height, width = canvas.shape[:2]
     indices = [index for index, share in class_shares(classes).items() if share >= LEAST_SHARE]
@@ -151,7 +152,10 @@ def draw_legend(
 
 
 def _corner(plate_hw: tuple[int, int], image_hw: tuple[int, int], boxes_xyxy: np.ndarray | None) -> tuple[int, int]:
-    """Return left and top of the place for a plate: the corner least covered by boxes, the first of several."""
+    """Return left and top of the place for a plate: the first corner that boxes hardly cover, else the least covered.
+
+    Were it always the least covered, the plate would jump about in a video.
+    """
     low, right = image_hw[0] - plate_hw[0], image_hw[1] - plate_hw[1]
     corners = [(0, low), (right, low), (right, 0), (0, 0)]
     if boxes_xyxy is None or not len(boxes_xyxy):
@@ -164,7 +168,10 @@ def _corner(plate_hw: tuple[int, int], image_hw: tuple[int, int], boxes_xyxy: np
             taken[y1:y2, x1:x2] = True
         return int(taken.sum())
 
-    return min(corners, key=covered)
+    parts = [covered(corner) / (plate_hw[0] * plate_hw[1]) for corner in corners]
+    return next(
+        (place for place, part in zip(corners, parts, strict=True) if part <= HARDLY), corners[np.argmin(parts)]
+    )
 
 
 def legend_strip(indices: Sequence[int], look: SemanticLook, width_px: int, size_px: int = 14) -> np.ndarray:

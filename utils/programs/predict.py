@@ -204,14 +204,14 @@ def _style(options: argparse.Namespace, runner: Runner, meta: dict[str, Any]) ->
 
 def _given_colours(chosen: str, trained_on: str, num_classes: int) -> tuple[tuple[int, int, int], ...]:
     """Return the colours of --data, or of the data set of the training if that is still there."""
-    from utils.core.config import find_data, load_data
+    from utils.core.config import load_data
 
-    if not chosen:
-        try:
-            find_data(trained_on)
-        except UserError:
-            return ()  # its name is only a memory
-    semantic = load_data(chosen or trained_on).semantic
+    try:
+        semantic = load_data(chosen or trained_on).semantic
+    except UserError:
+        if chosen:
+            raise
+        return ()  # what it was trained on is no longer there, and not needed
     return semantic.palette if semantic is not None and len(semantic.names) == num_classes else ()
 
 
