@@ -72,9 +72,10 @@ def test_the_shorter_set_goes_on_into_its_next_epoch(data):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_can_be_entered_at_any_step_with_any_workers(data, workers, monkeypatch):
-    monkeypatch.setattr("utils.datasets.loader.usable_cpus", lambda: 4)
-    monkeypatch.setattr("utils.datasets.semantic_loader.usable_cpus", lambda: 4)
+    for module in ("mixed", "loader", "semantic_loader"):
+        monkeypatch.setattr(f"utils.datasets.{module}.usable_cpus", lambda: 4)
     plain, loader = open_mixed(request(data)), open_mixed(request(data, workers=workers))
+    assert [part._crew.workers for part in (loader.primary, loader.secondary)] == [workers // 2] * 2
     whole = list(plain.epoch(1))
     for start in (0, 3, 1, 4):
         rest = list(loader.epoch(1, start=start))
