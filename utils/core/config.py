@@ -22,9 +22,11 @@ class DataConfig:
     root: Path
     names: tuple[str, ...]
     splits: dict[str, tuple[Path, ...]]  # of those that the YAML names: folders of images or list files
-    format: str = "yolo"  # a name in READERS
+    format: str = "auto"  # a name in READERS; this one looks at the files
     generate: dict[str, Any] = field(default_factory=dict)  # settings of a generated data set, with its `kind`
-    annotations: dict[str, Path] = field(default_factory=dict)  # COCO JSON of a split, for scoring
+    annotations: dict[str, Path] = field(
+        default_factory=dict
+    )  # COCO JSON of a split: for scoring, and labels of `format: coco`
     defaults: dict[str, Any] = field(default_factory=dict)  # training options recommended for this data
     label_names: tuple[str, ...] = ()  # what the classes in the labels are called, where `names` are others
 
@@ -72,7 +74,7 @@ def load_data(text: str) -> DataConfig:
         test: str | list[str] | None = None
         names: list[str | int | float | bool] | dict[str | int, str | int | float | bool]
         nc: int | None = None
-        format: str = "yolo"
+        format: str = "auto"
         generate: dict[str, Any] = {}
         annotations: dict[str, str] = {}
         defaults: dict[str, Any] = {}
