@@ -53,8 +53,7 @@ class CocoTable:
         found = FileObjects(size_hw=self.size_hw(image), image=self.names[image])
         found.faults = list(self.faults.get(image, []))
         for a in range(self.starts[image], self.starts[image + 1]):
-            if self.category[a] < 0:
-                found.faults.append(f"{self.path}: annotation {self.ids[a]}: its category is not in the file")
+            if self.category[a] < 0:  # among the faults
                 continue
             name = str(self.categories[self.category[a]].get("name", ""))
             x, y, w, h = self.boxes_xywh[a]
@@ -163,6 +162,9 @@ class _Building:
         rows = _looked_up(self.image_ids, self.image_rows)[np.asarray(self.image_of, np.int64)]
         known = {category["id"]: row for row, category in enumerate(self.categories)}
         category = _looked_up(self.category_ids, known)[np.asarray(self.category_of, np.int64)]
+        for number in np.flatnonzero((category < 0) & (rows >= 0)):
+            text = f"{self.path}: annotation {self.ids[number]}: its category is not in the file"
+            self.annotation_faults.append((int(number), text))
         faults, notes = self._faults(rows)
         order = np.argsort(rows, kind="stable")
         order = order[rows[order] >= 0]

@@ -113,9 +113,9 @@ def _box_fault(box: np.ndarray) -> str | None:
 
 def without_duplicates(labels: ImageLabels) -> ImageLabels:
     """Return the labels with every box once, and how many were repeated."""
-    _, first = np.unique(labels.boxes, axis=0, return_index=True)
-    if len(first) == len(labels.boxes):
+    if len(set(map(tuple, labels.boxes.tolist()))) == len(labels.boxes):  # np.unique takes ten times as long
         return labels
+    _, first = np.unique(labels.boxes, axis=0, return_index=True)
     keep = np.sort(first)
     labels.duplicates = len(labels.boxes) - len(keep)
     labels.boxes = labels.boxes[keep]

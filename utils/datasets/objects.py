@@ -35,6 +35,7 @@ class FileObjects:
     present: bool = True  # False: there is no such file
     faults: list[str] = field(default_factory=list)  # `file: what is wrong`; nothing in the file can be relied on
     lost: list[str] = field(default_factory=list)  # objects that make no sense, left out
+    semantic: np.ndarray | None = None  # (H, W) uint8 class of each pixel, 255 none, where the source has that
 
 
 class ClassNumbers:

@@ -7,6 +7,7 @@ import os
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ FORMAT_VERSION = 2
 MIN_SIDE_PX = 10  # smaller images teach nothing (behaviour.md 4.2)
 MAX_FAULTY_SHARE = 0.01
 _SHOWN = 10
+_AT_A_TIME = 32  # images that a thread checks in a row
+Found = tuple[tuple[int, int] | None, ImageLabels, str, list[str]]
 
 
 def build_index(
@@ -86,7 +89,8 @@ def _scan(listing: Listing, text: str) -> tuple[Index, list[str]]:
     faulty_files = unlisted = 0
     notes += listing.prepare() if listing.prepare is not None else []
     with Pool(min(16, 4 * (os.cpu_count() or 1))) as pool:
-        checked = pool.map(lambda i: _check(listing, i), range(len(listing.images)))
+        groups = pool.map(partial(_check_some, listing), range(0, len(listing.images), _AT_A_TIME))
+        checked = (found for group in groups for found in group)
         for path, (shape, label, fault, odd) in zip(
             listing.images, progress(checked, len(listing.images), text, "image"), strict=True
         ):
@@ -110,7 +114,12 @@ def _scan(listing: Listing, text: str) -> tuple[Index, list[str]]:
     return index, label_faults + image_faults + notes
 
 
-def _check(listing: Listing, i: int) -> tuple[tuple[int, int] | None, ImageLabels, str, list[str]]:
+def _check_some(listing: Listing, start: int) -> list[Found]:
+    return [_check(listing, i) for i in range(start, min(start + _AT_A_TIME, len(listing.images)))]
+
+
+def _check(listing: Listing, i: int) -> Found:
+    """Return the image's size (None if it cannot be used), its labels, what is wrong with it, and what is odd."""
     notes: list[str] = []
     label = listing.labels_of(i)
     if not label.listed:
@@ -122,7 +131,7 @@ def _check(listing: Listing, i: int) -> tuple[tuple[int, int] | None, ImageLabel
     if min(shape) < MIN_SIDE_PX:
         fault = f"{listing.images[i]}: {shape[1]} x {shape[0]} pixels, smaller than {MIN_SIDE_PX}"
         return None, ImageLabels(), fault, notes
-    if label.size_hw is not None and not _same_aspect(label.size_hw, shape):
+    if label.size_hw is not None and not same_aspect(label.size_hw, shape):
         stated, found = (f"{width} x {height}" for height, width in (label.size_hw, shape))
         source = listing.label_files[i]
         fault = f"{source}: says that {listing.images[i]} has {stated} pixels, it has {found}; is it turned or cut?"
@@ -130,7 +139,7 @@ def _check(listing: Listing, i: int) -> tuple[tuple[int, int] | None, ImageLabel
     return shape, label, "", notes
 
 
-def _same_aspect(first_hw: tuple[int, int], second_hw: tuple[int, int]) -> bool:
+def same_aspect(first_hw: tuple[int, int], second_hw: tuple[int, int]) -> bool:
     """Tell whether one image may be the other, resized: the sides then agree to a pixel."""
     (height, width), (h, w) = first_hw, second_hw
     larger = max(first_hw + second_hw)

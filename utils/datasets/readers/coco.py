@@ -109,14 +109,9 @@ class _Labels:
         table, row = self.table, self.rows.get(self.images[number])
         if table is None or row is None:
             return ImageLabels(listed=False)
-        faults = list(table.faults.get(row, []))
+        if row in table.faults:
+            return ImageLabels(faults=list(table.faults[row]))
         first, last = table.starts[row : row + 2]
-        faults += [
-            f"{self.source}: annotation {table.ids[first + a]}: its category is not in the file"
-            for a in np.flatnonzero(table.category[first:last] < 0)
-        ]
-        if faults:
-            return ImageLabels(faults=faults)
         kept = first + np.flatnonzero(self.keep[first:last])
         labels = ImageLabels(self.boxes[kept], lost=self.lost.get(row, []), size_hw=table.size_hw(row))
         if table.first_piece[last] > table.first_piece[first]:
