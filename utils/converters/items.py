@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.core.config import load_data
+from utils.core.config import find_data, load_data
 from utils.core.errors import UserError
 from utils.core.yaml_file import read_text
 from utils.datasets.objects import FileObjects, LabelledObject
@@ -49,8 +49,13 @@ class Item:
     semantic: np.ndarray | None = None  # (H, W) uint8
 
 
+def located(source: Path) -> Path:
+    """Return where `--source` lies: a data YAML is also found by its name, as `--data` is."""
+    return find_data(str(source)) if source.suffix.lower() in (".yaml", ".yml") else source
+
+
 def given_names(text: str, folder: Path | None = None) -> tuple[str, ...]:
-    """Return the class names that `--names` or a usual file in `folder` gives, without `__ignore__`; () if nothing does.
+    """Return the class names that `--names` or a usual file in `folder` gives, without `__ignore__`; () if none does.
 
     `text` is a file with a name on every line, a data YAML, or names with commas between.
     """

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from utils.converters import SOURCES, TARGETS
-from utils.converters.items import BACKGROUND, Item, Source, Work
+from utils.converters.items import BACKGROUND, Item, Source, Work, located
 from utils.converters.report import NAME, Report
 from utils.converters.settings import LabelSettings
 from utils.converters.sink import Sink
@@ -24,16 +24,19 @@ from utils.datasets.scan import same_aspect
 class Target(Protocol):
     """What is built as `TARGETS.get(format)(sink, settings, names, report)`."""
 
-    def add(self, item: Item) -> None: ...
+    def add(self, item: Item) -> None:
+        """Write one image."""
+        ...
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        """Write what belongs to all."""
+        ...
 
 
 def convert_labels(settings: LabelSettings) -> Report:
     """Convert; return what was done, which also lies as JSON in the output folder."""
-    for option, place in (("--source", settings.source),):
-        if not place.exists():
-            raise UserError(f"{option} {place}: not there")
+    settings = replace(settings, source=located(settings.source))
+    _check(settings)
     report = Report({name: str(value) for name, value in asdict(settings).items()})
     with Sink(settings.out, settings.exist_ok, settings.dry_run) as sink:
         source: Source = SOURCES.get(settings.source_format)(settings)
@@ -60,6 +63,24 @@ def convert_labels(settings: LabelSettings) -> Report:
         sink.write(NAME, report.text(sink.written + 1))
     report.tell(sink.written, str(settings.out), settings.dry_run)
     return report
+
+
+def _check(settings: LabelSettings) -> None:
+    """Raise UserError for options that cannot be meant."""
+    source, out = settings.source, settings.out
+    if not source.exists():
+        raise UserError(f"--source {source}: not there")
+    if out.resolve() in (source.resolve(), source.resolve().parent if source.is_file() else None):
+        raise UserError(f"--out {out}: is where the source lies, which is never changed; choose another folder")
+    for option, text in (("--pictures", settings.pictures), ("--masks", settings.masks)):
+        if text and not Path(text).is_dir():
+            raise UserError(f"{option} {text}: no such folder")
+    if settings.decimals is not None and not 0 <= settings.decimals <= 12:
+        raise UserError(f"--decimals {settings.decimals}: from 0 to 12")
+    if settings.background is not None and not 0 <= settings.background <= 255:
+        raise UserError(f"--background {settings.background}: from 0 to 255")
+    if settings.images == "none" and settings.target_format == "labelme":
+        raise UserError("--images none: LabelMe files lie beside their images; copy or link them")
 
 
 def _item(
@@ -115,10 +136,3 @@ def _sound(one: LabelledObject, size_hw: tuple[int, int], classes: ClassNumbers,
         report.left_out["smaller than --least-px"] += 1
         return False
     return True
-
-
-def check_folder(text: str, option: str) -> Path:
-    """Return the folder that an option names."""
-    if not Path(text).is_dir():
-        raise UserError(f"{option} {text}: no such folder")
-    return Path(text)

@@ -28,7 +28,7 @@ _SIDES = ("xmin", "ymin", "xmax", "ymax")
 @READERS.register("voc")
 def read_voc(data: DataConfig, split: str) -> Listing:
     """Return the images of a split, from folders, lists of image files or VOC's own lists of names, and their XML."""
-    images = sorted(dict.fromkeys(path for place in data.split(split) for path in _images_at(place, data.root)))
+    images = sorted(dict.fromkeys(path for place in data.split(split) for path in images_at(place, data.root)))
     if not images:
         raise UserError(f"{data.source}: no images for `{split}:` in {', '.join(map(str, data.split(split)))}")
     files = annotation_files(images, ".xml")
@@ -88,7 +88,7 @@ def _add(found: FileObjects, element: Element, path: Path, number: int) -> None:
     found.objects.append(LabelledObject(name, corners, aside=aside, where=where))
 
 
-def _images_at(place: Path, root: Path) -> list[str]:
+def images_at(place: Path, root: Path) -> list[str]:
     """Return the images of a place; a list may also be one of VOC's: names without suffix, perhaps with 1 or -1."""
     if place.is_dir() or suffix_of(place.name) in IMAGE_SUFFIXES:
         return images_in(place, root)
