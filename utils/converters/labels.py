@@ -48,9 +48,10 @@ def convert_labels(settings: LabelSettings) -> Report:
         if settings.target_format != "masks":
             names = tuple(name for name in names if name != BACKGROUND)
         target: Target = TARGETS.get(settings.target_format)(sink, settings, names, report)
+        classes = ClassNumbers(names)
         for work in progress(source.works, len(source.works), "converting", "image"):
             sink.protected.add(os.path.realpath(work.image))
-            item = _item(source.read(work), work, ClassNumbers(names), settings, report)
+            item = _item(source.read(work), work, classes, settings, report)
             if item is not None:
                 target.add(item)
                 report.images[work.split] += 1

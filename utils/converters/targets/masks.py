@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 
@@ -11,7 +13,7 @@ from utils.converters.report import Report
 from utils.converters.settings import LabelSettings
 from utils.converters.sink import Sink
 from utils.core.errors import UserError
-from utils.datasets.objects import ClassNumbers, LabelledObject, rectangle
+from utils.datasets.objects import ClassNumbers, LabelledObject
 
 
 @TARGETS.register("masks")
@@ -49,18 +51,22 @@ class MaskTarget:
         self.sink.write(f"masks/{stem}.png", png.tobytes())
 
     def _filled(self, item: Item) -> np.ndarray:
-        mask = np.full(item.size_hw, self.background, np.uint8)
+        """Return the objects drawn by Pillow, whose polygons are those of LabelMe's own tools to the pixel."""
+        from PIL import Image, ImageDraw
+
+        mask = Image.fromarray(np.full(item.size_hw, self.background, np.uint8))
+        draw = ImageDraw.Draw(mask)
         for one in sorted(item.objects, key=lambda one: -_area(one)):
-            if not one.pieces:
-                self.report.note("box filled as rectangle")
             value = NO_CLASS if one.aside else self.classes.get(one.name)
             if value is None:
                 continue
-            pieces = one.pieces or [rectangle(one.box_xyxy)]
-            limit = np.array(item.size_hw[::-1]) - 1
-            for piece in pieces:
-                cv2.fillPoly(mask, [np.minimum(piece.astype(np.int32), limit).astype(np.int32)], value)
-        return mask
+            for piece in one.pieces:
+                draw.polygon([(x, y) for x, y in piece.tolist()], fill=value, outline=value)
+            if not one.pieces:
+                self.report.note("box filled as rectangle")
+                x1, y1, x2, y2 = one.box_xyxy.tolist()
+                draw.rectangle((int(x1), int(y1), math.ceil(x2) - 1, math.ceil(y2) - 1), fill=value)
+        return np.array(mask)
 
     def finish(self) -> None:
         """Write the names of the classes; the line number from 0 is the value."""
