@@ -12,6 +12,8 @@ import numpy as np
 
 from utils.datasets.label_lines import ImageLabels, without_duplicates
 
+_MOST_PIXELS = 2**28  # of a mask; more is no mask of an image that could be read
+
 
 @dataclass
 class LabelledObject:
@@ -111,7 +113,8 @@ def rectangle(box_xyxy: np.ndarray) -> np.ndarray:
 
 def circle(centre_xy: np.ndarray, radius: float) -> np.ndarray:
     """Return an (n, 2) polygon that leaves its circle by less than a tenth of a pixel."""
-    count = int(np.clip(np.ceil(np.pi / np.arccos(1 - min(0.1 / max(radius, 0.2), 0.5))), 8, 360))
+    quarter = np.ceil(np.pi / 4 / np.arccos(1 - min(0.1 / max(radius, 0.2), 0.5)))
+    count = 4 * int(np.clip(quarter, 2, 90))  # a multiple of four: the extent is the circle's
     angles = np.arange(count) * (2 * np.pi / count)
     return np.asarray(centre_xy + radius * np.stack((np.cos(angles), np.sin(angles)), 1), np.float64)
 
@@ -168,35 +171,28 @@ def run_length_pieces(encoded: dict[str, Any]) -> list[np.ndarray]:
 
     ValueError: the run lengths make no mask.
     """
-    from pycocotools import mask as coco_mask
-
     height, width = (int(side) for side in encoded["size"])
-    if not (0 < height * width <= 2**28):
+    if not (0 < height * width <= _MOST_PIXELS):
         raise ValueError(f"run lengths of a mask of {width} x {height} pixels")
-    counts = encoded["counts"]
-    if isinstance(counts, list):
-        if sum(counts) != height * width or any(not isinstance(n, int) or n < 0 for n in counts):
-            raise ValueError("run lengths that do not add up to the size of their mask")
-        flags = np.arange(len(counts)) % 2
-        flat = np.repeat(flags, counts).astype(np.uint8)
-        return mask_pieces(flat.reshape(width, height).T)
-    if not isinstance(counts, str) or decoded_length(counts) != height * width:
+    counts = unpacked(encoded["counts"]) if isinstance(encoded["counts"], str) else list(encoded["counts"])
+    if any(not isinstance(n, int) or n < 0 for n in counts) or sum(counts) != height * width:
         raise ValueError("run lengths that do not add up to the size of their mask")
-    return mask_pieces(coco_mask.decode({"size": [height, width], "counts": counts.encode("ascii")}))
+    flat = np.repeat((np.arange(len(counts)) % 2).astype(np.uint8), counts)  # zeros first, column by column
+    return mask_pieces(flat.reshape(width, height).T)
 
 
-def decoded_length(counts: str) -> int:
-    """Return how many pixels compressed run lengths cover; -1 if they make no sense.
+def unpacked(text: str) -> list[int]:
+    """Return the run lengths that COCO's compression stands for; [-1] for text that is none.
 
-    COCO's code: six bits a character from "0" on, the sixth says whether more follow, from the third run on the
-    difference to the run two before. The library that decodes them trusts its input with memory.
+    Six bits a character from "0" on, the sixth says whether more follow; from the fourth run on the difference to the
+    run two before. (pycocotools trusts its input with memory, so it is not asked.)
     """
     runs: list[int] = []
     value = shift = 0
-    for char in counts:
+    for char in text:
         bits = ord(char) - 48
         if not 0 <= bits < 64 or shift > 30:
-            return -1
+            return [-1]
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:
@@ -204,10 +200,8 @@ def decoded_length(counts: str) -> int:
         if bits & 16:
             value -= 1 << shift
         runs.append(value + runs[-2] if len(runs) > 2 else value)
-        if runs[-1] < 0:
-            return -1
         value = shift = 0
-    return sum(runs) if shift == 0 else -1
+    return runs if shift == 0 else [-1]
 
 
 def resized(points: np.ndarray, size_hw: tuple[int, int], to_hw: tuple[int, int]) -> np.ndarray:
