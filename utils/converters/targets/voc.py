@@ -19,7 +19,7 @@ _DECIMALS = 2
 class VocTarget:
     """Pixels are numbered from 1 and the last one belongs to the box: xmin = x1 + 1, xmax = x2.
 
-    A box of less than a pixel cannot be written so. What was put aside is marked as difficult.
+    A box of one pixel exactly, or of none after rounding, cannot be written so. What was put aside becomes difficult.
     """
 
     def __init__(self, sink: Sink, settings: LabelSettings, names: tuple[str, ...], report: Report) -> None:
@@ -52,9 +52,11 @@ class VocTarget:
         if one.aside == "ignore":
             self.report.left_out["ignored region"] += 1
             return []
-        if sides[2] < sides[0] or sides[3] < sides[1] or sides[:2] == sides[2:]:
-            self.report.lose(image, f"{one.where}: {x2 - x1:g} x {y2 - y1:g} pixels, too small for whole pixels of VOC")
+        if sides[2] <= sides[0] - 1 or sides[3] <= sides[1] - 1 or sides[:2] == sides[2:]:
+            self.report.lose(image, f"{one.where}: {x2 - x1:g} x {y2 - y1:g} pixels, too small for the pixels of VOC")
             return []
+        if sides[2] < sides[0] or sides[3] < sides[1]:
+            self.report.note("box of less than a pixel: xmax < xmin, which other programs may refuse")
         if one.pieces and one.outlined:
             self.report.note("outline written as box")
         if one.aside:

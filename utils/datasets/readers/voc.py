@@ -80,7 +80,7 @@ def _add(found: FileObjects, element: Element, path: Path, number: int) -> None:
     if not name or not math.isfinite(xmin + ymin + xmax + ymax):
         found.faults.append(f"{at}: {where}: " + ("a box that is not finite" if name else "no <name>"))
         return
-    if xmax < xmin or ymax < ymin or (xmax == xmin and ymax == ymin):
+    if xmax <= xmin - 1 or ymax <= ymin - 1 or (xmax == xmin and ymax == ymin):  # no side, or a mere point
         found.lost.append(f"{at}: {where} ({name}): a box from {xmin:g}, {ymin:g} to {xmax:g}, {ymax:g}, left out")
         return
     aside = "difficult" if element.value("difficult") == "1" else ""
