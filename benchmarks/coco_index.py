@@ -6,7 +6,7 @@ python benchmarks/coco_index.py --folder ../coco-index --write
 
 The JSON and its images are made (noise of few pixels, each file a hard link to one of eight where the file system can
 do that) and removed unless `--folder` says where to keep them. Each measurement is a fresh process that opens the data
-as training does; its greatest memory is the system's own count of resident bytes.
+as training does; its greatest memory is what Linux counts as resident bytes.
 """
 
 from __future__ import annotations

@@ -328,6 +328,29 @@ def test_kitti_lines_become_boxes_and_dontcare_does_not(tmp_path):
     np.testing.assert_allclose(lines_of(tmp_path / "out" / "labels" / "train" / "1.txt"), [[0, 0.2, 0.2, 0.2, 0.2]])
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "filename,width,height,class,xmin,ymin,xmax,ymax\nx.png,80,60,car,8,6,24,18\n",
+        "xmin,ymin,xmax,ymax,Frame,Label,Preview URL\n8,6,24,18,deep\\x.png,car,nowhere\n",
+        'x.png 8 6 24 18 0 "car"\n',
+    ],
+)
+def test_tables_of_boxes_with_and_without_header(tmp_path, text):
+    picture(tmp_path / "set" / "x.png")
+    (tmp_path / "set" / "labels.csv").write_text(text)
+    labels("csv", "yolo", tmp_path / "set" / "labels.csv", tmp_path / "out")
+    np.testing.assert_allclose(lines_of(tmp_path / "out" / "labels" / "train" / "x.txt"), [[0, 0.2, 0.2, 0.2, 0.2]])
+
+
+def test_faulty_tables_are_named_with_their_line(tmp_path):
+    picture(tmp_path / "x.png")
+    for text, says in (("a,b\n", ":1: no column for image, label"), ("x.png 8 six 24 18 0 car\n", ":1: not an image")):
+        (tmp_path / "labels.csv").write_text(text)
+        with pytest.raises(UserError, match=r"labels\.csv" + says):
+            labels("csv", "yolo", tmp_path / "labels.csv", tmp_path / "out")
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Care with files
 

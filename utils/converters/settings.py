@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-FROM = ("yolo", "coco", "voc", "labelme", "cityscapes", "bdd100k", "kitti", "masks", "panoptic")
+FROM = ("yolo", "coco", "voc", "labelme", "cityscapes", "bdd100k", "kitti", "csv", "masks", "panoptic")
 TO = ("yolo", "coco", "voc", "labelme", "masks")
 IMAGES = ("copy", "link", "none")
 STYLES = ("auto", "boxes", "polygons")
