@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers_run import tiny_data
 
-from benchmarks import data_sample, ema, loss, loss_curve, machine, mosaic_window, plain, train_step
+from benchmarks import coco_index, data_sample, ema, loss, loss_curve, machine, mosaic_window, plain, train_step
 from utils.core.hyp import Hyp
 from utils.engine.ema import ModelEma
 from utils.ops.iou import paired_iou
@@ -150,3 +150,10 @@ def test_plain_sgd_has_the_engines_groups():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
     decays = [group["weight_decay"] for group in plain.plain_sgd(network, Hyp()).param_groups]
     assert decays == [0.0, Hyp().weight_decay, 0.0]
+
+
+def test_coco_index_measures_a_small_set_whole(results):
+    found = coco_index.main(["--images", "20", "--boxes", "150", "--polygons", "--write"])
+    assert found["with what was kept, seconds"] < found["first start, seconds"] < 60
+    assert 0 < found["first start, GiB"] < 1
+    check_report(results / "coco_index.md", rows=2)

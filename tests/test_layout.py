@@ -26,6 +26,7 @@ MAY_IMPORT = {  # besides themselves; a new part gets a row here on purpose
     "utils/datasets": {"utils/core", "utils/ops"},
     "models": {"utils/core", "utils/ops"},
     "utils/backends": {"utils/core", "utils/ops", "models"},
+    "utils/converters": {"utils/core", "utils/datasets", "models"},
     "utils/tasks": {"utils/core", "utils/datasets", "utils/plots"},
     "utils/engine": {
         "utils/core", "utils/ops", "utils/loggers", "utils/losses", "utils/metrics", "utils/postprocess", "models",
