@@ -210,9 +210,7 @@ def _line_of_class(file: str, wrong: int) -> int:
 
 def _key(listing: Listing) -> str:
     label_files = list(dict.fromkeys(listing.label_files))  # of a COCO JSON there is one
-    return files_key(f"polyolo index {FORMAT_VERSION}
-{listing.meaning}
-".encode(), listing.images, label_files)
+    return files_key(f"polyolo index {FORMAT_VERSION}\n{listing.meaning}\n".encode(), listing.images, label_files)
 
 
 def _rebuilt(arrays: dict[str, np.ndarray]) -> Index:
