@@ -94,26 +94,29 @@ def _smoothed(values: np.ndarray, fraction: float = 0.1) -> np.ndarray:
     return np.convolve(padded, np.ones(width) / width, mode="valid")[: len(values)]
 
 
-def draw_confusion(matrix: np.ndarray, path: Path, names: Sequence[str]) -> Path:
-    """Draw a (C + 1, C + 1) matrix [predicted, true], background last, as shares of each true class."""
+def draw_confusion(matrix: np.ndarray, path: Path, names: Sequence[str], background: bool = True) -> Path:
+    """Draw a (C + 1, C + 1) matrix [predicted, true], background last, as shares of each true class.
+
+    Without `background` it is (C, C): every pixel has a class.
+    """
     shares = matrix / (matrix.sum(axis=0, keepdims=True) + 1e-9)
     shares = np.where(shares < BLANK_BELOW, np.nan, shares)
-    count = len(matrix) - 1
+    count = len(matrix) - background
     size = min(14.0, max(7.0, 0.45 * count + 4))
     figure = new_figure(size * 1.15, size)
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(image, ax=axes, fraction=0.04)
     if count < ANNOTATED_CLASSES:
-        font_size = max(6, min(11, 160 / (count + 1)))
+        font_size = max(6, min(11, 160 / len(matrix)))
         for row, column in zip(*np.nonzero(~np.isnan(shares)), strict=True):
             share = shares[row, column]
             colour = "white" if share > 0.45 else "black"
             axes.text(column, row, f"{share:.2f}", ha="center", va="center", color=colour, fontsize=font_size)
     if count < NAMED_TICKS:
-        ticks = [as_text(name) for name in (*names, "background")]
-        font_size = max(5, min(11, 300 / (count + 1)))
-        axes.set_xticks(range(count + 1), ticks, rotation=90, fontsize=font_size)
-        axes.set_yticks(range(count + 1), ticks, fontsize=font_size)
+        ticks = [as_text(class_name(names, index)) for index in range(count)] + ["background"] * background
+        font_size = max(5, min(11, 300 / len(matrix)))
+        axes.set_xticks(range(len(matrix)), ticks, rotation=90, fontsize=font_size)
+        axes.set_yticks(range(len(matrix)), ticks, fontsize=font_size)
     axes.set(xlabel="True", ylabel="Predicted", title="Confusion matrix, normalised by true class")
     return save_figure(figure, path, dpi=250)
