@@ -9,7 +9,20 @@ import pytest
 import torch
 from helpers_run import tiny_data
 
-from benchmarks import coco_index, data_sample, ema, loss, loss_curve, machine, mosaic_window, plain, train_step
+from benchmarks import (
+    class_map,
+    coco_index,
+    data_sample,
+    ema,
+    loss,
+    loss_curve,
+    machine,
+    mosaic_window,
+    plain,
+    semantic_loss,
+    train_step,
+)
+from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.engine.ema import ModelEma
 from utils.ops.iou import paired_iou
@@ -65,6 +78,24 @@ def test_both_sides_of_train_step_compute_the_same_loss_and_gradient():
 def test_ema_measures_and_finds_equal_averages(results):
     assert ema.main(["--cfg", "yolov5n", "--rounds", "2", "--repeats", "2", "--write"])["yolov5n"] > 0
     check_report(results / "ema.md", rows=1)
+
+
+def test_class_map_measures_what_gives_equal_classes(results):
+    found = class_map.main(["--size", "96x64", "--rounds", "2", "--repeats", "1", "--classes", "5", "--write"])
+    assert set(found) == {"street/96x64", "noise/96x64"} and min(found.values()) > 0
+    check_report(results / "class_map.md", rows=2)
+
+
+def test_class_map_refuses_what_is_no_size():
+    with pytest.raises(UserError, match=r"--size 96: width and height"):
+        class_map.main(["--size", "96"])
+
+
+def test_semantic_loss_measures_what_gives_equal_gradients(results):
+    line = ["--size", "64x64", "--batch-size", "1", "--classes", "4", "--rounds", "1", "--kinds", "ohem", "--write"]
+    found = semantic_loss.main(line)
+    assert found["ohem"] > 0 and found["ohem/mb"] >= 0
+    check_report(results / "semantic_loss.md", rows=1)
 
 
 def test_the_plain_average_is_the_engines():
