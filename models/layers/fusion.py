@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.layers.common import Conv, PooledConv, PooledNorm
+from models.layers.winograd import WideConv
 from models.plan import LAYERS, Plan, Row, channel_plan, single_input
 
 
@@ -38,7 +39,7 @@ class FFM(nn.Module):
         if not isinstance(reduction, int) or not 1 <= reduction <= c2:
             raise ValueError(f"{c2} channels cannot be divided by {reduction!r}")
         self.is_cat = is_cat
-        self.convblk = Conv(c1, c2, k)
+        self.convblk = WideConv(c1, c2) if k == 3 else Conv(c1, c2, k)
         self.channel_attention = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
             nn.Conv2d(c2, c2 // reduction, 1, bias=False),
