@@ -62,7 +62,7 @@ def _resized_after(levels: Sequence[Tensor], weights: Sequence[Tensor], size_hw:
 
 def shifted(length: int, resized: int, like: Tensor) -> Tensor:
     """Return (resized, 3 * length): bilinear resizing, corners on corners, shifted by -1, 0 and 1; zero outside."""
-    eye = torch.eye(length, dtype=torch.float32).unsqueeze(0)
+    eye = torch.eye(length, dtype=torch.float64).unsqueeze(0)
     plain = functional.interpolate(eye, size=resized, mode="linear", align_corners=True)[0].t()
     padded = functional.pad(plain, (0, 0, 1, 1))  # (resized + 2, length)
     return torch.cat([padded[tap : tap + resized] for tap in range(3)], dim=1).to(like)

@@ -102,7 +102,7 @@ class Attention(nn.Module):
 
 def _before(c1: int, c2: int, k: int = 1) -> list[nn.Module]:
     """Return normalisation and activation before a convolution."""
-    return [nn.BatchNorm2d(c1), nn.SiLU(), nn.Conv2d(c1, c2, k, padding=k // 2, bias=False)]
+    return [PooledNorm(c1), nn.SiLU(), nn.Conv2d(c1, c2, k, padding=k // 2, bias=False)]
 
 
 def _dappm_plan(row: Row) -> Plan:
@@ -124,9 +124,7 @@ class DAPPM(nn.Module):
         self.scale0 = nn.Sequential(*_before(c1, branch))
         for number, window in enumerate(self.WINDOWS, start=1):
             self.add_module(f"scale{number}", nn.Sequential(nn.AvgPool2d(*window), *_before(c1, branch)))
-        self.scale4 = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), PooledNorm(c1), nn.SiLU(), nn.Conv2d(c1, branch, 1, bias=False)
-        )
+        self.scale4 = nn.Sequential(nn.AdaptiveAvgPool2d(1), *_before(c1, branch))
         for number in range(1, 5):
             self.add_module(f"process{number}", nn.Sequential(*_before(branch, branch, 3)))
         self.compression = nn.Sequential(*_before(5 * branch, c2))
