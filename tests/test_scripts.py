@@ -111,9 +111,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(uninterrupted, data, tmp_path):
     with subprocess.Popen(
         line, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as run:
-        while not (tmp_path / "run" / "args.yaml").exists() and run.poll() is None:
+        while not last.exists() and run.poll() is None:
             time.sleep(0.005)
-        time.sleep(0.3)
         run.send_signal(signal.SIGINT)
         text, _ = run.communicate(timeout=60)
     assert run.returncode == 130 and f"--resume {last}" in text and "Traceback" not in text, text

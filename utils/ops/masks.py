@@ -34,7 +34,8 @@ def polygon_mask(polygon: np.ndarray, image_hw: tuple[int, int], ratio: int = 1,
     height, width = image_hw
     mask: np.ndarray = np.zeros((height, width), np.uint8)
     if len(polygon):
-        cv2.fillPoly(mask, [np.clip(polygon, -_FAR_PX, _FAR_PX).astype(np.int32)], 2 * _HALF)
+        corners = np.floor(np.clip(polygon, -_FAR_PX, _FAR_PX))  # a cast alone would pull what is outside to the edge
+        cv2.fillPoly(mask, [corners.astype(np.int32)], 2 * _HALF)
     if ratio > 1:
         mask = cv2.resize(mask, (width // ratio, height // ratio), interpolation=cv2.INTER_LINEAR)
     return (mask > _HALF if strict else mask >= _HALF).view(np.uint8)
