@@ -17,6 +17,7 @@ from benchmarks import (
     loss,
     loss_curve,
     machine,
+    mask_step,
     mosaic_window,
     plain,
     semantic_loss,
@@ -60,6 +61,13 @@ def test_train_step_measures_every_part(results):
     )
     assert found["yolov5n"] > 0
     check_report(results / "train_step.md", rows=1 + len(train_step.PARTS))
+
+
+def test_mask_step_measures_time_and_memory(results):
+    small = ["--size", "64", "--batch-size", "2", "--boxes", "300", "--steps", "1", "--warm-up", "0"]
+    found = mask_step.main([*small, "--write"])
+    assert found.keys() == {"memory", "training", "validation", "validation/training"} and min(found.values()) > 0
+    check_report(results / "mask_step.md", rows=3)
 
 
 def test_both_sides_of_train_step_compute_the_same_loss_and_gradient():
