@@ -32,7 +32,8 @@ def join_boxes(parts: Sequence[Decoded], spec: HeadSpec) -> Decoded:
     return {"predictions": torch.cat(shifted, dim=1), "prototypes": prototypes}
 
 
-def _mean(parts: Sequence[Decoded]) -> Decoded:
+def mean(parts: Sequence[Decoded]) -> Decoded:
+    """Return the mean of every tensor over several runs."""
     return {key: torch.stack([part[key] for part in parts]).mean(dim=0) for key in parts[0]}
 
 
@@ -72,5 +73,5 @@ class Ensemble:
         decoded = {}
         for name in self.specs:
             parts = [output[name] for output in outputs]
-            decoded[name] = join_boxes(parts, self.specs[name]) if "predictions" in parts[0] else _mean(parts)
+            decoded[name] = join_boxes(parts, self.specs[name]) if "predictions" in parts[0] else mean(parts)
         return Outputs(decoded=decoded)
