@@ -77,7 +77,7 @@ def _load_folders(root: Path) -> DataConfig:
 
     Without val the test images stand in. The classes are the training images' folders, sorted by name.
     """
-    splits = {split: (root / split,) for split in SPLITS if (root / split).is_dir()}
+    splits: dict[str, tuple[Path, ...]] = {split: (root / split,) for split in SPLITS if (root / split).is_dir()}
     if "val" not in splits and "test" in splits:
         splits["val"] = splits["test"]
     first = splits.get("train") or splits.get("val")

@@ -74,6 +74,7 @@ class TrainSettings:
     download: bool = False
 
     def __post_init__(self) -> None:
+        self._check_overrides()
         if self.batch_size == -1:
             raise UserError("--batch-size -1: choosing the batch by itself is not there yet; give a number")
         for name, low in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("patience", 0), ("save_steps", 0),
@@ -93,17 +94,22 @@ class TrainSettings:
             raise UserError(f"--amp {self.amp}: one of {', '.join(PRECISIONS)}")
         if self.cache not in (None, "ram", "disk", "val"):
             raise UserError(f"--cache {self.cache}: one of ram, disk, val")
-        if self.label_smoothing is not None and not 0 <= self.label_smoothing < 1:
-            raise UserError(f"--label-smoothing {self.label_smoothing}: from 0 to below 1")
-        for name, allowed in (("lr0", "above 0"), ("decay", "at least 0"), ("dropout", "from 0 to below 1")):
-            value = getattr(self, name)
-            low, high = (value == 0 and name == "lr0"), 1.0 if name == "dropout" else math.inf
-            if value is not None and (low or not 0 <= value < high):
-                raise UserError(f"--{name} {value}: {allowed}")
-        if self.cutoff is not None and self.cutoff < 2:
-            raise UserError(f"--cutoff {self.cutoff}: at least 2 rows of the network")
         if self.quad and self.batch_size % 4:
             raise UserError(f"--quad joins four images into one: --batch-size {self.batch_size} must divide by 4")
+
+    def _check_overrides(self) -> None:
+        """Check what replaces a hyper-parameter or a part of the model."""
+        wanted = {
+            "lr0": ("above 0", lambda value: 0 < value < math.inf),
+            "decay": ("at least 0", lambda value: 0 <= value < math.inf),
+            "dropout": ("from 0 to below 1", lambda value: 0 <= value < 1),
+            "label_smoothing": ("from 0 to below 1", lambda value: 0 <= value < 1),
+            "cutoff": ("at least 2 rows of the network", lambda value: value >= 2),
+        }
+        for name, (words, right) in wanted.items():
+            value = getattr(self, name)
+            if value is not None and not right(value):
+                raise UserError(f"--{name.replace('_', '-')} {value}: {words}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainSettings":

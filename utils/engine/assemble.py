@@ -111,9 +111,7 @@ def _hyp(settings: TrainSettings, checkpoint: Checkpoint | None) -> Hyp:
     return replace(hyp, **{name: value for name, value in given.items() if value is not None})
 
 
-def _network(
-    task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig, checkpoint: Checkpoint | None
-) -> Network:
+def _network(task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig, checkpoint: Checkpoint | None) -> Network:
     """Return the network to train: resumed, transferred from weights, or new."""
     if checkpoint is not None:
         if len(checkpoint.names) != data.num_classes:

@@ -15,7 +15,6 @@ from utils.core.timing import Stopwatch
 from utils.metrics import EVALUATORS
 from utils.postprocess import POSTPROCESS
 
-
 MANY_CLASSES = 50  # so many are printed only on request
 
 

@@ -113,9 +113,7 @@ def image_scene(settings: Settings, names: list[str], split: str, index: int) ->
     return draw_scene(random, width, height, kinds[:count], object_sizes(random, count, settings.size))
 
 
-def class_picture(
-    seed: int, name: str, which: tuple[str, int, int], long_side: int, clutter: bool = True
-) -> bytes:
+def class_picture(seed: int, name: str, which: tuple[str, int, int], long_side: int, clutter: bool = True) -> bytes:
     """Return the JPEG of one thing, large in the picture; `which` is its split, class and number."""
     split, label, index = which
     random = generator(seed, label, index, _CROP_STREAM + SPLITS.index(split))
