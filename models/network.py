@@ -88,7 +88,7 @@ class Network(nn.Module):
         What the description says of `normalise` (mean and deviation per channel) is done here.
         """
         if "normalise" in self.architecture:
-            images = (images - self._mean) / self._std
+            images = (images - self.get_buffer("_mean")) / self.get_buffer("_std")
         kept: dict[int, Tensor] = {INPUT: images}
         raw: dict[str, Raw] = {}
         for row, (layer, route) in enumerate(zip(self.model, self.routes, strict=True)):

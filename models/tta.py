@@ -33,10 +33,10 @@ VIEWS = (View(1.0, False), View(0.83, True), View(0.67, False))
 
 
 def augmented(runner: Runner) -> Runner:
-    """Return a runner that looks at every image three times; of an ensemble, each member does."""
+    """Return a runner that looks at every image several times; of an ensemble, each member does."""
     if isinstance(runner, Ensemble):
         return Ensemble([augmented(member) for member in runner.members])
-    return Augmented(runner)
+    return Mirrored(runner) if all(spec.fit == "centre" for spec in runner.specs.values()) else Augmented(runner)
 
 
 def rescaled(images: Tensor, scale: float, stride: int) -> Tensor:
@@ -132,6 +132,19 @@ class Augmented:
             return parts[0]
         spec: HeadSpec = self.runner.specs[name]
         return join_boxes(without_tails(parts, len(spec.strides)), spec)
+
+
+class Mirrored:
+    """A `Runner` for classes of whole images: the mean of what it says to the image and to its mirror image."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner, self.names, self.stride = runner, runner.names, runner.stride
+        self.specs, self.fixed_hw = runner.specs, runner.fixed_hw
+
+    def run(self, images: Tensor) -> Outputs:
+        """Return decoded outputs for (B, 3, H, W) uint8 or float images; there are no raw ones to speak of."""
+        views = [self.runner.run(seen).decoded for seen in (images, images.flip(3))]
+        return Outputs(decoded={name: mean([view[name] for view in views]) for name in self.specs})
 
 
 def _undo(part: Decoded, view: View, network_hw: tuple[int, int], padded_hw: tuple[int, int]) -> Decoded:

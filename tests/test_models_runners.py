@@ -178,15 +178,18 @@ def test_augmented_runs_join_three_passes_and_combine_with_ensembles():
     assert both.shape[1] == 2 * found.shape[1]
 
 
-def test_augmentation_works_with_masks_and_not_without_boxes():
+def test_augmentation_works_with_masks_and_averages_the_mirrored_image_without_boxes():
     network = lively("yolov5n-seg")
     wrapped = augmented(runner(network))
     decoded = wrapped.run(torch.rand(1, 3, 64, 64)).decoded["segment"]
     assert wrapped.specs["segment"].num_masks == 96
     assert decoded["prototypes"].shape == (1, 96, 16, 16)
     assert decoded["predictions"].shape[2] == 5 + 2 + 96
-    with pytest.raises(UserError, match="--augment"):
-        augmented(runner(classification_network(network, 2)))
+    classifier = runner(classification_network(network, 2).eval())
+    images = torch.rand(1, 3, 64, 64)
+    plain, mirrored = (classifier.run(seen).decoded["classify"]["probabilities"] for seen in (images, images.flip(3)))
+    found = augmented(classifier).run(images).decoded["classify"]["probabilities"]
+    assert torch.allclose(found, (plain + mirrored) / 2) and not torch.equal(plain, mirrored)
 
 
 CONTENT = bytes(range(256)) * 500

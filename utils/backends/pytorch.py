@@ -14,7 +14,7 @@ from models.ensemble import Ensemble
 from models.fuse import fuse
 from models.network import Network
 from models.runner import NetworkRunner, to_input
-from models.tta import Augmented, augmented
+from models.tta import Augmented, Mirrored, augmented
 from utils.backends import BACKENDS
 from utils.core.contracts import Outputs, Runner
 from utils.core.device import cpu_has_bf16
@@ -72,7 +72,7 @@ def watch_layers(runner: Runner) -> dict[str, Tensor]:
     Of an ensemble it shows the first network, of an augmented run the last pass. Exported files have no layers to
     see: UserError.
     """
-    while isinstance(runner, (Ensemble, Augmented)):
+    while isinstance(runner, (Ensemble, Augmented, Mirrored)):
         runner = runner.members[0] if isinstance(runner, Ensemble) else runner.runner
     if not isinstance(runner, NetworkRunner):
         raise UserError("--visualize needs a PyTorch checkpoint; exported files do not show their layers")

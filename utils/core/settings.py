@@ -93,6 +93,7 @@ class TrainSettings:
     download: bool = False
 
     def __post_init__(self) -> None:
+        self._check_overrides()
         if self.batch_size == -1:
             raise UserError("--batch-size -1: choosing the batch by itself is not there yet; give a number")
         for name, low in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("patience", 0), ("save_steps", 0),
@@ -110,12 +111,10 @@ class TrainSettings:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"--{name} {getattr(self, name)}: one of {', '.join(filter(None, allowed))}")
-        if self.label_smoothing is not None and not 0 <= self.label_smoothing < 1:
-            raise UserError(f"--label-smoothing {self.label_smoothing}: from 0 to below 1")
         if self.quad and self.batch_size % 4:
             raise UserError(f"--quad joins four images into one: --batch-size {self.batch_size} must divide by 4")
         self._check_pixels()
-        self._check_classifier()
+        self._check_overrides()
 
     def _check_pixels(self) -> None:
         check_semantic(self.semantic, self.base_size, self.seg_mode)
@@ -124,14 +123,19 @@ class TrainSettings:
         if self.fitness and (min(self.fitness) < 0 or sum(self.fitness) <= 0):
             raise UserError(f"--fitness {' '.join(map(str, self.fitness))}: weights from 0 up, one of them above 0")
 
-    def _check_classifier(self) -> None:
-        for name, allowed in (("lr0", "above 0"), ("decay", "at least 0"), ("dropout", "from 0 to below 1")):
+    def _check_overrides(self) -> None:
+        """Check what replaces a hyper-parameter or a part of the model."""
+        wanted = {
+            "lr0": ("above 0", lambda value: 0 < value < math.inf),
+            "decay": ("at least 0", lambda value: 0 <= value < math.inf),
+            "dropout": ("from 0 to below 1", lambda value: 0 <= value < 1),
+            "label_smoothing": ("from 0 to below 1", lambda value: 0 <= value < 1),
+            "cutoff": ("at least 2 rows of the network", lambda value: value >= 2),
+        }
+        for name, (words, right) in wanted.items():
             value = getattr(self, name)
-            low, high = (value == 0 and name == "lr0"), 1.0 if name == "dropout" else math.inf
-            if value is not None and (low or not 0 <= value < high):
-                raise UserError(f"--{name} {value}: {allowed}")
-        if self.cutoff is not None and self.cutoff < 2:
-            raise UserError(f"--cutoff {self.cutoff}: at least 2 rows of the network")
+            if value is not None and not right(value):
+                raise UserError(f"--{name.replace('_', '-')} {value}: {words}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainSettings":

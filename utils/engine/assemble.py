@@ -244,10 +244,7 @@ def _loaders(task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig, st
 
 
 def _fit_anchors(network: Network, loader: Loader, hyp: Hyp, settings: TrainSettings) -> None:
-    """Check that the anchors suit the labels, learn better ones if not; every rank gets the same.
-
-    Anchors that came with weights stay: what was learned is relative to them, and would be lost.
-    """
+    """Check that the anchors suit the labels, learn better ones if not (behaviour.md 3.12); every rank gets the same."""
     learned = bool(settings.weights) and not settings.cfg and hyp.anchors is None
     for name, spec in network.specs.items():
         if not spec.anchors:
@@ -264,10 +261,9 @@ def _fit_anchors(network: Network, loader: Loader, hyp: Hyp, settings: TrainSett
                 rng,
                 strides=spec.strides,
             )
-            if learned and decision.new is not None:
-                text = f"anchors: best possible recall {decision.old_fit.recall:.4f}; kept, the weights belong to them"
-                decision = replace(decision, new=None, message=f"{text} (with --cfg others are fitted)")
             LOGGER.info(decision.message)
+            if learned and decision.new is not None:
+                LOGGER.warning("the weights were learned with other anchors; for a short training give --noautoanchor")
         new = dist.from_main(None if decision is None or decision.new is None else np.asarray(decision.new))
         if new is not None:
             levels = torch.from_numpy(new).float().reshape(len(spec.strides), -1, 2)

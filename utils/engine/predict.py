@@ -18,10 +18,13 @@ from utils.core.errors import UserError
 from utils.core.log import LOGGER, Once, progress
 from utils.core.settings import MAX_IMAGE_PX
 from utils.core.timing import Stopwatch
+from utils.engine.evaluate import last_step
+from utils.ops.crop import centre_square
 from utils.ops.letterbox import letterbox
 from utils.ops.shares import class_shares
 from utils.postprocess import POSTPROCESS
 
+SUREST = 5  # classes of a whole image that are named
 LONG_VIDEO = 100  # frames; longer ones show a bar instead of a line per frame
 SHOWN_SHARES = 3  # classes of pixels in a line
 
@@ -117,18 +120,16 @@ def predict(
     `device` is where the runner works, so that a GPU is waited for when times are taken.
     Ctrl-C ends the loop early but in order: files are finished and the report says `interrupted`.
     """
-    report = PredictReport()
+    report = PredictReport(last_step=last_step(runner))
     report.infer, report.finish = Stopwatch(device), Stopwatch(device)
     looker = _Looker(runner, settings, report)
-    if not any(spec.strides for spec in runner.specs.values()):
-        report.last_step = "post-process"  # there are no boxes to suppress
     console = _Console(runner.specs["semantic"].names if "semantic" in runner.specs else ())
     try:
         for frames in source:
             for frame, results in zip(frames, looker.look(frames), strict=True):
                 counts = count_classes(results, runner.names)
                 report.found.update(counts)
-                console.show(frame, results, counts, report)
+                console.show(frame, results, surest_in_words(results, runner.names) or in_words(counts), report)
                 picture = _Picture(frame.image, results, draw)
                 for sink in sinks:
                     sink.write(frame, results, picture)
@@ -228,10 +229,13 @@ class _Looker:
     def _batch(self, frames: Sequence[Frame]) -> tuple[Tensor, list[ImageInfo]]:
         """Return (B, 3, H, W) uint8 RGB, channels last in memory, and where each image came from."""
         runner = self.runner
-        same = len({frame.image.shape for frame in frames}) == 1
-        auto = runner.fixed_hw is None and same  # the smallest rectangle only where all images share it
         target_hw = runner.fixed_hw or self.settings.image_hw
-        boxed = [letterbox(frame.image, target_hw, auto=auto, stride=runner.stride) for frame in frames]
+        if all(spec.fit == "centre" for spec in runner.specs.values()):
+            boxed = [centre_square(frame.image, target_hw) for frame in frames]
+        else:
+            same = len({frame.image.shape for frame in frames}) == 1
+            auto = runner.fixed_hw is None and same  # the smallest rectangle only where all images share it
+            boxed = [letterbox(frame.image, target_hw, auto=auto, stride=runner.stride) for frame in frames]
         pixels = np.stack([np.ascontiguousarray(image[:, :, ::-1]) for image, _ in boxed])
         info = [ImageInfo(i, frame.path, boxed[i][1]) for i, frame in enumerate(frames)]
         return torch.from_numpy(pixels).permute(0, 3, 1, 2), info
@@ -245,7 +249,7 @@ class _Console:
         self._bar: tqdm | None = None
         self._path = ""
 
-    def show(self, frame: Frame, results: Results, counts: Counter[str], report: PredictReport) -> None:
+    def show(self, frame: Frame, results: Results, words: str, report: PredictReport) -> None:
         if frame.path != self._path:
             self.close()
             self._path = frame.path
@@ -255,7 +259,7 @@ class _Console:
             self._bar.update(frame.number - self._bar.n)
             return
         height, width = results.info.geometry.network_hw
-        found = [in_words(counts)] if results.semantic is None or results.boxes is not None else []
+        found = [words] if results.semantic is None or results.boxes is not None else []
         if results.semantic is not None:
             found.append(shares_in_words(class_shares(results.semantic.numpy()), self._pixel_names))
         LOGGER.info(f"{frame.text}: {height}x{width} {'; '.join(found)}, {report.infer.last * 1000:.1f}ms")
@@ -267,9 +271,23 @@ class _Console:
 
 
 def count_classes(results: Results, names: Sequence[str]) -> Counter[str]:
-    """Return how many objects of each class were found, in the order of the classes."""
+    """Return how many objects of each class were found, in the order of the classes; a whole image counts as one."""
+    if results.classes is None and results.probabilities is not None:
+        return Counter([_name(names, int(results.probabilities.argmax()))])
     found = [] if results.classes is None else sorted(results.classes.tolist())
-    return Counter(names[index] if 0 <= index < len(names) else str(index) for index in found)
+    return Counter(_name(names, index) for index in found)
+
+
+def _name(names: Sequence[str], index: int) -> str:
+    return names[index] if 0 <= index < len(names) else str(index)
+
+
+def surest_in_words(results: Results, names: Sequence[str]) -> str:
+    """Return `ants 0.87, bees 0.13`, the five surest classes of the whole image; "" where nobody looked for them."""
+    if results.probabilities is None:
+        return ""
+    order = torch.argsort(results.probabilities, descending=True, stable=True)[:SUREST].tolist()
+    return ", ".join(f"{_name(names, index)} {float(results.probabilities[index]):.2f}" for index in order)
 
 
 def in_words(counts: Counter[str]) -> str:

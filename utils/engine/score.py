@@ -119,6 +119,11 @@ def _data(task: Task, settings: ScoreSettings, subject: Subject) -> DataConfig:
     data = load_data(text)
     if data.named_by_folders and set(data.names) <= set(subject.runner.names):
         data = replace(data, names=tuple(subject.runner.names))  # some classes may have no folder here
+    elif data.named_by_folders:
+        LOGGER.warning(
+            f"{data.source}: its folders are not called as the classes of {subject.name} ({data.names[0]}, "
+            f"{subject.runner.names[0]}, …); taken in this order"
+        )
     data = data.single_class() if settings.single_cls else data
     if settings.segdata:
         data = replace(data, semantic=find_semantic(settings.segdata))

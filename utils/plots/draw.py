@@ -120,7 +120,7 @@ def draw_masks(
 def draw_top_classes(canvas: np.ndarray, probabilities: np.ndarray, names: Sequence[str]) -> None:
     """Write the five surest classes of (C,) `probabilities` below each other from (32, 32) on, in place."""
     height, width = canvas.shape[:2]
-    size_px = max(font_height_px((height, width)), 14)
+    size_px = max(round(1.5 * font_height_px((height, width))), 14)
     left, top = (min(CLASSES_AT_XY[0], width // 8), min(CLASSES_AT_XY[1], height // 8))
     for text in class_lines(probabilities, names):
         mask = text_mask(text, size_px)

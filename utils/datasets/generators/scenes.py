@@ -52,13 +52,17 @@ def object_sizes(random: Random, count: int, long_side_px: int) -> np.ndarray:
     return np.where(random.random(count) < 0.1, small, large)
 
 
-def draw_scene(random: Random, width: int, height: int, kinds: list[str], sizes_px: np.ndarray) -> Scene:
+def draw_scene(
+    random: Random, width: int, height: int, kinds: list[str], sizes_px: np.ndarray, clutter: bool = True
+) -> Scene:
     """Draw things of `kinds`, `sizes_px` across, at random places; the first always finds one, others may not.
 
-    Large ones are drawn first, so that small ones stand in front, as when instance masks are merged by area.
+    Large ones are drawn first, so that small ones stand in front, as when instance masks are merged by area. `clutter`
+    adds what belongs to no class, behind and in front.
     """
     canvas = background(random, height, width)
-    add_clutter(random, canvas)
+    if clutter:
+        add_clutter(random, canvas)
     owner = np.full((height, width), -1, np.int16)
     things: list[Thing] = []
     full_px: list[float] = []  # pixels each thing would show if nothing were in the way
@@ -78,7 +82,8 @@ def draw_scene(random: Random, width: int, height: int, kinds: list[str], sizes_
                 full_px.append(polygon_area(outline))
                 things.append(Thing(plan.kind, clipped(outline, width, height)))
                 break
-    _put_bars_in_front(random, canvas, owner, full_px)
+    if clutter:
+        _put_bars_in_front(random, canvas, owner, full_px)
     return Scene(weathered(random, canvas), things, owner)
 
 

@@ -25,7 +25,7 @@ from utils.datasets.generators.prepare import Recipe
 from utils.datasets.generators.scenes import MOST_OBJECTS, Scene, draw_scene, object_sizes
 
 VERSION = 2  # raise it when the same settings give other files
-_SPLITS = ("train", "val")
+SPLITS = ("train", "val")
 _EMPTY_EVERY = 40  # one image in so many shows no thing
 _IMAGES_PER_CROP = {"train": 16, "val": 12}  # 640 and 128 images give 40 and 10 pictures in each class folder
 _CROP_STREAM = 16  # keeps the random numbers of the class pictures apart from those of the images
@@ -60,13 +60,11 @@ class Settings:
 def shapes(data: DataConfig) -> Recipe:
     """Return the recipe of the set that `data` describes; its class names must be shapes that can be drawn."""
     settings = Settings.from_data(data)
-    names = list(data.label_names or data.names)
-    if unknown := [name for name in names if name not in OUTLINES]:
-        raise UserError(f"{data.source}: no shape is called {unknown[0]!r}; `names` may hold {', '.join(OUTLINES)}")
-    images = [(split, index) for split in _SPLITS for index in range(getattr(settings, split))]
+    names = shape_names(data)
+    images = [(split, index) for split in SPLITS for index in range(getattr(settings, split))]
     crops = [
         (split, label, index)
-        for split in _SPLITS
+        for split in SPLITS
         for label in range(len(names))
         for index in range(max(2, getattr(settings, split) // _IMAGES_PER_CROP[split]))
     ]
@@ -74,7 +72,9 @@ def shapes(data: DataConfig) -> Recipe:
     def make(step: int) -> dict[str, bytes]:
         if step < len(images):
             return _image_files(settings, names, *images[step])
-        return _crop_file(settings, names, *crops[step - len(images)])
+        split, label, index = crops[step - len(images)]
+        picture = class_picture(settings.seed, names[label], (split, label, index), max(64, round(settings.size * 0.4)))
+        return {f"classes/{split}/{names[label]}/shapes_{index:06d}.jpg": picture}
 
     return Recipe(
         settings={"kind": "shapes", "version": VERSION, "names": names, **asdict(settings)},
@@ -84,6 +84,14 @@ def shapes(data: DataConfig) -> Recipe:
             "images/*/shapes_*.jpg", "labels/*/shapes_*.txt", "masks/*/shapes_*.png", "classes/*/*/shapes_*.jpg",
         ),
     )  # fmt: skip
+
+
+def shape_names(data: DataConfig) -> list[str]:
+    """Return the class names of `data`; one that no shape has is a UserError."""
+    names = list(data.label_names or data.names)
+    if unknown := [name for name in names if name not in OUTLINES]:
+        raise UserError(f"{data.source}: no shape is called {unknown[0]!r}; `names` may hold {', '.join(OUTLINES)}")
+    return names
 
 
 def _image_files(settings: Settings, names: list[str], split: str, index: int) -> dict[str, bytes]:
@@ -98,19 +106,20 @@ def _image_files(settings: Settings, names: list[str], split: str, index: int) -
 
 def image_scene(settings: Settings, names: list[str], split: str, index: int) -> Scene:
     """Return image `index` of a split; its first thing goes through the classes in turn, so that none is missing."""
-    random = generator(settings.seed, 0, index, _SPLITS.index(split))
+    random = generator(settings.seed, 0, index, SPLITS.index(split))
     width, height = _size_xy(random, settings.size, 0.62)
     count = 0 if index % _EMPTY_EVERY == _EMPTY_EVERY - 1 else int(random.integers(1, MOST_OBJECTS + 1))
     kinds = [names[index % len(names)], *(names[int(label)] for label in random.integers(0, len(names), MOST_OBJECTS))]
     return draw_scene(random, width, height, kinds[:count], object_sizes(random, count, settings.size))
 
 
-def _crop_file(settings: Settings, names: list[str], split: str, label: int, index: int) -> dict[str, bytes]:
-    random = generator(settings.seed, label, index, _CROP_STREAM + _SPLITS.index(split))
-    width, height = _size_xy(random, max(64, round(settings.size * 0.4)), 0.8)
+def class_picture(seed: int, name: str, which: tuple[str, int, int], long_side: int, clutter: bool = True) -> bytes:
+    """Return the JPEG of one thing, large in the picture; `which` is its split, class and number."""
+    split, label, index = which
+    random = generator(seed, label, index, _CROP_STREAM + SPLITS.index(split))
+    width, height = _size_xy(random, long_side, 0.8)
     size = random.uniform(0.45, 0.85) * min(width, height)
-    scene = draw_scene(random, width, height, [names[label]], np.array([size]))
-    return {f"classes/{split}/{names[label]}/shapes_{index:06d}.jpg": _jpeg(scene.picture)}
+    return _jpeg(draw_scene(random, width, height, [name], np.array([size]), clutter).picture)
 
 
 def _size_xy(random: np.random.Generator, long_side: int, narrowest: float) -> tuple[int, int]:
