@@ -263,7 +263,7 @@ def _set_up_heads(
             levels.append(int(down))
         head: Any = layer
         head.set_up(tuple(levels))
-        largest = max(largest, *levels)
+        largest = max(largest, *levels, getattr(head, "stride", 1))
     return largest
 
 
