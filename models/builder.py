@@ -260,6 +260,7 @@ def _set_up_heads(
             head.set_up(tuple(levels))
         except ValueError as error:
             raise _fault(source, index, rows, error) from error
+        largest = max(largest, *levels, getattr(head, "stride", 1))
     return largest
 
 

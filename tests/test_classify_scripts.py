@@ -1,6 +1,7 @@
 """classify/train.py, val.py and predict.py from end to end on a tiny generated data set, as a user runs them."""
 
 import csv
+import importlib
 import signal
 import subprocess
 import time
@@ -10,6 +11,10 @@ import numpy as np
 import pytest
 from helpers_run import ROOT, command, environment, results, same, script, weights
 
+from models.builder import build_network, read_architecture
+from models.checkpoint import save_checkpoint
+from utils.core.cli import given
+from utils.core.errors import UserError
 from utils.core.yaml_file import write_yaml
 
 TINY = ("--img", 64, "--batch", 8, "--workers", 0, "--epochs", 2)
@@ -48,7 +53,7 @@ def test_training_leaves_the_columns_and_files_people_look_for(trained):
 
 def test_val_finds_what_training_found_and_so_do_two_processes(trained, data, tmp_path):
     options = ("--weights", trained[0] / "weights" / "best.pt", "--workers", 0, "--batch", 4, "--project", tmp_path)
-    script("classify/val.py", *options, "--name", "one")
+    run_here("classify.val", *options, "--name", "one")
     script("classify/val.py", *options, "--name", "two", "--noplots", "--data", data.parent / "tiny", processes=2)
     one, two, before = results(tmp_path / "one"), results(tmp_path / "two"), results(trained[0])
     for key in ("classify/top1", "classify/top5"):
@@ -98,15 +103,24 @@ def test_killed_and_resumed_ends_with_equal_bytes(data, tmp_path):
     assert same(weights(last), weights(tmp_path / "whole" / "weights" / "last.pt"))
 
 
-def test_networks_of_torchvision_train_score_and_predict(data, tmp_path):
-    options = ("--model", "squeezenet1_1", "--optimizer", "RMSProp", "--noplots", "--epochs", 1)
-    text = script("classify/train.py", "--data", data, *TINY, *options, "--project", tmp_path, "--name", "t")
-    assert "squeezenet1_1 from scratch; --download fetches" in text
+def run_here(name, *options):
+    """Run a script in this process; return what it returns."""
+    module, line = importlib.import_module(name), list(map(str, options))
+    if "train" in name or "val" in name:
+        return module.run(**given(module.build_parser(), line))
+    return module.main(module.build_parser().parse_args(line))
+
+
+def test_networks_of_torchvision_train_score_and_predict(data, tmp_path, caplog):
+    options = ("--data", data, *TINY, "--optimizer", "RMSProp", "--noplots", "--epochs", 1, "--project", tmp_path)
+    with caplog.at_level("INFO", logger="polyolo"):
+        found = run_here("classify.train", "--model", "squeezenet1_1", *options, "--name", "t")
+    assert "squeezenet1_1 from scratch; --download fetches" in caplog.text
     best = tmp_path / "t" / "weights" / "best.pt"
-    script("classify/val.py", "--weights", best, "--workers", 0, "--noplots", "--project", tmp_path, "--name", "v")
-    assert results(tmp_path / "v")["classify/top1"] == results(tmp_path / "t")["classify/top1"]
+    again = run_here("classify.val", "--weights", best, "--workers", 0, "--noplots", "--project", tmp_path)
+    assert again["classify/top1"] == found["classify/top1"]
     source = data.parent / "tiny" / "val" / "star" / "shape_000000.jpg"
-    assert "star 0." in script("detect.py", "--weights", best, "--source", source, "--nosave")
+    assert sum(run_here("detect", "--weights", best, "--source", source, "--nosave").found.values()) == 1
 
 
 def test_the_reference_weights_name_what_the_reference_names(shared, tmp_path):
@@ -114,7 +128,7 @@ def test_the_reference_weights_name_what_the_reference_names(shared, tmp_path):
     with np.load(shared / "reference" / "cls_kuih_nc10_bus.npz") as reference:
         logits = reference["logits"][0]
     chances = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-    script("classify/predict.py", *files, "--save-txt", "--nosave", "--project", tmp_path, "--name", "p")
+    run_here("classify.predict", *files, "--save-txt", "--nosave", "--project", tmp_path, "--name", "p")
     lines = (tmp_path / "p" / "labels" / "bus.txt").read_text().splitlines()
     assert [float(line.split()[0]) for line in lines] == pytest.approx(np.sort(chances)[::-1][:5], abs=0.011)
 
@@ -135,30 +149,19 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "options", "says"), BAD)
-def test_bad_options_are_one_line(data, tmp_path, monkeypatch, name, options, says):
-    import importlib
-
-    from utils.core.cli import given
-    from utils.core.errors import UserError
-
-    module = importlib.import_module(f"classify.{name}")
-    line = [*map(str, ("--data", data, "--project", tmp_path / "p", *options))]
+def test_bad_options_are_one_line(data, tmp_path, name, options, says):
     with pytest.raises(UserError) as caught:
-        if name == "predict":
-            module.main(module.build_parser().parse_args(line))
-        else:
-            module.run(**given(module.build_parser(), line))
+        run_here(f"classify.{name}", "--data", data, "--project", tmp_path / "p", *options)
     assert says in str(caught.value) and "\n" not in str(caught.value) and not (tmp_path / "p").exists()
 
 
 def test_networks_of_the_other_task_are_refused(trained, data, tmp_path):
-    from models.builder import build_network, read_architecture
-    from models.checkpoint import save_checkpoint
-
-    save_checkpoint(tmp_path / "boxes.pt", build_network(read_architecture("yolov5n"), 3), {"task": "detect"})
-    for line, says in (
-        (("classify/val.py", "--weights", tmp_path / "boxes.pt", "--data", data), "needs the head classify"),
-        (("classify/predict.py", "--weights", tmp_path / "boxes.pt", "--data", data), "finds no classes"),
-        (("val.py", "--weights", trained[0] / "weights" / "best.pt", "--data", data), "needs the head detect"),
+    boxes, classes = tmp_path / "boxes.pt", trained[0] / "weights" / "best.pt"
+    save_checkpoint(boxes, build_network(read_architecture("yolov5n"), 3), {"task": "detect"})
+    for name, path, says in (
+        ("classify.val", boxes, "needs the head classify"),
+        ("classify.predict", boxes, "finds no classes"),
+        ("val", classes, "needs the head detect"),
     ):
-        assert says in script(*line, "--project", tmp_path / "p", status=2)
+        with pytest.raises(UserError, match=says):
+            run_here(name, "--weights", path, "--data", data, "--project", tmp_path / "p")

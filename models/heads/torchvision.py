@@ -13,6 +13,7 @@ from utils.core.errors import UserError
 
 FIXED_PX = 224  # of the families below, whose position tables have one size
 _FIXED_FAMILIES = ("vit_", "maxvit")
+_LEAST_PX = {"inception_v3": 75, "alexnet": 63}
 _EXTRA: dict[str, dict[str, Any]] = {  # their published weights expect inputs turned from ImageNet's scale to [-1, 1]
     name: {"aux_logits": False, "transform_input": True, "init_weights": True} for name in ("googlenet", "inception_v3")
 }
@@ -41,6 +42,7 @@ class Torchvision(ClassHead):
     """
 
     takes_list = False
+    stride = 32  # by which these networks shrink an image, one way or another
     plan = staticmethod(_plan)
 
     def __init__(self, network: str, c2: int) -> None:
@@ -51,6 +53,7 @@ class Torchvision(ClassHead):
 
         self.num_classes = c2
         self.net: nn.Module = get_model(network, weights=None, num_classes=c2, **_EXTRA.get(network, {}))
+        self.least_px = _LEAST_PX.get(network, 1)
         self.fixed_px = FIXED_PX if network.startswith(_FIXED_FAMILIES) else 0
         self._norms = [(m, m.eps, m.momentum) for m in self.net.modules() if isinstance(m, nn.BatchNorm2d)]
 
@@ -62,4 +65,8 @@ class Torchvision(ClassHead):
 
     def forward(self, images: Tensor) -> Raw:
         """Take (B, 3, H, W) images, return logits (B, C)."""
+        if min(images.shape[2:]) < self.least_px:
+            raise UserError(
+                f"--imgsz {min(images.shape[2:])}: this network takes images from {self.least_px} pixels up"
+            )
         return {"logits": self.net(images)}

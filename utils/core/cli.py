@@ -107,7 +107,7 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
 def _add_semantic(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("classes of pixels")
     add = group.add_argument
-    add("--semantic", default="", choices=["", *DESIGNS], metavar="DESIGN", help=f"add a head: {', '.join(DESIGNS)}")
+    add("--semantic", default="", choices=["", *DESIGNS], metavar="DESIGN", help="add a head for classes of pixels")
     add_semantic_size(group)
     add("--seg-share", type=float, default=0.5, help="of a batch, when boxes and pixels come from two data sets")
     add("--seg-mosaic", action="store_true", help="boxes and pixels of the same images: train both on mosaics")

@@ -244,7 +244,7 @@ def _loaders(task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig, st
 
 
 def _fit_anchors(network: Network, loader: Loader, hyp: Hyp, settings: TrainSettings) -> None:
-    """Check that the anchors suit the labels, learn better ones if not (behaviour.md 3.12); every rank gets the same."""
+    """Check that the anchors suit the labels, else learn others (behaviour.md 3.12); every rank gets the same."""
     learned = bool(settings.weights) and not settings.cfg and hyp.anchors is None
     for name, spec in network.specs.items():
         if not spec.anchors:

@@ -199,7 +199,8 @@ class _Looker:
     def _warm_up(self, steps: dict[str, PostProcess]) -> None:
         """Run once on nothing, so that what loads at the first use is not counted as the first frame's time."""
         side = 2 * self.runner.stride
-        height, width = self.runner.fixed_hw or (side, side)
+        small = (side, side) if any(spec.strides for spec in self.runner.specs.values()) else self.settings.image_hw
+        height, width = self.runner.fixed_hw or small
         outputs = self.runner.run(torch.zeros((1, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2))
         for name, step in steps.items():
             step(outputs.decoded[name], [Results(ImageInfo(0, "", Geometry((height, width), (height, width))))])
