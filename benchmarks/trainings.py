@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from utils.core.config import load_data
 from utils.core.timing import Stopwatch
 from utils.engine.fit import fit
 from utils.loggers.csv_file import read_results
-from utils.tasks import TASKS
+from utils.tasks.choice import task_for
 
 LOSSES = ("train/box_loss", "train/obj_loss", "train/cls_loss")
 SCORE = "metrics/mAP_0.5:0.95"
@@ -53,7 +54,7 @@ def train_once(options: argparse.Namespace, **chosen: Any) -> Training:
         place = {"project": folder, "name": "run", "noplots": True}
         settings, _ = resolve_training(training_parser(None), values | chosen | place, data.defaults, data.source)
         with Stopwatch() as watch:
-            numbers = fit(TASKS.get("detect"), settings)
+            numbers = fit(partial(task_for, "detect", settings), settings)
         rows = read_results(Path(folder) / "run" / "results.csv")
     epochs = [rows[epoch] for epoch in sorted(rows)]
     return Training(

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,13 +16,13 @@ def main(out: Path, data: str, steps: int, freeze_bn: bool, task: str) -> None:
     from utils.core.settings import TrainSettings
     from utils.engine.assemble import assemble
     from utils.engine.epoch import _forward_backward, _maybe_update, _set_modes
-    from utils.tasks import TASKS
+    from utils.tasks.choice import task_of
 
     settings = TrainSettings(
         data=data, imgsz=(64,), batch_size=8, workers=0, device="cpu", amp="fp32", freeze_bn=freeze_bn,
         project=str(out.parent / "runs"), name=out.stem, noautoanchor=True, noplots=True, seed=1,
     )  # fmt: skip
-    run = assemble(TASKS.get(task), settings)
+    run = assemble(partial(task_of, task), settings)
     losses: list[float] = []
     while len(losses) < steps:
         _set_modes(run)

@@ -11,17 +11,18 @@ from utils.core.settings import ScoreSettings, TrainSettings
 
 OPTIONS = {
     "train": """
-        --adam --allow-label-faults --amp --autobalance --batch-size --bbox_iou_optim --cache --cache-images
-        --cfg --compile --cos-lr --data --device --download --entity --epochs --exist-ok --freeze --freeze-bn --help
-        --hyp
-        --image-weights --img --img-size --imgsz --label-smoothing --linear-lr --local-rank --local_rank --log
-        --mosaic-window --multi-scale --multi_tensor_optimizer --name --noautoanchor --noplots --nosave --notest --noval
-        --optimizer --patience --project --quad --rect --resume --save-period --save_period --save-steps --seed
-        --single-cls --sync-bn --weights --workers""",
+        --adam --allow-label-faults --amp --autobalance --base-size --batch-size --bbox_iou_optim --cache
+        --cache-images --cfg --compile --cos-lr --data --device --download --entity --epochs --exist-ok
+        --fitness --freeze --freeze-bn --help --hyp --image-weights --img --img-size --imgsz --label-smoothing
+        --linear-lr --local-rank --local_rank --log --mosaic-window --multi-scale --multi_tensor_optimizer
+        --name --noautoanchor --noplots --nosave --notest --noval --optimizer --patience --project --quad
+        --rect --resume --save-period --save-steps --save_period --seed --seg-interval --seg-mode --seg-mosaic
+        --seg-share --semantic --single-cls --sync-bn --weights --workers""",
     "val": """
-        --allow-label-faults --annotations --augment --batch-size --conf-thres --data --device --download --exist-ok
-        --half --help --img --img-size --imgsz --iou-thres --max-det --name --noplots --project --save-conf
-        --save-hybrid --save-json --save-txt --single-cls --task --verbose --weights --workers""",
+        --absent-as-zero --allow-label-faults --annotations --augment --base-size --batch-size --conf-thres
+        --data --device --download --exist-ok --half --help --img --img-size --imgsz --iou-thres --max-det
+        --name --noplots --project --save-conf --save-hybrid --save-json --save-txt --seg-flip --seg-mode
+        --seg-scales --seg-window --segdata --single-cls --task --verbose --weights --workers""",
 }
 
 
@@ -39,8 +40,9 @@ def test_every_training_option_has_a_setting_and_the_other_way_round():
     dests = {action.dest for action in parser_of("train")._actions} - {"help", "local_rank"}
     switches_of_others = {"bbox_iou_optim", "multi_tensor_optimizer"}
     of_masks = {"mask_ratio", "no_overlap"}  # segment/train.py adds them
+    of_classes = {"lr0", "decay", "dropout", "cutoff", "pretrained", "verbose"}  # and classify/train.py these
     assert {action.dest for action in parser_of("segment.train")._actions} - {"help", "local_rank"} == dests | of_masks
-    assert dests - switches_of_others | of_masks == set(TrainSettings().to_dict())
+    assert dests - switches_of_others | of_masks | of_classes == set(TrainSettings().to_dict())
 
 
 def test_defaults_of_parser_and_record_agree():
