@@ -32,7 +32,7 @@ def scoring_parser(description: str | None, **defaults: Any) -> argparse.Argumen
     )
     add("--single-cls", action="store_true", help="treat all objects as one class")
     add("--augment", action="store_true", help="test-time augmentation: three scales, one flip")
-    add("--verbose", action="store_true", help="print every class also when there are many")
+    add("--verbose", action="store_true", default=None, help="print every class also when there are many")
     add("--save-txt", action="store_true", help="write one label file per image")
     add(
         "--save-hybrid",
