@@ -11,7 +11,7 @@ sys.argv, arguments = sys.argv[:1], sys.argv[1:]
 
 
 def main(out: Path, data: str, steps: int, freeze_bn: bool, task: str) -> None:
-    """Train for `steps` batches of 8 and write `out` on the first rank."""
+    """Train the smallest network of `task` for `steps` batches of 8 and write `out` on the first rank."""
     from utils.core import dist
     from utils.core.settings import TrainSettings
     from utils.engine.assemble import assemble
@@ -19,8 +19,8 @@ def main(out: Path, data: str, steps: int, freeze_bn: bool, task: str) -> None:
     from utils.tasks.choice import task_of
 
     settings = TrainSettings(
-        data=data, imgsz=(64,), batch_size=8, workers=0, device="cpu", amp="fp32", freeze_bn=freeze_bn,
-        project=str(out.parent / "runs"), name=out.stem, noautoanchor=True, noplots=True, seed=1,
+        data=data, cfg=task_of(task, ()).cfg, imgsz=(64,), batch_size=8, workers=0, device="cpu", amp="fp32",
+        freeze_bn=freeze_bn, project=str(out.parent / "runs"), name=out.stem, noautoanchor=True, noplots=True, seed=1,
     )  # fmt: skip
     run = assemble(partial(task_of, task), settings)
     losses: list[float] = []

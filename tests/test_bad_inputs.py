@@ -27,8 +27,10 @@ from utils.metrics import EVALUATORS
 from utils.plots import film, sinks
 from utils.postprocess import POSTPROCESS
 
-DETECTORS = ("train", "val", "detect")
-SCRIPTS = (*DETECTORS, "segment.train", "segment.val", "segment.predict")
+BOXES = ("train", "val", "detect")
+SCRIPTS = (
+    *BOXES, "segment.train", "segment.val", "segment.predict", "classify.train", "classify.val", "classify.predict",
+)  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -115,7 +117,7 @@ def test_weights_and_data_of_other_classes_are_told_apart(shared, images, networ
 # Where results go
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", BOXES)
 def test_a_project_that_cannot_be_written_is_one_line(images, network_file, tmp_path, name):
     (tmp_path / "file").write_text("")
     for project in (tmp_path / "file", tmp_path / "file" / "runs", tmp_path / ("x" * 300), "a\0b"):

@@ -40,7 +40,9 @@ def test_every_training_option_has_a_setting_and_the_other_way_round():
     dests = {action.dest for action in parser_of("train")._actions} - {"help", "local_rank"}
     switches_of_others = {"bbox_iou_optim", "multi_tensor_optimizer"}
     of_masks = {"mask_ratio", "no_overlap"}  # segment/train.py adds them
-    of_classes = {"lr0", "decay", "dropout", "cutoff", "pretrained", "verbose"}  # and classify/train.py these
+    of_classes = {"lr0", "decay", "dropout", "cutoff", "pretrained", "verbose"}  # classify/train.py has them
+    found = {action.dest for action in parser_of("classify.train")._actions} - {"help", "local_rank", "model"}
+    assert of_classes <= found <= dests | of_classes
     assert {action.dest for action in parser_of("segment.train")._actions} - {"help", "local_rank"} == dests | of_masks
     assert dests - switches_of_others | of_masks | of_classes == set(TrainSettings().to_dict())
 

@@ -118,7 +118,7 @@ def class_picture(seed: int, name: str, which: tuple[str, int, int], long_side: 
     split, label, index = which
     random = generator(seed, label, index, _CROP_STREAM + SPLITS.index(split))
     width, height = _size_xy(random, long_side, 0.8)
-    size = random.uniform(0.45, 0.85) * min(width, height)
+    size = random.uniform(*((0.45, 0.85) if clutter else (0.65, 0.95))) * min(width, height)
     return _jpeg(draw_scene(random, width, height, [name], np.array([size]), clutter).picture)
 
 
