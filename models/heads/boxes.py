@@ -86,7 +86,9 @@ class BoxHead(nn.Module):
         """Return (B, A, H, W, columns) per level, finest first, as level0, level1, …"""
         maps = {}
         for index, (convolution, feature) in enumerate(zip(self.m, features, strict=True)):
-            split = convolution(feature).unflatten(1, (self.num_anchors, self.num_columns))
+            values = convolution(feature)
+            batch, _, height, width = values.shape
+            split = values.view(batch, self.num_anchors, self.num_columns, height, width)
             maps[f"level{index}"] = split.permute(0, 1, 3, 4, 2)  # columns last: no copy in channels-last memory
         return maps
 
