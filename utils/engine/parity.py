@@ -113,7 +113,8 @@ def compare(tested: Runner, reference: Runner, images: Iterable[Tensor], looking
 def _note(errors: dict[str, float], name: str, found: Mapping[str, float]) -> None:
     for kind, error in found.items():
         key = f"{name}/{kind}"
-        errors[key] = error if not error <= errors.get(key, 0.0) else errors[key]
+        before = errors.get(key, 0.0)
+        errors[key] = before if error <= before else error  # NaN stays
 
 
 def _errors(key: str, tested: Tensor, reference: Tensor, spec: HeadSpec) -> dict[str, float]:

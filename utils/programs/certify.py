@@ -161,12 +161,18 @@ class Certifier:
         return accuracy(self.task, runner, self.data, max(image_hw))
 
 
-def accuracy(task_name: str, runner: Runner, data: DataConfig, size: int, batch: int = 16) -> dict[str, float]:
-    """Return the numbers that rank a task's networks (mAP50-95 of boxes, of masks, top-1) on the val split."""
+def accuracy(
+    task_name: str, runner: Runner, data: DataConfig, size: int, batch: int = 16, square: bool = False
+) -> dict[str, float]:
+    """Return the numbers that rank a task's networks (mAP50-95 of boxes, of masks, top-1) on the val split.
+
+    Images are squares where the runner takes nothing else, or if `square`; else rectangles with little border.
+    """
     task = TASKS.get(task_name)
+    rect = runner.fixed_hw is None and not square
     request = LoadRequest(
         data=data, split="val", training=False, image_size=size, batch_size=batch, stride=max(runner.stride, 32),
-        hyp=Hyp(), workers=0, rect=runner.fixed_hw is None, pad=0.5 if runner.fixed_hw is None else 0.0,
+        hyp=Hyp(), workers=0, rect=rect, pad=0.5 if rect else 0.0,
     )  # fmt: skip
     report = evaluate(runner, task.load(request), EvalSettings(names=data.names), torch.device("cpu"))
     most = max(task.headline.values())

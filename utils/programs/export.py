@@ -89,8 +89,11 @@ def export_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def export_task(options: argparse.Namespace) -> list[Path]:
-    """Export as `options` say; return the files. If a format failed, the others are written and UserError is raised."""
+def export_task(options: argparse.Namespace, gather: bool = True) -> list[Path]:
+    """Export as `options` say; return the files.
+
+    With `gather` a format that fails lets the others be written before UserError is raised, else it ends everything.
+    """
     _check(options)
     from models.checkpoint import load_checkpoint
     from utils.backends import BACKENDS
@@ -110,9 +113,11 @@ def export_task(options: argparse.Namespace) -> list[Path]:
             try:
                 written.append(_export(name, BACKENDS.get(name), subject, certifier, options, device))
             except UserError as error:
+                if not gather:
+                    raise
                 LOGGER.error(f"{name}: {error}")
                 failures.append(name)
-    if written:
+    if written and gather:
         _hint(written)
     if failures:
         raise UserError(f"not exported: {', '.join(failures)} (the reasons are above)")
@@ -136,20 +141,31 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("--agnostic-nms: there is no suppression in the file without --nms")
 
 
-def _formats(options: argparse.Namespace, backends: Any) -> list[str]:
-    """Return the formats of --include; one that is not known, or an option that none of them knows, is a UserError."""
-    known = [name for name in backends.names() if hasattr(backends.get(name), "write")]
-    names = [part.strip().lower() for text in options.include for part in text.split(",") if part.strip()]
+def written_formats(backends: Any) -> list[str]:
+    """Return the formats that can be written."""
+    return [name for name in backends.names() if hasattr(backends.get(name), "write")]
+
+
+def wanted_formats(include: list[str], backends: Any) -> list[str]:
+    """Return the formats of --include, each once; one that is not written here is a UserError."""
+    known = written_formats(backends)
+    names = [part.strip().lower() for text in include for part in text.split(",") if part.strip()]
     for name in names:
         if name in NOT_WRITTEN:
             raise UserError(f"--include {name}: {NOT_WRITTEN[name]} is not written here (known: {', '.join(known)})")
         if name not in known:
             raise UserError(f"--include {name}: no such format (known: {', '.join(known)})")
+    return list(dict.fromkeys(names))
+
+
+def _formats(options: argparse.Namespace, backends: Any) -> list[str]:
+    """Return the formats to write; an option that none of them knows is a UserError."""
+    names = wanted_formats(options.include, backends)
     can = set().union(*(backends.get(name).can for name in names))
     for option, ability in WEAK.items():
         if getattr(options, option) and ability not in can:
             raise UserError(f"--{option.replace('_', '-')}: none of {', '.join(names)} knows it")
-    return list(dict.fromkeys(names))
+    return names
 
 
 @dataclass(frozen=True)
