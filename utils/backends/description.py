@@ -76,7 +76,9 @@ def from_json(text: str, path: Path) -> Description:
     try:
         values = json.loads(text)
         if values.pop("format") != FORMAT:
-            raise UserError(f"{path}: exported by another version of Polyolo ({values.get('polyolo')}); export it again")
+            raise UserError(
+                f"{path}: exported by another version of Polyolo ({values.get('polyolo')}); export it again"
+            )
         values.pop("polyolo")
         values["specs"] = {name: _spec(spec) for name, spec in values["specs"].items()}
         values["names"], values["image_hw"] = tuple(map(str, values["names"])), _pair(values["image_hw"])
@@ -123,6 +125,7 @@ def from_yolov5(seen: Foreign, path: Path) -> Description:
         stride = int(float(seen.entries.get("stride", 32)))
     except ValueError as error:
         raise UserError(f"{path}: its metadata says `stride: {seen.entries['stride']}`, which is no number") from error
+    outputs: tuple[tuple[str, str], ...]
     if len(shapes[0]) == 2:
         spec, outputs = _class_spec(shapes[0][1]), (("classify", "logits"),)
     elif len(shapes[0]) == 3 and len(shapes) >= 2 and len(shapes[1]) == 4:

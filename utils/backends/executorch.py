@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,8 @@ def _open(path: Path) -> ExportedRunner:
     except (RuntimeError, OSError, AttributeError, IndexError) as error:
         raise UserError(f"{path}: ExecuTorch cannot read it") from error
 
-    def call(images: Tensor) -> list[Tensor]:
+    def call(keeper: Any, images: Tensor) -> list[Tensor]:
         return [tensor.clone() for tensor in method.execute([images.cpu()])]
 
-    runner = ExportedRunner(from_json(text, path), call, path)
-    runner.keep = program  # the method uses its memory
-    return runner
+    call_with_program = partial(call, program)  # the method uses the program's memory
+    return ExportedRunner(from_json(text, path), call_with_program, path)

@@ -22,7 +22,7 @@ CANDIDATES = 4096  # boxes of an image that enter suppression in the graph
 
 
 def build(job: ExportJob, path: Path) -> Any:
-    """Write the job's network to `path` and return it as a checked model with suppression and metadata."""
+    """Write the job's network to `path`, checked, with suppression and metadata, and return it as a model."""
     require("onnx", "ONNX", "onnx onnxruntime")
     import onnx
 
@@ -45,6 +45,7 @@ def build(job: ExportJob, path: Path) -> Any:
         model = _simplified(model)
     describe(model, about)
     onnx.checker.check_model(model, full_check=not about.suppression)
+    onnx.save(model, str(path))
     return model
 
 

@@ -36,12 +36,9 @@ class OnnxBackend:
     @staticmethod
     def write(job: ExportJob, path: Path) -> None:
         """Write one file with everything inside."""
-        import onnx
-
-        model = build(job, path)
-        onnx.save(model, str(path))
+        build(job, path)
         if job.description.precision == "int8":
-            _quantize(job, model, path)
+            _quantize(job, path)
 
     @staticmethod
     def open(
@@ -78,7 +75,9 @@ def _open(path: Path, device: torch.device) -> ExportedRunner:
     session = _session(path, device)
     inputs = session.get_inputs()
     if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in _TYPES:
-        raise UserError(f"{path}: takes {len(inputs)} input(s), {inputs[0].type}{inputs[0].shape}; wanted one of images")
+        raise UserError(
+            f"{path}: takes {len(inputs)} input(s), {inputs[0].type}{inputs[0].shape}; wanted one of images"
+        )
     name, kind = inputs[0].name, _TYPES[inputs[0].type]
     entries = session.get_modelmeta().custom_metadata_map
     about = from_json(entries[KEY], path) if KEY in entries else None
@@ -107,7 +106,7 @@ class _Reader:
         return None if image is None else {"images": image.numpy()}
 
 
-def _quantize(job: ExportJob, model: Any, path: Path) -> None:
+def _quantize(job: ExportJob, path: Path) -> None:
     """Replace the file at `path` by one whose convolutions compute in INT8, except those next to the outputs.
 
     Joining boxes and scores in one INT8 tensor would cost the scores (decisions.md): only convolutions are quantized.

@@ -101,9 +101,7 @@ def backend_for(path: Path) -> Any:
     known = {suffix: BACKENDS.get(name) for name in BACKENDS.names() for suffix in BACKENDS.get(name).suffixes}
     fitting = [suffix for suffix in known if path.name.endswith(suffix)]
     if not fitting:
-        raise UserError(
-            f"{path}: {path.suffix or 'no suffix'} is no format that runs here ({' '.join(sorted(known))})"
-        )
+        raise UserError(f"{path}: {path.suffix or 'no suffix'} is no format that runs here ({' '.join(sorted(known))})")
     return known[max(fitting, key=len)]
 
 

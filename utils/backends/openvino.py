@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,12 @@ class OpenVinoBackend:
         through = path / "through.onnx"
         try:
             full = job.description.with_precision("fp32")  # OpenVINO rounds weights itself
-            build(_changed(job, full), through)
-            import onnx
-
+            graph = build(replace(job, description=full), through).graph
             model = openvino.convert_model(str(through))
-            onnx_names = [value.name for value in onnx.load(str(through), load_external_data=False).graph.output]
         finally:
             through.unlink(missing_ok=True)
-        for output, name in zip(model.outputs, onnx_names, strict=True):
-            output.get_tensor().set_names({name})
+        for output, value in zip(model.outputs, graph.output, strict=True):
+            output.get_tensor().set_names({value.name})
         if job.description.precision == "int8":
             model = _quantized(job, model)
         about = job.description
@@ -63,12 +61,6 @@ class OpenVinoBackend:
     ) -> tuple[Runner, dict[str, Any]]:
         """Return a runner on the CPU; `half` lets it compute in the CPU's own half precision."""
         return joined([_open(path, half) for path in paths], augment)
-
-
-def _changed(job: ExportJob, about: Any) -> ExportJob:
-    from dataclasses import replace
-
-    return replace(job, description=about)
 
 
 def _quantized(job: ExportJob, model: Any) -> Any:

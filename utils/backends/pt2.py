@@ -84,8 +84,11 @@ def _open(path: Path, device: torch.device) -> ExportedRunner:
     except Exception as error:  # a damaged archive shows in many ways
         raise UserError(f"{path}: no .pt2 file of torch.export that this torch can read") from error
     about = from_json(extra[KEY] or "{}", path)
-    module = torch.export.passes.move_to_device_pass(program, device).module() if device.type != "cpu" else None
-    module = module or program.module()
+    if device.type != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, device)
+    module = program.module()
 
     def call(images: Tensor) -> list[Tensor]:
         return list(module(images.to(device)))
@@ -113,7 +116,9 @@ class AotInductorBackend:
                 aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
         except Exception as error:  # no compiler, or one that fails: torch has many classes for it
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise UserError(f"AOTInductor cannot compile this network here ({reason}); it needs a C++ compiler") from error
+            raise UserError(
+                f"AOTInductor cannot compile this network here ({reason}); it needs a C++ compiler"
+            ) from error
 
     @staticmethod
     def open(

@@ -27,9 +27,7 @@ class TensorRtBackend:
 
     title, suffixes, ending = "TensorRT", (".engine",), ".engine"
     packages = ("tensorrt", "onnx")
-    can = frozenset(
-        {"dynamic", "half", "nms", "preprocess", "opset", "simplify", "batch", "timing_cache", "verbose"}
-    )
+    can = frozenset({"dynamic", "half", "nms", "preprocess", "opset", "simplify", "batch", "timing_cache", "verbose"})
     slack = 20.0  # TF32 convolutions are its default
 
     @staticmethod

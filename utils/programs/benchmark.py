@@ -39,7 +39,8 @@ def benchmark_parser(description: str | None) -> argparse.ArgumentParser:
     add("--speed-only", action="store_true", help="do not score")
     add("--test", action="store_true", help="only export and compare with PyTorch; neither speed nor scores")
     add("--pt-only", action="store_true", help="only PyTorch itself")
-    add("--hard-fail", nargs="?", const=0.0, type=float, default=None, metavar="FLOOR", help="end with an error if a format fails or scores less than this")  # fmt: skip
+    floor_help = "end with an error if a format fails or scores less than this"
+    add("--hard-fail", nargs="?", const=0.0, type=float, default=None, metavar="FLOOR", help=floor_help)
     add_device(parser)
     add_run_folder(parser, "runs/benchmark")
     add_download(parser)
@@ -194,7 +195,8 @@ def _report(options: argparse.Namespace, rows: list[Row], about: dict[str, Any],
         bad = [row.format for row in rows if row.reason]
         low = [row.format for row in rows if row.scores and min(row.scores.values()) <= options.hard_fail]
         if bad or low:
-            raise UserError(f"--hard-fail {options.hard_fail}: failed: {', '.join(bad) or 'none'}; below: {', '.join(low) or 'none'}")  # fmt: skip
+            words = f"failed: {', '.join(bad) or 'none'}; below: {', '.join(low) or 'none'}"
+            raise UserError(f"--hard-fail {options.hard_fail}: {words}")
     return found
 
 

@@ -32,14 +32,17 @@ from utils.datasets.generators import ensure
 from utils.datasets.generators.shapes import Settings, image_scene
 from utils.datasets.sources import open_source
 from utils.engine.evaluate import evaluate
-from utils.engine.parity import Limits, Looking, Parity, compare
+from utils.engine.parity import Limits, Looking, compare
 from utils.ops.letterbox import letterbox
 from utils.tasks import TASKS
 
+_ANY = float("inf")
 LIMITS = {
     "fp32": Limits(),
-    "fp16": Limits(pixels=4.0, faint_pixels=20.0, scores=0.02, relative=0.02, matched=0.5),  # IoU of 0.99 is strict for small boxes
-    "int8": Limits(*[float("inf")] * 4, matched=0.0),  # judged by the accuracy it costs
+    "fp16": Limits(
+        pixels=4.0, faint_pixels=20.0, scores=0.02, relative=0.02, matched=0.5
+    ),  # IoU of 0.99 is strict for small boxes
+    "int8": Limits(_ANY, _ANY, _ANY, _ANY, matched=0.0),  # judged by the accuracy it costs
 }
 IMAGES, CALIBRATION_IMAGES = 8, 100
 SHAPES = ["circle", "square", "triangle", "star", "cross", "ring", "crescent"]
@@ -68,7 +71,7 @@ class Certifier:
         self._before: dict[str, float] | None = None
 
     def certify(self, name: str, backend: Any, job: ExportJob, path: Path, final: bool = True) -> Certificate:
-        """Load the file in its runtime and compare; if `final`, one that fails is a UserError unless that is allowed."""
+        """Load the file in its runtime and compare; if `final`, a failure that is not allowed is a UserError."""
         about = job.description
         record: dict[str, Any] = {"file": path.name, "format": name, "precision": about.precision, **about.made_with}
         if reason := _cannot_run(backend):

@@ -53,7 +53,13 @@ def export_parser(description: str | None) -> argparse.ArgumentParser:
     parser = new_parser(description)
     add = parser.add_argument
     add("--weights", nargs="+", default=[], help="checkpoints, each exported by itself; default: newest best.pt")
-    add("--include", nargs="+", default=["torchscript"], metavar="FORMAT", help="formats to write; docs/export.md lists them")
+    add(
+        "--include",
+        nargs="+",
+        default=["torchscript"],
+        metavar="FORMAT",
+        help="formats to write; docs/export.md lists them",
+    )
     add("--output", default="", help="folder to write into; empty: beside each checkpoint")
     add("--data", default="", help="data-set YAML for INT8 calibration, its accuracy, and images to compare on")
     add("--source", default="", help="images to compare on; default: those of --data, else generated ones")
@@ -66,7 +72,8 @@ def export_parser(description: str | None) -> argparse.ArgumentParser:
     add("--max-drop", type=float, default=0.02, help="with --int8: how much mAP50-95 (or top-1) may be lost")
     add("--per-tensor", action="store_true", help="with --int8: one scale per tensor instead of one per channel")
     add("--dynamic", action="store_true", help="leave batch and image size open")
-    add("--with-preprocess", nargs="?", const="rgb", default="", choices=["rgb", "bgr"], help="take (B, H, W, 3) bytes in this order instead of (B, 3, H, W) floats")  # fmt: skip
+    bytes_help = "take (B, H, W, 3) bytes in this order instead of (B, 3, H, W) floats"
+    add("--with-preprocess", nargs="?", const="rgb", default="", choices=["rgb", "bgr"], help=bytes_help)
     add("--nms", action="store_true", help="put non-maximum suppression into the file")
     add("--agnostic-nms", action="store_true", help="with --nms: suppress overlapping boxes of different classes too")
     add("--conf-thres", type=float, default=0.25, help="with --nms: keep boxes with more confidence than this")
