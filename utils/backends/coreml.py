@@ -13,8 +13,9 @@ from torch import Tensor
 
 from utils.backends import BACKENDS
 from utils.backends.description import KEY, from_json
-from utils.backends.exported import ExportedRunner, from_arrays, joined, require, warn_half
+from utils.backends.exported import ExportedRunner, from_arrays, joined, require, silent, warn_half
 from utils.backends.flat import ExportJob
+from utils.backends.pt2 import traced_with_sizes
 from utils.core.contracts import Runner
 from utils.core.errors import UserError
 
@@ -36,9 +37,8 @@ class CoreMlBackend:
     def write(job: ExportJob, path: Path) -> None:
         """Convert a trace and check the inputs and outputs of what came out."""
         require("coremltools", "CoreML")
-        import coremltools
-
-        from utils.backends.flat import Flat
+        with silent():  # it complains on systems where it can only write
+            import coremltools
 
         about, example = job.description, job.example()
         precision = coremltools.precision
@@ -48,12 +48,12 @@ class CoreMlBackend:
             kind = {"convert_to": "mlprogram", "compute_precision": precision.FLOAT16 if half else precision.FLOAT32}
         elif about.precision == "fp16":
             raise UserError("--half --mlmodel: half precision is written as .mlpackage; leave --mlmodel out")
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), silent():
             warnings.simplefilter("ignore")
-            traced = torch.jit.trace(Flat(job.network, about.outputs).eval(), example, strict=False)
+            program = traced_with_sizes(job)
             try:
                 model = coremltools.convert(
-                    traced,
+                    program,
                     inputs=[coremltools.TensorType(name="images", shape=tuple(example.shape))],
                     outputs=[coremltools.TensorType(name=name) for name in about.output_names],
                     skip_model_load=sys.platform != "darwin",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +124,18 @@ def warn_half(half: bool, path: Path) -> None:
     """Say that a file's precision was settled when it was exported."""
     if half:
         LOGGER.warning(f"--half: {path} computes in the precision it was exported with")
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Keep converters that write to the terminal past Python, or run as programs of their own, off it."""
+    saved = [os.dup(number) for number in (1, 2)]
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - descriptors, not paths
+        try:
+            for number in (1, 2):
+                os.dup2(nowhere.fileno(), number)
+            yield
+        finally:
+            for number, descriptor in zip((1, 2), saved, strict=True):
+                os.dup2(descriptor, number)
+                os.close(descriptor)

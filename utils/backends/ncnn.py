@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from torch import Tensor
 
 from utils.backends import BACKENDS
 from utils.backends.description import KEY, from_json
-from utils.backends.exported import ExportedRunner, joined, require, warn_half
+from utils.backends.exported import ExportedRunner, joined, require, silent, warn_half
 from utils.backends.flat import ExportJob
+from utils.backends.pt2 import traced_with_sizes
 from utils.core.contracts import Runner
 from utils.core.errors import UserError
 from utils.core.files import write_text
@@ -39,10 +39,9 @@ class NcnnBackend:
         require("pnnx", "ncnn")
         import pnnx
 
-        from utils.backends.flat import Flat
-
-        module = Flat(job.network, job.description.outputs).eval()
-        with tempfile.TemporaryDirectory() as folder, _quiet():
+        whole = replace(job, description=job.description.with_precision("fp32"))
+        module = traced_with_sizes(whole)
+        with tempfile.TemporaryDirectory() as folder, silent():
             half = job.description.precision == "fp16"
             pnnx.export(module, str(Path(folder) / "model.pt"), inputs=(job.example(),), fp16=half, check_trace=False)
             made = [Path(folder) / name for name in (_PARAM, _BIN)]
@@ -60,21 +59,6 @@ class NcnnBackend:
         """Return a runner on the CPU, several files as an ensemble, and what the first says about itself."""
         warn_half(half, paths[0])
         return joined([_open(path) for path in paths], augment)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the converter, a program of its own, off the terminal."""
-    saved = [os.dup(number) for number in (1, 2)]
-    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - descriptors, not paths
-        try:
-            for number in (1, 2):
-                os.dup2(nowhere.fileno(), number)
-            yield
-        finally:
-            for number, descriptor in zip((1, 2), saved, strict=True):
-                os.dup2(descriptor, number)
-                os.close(descriptor)
 
 
 def _open(path: Path) -> ExportedRunner:

@@ -14,7 +14,9 @@ import torch
 from utils.backends.description import KEY, Description, Suppression
 from utils.backends.exported import require
 from utils.backends.flat import ExportJob
+from utils.core.contracts import HeadSpec
 from utils.core.errors import UserError
+from utils.ops.nms import CLASS_OFFSET_PX, EXACT_OFFSET
 
 DEFAULT_OPSET = 17
 LEAST_OPSET, MOST_TRACED = 12, 20  # what torch's tracing exporter writes; newer ones come from torch.export
@@ -40,7 +42,7 @@ def build(job: ExportJob, path: Path) -> Any:
     if about.suppression:
         for index, (head, key) in enumerate(about.outputs):
             if key == "predictions":
-                _suppress(model, f"output{index}", about.specs[head].num_classes, about.suppression)
+                suppress_in_graph(model, f"output{index}", about.specs[head], about.suppression)
     if job.simplify:
         model = _simplified(model)
     describe(model, about)
@@ -196,14 +198,14 @@ class _Tail:
         return self.add("Reshape", value, self.constant([0, 0, 1]))
 
 
-def _suppress(model: Any, output: str, num_classes: int, how: Suppression) -> None:
+def suppress_in_graph(model: Any, output: str, spec: HeadSpec, how: Suppression) -> None:
     """Replace the (B, N, 5 + C + M) predictions `output` by (B, T, 6 + M) rows: see `Description.outputs`."""
     import onnx
 
     graph = model.graph
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     place, value = next((i, value) for i, value in enumerate(graph.output) if value.name == output)
-    columns = value.type.tensor_type.shape.dim[2].dim_value
+    num_classes, columns = spec.num_classes, 5 + spec.num_classes + spec.num_masks
     predictions = f"{output}_before_suppression"
     for node in graph.node:
         node.output[:] = [predictions if name == output else name for name in node.output]
@@ -215,14 +217,14 @@ def _suppress(model: Any, output: str, num_classes: int, how: Suppression) -> No
     kept = _kept_scores(tail, boxes, scores, classes, num_classes, how)
     best, places = tail.add("TopK", kept, tail.at_most(kept, how.total), axis=1, largest=1, sorted=1, results=2)
     parts = [boxes, tail.deeper(scores), tail.deeper(tail.add("Cast", classes, to=onnx.TensorProto.FLOAT))]
-    if columns > 5 + num_classes:
+    if spec.num_masks:
         objectness = tail.columns(rows, 4, 5)
         parts.append(tail.add("Mul", tail.columns(rows, 5 + num_classes, columns), objectness))
     found = tail.rows(tail.add("Concat", *parts, axis=2), places)
     there = tail.add("Cast", tail.add("Greater", best, tail.constant(0, "float32")), to=onnx.TensorProto.FLOAT)
     graph.node.append(onnx.helper.make_node("Mul", [found, tail.deeper(there)], [output], name=f"{tail.prefix}/last"))
     batch = value.type.tensor_type.shape.dim[0]
-    shape = [batch.dim_param or batch.dim_value, "detections", columns + 1 - num_classes]
+    shape = [batch.dim_param or batch.dim_value, "detections", 6 + spec.num_masks]
     graph.output[place].CopyFrom(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, shape))
 
 
@@ -241,11 +243,18 @@ def _corners(tail: _Tail, rows: str) -> str:
     return tail.add("Concat", tail.add("Sub", centre, half), tail.add("Add", centre, half), axis=2)
 
 
+def _apart(tail: _Tail, boxes: str, classes: str) -> str:
+    """Return boxes moved as ours are by class, for the same rounding; classes are kept apart with or without it."""
+    shift = tail.add("Mul", tail.add("Cast", classes, to=1), tail.constant(CLASS_OFFSET_PX, "float32"))  # 1: float
+    return tail.add("Add", boxes, tail.deeper(shift))
+
+
 def _kept_scores(tail: _Tail, boxes: str, scores: str, classes: str, num_classes: int, how: Suppression) -> str:
     """Return (B, K) scores of the boxes that survive, zero for the others."""
     if how.agnostic:
         by_class, limit = tail.add("Reshape", scores, tail.constant([0, 1, -1])), how.total
     else:
+        boxes = _apart(tail, boxes, classes) if num_classes * CLASS_OFFSET_PX <= EXACT_OFFSET else boxes
         flags = tail.add("OneHot", classes, tail.constant(num_classes), tail.constant([0, 1], "float32"), axis=1)
         by_class = tail.add("Mul", flags, tail.add("Reshape", scores, tail.constant([0, 1, -1])))
         limit = how.per_class

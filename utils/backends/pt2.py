@@ -53,6 +53,18 @@ def exported_program(job: ExportJob) -> Any:
         raise UserError(f"torch.export cannot write this network ({reason})") from error
 
 
+def traced_with_sizes(job: ExportJob) -> Any:
+    """Return a TorchScript trace in which every size is a number, for converters that stumble over computed ones."""
+    module = exported_program(job).module()
+    for node in list(module.graph.nodes):
+        if node.target is torch.ops.aten.alias.default:  # torch's own way of saying "the same"; unknown to others
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+    module.recompile()
+    with _quiet(), torch.no_grad():
+        return torch.jit.trace(module, job.example(), strict=False, check_trace=False)
+
+
 @BACKENDS.register("pt2")
 class Pt2Backend:
     """Writes and runs .pt2 files of torch.export."""
