@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers_run import tiny_data
 from torch import nn
 
 import export
@@ -18,10 +19,12 @@ from utils.backends import BACKENDS
 from utils.backends.description import Description, Foreign, Suppression, from_json, from_yolov5
 from utils.backends.exported import ExportedRunner, installed, predictions_of
 from utils.backends.flat import Flat, decoded_names
+from utils.backends.onnx_graph import suppress_in_graph
 from utils.backends.opening import open_weights
 from utils.core.contracts import EvalSettings, HeadSpec
 from utils.core.errors import UserError
 from utils.core.version import VERSION
+from utils.core.yaml_file import read_yaml, write_yaml
 from utils.engine.parity import Limits, Looking, compare
 from utils.ops.nms import suppress
 
@@ -30,18 +33,22 @@ CLASSES = ("ant", "bee", "cat")
 
 
 def lively(name: str, seed: int = 0) -> Network:
-    """Return a small network that finds boxes of every class with many scores, on noise."""
+    """Return a small network whose features follow the image and whose scores spread, so that boxes are found."""
     torch.manual_seed(seed)
-    network = build_network(read_architecture(name), 3, CLASSES).eval()
+    network = build_network(read_architecture(name), 3, CLASSES).train()
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_var.uniform_(0.5, 1.5)
+        for module in norms:
+            module.momentum = 1.0  # take the statistics of the one batch that follows
+        network(torch.rand(8, 3, 96, 96))
+        for module in norms:
+            module.momentum = 0.03
         for head in network.heads.values():
-            for convolution in getattr(head, "m", []):
-                nn.init.normal_(convolution.weight, std=0.3)
-                convolution.bias.view(3, -1)[:, 4] -= math.log(1e-3)  # undo most of the initial doubt
-    return network
+            for convolution in head.m:
+                nn.init.normal_(convolution.weight, std=0.5 / convolution.in_channels**0.5)
+                convolution.bias.view(3, -1)[:, 4] += 5
+                convolution.bias.view(3, -1)[:, 5:8] += 1
+    return network.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +63,12 @@ def checkpoints(tmp_path_factory):
     for task, network in networks.items():
         save_checkpoint(folder / f"{task}.pt", network, {"imgsz": 96})
     return {task: folder / f"{task}.pt" for task in networks}
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    """Compare on two images; eight take longer and show no more here."""
+    monkeypatch.setattr("utils.programs.certify.IMAGES", 2)
 
 
 def reference(path) -> NetworkRunner:
@@ -83,13 +96,12 @@ def needs(name: str) -> None:
         pytest.skip(reason)
 
 
-QUICK = ["torchscript", "onnx", "openvino", "ncnn"]
-SLOW = ["pt2", "executorch", "tflite"]  # two networks are enough
+EACH = ("torchscript", "onnx", "openvino", "ncnn", "pt2", "tflite")  # AOTInductor and ExecuTorch take half a minute
 
 
 @pytest.mark.parametrize(
     ("name", "task"),
-    [*((name, task) for name in QUICK for task in ("detect", "segment", "classify")), *((n, "segment") for n in SLOW)],
+    [*((name, "segment") for name in EACH), ("onnx", "detect"), ("onnx", "classify"), ("ncnn", "classify")],
 )
 def test_an_exported_file_computes_what_the_checkpoint_does(name, task, checkpoints, tmp_path):
     needs(name)
@@ -97,14 +109,14 @@ def test_an_exported_file_computes_what_the_checkpoint_does(name, task, checkpoi
     images = noise(3, 96, 96)
     ours, theirs = reference(checkpoints[task]).run(images).decoded, runner.run(images).decoded
     assert theirs.keys() == ours.keys()
-    loose = 20 if name == "ncnn" else 1
+    loose = 3 if name == "ncnn" else 1
     for head in ours:
         for key, tensor in ours[head].items():
-            torch.testing.assert_close(theirs[head][key], tensor, rtol=1e-4 * loose, atol=1e-4 * loose)
+            torch.testing.assert_close(theirs[head][key], tensor, rtol=1e-3 * loose, atol=1e-3 * loose)
     assert runner.names == CLASSES and runner.stride == 32 and runner.fixed_hw == (96, 96)
     assert runner.specs == reference(checkpoints[task]).specs
     certificate = json.loads((tmp_path / f"{path.name}.json").read_text())
-    assert certificate["passed"] and certificate["polyolo"] == VERSION and certificate["parity"]["images"] == 8
+    assert certificate["passed"] and certificate["polyolo"] == VERSION and certificate["parity"]["images"] == 2
 
 
 def test_a_missing_package_is_named(checkpoints, tmp_path, monkeypatch):
@@ -118,7 +130,7 @@ def test_the_version_is_the_packages(root):
     assert f'version = "{VERSION}"' in (root / "pyproject.toml").read_text()
 
 
-@pytest.mark.parametrize("name", ["torchscript", "onnx", "openvino"])
+@pytest.mark.parametrize("name", ["torchscript", "onnx"])
 def test_open_sizes_take_any_batch_and_rectangle(name, checkpoints, tmp_path):
     needs(name)
     _, runner = written(checkpoints["segment"], tmp_path, name, dynamic=True)
@@ -129,7 +141,7 @@ def test_open_sizes_take_any_batch_and_rectangle(name, checkpoints, tmp_path):
         assert parity.faults(Limits(1e-2, 1e-1)) == [] and parity.detections > 0
 
 
-@pytest.mark.parametrize("opset", [12, 17, 20])
+@pytest.mark.parametrize("opset", [12, 20])
 def test_the_operator_set_is_the_one_asked_for(opset, checkpoints, tmp_path):
     needs("onnx")
     import onnx
@@ -148,33 +160,67 @@ def test_an_operator_set_that_cannot_be_had_is_refused(opset, checkpoints, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("options", "shape"), [({"batch_size": 2}, (5, 96, 96)), ({"dynamic": True}, (3, 64, 128)), ({}, (1, 96, 96))]
-)
-@pytest.mark.parametrize("task", ["detect", "segment"])
+def suppressing(num_classes: int, num_masks: int, how: Suppression):
+    """Return an onnxruntime session that only suppresses the (B, N, 5 + C + M) predictions it is given."""
+    needs("onnx")
+    import onnx
+    import onnxruntime
+
+    columns = 5 + num_classes + num_masks
+    kind = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["images"], ["output0"], name="same")],
+        "suppress",
+        [onnx.helper.make_tensor_value_info("images", kind, ["batch", "n", columns])],
+        [onnx.helper.make_tensor_value_info("output0", kind, ["batch", "n", columns])],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 12)], ir_version=8)
+    suppress_in_graph(model, "output0", HeadSpec("x", num_classes, (8,), (), num_masks), how)
+    onnx.checker.check_model(model)
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def scattered(batch: int, count: int, num_classes: int, num_masks: int) -> torch.Tensor:
+    """Return predictions that overlap a lot and whose scores all differ."""
+    random = torch.Generator().manual_seed(count)
+    boxes = torch.rand(batch, count, 4, generator=random) * torch.tensor([100.0, 60, 50, 50]) + 5
+    objectness = (torch.randperm(batch * count, generator=random) / (batch * count)).view(batch, count, 1)
+    rest = torch.rand(batch, count, num_classes + num_masks, generator=random)
+    return torch.cat((boxes, objectness, rest), dim=-1)
+
+
+@pytest.mark.parametrize(("num_classes", "num_masks"), [(1, 0), (3, 4), (200, 0)])
 @pytest.mark.parametrize("agnostic", [False, True])
-def test_suppression_in_the_file_leaves_what_ours_leaves(options, shape, task, agnostic, checkpoints, tmp_path):
-    needs("onnx")
-    chosen = {**options, "nms": True, "conf_thres": 0.1, "iou_thres": 0.5, "agnostic_nms": agnostic}
-    _, runner = written(checkpoints[task], tmp_path, "onnx", **chosen)
-    images = noise(*shape, seed=3)
-    settings = EvalSettings(confidence=0.1, iou=0.5, max_detections=300, multi_label=False, agnostic=agnostic)
-    ours = suppress(reference(checkpoints[task]).run(images).decoded[task]["predictions"], 3, settings).rows
-    theirs = suppress(runner.run(images).decoded[task]["predictions"], 3, settings).rows
-    assert min(len(rows) for rows in ours) > 5
-    for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(other, mine, rtol=1e-3, atol=1e-3)
+def test_suppression_in_the_file_leaves_what_ours_leaves(num_classes, num_masks, agnostic):
+    session = suppressing(num_classes, num_masks, Suppression(0.1, 0.4, agnostic, 1000, 1000))
+    predictions = scattered(3, 500, num_classes, num_masks)
+    settings = EvalSettings(confidence=0.1, iou=0.4, max_detections=1000, multi_label=False, agnostic=agnostic)
+    rows = torch.from_numpy(session.run(None, {"images": predictions.numpy()})[0])
+    for ours, theirs in zip(suppress(predictions, num_classes, settings).rows, rows, strict=True):
+        assert 15 < len(ours) < 450
+        torch.testing.assert_close(theirs[: len(ours)], ours, rtol=1e-5, atol=1e-4)
+        assert not theirs[len(ours) :].any()
 
 
-def test_suppression_keeps_at_most_so_many(checkpoints, tmp_path):
+def test_images_without_a_box_are_rows_of_zeros():
+    session = suppressing(2, 0, Suppression())
+    rows = session.run(None, {"images": np.zeros((2, 40, 7), np.float32)})[0]
+    assert rows.shape == (2, 40, 6) and not rows.any()
+
+
+def test_a_suppressing_file_finds_what_the_checkpoint_finds(checkpoints, tmp_path):
     needs("onnx")
-    chosen = {"nms": True, "conf_thres": 0.05, "topk_all": 7, "topk_per_class": 3}
-    _, runner = written(checkpoints["detect"], tmp_path, "onnx", **chosen)
-    predictions = runner.run(noise(1, 96, 96)).decoded["detect"]["predictions"]
-    assert predictions.shape == (1, 7, 8)
-    found = predictions[0, predictions[0, :, 4] > 0]
-    counts = found[:, 5:].sum(dim=0)
-    assert 3 <= len(found) <= 7 and counts.max() == 3
+    _, runner = written(checkpoints["segment"], tmp_path, "onnx", nms=True, conf_thres=0.1, batch_size=2)
+    images = noise(3, 96, 96, seed=3)
+    parity = compare(runner, reference(checkpoints["segment"]), [images], Looking(0.1), raw=False)
+    assert parity.detections > 30 and parity.detections - parity.matched <= 2
+
+
+def test_suppression_keeps_at_most_so_many():
+    session = suppressing(3, 0, Suppression(0.05, 0.9, per_class=3, total=7))
+    rows = session.run(None, {"images": scattered(1, 300, 3, 0).numpy()})[0]
+    assert rows.shape == (1, 7, 6)
+    assert (rows[0, :, 4] > 0).all() and np.bincount(rows[0, :, 5].astype(int)).max() == 3
 
 
 def test_rows_of_a_suppressing_file_suppress_to_themselves():
@@ -185,8 +231,7 @@ def test_rows_of_a_suppressing_file_suppress_to_themselves():
     assert again.tolist() == [pytest.approx([10, 20, 30, 60, 0.9, 2, 0.45])]
 
 
-@pytest.mark.parametrize("name", ["torchscript", "onnx"])
-@pytest.mark.parametrize("colors", ["rgb", "bgr"])
+@pytest.mark.parametrize(("name", "colors"), [("torchscript", "rgb"), ("onnx", "bgr")])
 def test_preprocessing_in_the_file_takes_bytes_as_they_come(name, colors, checkpoints, tmp_path):
     needs(name)
     _, runner = written(checkpoints["detect"], tmp_path, name, with_preprocess=colors)
@@ -200,7 +245,7 @@ def test_preprocessing_in_the_file_takes_bytes_as_they_come(name, colors, checkp
     assert fed[0][0, 5, 7].tolist() == images[0, :, 5, 7].tolist()[:: 1 if colors == "rgb" else -1]
 
 
-@pytest.mark.parametrize("name", ["onnx", "openvino"])
+@pytest.mark.parametrize("name", ["onnx"])
 def test_half_precision_halves_the_file_and_stays_close(name, checkpoints, tmp_path):
     needs(name)
     whole, _ = written(checkpoints["detect"], tmp_path / "whole", name)
@@ -285,6 +330,34 @@ def test_damaged_files_are_named(tmp_path):
             open_weights([str(path)], CPU)
     with pytest.raises(UserError, match=r"no format that runs here"):
         open_weights([str(tmp_path / "x.gguf")], CPU)
+
+
+@pytest.mark.parametrize("name", ["onnx"])
+def test_integers_are_for_convolutions_away_from_the_outputs(name, checkpoints, tmp_path, monkeypatch):
+    needs(name)
+    import onnx
+
+    monkeypatch.setattr("utils.programs.certify.CALIBRATION_IMAGES", 4)
+    data = tiny_data(tmp_path, train=8, val=4)
+    values = read_yaml(data)
+    write_yaml(data, {**values, "names": values["names"][:3]})
+    chosen = {"int8": True, "data": str(data), "max_drop": 1.0}
+    path, runner = written(checkpoints["detect"], tmp_path / "files", name, **chosen)
+    assert path.name == "detect_int8.onnx" and runner.about.precision == "int8"
+    graph = onnx.load(str(path)).graph
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    kinds = [makers.get(node.input[1]) for node in graph.node if node.op_type == "Conv"]  # of their weights
+    assert kinds.count("DequantizeLinear") == len(kinds) - 3  # the last convolution of each level stays
+    accuracy = json.loads((path.parent / f"{path.name}.json").read_text())["accuracy"]
+    assert accuracy["drop"] == accuracy["before"]["detect/map50_95"] - accuracy["after"]["detect/map50_95"]
+
+    def accuracy(task, runner, *rest, **more):
+        return {"x": 0.9 if isinstance(runner, NetworkRunner) else 0.5}
+
+    monkeypatch.setattr("utils.programs.certify.accuracy", accuracy)
+    with pytest.raises(UserError, match="not exported"):
+        written(checkpoints["detect"], tmp_path / "worse", name, **{**chosen, "max_drop": 0.02})
+    assert not list((tmp_path / "worse").iterdir())
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -33,10 +33,10 @@ def decode_level(raw: Tensor, anchors_px: Tensor, stride: int, num_classes: int)
     values = raw[..., : 5 + num_classes].sigmoid()
     centre = (values[..., :2] * 2 + cells_xy) * stride
     size = (values[..., 2:4] * 2) ** 2 * anchors_px.to(raw.dtype)[:, None, None]
-    columns = [centre, size, values[..., 4:]]
+    parts = [centre, size, values[..., 4:]]
     if raw.shape[4] > 5 + num_classes:  # some runtimes of exported files cannot join an empty tensor
-        columns.append(raw[..., 5 + num_classes :])
-    return torch.cat(columns, dim=-1).flatten(1, 3)
+        parts.append(raw[..., 5 + num_classes :])
+    return torch.cat(parts, dim=-1).flatten(1, 3)
 
 
 class BoxHead(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +42,8 @@ class NcnnBackend:
 
         whole = replace(job, description=job.description.with_precision("fp32"))
         module = traced_with_sizes(whole)
-        with tempfile.TemporaryDirectory() as folder, silent():
+        with tempfile.TemporaryDirectory() as folder, silent(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             half = job.description.precision == "fp16"
             pnnx.export(module, str(Path(folder) / "model.pt"), inputs=(job.example(),), fp16=half, check_trace=False)
             made = [Path(folder) / name for name in (_PARAM, _BIN)]

@@ -14,7 +14,8 @@ from utils.ops.iou import pairwise_iou
 from utils.postprocess import POSTPROCESS
 
 SHOWN_FROM, FAINT_FROM = 0.25, 0.001  # confidence that detect.py shows, and that val.py counts
-SAME_IOU = 0.99
+USUAL_PX = 100  # the error of a larger box counts in proportion: fp32 has seven digits, wherever the point is
+SAME_IOU, SAME_PX = 0.99, 0.02
 ONE_FLIP = 2  # two boxes of equal score that suppress each other: which one stays is a matter of rounding
 
 
@@ -22,7 +23,7 @@ ONE_FLIP = 2  # two boxes of equal score that suppress each other: which one sta
 class Limits:
     """How far outputs may differ."""
 
-    pixels: float = 1e-3  # of boxes that are sure enough to be shown
+    pixels: float = 1e-3  # of boxes up to 100 px that are sure enough to be shown
     faint_pixels: float = 1e-2  # of those that only scoring sees; PyTorch's own fp32 is 3e-3 away from fp64 here
     scores: float = 1e-4  # of both, and of whole-image probabilities
     relative: float = 1e-3  # of other tensors, as a share of the largest value
@@ -133,6 +134,7 @@ def _errors(key: str, tested: Tensor, reference: Tensor, spec: HeadSpec) -> dict
     gaps = (tested[rows] - reference[rows]).abs()
     if not len(gaps):
         return {"pixels": 0.0, "scores": 0.0}
+    gaps[:, :4] /= (reference[rows][:, 2:4].amax(dim=1, keepdim=True) / USUAL_PX).clamp_min(1)
     shown = gaps[~(sure[rows] < SHOWN_FROM)]
     found = {
         "pixels": float(shown[:, :4].max()) if len(shown) else 0.0,
@@ -177,7 +179,9 @@ def match(first: list[Results], second: list[Results], looking: Looking) -> tupl
     for one, other in zip(first, second, strict=True):
         assert one.boxes is not None and other.boxes is not None
         assert one.classes is not None and other.classes is not None
-        same = (pairwise_iou(one.boxes, other.boxes) >= SAME_IOU) & (one.classes[:, None] == other.classes[None])
+        apart_px = (one.boxes[:, None] - other.boxes[None]).abs().amax(dim=-1)  # boxes clipped to nothing have no IoU
+        alike = (pairwise_iou(one.boxes, other.boxes) >= SAME_IOU) | (apart_px <= SAME_PX)
+        same = alike & (one.classes[:, None] == other.classes[None])
         for results, has in ((one, same.any(dim=1)), (other, same.any(dim=0))):
             assert results.scores is not None
             borderline = ~has & (results.scores < looking.confidence + looking.score_slack)
