@@ -19,6 +19,7 @@ from utils.core.log import LOGGER, Once, progress
 from utils.core.settings import MAX_IMAGE_PX
 from utils.core.timing import Stopwatch
 from utils.ops.letterbox import letterbox
+from utils.ops.nms import non_maximum_suppression
 from utils.postprocess import POSTPROCESS
 
 LONG_VIDEO = 100  # frames; longer ones show a bar instead of a line per frame
@@ -181,6 +182,8 @@ class _Looker:
         outputs = self.runner.run(torch.zeros((1, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2))
         for name, step in steps.items():
             step(outputs.decoded[name], [Results(ImageInfo(0, "", Geometry((height, width), (height, width))))])
+            if self.runner.specs[name].strides:  # a file that suppresses by itself leaves nothing of an empty image
+                non_maximum_suppression(torch.zeros(1, 4), torch.zeros(1), 0.5)
 
     @torch.inference_mode()
     def look(self, frames: Sequence[Frame]) -> list[Results]:
