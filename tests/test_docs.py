@@ -16,7 +16,7 @@ PAGES = sorted(
 )
 PROGRAMS = (
     "train", "val", "detect", "segment/train", "segment/val", "segment/predict", "classify/train", "classify/val",
-    "classify/predict", "convert",
+    "classify/predict", "convert", "export", "benchmark",
 )  # fmt: skip
 PLACEHOLDERS = {"data/animals.yaml"}  # what readers are to write themselves
 OURS = re.compile(

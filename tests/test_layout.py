@@ -33,8 +33,8 @@ MAY_IMPORT = {  # besides themselves; a new part gets a row here on purpose
         "utils/core", "utils/ops", "utils/loggers", "utils/losses", "utils/metrics", "utils/postprocess", "models",
     },
     "utils/programs": {
-        "utils/core", "utils/postprocess", "utils/plots", "utils/datasets", "utils/tasks", "utils/engine",
-        "utils/backends",
+        "utils/core", "utils/ops", "utils/postprocess", "utils/plots", "utils/datasets", "utils/tasks", "utils/engine",
+        "utils/backends", "models",
     },
 }  # fmt: skip
 SCRIPT_FOLDERS = ("", "segment", "classify")

@@ -33,7 +33,10 @@ def decode_level(raw: Tensor, anchors_px: Tensor, stride: int, num_classes: int)
     values = raw[..., : 5 + num_classes].sigmoid()
     centre = (values[..., :2] * 2 + cells_xy) * stride
     size = (values[..., 2:4] * 2) ** 2 * anchors_px.to(raw.dtype)[:, None, None]
-    return torch.cat((centre, size, values[..., 4:], raw[..., 5 + num_classes :]), dim=-1).flatten(1, 3)
+    parts = [centre, size, values[..., 4:]]
+    if raw.shape[4] > 5 + num_classes:  # some runtimes of exported files cannot join an empty tensor
+        parts.append(raw[..., 5 + num_classes :])
+    return torch.cat(parts, dim=-1).flatten(1, 3)
 
 
 class BoxHead(nn.Module):
@@ -87,7 +90,9 @@ class BoxHead(nn.Module):
         """Return (B, A, H, W, columns) per level, finest first, as level0, level1, …"""
         maps = {}
         for index, (convolution, feature) in enumerate(zip(self.m, features, strict=True)):
-            split = convolution(feature).unflatten(1, (self.num_anchors, self.num_columns))
+            values = convolution(feature)
+            batch, _, height, width = values.shape
+            split = values.view(batch, self.num_anchors, self.num_columns, height, width)
             maps[f"level{index}"] = split.permute(0, 1, 3, 4, 2)  # columns last: no copy in channels-last memory
         return maps
 

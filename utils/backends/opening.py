@@ -82,22 +82,26 @@ def find_weights(weights: Sequence[str], download: bool = False, runs: Path = RU
 
 def _backend_of(paths: Sequence[Path]) -> Any:
     """Return the backend that runs all of the files."""
-    known = {suffix: BACKENDS.get(name) for name in BACKENDS.names() for suffix in BACKENDS.get(name).suffixes}
-    backends = []
-    for path in paths:
-        if path.suffix not in known:
-            raise UserError(
-                f"{path}: {path.suffix or 'no suffix'} is no format that runs here ({' '.join(sorted(known))})"
-            )
-        backends.append(known[path.suffix])
+    backends = [backend_for(path) for path in paths]
     if len(set(backends)) > 1:
         raise UserError(f"{paths[0]} and {paths[-1]} are of different formats; an ensemble takes one")
     return backends[0]
 
 
+def backend_for(path: Path) -> Any:
+    """Return the backend whose ending the name of a file or folder has; the longest that fits decides."""
+    known = {suffix: BACKENDS.get(name) for name in BACKENDS.names() for suffix in BACKENDS.get(name).suffixes}
+    fitting = [suffix for suffix in known if path.name.endswith(suffix)]
+    if not fitting:
+        raise UserError(f"{path}: {path.suffix or 'no suffix'} is no format that runs here ({' '.join(sorted(known))})")
+    return known[max(fitting, key=len)]
+
+
 def strip_weights(paths: Sequence[Path]) -> None:
     """Rewrite checkpoints in place without what only a resumed training needs (`--update`)."""
     for path in paths:
+        if backend_for(path) is not BACKENDS.get("pytorch"):
+            raise UserError(f"--update rewrites checkpoints; {path} is an exported file")
         before = path.stat().st_size
         checkpoint = load_checkpoint(path)
         save_checkpoint(path, checkpoint.network, checkpoint.meta, half=True)

@@ -21,6 +21,7 @@ from utils.core.timing import Stopwatch
 from utils.engine.evaluate import last_step
 from utils.ops.crop import centre_square
 from utils.ops.letterbox import letterbox
+from utils.ops.nms import non_maximum_suppression
 from utils.ops.shares import class_shares
 from utils.postprocess import POSTPROCESS
 
@@ -204,6 +205,8 @@ class _Looker:
         outputs = self.runner.run(torch.zeros((1, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2))
         for name, step in steps.items():
             step(outputs.decoded[name], [Results(ImageInfo(0, "", Geometry((height, width), (height, width))))])
+            if self.runner.specs[name].strides:  # a file that suppresses by itself leaves nothing of an empty image
+                non_maximum_suppression(torch.zeros(1, 4), torch.zeros(1), 0.5)
 
     @torch.inference_mode()
     def look(self, frames: Sequence[Frame]) -> list[Results]:

@@ -85,7 +85,7 @@ def score(
     data = _data(task, settings, subject)
     folder = _folder(settings)
     try:
-        if settings.task == "study":
+        if settings.task == "study" and subject.runner.fixed_hw is None:
             return _study(task, settings, subject, data, device, folder, draw_study)
         report = _score_at(task, settings, subject, data, device, folder, _size(settings, subject))
         if dist.is_main():
@@ -146,8 +146,8 @@ def _check_classes(data: DataConfig, name: str, spec: HeadSpec, single: bool) ->
 
 def _size(settings: ScoreSettings, subject: Subject) -> int:
     runner = subject.runner
-    if runner.fixed_hw:
-        return runner.fixed_hw[0]
+    if fixed := runner.fixed_hw:
+        return _fixed_size(settings, subject.name, fixed)
     usual = max(spec.usual_px for spec in runner.specs.values())
     size = int(settings.imgsz[0] if settings.imgsz else subject.meta.get("imgsz") or usual)
     step = max(subject.runner.stride, 32)
@@ -157,8 +157,20 @@ def _size(settings: ScoreSettings, subject: Subject) -> int:
     return fitting
 
 
-def _loader(task: Task, settings: ScoreSettings, data: DataConfig, size: int, stride: int) -> Loader:
+def _fixed_size(settings: ScoreSettings, name: str, fixed_hw: tuple[int, int]) -> int:
+    """Return the side of the squares that an exported file without open sizes takes."""
+    height, width = fixed_hw
+    wanted = settings.imgsz[0] if settings.imgsz else height
+    if settings.task == "study" or (wanted, wanted) != (height, width):
+        what = "scores squares" if height != width else f"asks for {wanted} x {wanted}"
+        what = "--task study needs many sizes" if settings.task == "study" else what
+        raise UserError(f"{name}: takes {height} x {width} pixels only, {what}; export it with --dynamic")
+    return height
+
+
+def _loader(task: Task, settings: ScoreSettings, data: DataConfig, size: int, runner: Runner) -> Loader:
     speed = settings.task == "speed"
+    square = speed or runner.fixed_hw is not None
     return task.load(
         LoadRequest(
             data=data,
@@ -166,11 +178,11 @@ def _loader(task: Task, settings: ScoreSettings, data: DataConfig, size: int, st
             training=False,
             image_size=size,
             batch_size=settings.batch_size,
-            stride=max(stride, 32),
+            stride=max(runner.stride, 32),
             hyp=Hyp(),
             workers=settings.workers,
-            rect=not speed,
-            pad=0.0 if speed else 0.5,
+            rect=not square,
+            pad=0.0 if square else 0.5,
             single_class=settings.single_cls,
             mask_ratio=1 if settings.save_json else LoadRequest.mask_ratio,
             allow_label_faults=settings.allow_label_faults,
@@ -192,7 +204,7 @@ def _score_at(
     given = Path(settings.annotations) if settings.annotations else data.annotations.get(split)
     if given is not None and not given.is_file():
         raise UserError(f"{given}: no such COCO JSON")
-    loader = _loader(task, settings, data, size, subject.runner.stride)
+    loader = _loader(task, settings, data, size, subject.runner)
     speed = settings.task == "speed"
     how = EvalSettings(
         names=data.names,

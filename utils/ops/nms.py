@@ -16,7 +16,7 @@ from utils.core.log import LOGGER
 from utils.ops.boxes import cxcywh_to_xyxy
 
 CLASS_OFFSET_PX = 7680.0  # boxes of different classes are moved this far apart, so that one pass serves all classes
-_EXACT_OFFSET = 2.0**20  # beyond it float32 rounds coordinates to more than 1/16 pixel
+EXACT_OFFSET = 2.0**20  # beyond it float32 rounds coordinates to more than 1/16 pixel
 _BLOCK, _BLOCK_WITHOUT = 512, 256  # measured; the second where torchvision is missing
 
 
@@ -80,7 +80,7 @@ def _suppress_image(candidates: Tensor, num_classes: int, settings: EvalSettings
     candidates = candidates[order]
     boxes = candidates[:, :4]
     if not settings.agnostic:
-        exact = num_classes * CLASS_OFFSET_PX <= _EXACT_OFFSET
+        exact = num_classes * CLASS_OFFSET_PX <= EXACT_OFFSET
         boxes = boxes if exact else boxes.double()
         boxes = boxes + candidates[:, 5:6] * CLASS_OFFSET_PX
     keep = non_maximum_suppression(boxes, candidates[:, 4], settings.iou, settings.max_detections)

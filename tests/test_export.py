@@ -1,0 +1,467 @@
+"""export.py and the exported files: every format that this machine can run is written, run and compared."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers_run import tiny_data
+from torch import nn
+
+import export
+from models.builder import build_network, classification_network, read_architecture
+from models.checkpoint import save_checkpoint
+from models.fuse import fuse
+from models.network import Network
+from models.runner import NetworkRunner
+from utils.backends import BACKENDS
+from utils.backends.description import Description, Foreign, Suppression, from_json, from_yolov5
+from utils.backends.exported import ExportedRunner, installed, predictions_of
+from utils.backends.flat import Flat, decoded_names
+from utils.backends.onnx_graph import suppress_in_graph
+from utils.backends.opening import open_weights
+from utils.core.contracts import EvalSettings, HeadSpec
+from utils.core.errors import UserError
+from utils.core.version import VERSION
+from utils.core.yaml_file import read_yaml, write_yaml
+from utils.engine.parity import Limits, Looking, compare
+from utils.ops.nms import suppress
+
+CPU = torch.device("cpu")
+CLASSES = ("ant", "bee", "cat")
+
+
+def lively(name: str, seed: int = 0) -> Network:
+    """Return a small network whose features follow the image and whose scores spread, so that boxes are found."""
+    torch.manual_seed(seed)
+    network = build_network(read_architecture(name), 3, CLASSES).train()
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    with torch.no_grad():
+        for module in norms:
+            module.momentum = 1.0  # take the statistics of the one batch that follows
+        network(torch.rand(8, 3, 96, 96))
+        for module in norms:
+            module.momentum = 0.03
+        for head in network.heads.values():
+            for convolution in head.m:
+                nn.init.normal_(convolution.weight, std=0.5 / convolution.in_channels**0.5)
+                convolution.bias.view(3, -1)[:, 4] += 5
+                convolution.bias.view(3, -1)[:, 5:8] += 1
+    return network.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Return the paths of three checkpoints by task."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    networks = {
+        "detect": lively("yolov5n"),
+        "segment": lively("yolov5n-seg"),
+        "classify": classification_network(lively("yolov5n"), 3, CLASSES).eval(),
+    }
+    for task, network in networks.items():
+        save_checkpoint(folder / f"{task}.pt", network, {"imgsz": 96})
+    return {task: folder / f"{task}.pt" for task in networks}
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    """Compare on two images; eight take longer and show no more here."""
+    monkeypatch.setattr("utils.programs.certify.IMAGES", 2)
+
+
+def reference(path) -> NetworkRunner:
+    runner, _ = BACKENDS.get("pytorch").open([path], CPU)
+    return runner
+
+
+def noise(batch: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, (batch, 3, height, width), generator=torch.Generator().manual_seed(seed)).byte()
+
+
+def written(checkpoint, folder, name, **options):
+    """Export one format and open it."""
+    (path,) = export.run(weights=[str(checkpoint)], include=[name], output=str(folder), imgsz=[96], **options)
+    return path, open_weights([str(path)], CPU).runner
+
+
+def needs(name: str) -> None:
+    """Skip the test where the format cannot be written and run."""
+    backend = BACKENDS.get(name)
+    for package in backend.packages:
+        if not installed(package):
+            pytest.skip(f"{backend.title} needs the package {package}")
+    if reason := getattr(backend, "cannot_run", str)():
+        pytest.skip(reason)
+
+
+EACH = ("torchscript", "onnx", "openvino", "ncnn", "pt2", "tflite")  # AOTInductor and ExecuTorch take half a minute
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [*((name, "segment") for name in EACH), ("onnx", "detect"), ("onnx", "classify"), ("ncnn", "classify")],
+)
+def test_an_exported_file_computes_what_the_checkpoint_does(name, task, checkpoints, tmp_path):
+    needs(name)
+    path, runner = written(checkpoints[task], tmp_path, name)
+    images = noise(3, 96, 96)
+    ours, theirs = reference(checkpoints[task]).run(images).decoded, runner.run(images).decoded
+    assert theirs.keys() == ours.keys()
+    loose = 3 if name == "ncnn" else 1
+    for head in ours:
+        for key, tensor in ours[head].items():
+            torch.testing.assert_close(theirs[head][key], tensor, rtol=1e-3 * loose, atol=1e-3 * loose)
+    assert runner.names == CLASSES and runner.stride == 32 and runner.fixed_hw == (96, 96)
+    assert runner.specs == reference(checkpoints[task]).specs
+    certificate = json.loads((tmp_path / f"{path.name}.json").read_text())
+    assert certificate["passed"] and certificate["polyolo"] == VERSION and certificate["parity"]["images"] == 2
+
+
+def test_a_missing_package_is_named(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.programs.export._installed", lambda package: package != "onnx")
+    with pytest.raises(UserError, match="not exported: onnx"):
+        export.run(weights=[str(checkpoints["detect"])], include=["onnx"], output=str(tmp_path), imgsz=[96])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_version_is_the_packages(root):
+    assert f'version = "{VERSION}"' in (root / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize("name", ["torchscript", "onnx"])
+def test_open_sizes_take_any_batch_and_rectangle(name, checkpoints, tmp_path):
+    needs(name)
+    _, runner = written(checkpoints["segment"], tmp_path, name, dynamic=True)
+    assert runner.fixed_hw is None
+    ours = reference(checkpoints["segment"])
+    for shape in ((1, 64, 160), (3, 128, 96)):
+        parity = compare(runner, ours, [noise(*shape)], Looking(0.05))
+        assert parity.faults(Limits(1e-2, 1e-1)) == [] and parity.detections > 0
+
+
+@pytest.mark.parametrize("opset", [12, 20])
+def test_the_operator_set_is_the_one_asked_for(opset, checkpoints, tmp_path):
+    needs("onnx")
+    import onnx
+
+    path, _ = written(checkpoints["detect"], tmp_path, "onnx", opset=opset)
+    model = onnx.load(str(path))
+    assert [entry.version for entry in model.opset_import if entry.domain == ""] == [opset]
+    assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["images", "output0"]
+
+
+@pytest.mark.parametrize("opset", [11, 99])
+def test_an_operator_set_that_cannot_be_had_is_refused(opset, checkpoints, tmp_path):
+    needs("onnx")
+    with pytest.raises(UserError, match="not exported"):
+        written(checkpoints["detect"], tmp_path, "onnx", opset=opset)
+    assert not list(tmp_path.iterdir())
+
+
+def suppressing(num_classes: int, num_masks: int, how: Suppression):
+    """Return an onnxruntime session that only suppresses the (B, N, 5 + C + M) predictions it is given."""
+    needs("onnx")
+    import onnx
+    import onnxruntime
+
+    columns = 5 + num_classes + num_masks
+    kind = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["images"], ["output0"], name="same")],
+        "suppress",
+        [onnx.helper.make_tensor_value_info("images", kind, ["batch", "n", columns])],
+        [onnx.helper.make_tensor_value_info("output0", kind, ["batch", "n", columns])],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 12)], ir_version=8)
+    suppress_in_graph(model, "output0", HeadSpec("x", num_classes, (8,), (), num_masks), how)
+    onnx.checker.check_model(model)
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def scattered(batch: int, count: int, num_classes: int, num_masks: int) -> torch.Tensor:
+    """Return predictions that overlap a lot and whose scores all differ."""
+    random = torch.Generator().manual_seed(count)
+    boxes = torch.rand(batch, count, 4, generator=random) * torch.tensor([100.0, 60, 50, 50]) + 5
+    objectness = (torch.randperm(batch * count, generator=random) / (batch * count)).view(batch, count, 1)
+    rest = torch.rand(batch, count, num_classes + num_masks, generator=random)
+    return torch.cat((boxes, objectness, rest), dim=-1)
+
+
+@pytest.mark.parametrize(("num_classes", "num_masks"), [(1, 0), (3, 4), (200, 0)])
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_suppression_in_the_file_leaves_what_ours_leaves(num_classes, num_masks, agnostic):
+    session = suppressing(num_classes, num_masks, Suppression(0.1, 0.4, agnostic, 1000, 1000))
+    predictions = scattered(3, 500, num_classes, num_masks)
+    settings = EvalSettings(confidence=0.1, iou=0.4, max_detections=1000, multi_label=False, agnostic=agnostic)
+    rows = torch.from_numpy(session.run(None, {"images": predictions.numpy()})[0])
+    for ours, theirs in zip(suppress(predictions, num_classes, settings).rows, rows, strict=True):
+        assert 15 < len(ours) < 450
+        torch.testing.assert_close(theirs[: len(ours)], ours, rtol=1e-5, atol=1e-4)
+        assert not theirs[len(ours) :].any()
+
+
+def test_images_without_a_box_are_rows_of_zeros():
+    session = suppressing(2, 0, Suppression())
+    rows = session.run(None, {"images": np.zeros((2, 40, 7), np.float32)})[0]
+    assert rows.shape == (2, 40, 6) and not rows.any()
+
+
+def test_a_suppressing_file_finds_what_the_checkpoint_finds(checkpoints, tmp_path):
+    needs("onnx")
+    _, runner = written(checkpoints["segment"], tmp_path, "onnx", nms=True, conf_thres=0.1, batch_size=2)
+    images = noise(3, 96, 96, seed=3)
+    parity = compare(runner, reference(checkpoints["segment"]), [images], Looking(0.1), raw=False)
+    assert parity.detections > 30 and parity.detections - parity.matched <= 2
+
+
+def test_suppression_keeps_at_most_so_many():
+    session = suppressing(3, 0, Suppression(0.05, 0.9, per_class=3, total=7))
+    rows = session.run(None, {"images": scattered(1, 300, 3, 0).numpy()})[0]
+    assert rows.shape == (1, 7, 6)
+    assert (rows[0, :, 4] > 0).all() and np.bincount(rows[0, :, 5].astype(int)).max() == 3
+
+
+def test_rows_of_a_suppressing_file_suppress_to_themselves():
+    rows = torch.tensor([[[10, 20, 30, 60, 0.9, 2, 0.45], [0, 0, 0, 0, 0, 0, 0]]])
+    predictions = predictions_of(rows, 3)
+    assert predictions[0, 0].tolist() == pytest.approx([20, 40, 20, 40, 0.9, 0, 0, 1, 0.5])
+    again = suppress(predictions, 3, EvalSettings(confidence=0.25, multi_label=False)).rows[0]
+    assert again.tolist() == [pytest.approx([10, 20, 30, 60, 0.9, 2, 0.45])]
+
+
+@pytest.mark.parametrize(("name", "colors"), [("torchscript", "rgb"), ("onnx", "bgr")])
+def test_preprocessing_in_the_file_takes_bytes_as_they_come(name, colors, checkpoints, tmp_path):
+    needs(name)
+    _, runner = written(checkpoints["detect"], tmp_path, name, with_preprocess=colors)
+    images = noise(1, 96, 96)
+    parity = compare(runner, reference(checkpoints["detect"]), [images], Looking(0.05))
+    assert parity.faults(Limits(1e-2, 1e-1)) == []
+    fed = []
+    about = runner.about
+    ExportedRunner(about, lambda batch: fed.append(batch) or runner._call(batch), runner.path).run(images)
+    assert fed[0].dtype == torch.uint8 and fed[0].shape == (1, 96, 96, 3)
+    assert fed[0][0, 5, 7].tolist() == images[0, :, 5, 7].tolist()[:: 1 if colors == "rgb" else -1]
+
+
+@pytest.mark.parametrize("name", ["onnx"])
+def test_half_precision_halves_the_file_and_stays_close(name, checkpoints, tmp_path):
+    needs(name)
+    whole, _ = written(checkpoints["detect"], tmp_path / "whole", name)
+    half, runner = written(checkpoints["detect"], tmp_path / "half", name, half=True, allow_mismatch=True)
+    sizes = [sum(f.stat().st_size for f in (path.rglob("*") if path.is_dir() else [path])) for path in (whole, half)]
+    assert 0.4 < sizes[1] / sizes[0] < 0.7 and runner.about.precision == "fp16"
+    ours = reference(checkpoints["detect"]).run(noise(1, 96, 96)).decoded["detect"]["predictions"]
+    theirs = runner.run(noise(1, 96, 96)).decoded["detect"]["predictions"]
+    assert 0 < (theirs - ours)[..., 4:].abs().max() < 0.1
+
+
+def test_a_file_that_differs_is_not_left_behind_unless_allowed(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.programs.certify.LIMITS", {"fp32": Limits(scores=0.0, pixels=-1.0)})
+    with pytest.raises(UserError, match="not exported: torchscript"):
+        written(checkpoints["detect"], tmp_path, "torchscript")
+    assert not list(tmp_path.iterdir())
+    path, _ = written(checkpoints["detect"], tmp_path, "torchscript", allow_mismatch=True)
+    certificate = json.loads((tmp_path / f"{path.name}.json").read_text())
+    assert certificate["passed"] is False and "pixels" in certificate["faults"][0]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"include": ["pb"]}, "TensorFlow GraphDef is not written here"),
+        ({"include": ["onxx"]}, "no such format"),
+        ({"simplify": True}, "--simplify: none of torchscript knows it"),
+        ({"keras": True}, "Keras files are not written"),
+        ({"half": True, "int8": True}, "one precision"),
+        ({"agnostic_nms": True}, "without --nms"),
+        ({"nms": True}, "not exported: torchscript"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"imgsz": [1, 2, 3]}, "one size, or height and width"),
+        ({"train": True}, "decoded outputs"),
+    ],
+)
+def test_what_cannot_be_done_is_said(options, words, checkpoints, tmp_path):
+    chosen = {"weights": [str(checkpoints["detect"])], "output": str(tmp_path), "imgsz": [96], **options}
+    with pytest.raises(UserError, match=words):
+        export.run(**chosen)
+    assert not list(tmp_path.iterdir())
+
+
+def test_networks_without_boxes_have_nothing_to_suppress(checkpoints, tmp_path):
+    with pytest.raises(UserError, match="--nms is for networks that find boxes"):
+        export.run(weights=[str(checkpoints["classify"])], include=["onnx"], nms=True, output=str(tmp_path))
+
+
+def test_any_heads_can_be_exported():
+    """A head that nobody here has heard of travels by the names of its tensors."""
+    network = fuse(lively("yolov5n-seg"))
+    names = decoded_names(network)
+    assert names == (("segment", "predictions"), ("segment", "prototypes"))
+    images = torch.rand(1, 3, 64, 64)
+    decoded = network.decode(network(images))
+    for tensor, (head, key) in zip(Flat(network, names[::-1])(images), names[::-1], strict=True):
+        assert torch.equal(tensor, decoded[head][key])
+    about = Description({"depth": HeadSpec("depth", 1)}, ("far",), 32, (64, 64), (("depth", "metres"),))
+    runner = ExportedRunner(from_json(about.to_json(), "x"), lambda fed: [fed.sum(dim=1)], "x")
+    assert runner.run(images).decoded["depth"]["metres"].shape == (1, 64, 64)
+
+
+def test_a_description_survives_the_file():
+    spec = HeadSpec("segment", 2, (8, 16), (((1.5, 2.0),), ((3.0, 4.25),)), 32)
+    about = Description(
+        {"segment": spec}, ("a", "b"), 16, (64, 96), (("segment", "predictions"),), 4, True, "bgr",
+        suppression=Suppression(0.1, 0.2, True, 3, 4), meta={"data": "x.yaml"},
+    )  # fmt: skip
+    assert from_json(about.to_json(), "x") == about
+    for text in ("{", "[]", '{"format": 1}', about.to_json().replace('"stride": 16', '"stride": null')):
+        with pytest.raises(UserError, match="damaged"):
+            from_json(text, "x")
+    with pytest.raises(UserError, match="another version"):
+        from_json('{"format": 2, "polyolo": "9"}', "x")
+
+
+def test_damaged_files_are_named(tmp_path):
+    for name in ("x.onnx", "x.torchscript", "x.pt2"):
+        path = tmp_path / name
+        path.write_bytes(b"nothing of the kind")
+        with pytest.raises(UserError, match=name):
+            open_weights([str(path)], CPU)
+    with pytest.raises(UserError, match=r"no format that runs here"):
+        open_weights([str(tmp_path / "x.gguf")], CPU)
+
+
+@pytest.mark.parametrize("name", ["onnx"])
+def test_integers_are_for_convolutions_away_from_the_outputs(name, checkpoints, tmp_path, monkeypatch):
+    needs(name)
+    import onnx
+
+    monkeypatch.setattr("utils.programs.certify.CALIBRATION_IMAGES", 4)
+    data = tiny_data(tmp_path, train=8, val=4)
+    values = read_yaml(data)
+    write_yaml(data, {**values, "names": values["names"][:3]})
+    chosen = {"int8": True, "data": str(data), "max_drop": 1.0}
+    path, runner = written(checkpoints["detect"], tmp_path / "files", name, **chosen)
+    assert path.name == "detect_int8.onnx" and runner.about.precision == "int8"
+    graph = onnx.load(str(path)).graph
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    kinds = [makers.get(node.input[1]) for node in graph.node if node.op_type == "Conv"]  # of their weights
+    assert kinds.count("DequantizeLinear") == len(kinds) - 3  # the last convolution of each level stays
+    accuracy = json.loads((path.parent / f"{path.name}.json").read_text())["accuracy"]
+    assert accuracy["drop"] == accuracy["before"]["detect/map50_95"] - accuracy["after"]["detect/map50_95"]
+
+    def accuracy(task, runner, *rest, **more):
+        return {"x": 0.9 if isinstance(runner, NetworkRunner) else 0.5}
+
+    monkeypatch.setattr("utils.programs.certify.accuracy", accuracy)
+    with pytest.raises(UserError, match="not exported"):
+        written(checkpoints["detect"], tmp_path / "worse", name, **{**chosen, "max_drop": 0.02})
+    assert not list((tmp_path / "worse").iterdir())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Files of YOLOv5
+
+
+def yolov5_file(path, network, outputs, metadata, dynamic=False):
+    """Write an ONNX file as YOLOv5 does: bare outputs, two entries of metadata, nothing of ours."""
+    import onnx
+
+    class Bare(nn.Module):
+        def forward(self, images):
+            raw = network(images)
+            decoded = network.decode(raw)
+            return tuple((raw if key == "logits" else decoded)[head][key] for head, key in outputs)
+
+    names = [f"output{index}" for index in range(len(outputs))]
+    axes = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch", 1: "anchors"}}
+    size = (1, 3, 128, 96) if dynamic else (1, 3, 96, 96)
+    torch.onnx.export(
+        Bare(), (torch.rand(size),), str(path), input_names=["images"], output_names=names, opset_version=12,
+        dynamic_axes=axes if dynamic else None, dynamo=False,
+    )  # fmt: skip
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, metadata)
+    onnx.save(model, str(path))
+
+
+METADATA = {"stride": "32", "names": "{0: 'ant', 1: 'bee', 2: 'cat'}"}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_file_that_yolov5_exported_runs(dynamic, checkpoints, tmp_path):
+    needs("onnx")
+    path = tmp_path / "yolov5s.onnx"
+    network = fuse(lively("yolov5n"))
+    yolov5_file(path, network, [("detect", "predictions")], METADATA, dynamic)
+    runner = open_weights([str(path)], CPU).runner
+    assert runner.names == CLASSES and runner.specs["detect"].num_classes == 3
+    assert runner.fixed_hw == (None if dynamic else (96, 96))
+    assert compare(runner, reference(checkpoints["detect"]), [noise(2, 96, 96)], Looking(0.05)).share == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_segmentation_file_that_yolov5_exported_runs(checkpoints, tmp_path):
+    needs("onnx")
+    path = tmp_path / "yolov5s-seg.onnx"
+    outputs = [("segment", "predictions"), ("segment", "prototypes")]
+    yolov5_file(path, fuse(lively("yolov5n-seg")), outputs, METADATA)
+    runner = open_weights([str(path)], CPU).runner
+    assert runner.specs["segment"].num_masks == 32 and runner.specs["segment"].num_classes == 3
+    parity = compare(runner, reference(checkpoints["segment"]), [noise(1, 96, 96)], Looking(0.05))
+    assert parity.faults(Limits(1e-2, 1e-1)) == []
+
+
+def test_what_yolov5_writes_is_told_by_its_shapes():
+    fixed = (1, 3, 640, 640)
+    about = from_yolov5(Foreign({}, fixed, ((1, 25200, 85),)), "x")
+    assert about.names[79] == "class79" and about.stride == 32 and about.outputs == (("detect", "predictions"),)
+    about = from_yolov5(Foreign({"stride": "64", "names": "['a']"}, (-1, 3, -1, -1), ((1, 102000, 6),)), "x")
+    assert about.dynamic and about.specs["detect"].strides == (8, 16, 32, 64) and about.names == ("a",)
+    about = from_yolov5(Foreign({}, (1, 3, 224, 224), ((1, 10),)), "x")
+    runner = ExportedRunner(about, lambda images: [images.mean(dim=(2, 3))[:, [0, 1, 2] * 3 + [0]]], "x")
+    found = runner.run(torch.zeros(1, 3, 224, 224)).decoded["classify"]["probabilities"][0]
+    logits = np.array([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225] * 3 + [-0.485 / 0.229])
+    assert found.tolist() == pytest.approx((np.exp(logits) / np.exp(logits).sum()).tolist(), rel=1e-4)
+    for entries, shapes, words in (
+        ({}, ((1, 2, 3, 4),), "no exported YOLOv5"),
+        ({"names": "__import__('os')"}, ((1, 9, 8),), "no list or table"),
+        ({"names": "['a']"}, ((1, 9, 8),), "names 1 classes"),
+        ({"stride": "x"}, ((1, 9, 8),), "no number"),
+        ({}, ((1, 9, 5),), "no columns for classes"),
+    ):
+        with pytest.raises(UserError, match=words):
+            from_yolov5(Foreign(entries, fixed, shapes), "x")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Parity itself
+
+
+def test_comparing_notices_every_kind_of_difference(checkpoints):
+    ours = reference(checkpoints["segment"])
+
+    class Wrong:
+        specs, names, stride, fixed_hw = ours.specs, ours.names, ours.stride, None
+
+        def __init__(self, change):
+            self.change = change
+
+        def run(self, images):
+            outputs = ours.run(images)
+            part = {key: tensor.clone() for key, tensor in outputs.decoded["segment"].items()}
+            self.change(part)
+            outputs.decoded["segment"] = part
+            return outputs
+
+    def parity(change):
+        return compare(Wrong(change), ours, [noise(2, 96, 96)], Looking(0.05))
+
+    assert parity(lambda part: None).faults(Limits(0, 0, 0, 0, 1)) == []
+    shifted = parity(lambda part: part["predictions"][..., 0].add_(20))
+    assert shifted.errors["segment/predictions/faint_pixels"] == pytest.approx(20, abs=1e-3)
+    assert shifted.share < 0.5 and any("match" in fault for fault in shifted.faults(Limits()))
+    assert "segment/prototypes/relative" in parity(lambda part: part["prototypes"].mul_(1.1)).faults(Limits())[0]
+    assert parity(lambda part: part["predictions"][..., 6].fill_(math.nan)).faults(Limits())

@@ -1,0 +1,142 @@
+"""ONNX, run by onnxruntime: our files and YOLOv5's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.backends import BACKENDS
+from utils.backends.description import KEY, Foreign, from_json, from_yolov5
+from utils.backends.exported import ExportedRunner, from_arrays, joined, require, warn_half
+from utils.backends.flat import ExportJob
+from utils.backends.onnx_graph import build, describe, last_convolutions
+from utils.core.contracts import Runner
+from utils.core.errors import UserError
+from utils.core.log import LOGGER
+
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+
+
+@BACKENDS.register("onnx")
+class OnnxBackend:
+    """Writes and runs .onnx files."""
+
+    title, suffixes, ending = "ONNX", (".onnx",), ".onnx"
+    packages = ("onnx", "onnxruntime")
+    can = frozenset(
+        {"dynamic", "half", "int8", "nms", "preprocess", "opset", "simplify", "batch", "per_tensor", "verbose"}
+    )
+
+    @staticmethod
+    def write(job: ExportJob, path: Path) -> None:
+        """Write one file with everything inside."""
+        build(job, path)
+        if job.description.precision == "int8":
+            _quantize(job, path)
+
+    @staticmethod
+    def open(
+        paths: Sequence[Path], device: torch.device, half: bool = False, augment: bool = False
+    ) -> tuple[Runner, dict[str, Any]]:
+        """Return a runner for the files, several as an ensemble, and what the first says about itself."""
+        warn_half(half, paths[0])
+        return joined([_open(path, device) for path in paths], augment)
+
+
+def _session(path: Path, device: torch.device) -> Any:
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: decisions.md
+    require("onnxruntime", f"{path}: running ONNX files")
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device.type == "cuda":
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+        else:
+            LOGGER.warning(f"{path}: this onnxruntime has no CUDA (onnxruntime-gpu has); running on the CPU")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # its classes of errors have no common base but Exception
+        reason = str(error).strip().splitlines()[0][:200] if path.is_file() else "no such file"
+        raise UserError(f"{path}: onnxruntime cannot open it ({reason})") from error
+
+
+def _open(path: Path, device: torch.device) -> ExportedRunner:
+    session = _session(path, device)
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in _TYPES:
+        raise UserError(
+            f"{path}: takes {len(inputs)} input(s), {inputs[0].type}{inputs[0].shape}; wanted one of images"
+        )
+    name, kind = inputs[0].name, _TYPES[inputs[0].type]
+    entries = session.get_modelmeta().custom_metadata_map
+    about = from_json(entries[KEY], path) if KEY in entries else None
+    wanted = [out.name for out in session.get_outputs()][: len(about.outputs) if about else None]
+
+    def call(images: Tensor) -> list[Tensor]:
+        fed = images.detach().cpu().numpy().astype(kind, copy=False)
+        return from_arrays(session.run(wanted, {name: fed}))
+
+    if about is None:
+        shape = tuple(side if isinstance(side, int) else -1 for side in inputs[0].shape)
+        trial = [side if side > 0 else default for side, default in zip(shape, (1, 3, 640, 640), strict=True)]
+        shapes = tuple(tuple(out.shape) for out in call(torch.zeros(trial)))
+        about = from_yolov5(Foreign(entries, shape, shapes), path)
+    return ExportedRunner(about, call, path)
+
+
+class _Reader:
+    """Calibration images in the form onnxruntime asks for."""
+
+    def __init__(self, images: Iterator[Tensor]) -> None:
+        self._images = images
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        image = next(self._images, None)
+        return None if image is None else {"images": image.numpy()}
+
+
+def _quantize(job: ExportJob, path: Path) -> None:
+    """Replace the file at `path` by one whose convolutions compute in INT8, except those next to the outputs.
+
+    Joining boxes and scores in one INT8 tensor would cost the scores (decisions.md): only convolutions are quantized.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    require("onnxruntime", "--int8")
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    if job.calibration is None:
+        raise ValueError("INT8 needs images to calibrate with")
+    prepared = path.with_suffix(".prepared.onnx")
+    try:
+        quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+        spared = last_convolutions(onnx.load(str(prepared)), 1 + job.caution)
+        quantize_static(
+            str(prepared),
+            str(path),
+            _Reader(job.calibration()),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv"],
+            per_channel=not job.per_tensor,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=spared,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+    finally:
+        prepared.unlink(missing_ok=True)
+    quantized = onnx.load(str(path))
+    describe(quantized, job.description)
+    onnx.save(quantized, str(path))

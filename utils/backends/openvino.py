@@ -1,0 +1,154 @@
+"""OpenVINO: a folder with the graph (.xml) and its weights (.bin), for Intel's and other CPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.backends import BACKENDS
+from utils.backends.description import KEY, Foreign, from_json, from_yolov5
+from utils.backends.exported import ExportedRunner, from_arrays, joined, require
+from utils.backends.flat import ExportJob
+from utils.backends.onnx_graph import build
+from utils.core.contracts import Runner
+from utils.core.errors import UserError
+from utils.core.yaml_file import read_yaml
+
+_CONVOLUTIONS = ("Convolution", "GroupConvolution", "MatMul")
+
+
+@BACKENDS.register("openvino")
+class OpenVinoBackend:
+    """Writes and runs folders called *_openvino_model, YOLOv5's included."""
+
+    title, suffixes, ending = "OpenVINO", ("_openvino_model", ".xml"), "_openvino_model"
+    packages = ("openvino", "onnx")
+    can = frozenset({"dynamic", "half", "int8", "nms", "preprocess", "opset", "simplify", "batch", "per_tensor"})
+
+    @staticmethod
+    def write(job: ExportJob, path: Path) -> None:
+        """Convert by way of ONNX. FP16 keeps weights in half precision; INT8 quantizes convolutions with nncf."""
+        require("openvino", "OpenVINO")
+        import openvino
+
+        path.mkdir()
+        through = path / "through.onnx"
+        try:
+            full = job.description.with_precision("fp32")  # OpenVINO rounds weights itself
+            graph = build(replace(job, description=full), through).graph
+            model = openvino.convert_model(str(through))
+        finally:
+            through.unlink(missing_ok=True)
+        for output, value in zip(model.outputs, graph.output, strict=True):
+            output.get_tensor().set_names({value.name})
+        if job.description.precision == "int8":
+            model = _quantized(job, model)
+        about = job.description
+        model.set_rt_info(about.to_json(), [KEY])
+        for key, value in about.as_yolov5().items():
+            model.set_rt_info(value, ["model_info", key])
+        xml = path / f"{path.name.removesuffix('_openvino_model')}.xml"
+        openvino.save_model(model, str(xml), compress_to_fp16=about.precision == "fp16")
+
+    @staticmethod
+    def open(
+        paths: Sequence[Path], device: torch.device, half: bool = False, augment: bool = False
+    ) -> tuple[Runner, dict[str, Any]]:
+        """Return a runner on the CPU; `half` lets it compute in the CPU's own half precision."""
+        return joined([_open(path, half) for path in paths], augment)
+
+
+def _quantized(job: ExportJob, model: Any) -> Any:
+    """Return the model with convolutions in INT8, except those next to the outputs (decisions.md)."""
+    require("nncf", "--int8 for OpenVINO")
+    import logging
+
+    import nncf
+    import numpy as np
+
+    if job.calibration is None:
+        raise ValueError("INT8 needs images to calibrate with")
+    nncf.set_log_level(logging.ERROR)
+    images = [np.ascontiguousarray(image.numpy()) for image in job.calibration()]
+    advanced = nncf.AdvancedQuantizationParameters(disable_bias_correction=False)
+    if job.per_tensor:
+        per_tensor = nncf.quantization.advanced_parameters.QuantizationParameters(per_channel=False)
+        advanced.weights_quantization_params = per_tensor
+    return nncf.quantize(
+        model,
+        nncf.Dataset(images),
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(images),
+        fast_bias_correction=True,
+        ignored_scope=nncf.IgnoredScope(names=_ends(model, 1 + job.caution)),
+        advanced_parameters=advanced,
+    )
+
+
+def _ends(model: Any, depth: int) -> list[str]:
+    """Return the names of everything from the outputs back to the `depth`-th convolution on every way."""
+    found: dict[str, None] = {}
+    ends = [result.input_value(0).get_node() for result in model.get_results()]
+    for _ in range(depth):
+        starts: list[Any] = []
+        waiting, seen = list(ends), set()
+        while waiting:
+            node = waiting.pop()
+            name = node.get_friendly_name()
+            if name in seen:
+                continue
+            seen.add(name)
+            kind = node.get_type_name()
+            if kind not in ("Constant", "Parameter", "Result"):
+                found[name] = None
+            before = [node.input_value(i).get_node() for i in range(node.get_input_size())]
+            if kind in _CONVOLUTIONS:
+                starts.append(before[0])
+            else:
+                waiting.extend(before)
+        ends = starts
+    return list(found)
+
+
+def _open(path: Path, half: bool) -> ExportedRunner:
+    require("openvino", f"{path}: running OpenVINO files")
+    import openvino
+
+    folder = path if path.is_dir() else path.parent
+    files = sorted(folder.glob("*.xml")) if path.is_dir() else [path]
+    if len(files) != 1 or not files[0].is_file():
+        raise UserError(f"{path}: wanted one .xml file there, found {len(files) if path.is_dir() else 0}")
+    core = openvino.Core()
+    try:
+        model = core.read_model(str(files[0]))
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        if not half:  # bf16 is what it takes by itself where the CPU can (decisions.md)
+            settings["INFERENCE_PRECISION_HINT"] = "f32"
+        compiled = core.compile_model(model, "CPU", settings)
+    except RuntimeError as error:
+        reason = (str(error).strip().splitlines() or ["unknown"])[-1][:200]
+        raise UserError(f"{files[0]}: OpenVINO cannot open it ({reason})") from error
+    request = compiled.create_infer_request()
+
+    def call(images: Tensor) -> list[Tensor]:
+        found = request.infer([images.detach().cpu().numpy()])
+        return from_arrays([found[port] for port in compiled.outputs])
+
+    if model.has_rt_info([KEY]):
+        return ExportedRunner(from_json(str(model.get_rt_info([KEY]).value), path), call, path)
+    return ExportedRunner(from_yolov5(_foreign(model, files[0], call), path), call, path)
+
+
+def _foreign(model: Any, xml: Path, call: Any) -> Foreign:
+    """Return what can be seen of a folder that YOLOv5 wrote: stride and names are in a YAML beside the graph."""
+    beside = xml.with_suffix(".yaml")
+    entries = {key: str(value) for key, value in read_yaml(beside).items()} if beside.is_file() else {}
+    partial = model.inputs[0].get_partial_shape()
+    shape = tuple(side.get_length() if side.is_static else -1 for side in partial)
+    trial = [side if side > 0 else default for side, default in zip(shape, (1, 3, 640, 640), strict=True)]
+    return Foreign(entries, shape, tuple(tuple(out.shape) for out in call(torch.zeros(trial))))
