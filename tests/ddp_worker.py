@@ -10,17 +10,21 @@ import torch
 sys.argv, arguments = sys.argv[:1], sys.argv[1:]
 
 
-def main(out: Path, data: str, steps: int, freeze_bn: bool, task: str) -> None:
-    """Train the smallest network of `task` for `steps` batches of 8 and write `out` on the first rank."""
+def main(out: Path, data: str, steps: int, freeze_bn: bool, name: str) -> None:
+    """Train the smallest network of a task for `steps` batches of 8 and write `out` on the first rank.
+
+    `name` is that of the task, with `+psp` and the like where pixels are learned beside it.
+    """
     from utils.core import dist
     from utils.core.settings import TrainSettings
     from utils.engine.assemble import assemble
     from utils.engine.epoch import _forward_backward, _maybe_update, _set_modes
     from utils.tasks.choice import task_of
 
+    task, _, design = name.partition("+")
     settings = TrainSettings(
-        data=data, cfg=task_of(task, ()).cfg, imgsz=(64,), batch_size=8, workers=0, device="cpu", amp="fp32",
-        freeze_bn=freeze_bn, project=str(out.parent / "runs"), name=out.stem, noautoanchor=True, noplots=True, seed=1,
+        data=data, semantic=design, cfg=task_of(task, ()).cfg, imgsz=(64,), batch_size=8, workers=0, device="cpu",
+        amp="fp32", freeze_bn=freeze_bn, project=str(out.parent / "runs"), name=out.stem, noautoanchor=True, noplots=True, seed=1,
     )  # fmt: skip
     run = assemble(partial(task_of, task), settings)
     losses: list[float] = []

@@ -18,7 +18,9 @@ def tiny_data(folder: Path, train: int = 16, val: int = 8, size: int = 96) -> Pa
     path = folder / "tiny.yaml"
     names = ["circle", "square", "triangle", "star", "cross", "ring", "crescent"]
     generate = {"kind": "shapes", "train": train, "val": val, "size": size, "seed": 3}
-    data = {"path": "tiny", "train": "images/train", "val": "images/val", "names": names, "generate": generate}
+    places = {"train": "images/train", "val": "images/val"}
+    semantic = {"format": "shapes", **places}
+    data = {"path": "tiny", **places, "names": names, "generate": generate, "semantic": semantic}
     write_yaml(path, data)
     return path
 

@@ -81,8 +81,8 @@ KEEP = ("--noplots", "--noval", "--save-steps", 2, "--epochs", 3, "--seed", 5)
 
 
 def of(program):
-    """Return the command-line start of a tiny training of a program."""
-    return (program, *TINY) if program == "train.py" else (program, *TINY[2:])
+    """Return the command-line start of a tiny training of a program, which may have options of its own."""
+    return (*program.split(), *(TINY if program == "train.py" else TINY[2:]))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,14 @@ def uninterrupted(tmp_path_factory, data):
 
 
 @pytest.mark.parametrize(
-    ("program", "workers", "wait"), [("train.py", 0, 0.0), ("train.py", 2, 0.7), ("segment/train.py", 2, 0.3)]
+    ("program", "workers", "wait"),
+    [
+        ("train.py", 0, 0.0),
+        ("train.py", 2, 0.7),
+        ("segment/train.py", 2, 0.3),
+        ("train.py --cfg yolov5n-psp", 2, 0.3),
+        ("train.py --cfg yolov5n-sem --batch 2", 0, 0.2),
+    ],
 )
 def test_killed_and_resumed_ends_with_equal_bytes(uninterrupted, data, tmp_path, program, workers, wait):
     line = command(*of(program), "--data", data, *KEEP, "--workers", workers, "--project", tmp_path, "--name", "run")
