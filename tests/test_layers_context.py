@@ -233,7 +233,9 @@ def test_wide_convolutions_take_the_short_way_in_inference_alone_and_follow_thei
     with torch.no_grad():
         block.conv.weight.mul_(-2)
     check()
-    block.load_state_dict({**block.state_dict(), "conv.weight": 0.03 * torch.randn_like(block.conv.weight)}, assign=True)
+    block.load_state_dict(
+        {**block.state_dict(), "conv.weight": 0.03 * torch.randn_like(block.conv.weight)}, assign=True
+    )
     check()
     other = copy.deepcopy(block)
     assert not other._kernels
