@@ -33,7 +33,7 @@ from models.architecture import read_architecture
 from models.builder import build_network
 from models.extend import DESIGNS, with_semantic
 from models.fuse import fuse
-from models.layers import coarse, pool, winograd
+from models.layers import coarse, fusion, pool, winograd
 from models.network import Network
 from models.summary import summarize
 from utils.core.cli import run_script
@@ -66,7 +66,8 @@ def plain_layers() -> Iterator[None]:
     """Switch the short cuts of the layers off."""
     separate = lambda x, sizes: [functional.max_pool2d(x, size, 1, size // 2) for size in sizes]  # noqa: E731
     with (
-        mock.patch.object(coarse, "applies", lambda x: False),
+        mock.patch.object(coarse, "on_cpu", lambda x: False),
+        mock.patch.object(fusion, "on_cpu", lambda x: False),
         mock.patch.object(winograd, "pays", lambda x, weight: False),
         mock.patch.object(pool, "pooled", separate),
     ):

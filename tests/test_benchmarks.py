@@ -155,11 +155,11 @@ def test_plain_sgd_has_the_engines_groups():
 
 def test_semantic_heads_compares_both_ways_and_puts_the_layers_back(results, monkeypatch):
     monkeypatch.setattr(semantic_heads, "memory", lambda job: dict.fromkeys(semantic_heads.WAYS, 1.0))
-    applies = coarse.applies
+    before = coarse.on_cpu
     small = ["--cfg", "yolov5n", "--size", "64", "128", "--classes", "4", "--rounds", "2", "--designs", "base", "psp"]
     found = semantic_heads.main([*small, "--write"])
     assert set(found) == {"base", "psp"} and all(set(shares) == {"ours", "plain"} for shares in found.values())
-    assert coarse.applies is applies
+    assert coarse.on_cpu is before
     check_report(results / "semantic_heads.md", rows=2)
 
 
