@@ -126,17 +126,20 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
 
 
 def peak_megabytes(job: Job, way: str) -> float:
-    """Return how much memory one image takes at most, on top of the network itself, in 1e6 bytes."""
+    """Return how much memory running takes at most on top of the network itself, in 1e6 bytes.
+
+    On a CPU that includes what libraries allocate once, the same for all ways.
+    """
     run = action(job, way)
     if job.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    run()  # what stays: buffers of libraries, transformed kernels
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = _kilobytes("VmRSS")
+        run()
         run()
         return (_kilobytes("VmHWM") - before) * 1024 / 1e6
     except OSError:  # only Linux says
