@@ -16,11 +16,12 @@ def resample(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _interpolated(maps: Tensor, places: Tensor, dimension: int) -> Tensor:
-    places = places.to(maps.device).clamp(0, maps.shape[dimension] - 1)
+    places = places.double().clamp(0, maps.shape[dimension] - 1)  # where the places are: not every device has doubles
     low = places.floor().long()
     high = (low + 1).clamp(max=maps.shape[dimension] - 1)
-    weight = (places - low).to(maps.dtype).unsqueeze(1) if dimension == 2 else (places - low).to(maps.dtype)
-    return torch.lerp(maps.index_select(dimension, low), maps.index_select(dimension, high), weight)
+    weight = (places - low).to(maps.dtype).to(maps.device)
+    below, above = (maps.index_select(dimension, index.to(maps.device)) for index in (low, high))
+    return torch.lerp(below, above, weight.unsqueeze(1) if dimension == 2 else weight)
 
 
 def resized(maps: Tensor, height: int, width: int) -> Tensor:

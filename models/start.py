@@ -14,6 +14,8 @@ from models.archive import read_archive
 from models.builder import classifier_description, read_architecture
 from models.checkpoint import load_checkpoint
 from models.classes import described_heads
+from models.network import Network
+from models.transfer import state_for
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
 from utils.core.settings import TrainSettings
@@ -29,6 +31,11 @@ class Start:
 
     architecture: dict[str, Any]
     state: Mapping[str, Tensor] | None = None
+    source: Network | None = None  # whose weights they are: rows may have other numbers in the new network
+
+    def state_for(self, network: Network) -> Mapping[str, Tensor] | None:
+        """Return the weights under the names they have in `network`."""
+        return state_for(network, self.source) if self.source is not None and self.state is not None else self.state
 
 
 def starting_point(settings: TrainSettings, weights: Path | None, heads: Sequence[str], default_cfg: str) -> Start:
@@ -38,21 +45,23 @@ def starting_point(settings: TrainSettings, weights: Path | None, heads: Sequenc
     weights too, and fetch them if `settings.download` allows it. What does not fit together raises UserError.
     """
     state: Mapping[str, Tensor] | None = None
+    source: Network | None = None
     if settings.cfg or weights is None:
         architecture = read_architecture(settings.cfg or default_cfg)
         name = torchvision_name(architecture)
         if weights is not None:
             state = _bare(weights) if name else None
-            state = load_checkpoint(weights).network.state_dict() if state is None else state
+            source = load_checkpoint(weights).network if state is None else None
         elif name and settings.pretrained:
             state = _published(name, settings.download)
     else:
-        network = load_checkpoint(weights).network
-        architecture, state = network.architecture, network.state_dict()
+        source = load_checkpoint(weights).network
+        architecture = source.architecture
+    state = source.state_dict() if source is not None else state
     architecture = with_heads(architecture, heads, settings.cutoff)
     if settings.dropout is not None:
         architecture = {**architecture, "dropout": settings.dropout}
-    return Start(architecture, state if settings.pretrained else None)
+    return Start(architecture, state if settings.pretrained else None, source)
 
 
 def with_heads(architecture: dict[str, Any], heads: Sequence[str], cutoff: int | None) -> dict[str, Any]:

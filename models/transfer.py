@@ -30,15 +30,19 @@ def state_for(network: Network, source: Network) -> dict[str, Tensor]:
     """Return the weights of `source` under the names they have in `network`.
 
     Heads of one name belong together, wherever they stand: in multiyolov5's files the box head is row 25, in YOLOv5's
-    it is row 24. A head of `source` that `network` has not, or that stands where another moves to, is left out.
+    it is row 24. Heads of `source` that `network` has not are left out, and so are other rows of `source` where
+    `network` has a head.
     """
-    pairs = [(row, network.head_rows[name]) for name, row in source.head_rows.items() if name in network.head_rows]
-    moved = {f"model.{old}.": f"model.{new}." for old, new in pairs if old != new}
-    taken = tuple(moved) + tuple(moved.values())
-    state = source.state_dict()
-    found = {name: tensor for name, tensor in state.items() if not taken or not name.startswith(taken)}
-    for old, new in moved.items():
-        found |= {new + name.removeprefix(old): tensor for name, tensor in state.items() if name.startswith(old)}
+    heads = {f"model.{row}.": name for name, row in source.head_rows.items()}
+    taken = tuple(f"model.{row}." for row in network.head_rows.values())
+    found = {}
+    for key, tensor in source.state_dict().items():
+        prefix = key[: key.index(".", len("model.")) + 1]
+        if prefix not in heads:
+            if not key.startswith(taken):
+                found[key] = tensor
+        elif heads[prefix] in network.head_rows:
+            found[f"model.{network.head_rows[heads[prefix]]}.{key.removeprefix(prefix)}"] = tensor
     return found
 
 

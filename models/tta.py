@@ -81,8 +81,10 @@ def undo_map(maps: Tensor, view: View, network_hw: tuple[int, int], padded_hw: t
     for axis in (0, 1):
         pixels, padded, own = network_hw[axis], padded_hw[axis], maps.shape[2 + axis]
         count = max(round(own * pixels / padded), 1)
-        seen = in_resized(pixels_of(count, pixels), pixels, int(pixels * view.scale), view.mirrored and axis == 1)
-        places.append(entries_of(seen, padded, own))
+        used = int(pixels * view.scale)
+        seen = in_resized(pixels_of(count, pixels), pixels, used, view.mirrored and axis == 1)
+        inside = (used - 1) * (own - 1) // max(padded - 1, 1)  # the last entry without a share of the padding
+        places.append(entries_of(seen, padded, own).clamp(max=inside))
     return resample(maps, places[0], places[1])
 
 

@@ -24,7 +24,8 @@ def main(out: Path, data: str, steps: int, freeze_bn: bool, name: str) -> None:
     task, _, design = name.partition("+")
     settings = TrainSettings(
         data=data, semantic=design, cfg=task_of(task, ()).cfg, imgsz=(64,), batch_size=8, workers=0, device="cpu",
-        amp="fp32", freeze_bn=freeze_bn, project=str(out.parent / "runs"), name=out.stem, noautoanchor=True, noplots=True, seed=1,
+        amp="fp32", freeze_bn=freeze_bn, project=str(out.parent / "runs"), name=out.stem, noautoanchor=True,
+        noplots=True, seed=1,
     )  # fmt: skip
     run = assemble(partial(task_of, task), settings)
     losses: list[float] = []

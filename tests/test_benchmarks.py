@@ -20,9 +20,11 @@ from benchmarks import (
     mask_step,
     mosaic_window,
     plain,
+    semantic_heads,
     semantic_loss,
     train_step,
 )
+from models.layers import coarse
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.engine.ema import ModelEma
@@ -196,3 +198,30 @@ def test_coco_index_measures_a_small_set_whole(results):
     assert found["with what was kept, seconds"] < found["first start, seconds"] < 60
     assert 0 < found["first start, GiB"] < 1
     check_report(results / "coco_index.md", rows=2)
+
+
+def test_semantic_heads_compares_both_ways_and_puts_the_layers_back(results, monkeypatch):
+    monkeypatch.setattr(semantic_heads, "memory", lambda job: dict.fromkeys(semantic_heads.WAYS, 1.0))
+    before = coarse.on_cpu
+    small = ["--cfg", "yolov5n", "--size", "64", "128", "--classes", "4", "--rounds", "2", "--designs", "base", "psp"]
+    found = semantic_heads.main([*small, "--write"])
+    assert set(found) == {"base", "psp"} and all(set(shares) == {"ours", "plain"} for shares in found.values())
+    assert coarse.on_cpu is before
+    check_report(results / "semantic_heads.md", rows=2)
+
+
+def test_semantic_heads_measures_the_memory_of_one_image():
+    job = semantic_heads.Job("yolov5n", "psp", (128, 256), 19, "cpu")
+    plain = semantic_heads.peak_megabytes(job, "plain")
+    assert math.isnan(plain) or plain >= 0
+
+
+def test_both_ways_of_semantic_heads_give_the_same_logits():
+    job = semantic_heads.Job("yolov5n", "bise", (256, 512), 3, "cpu")
+    network, image = semantic_heads.network_of(job, "ours"), torch.rand(1, 3, 256, 512)
+    with torch.inference_mode():
+        short = network(image)["semantic"]["logits"]
+        with semantic_heads.plain_layers():
+            plain = network(image)["semantic"]["logits"]
+    assert not torch.equal(short, plain)
+    torch.testing.assert_close(short, plain, rtol=1e-3, atol=1e-4)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from models.fuse import fold
-from models.layers import coarse
+from models.layers import coarse, fusion
 from models.layers.coarse import pointwise, with_levels
 from models.layers.common import Conv
 from models.layers.context import ASPP, RFB1, RFB2, ASPPs, PyramidPooling, WideC3SPP
@@ -83,10 +83,10 @@ def test_receptive_fields_reach_as_far_as_their_dilations():
 
 def test_channel_weights_of_one_half_are_added_or_multiplied():
     x = torch.rand(1, 4, 5, 3)
-    fusion = FFM(4, 4, is_cat=True)
-    nn.init.zeros_(fusion.channel_attention[3].weight)
-    fusion.eval()
-    torch.testing.assert_close(fusion([x[:, :1], x[:, 1:]]), 1.5 * fusion.convblk(x))
+    joined = FFM(4, 4, is_cat=True)
+    nn.init.zeros_(joined.channel_attention[3].weight)
+    joined.eval()
+    torch.testing.assert_close(joined([x[:, :1], x[:, 1:]]), 1.5 * joined.convblk(x))
     refine, attention = ARM(4, 4).eval(), Attention(4).eval()
     for block in (refine, attention):
         nn.init.zeros_(block.channel_attention[1].conv.weight)
@@ -160,7 +160,8 @@ def test_maps_keep_their_size_grow_from_one_pixel_or_join_corners():
 def both_ways(function, monkeypatch) -> tuple[torch.Tensor, torch.Tensor]:
     short = function()
     with monkeypatch.context() as patch:
-        patch.setattr(coarse, "applies", lambda x: False)
+        patch.setattr(coarse, "on_cpu", lambda x: False)
+        patch.setattr(fusion, "on_cpu", lambda x: False)
         plain = function()
     return short, plain
 
@@ -200,6 +201,15 @@ def test_short_cuts_have_the_gradients_of_the_plain_way(monkeypatch):
     torch.testing.assert_close(short, plain, rtol=1e-9, atol=1e-9)
 
 
+def test_channel_weights_go_into_the_classifier_for_each_image_of_a_batch(monkeypatch):
+    block, classify = FFM(6, 6, is_cat=False, k=3).double().eval(), nn.Conv2d(6, 4, 1).double()
+    x = torch.rand(3, 6, 5, 7).double()
+    assert block.channel_attention(x).std() > 0
+    short, plain = both_ways(lambda: block.classified(x, classify), monkeypatch)
+    torch.testing.assert_close(short, plain, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(plain, classify(block.weighed(x)))
+
+
 @pytest.mark.parametrize("size", [(32, 40), (33, 42), (35, 31), (4, 300)])
 def test_winograds_method_gives_the_plain_convolution(size):
     torch.manual_seed(0)
@@ -229,7 +239,11 @@ def test_wide_convolutions_take_the_short_way_in_inference_alone_and_follow_thei
         torch.testing.assert_close(block(x), plain(block, x), rtol=1e-4, atol=1e-4)
 
     check()
-    assert list(block._kernels) == [MIN_CHANNELS]
+    assert not block._kernels
+    with torch.no_grad():
+        block.conv, block.bn = fold(block.conv, block.bn), nn.Identity()
+    check()
+    assert list(block._kernels) == [MIN_CHANNELS]  # kept: a folded network is not trained any more
     with torch.no_grad():
         block.conv.weight.mul_(-2)
     check()
@@ -237,8 +251,7 @@ def test_wide_convolutions_take_the_short_way_in_inference_alone_and_follow_thei
         {**block.state_dict(), "conv.weight": 0.03 * torch.randn_like(block.conv.weight)}, assign=True
     )
     check()
-    other = copy.deepcopy(block)
-    assert not other._kernels
-    assert block.state_dict().keys() == Conv(4, 4).state_dict().keys()
+    assert not copy.deepcopy(block)._kernels
+    assert WideConv(4, 4).state_dict().keys() == Conv(4, 4).state_dict().keys()
     block.requires_grad_(True)
     assert not pays(x, block.conv.weight)

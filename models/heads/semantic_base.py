@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from models.heads.semantic import SemanticHead, semantic_row
-from models.layers.context import WideC3SPP
-from models.layers.csp import C3
+from models.layers.context import WideC3, WideC3SPP
 from models.plan import HEADS, Plan, Row
 from utils.core.contracts import Raw
 
@@ -26,7 +25,7 @@ class SegMaskBase(SemanticHead):
         super().__init__(num_classes)
         wide = int(1.5 * hidden)
         self.m = nn.Sequential(
-            C3(c1, hidden, repeats, shortcut),
+            WideC3(c1, hidden, repeats, shortcut),
             WideC3SPP(hidden, wide),
             nn.Dropout(0.1),
             nn.Conv2d(wide, num_classes, 3, padding=1, bias=False),

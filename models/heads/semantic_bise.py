@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from models.heads.semantic import SemanticHead, semantic_row
 from models.layers.common import Conv
 from models.layers.context import RFB2
 from models.layers.fusion import FFM, broadcast
+from models.layers.winograd import WideConv
 from models.plan import HEADS, Plan, Row
 from utils.core.contracts import Raw
 
@@ -36,8 +39,8 @@ class SegMaskBiSe(SemanticHead):
         self.m8 = nn.Sequential(Conv(fine, WIDTH))
         self.m16 = nn.Sequential(RFB2(middle, WIDTH, map_reduce=4, d=(2, 3)))
         self.m32 = nn.Sequential(RFB2(coarse, WIDTH, map_reduce=8, d=(2, 3), has_global=True))
-        self.up16 = nn.Sequential(Conv(WIDTH, WIDTH, 3))
-        self.up32 = nn.Sequential(Conv(WIDTH, WIDTH, 3))
+        self.up16 = nn.Sequential(WideConv(WIDTH, WIDTH))
+        self.up32 = nn.Sequential(WideConv(WIDTH, WIDTH))
         self.out = nn.Sequential(FFM(2 * WIDTH, 2 * WIDTH, k=3), nn.Dropout(0.1), nn.Conv2d(2 * WIDTH, num_classes, 1))
         self.aux16 = _auxiliary(num_classes)
         self.aux32 = _auxiliary(num_classes)
@@ -50,7 +53,10 @@ class SegMaskBiSe(SemanticHead):
         fine, middle, coarse = features
         from_coarse = broadcast(self.up32(self.m32(coarse)), middle, "bilinear")
         context = broadcast(self.up16(self.m16(middle) + from_coarse), fine, "bilinear")
-        raw = {"logits": self.out([self.m8(fine), context])}
-        if self.training:
-            raw |= {"aux16": self.aux16(context), "aux32": self.aux32(from_coarse)}
-        return raw
+        parts: Any = self.out
+        fusion, dropout, classify = parts
+        fused = fusion.convblk(torch.cat((self.m8(fine), context), dim=1))
+        if not self.training:
+            return {"logits": fusion.classified(fused, classify)}
+        logits = classify(dropout(fusion.weighed(fused)))
+        return {"logits": logits, "aux16": self.aux16(context), "aux32": self.aux32(from_coarse)}

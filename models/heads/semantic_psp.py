@@ -43,4 +43,5 @@ class SegMaskPSP(SemanticHead):
         block, pyramid, fusion, classify = parts
         levels = [m(x) for m, x in zip((self.m8, self.m16, self.m32), features, strict=True)]
         field = block.of_levels(levels)
-        return {"logits": classify(fusion.weighed(with_levels(fusion.convblk, field, pyramid.levels(field))))}
+        fused = with_levels(fusion.convblk, field, pyramid.levels(field))
+        return {"logits": fusion.classified(fused, classify)}

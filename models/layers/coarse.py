@@ -1,8 +1,7 @@
 """Convolutions over maps that were resized from coarser ones, done at the coarse size: the same numbers, less work.
 
 A convolution is linear, and so is bilinear resizing: the weights can be applied first. For a 1x1 convolution the two
-simply change places; a 3x3 one becomes nine 1x1 convolutions whose results are resized and shifted. On GPUs, where the
-plain way is one fast kernel, and while a model is exported, the plain way is taken.
+simply change places; a 3x3 one becomes nine 1x1 convolutions whose results are resized and shifted.
 """
 
 from __future__ import annotations
@@ -14,19 +13,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.layers.common import Conv
-from models.layers.fusion import broadcast
+from models.layers.fusion import broadcast, on_cpu
 from models.layers.winograd import WideConv
-
-
-def applies(x: Tensor) -> bool:
-    """Tell whether the detour is worth it."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
 def pointwise(block: Conv, maps: Sequence[Tensor]) -> Tensor:
     """Return what a 1x1 `Conv` gives for maps brought to the size of the first and joined, (B, c2, H, W)."""
     first = maps[0]
-    if not applies(first):
+    if not on_cpu(first):
         return block(torch.cat([broadcast(part, first, "bilinear") for part in maps], dim=1))
     weights = block.conv.weight.split([part.shape[1] for part in maps], dim=1)
     total = functional.conv2d(first, weights[0], block.conv.bias)
@@ -37,7 +31,7 @@ def pointwise(block: Conv, maps: Sequence[Tensor]) -> Tensor:
 
 def with_levels(block: WideConv, x: Tensor, levels: Sequence[Tensor]) -> Tensor:
     """Return what a 3x3 `Conv` gives for `x` (B, c, H, W) joined with small maps brought to its size, (B, c2, H, W)."""
-    if not applies(x):
+    if not on_cpu(x):
         return block(torch.cat([x, *(broadcast(level, x, "bilinear") for level in levels)], dim=1))
     _, *others = block.conv.weight.split([x.shape[1], *(level.shape[1] for level in levels)], dim=1)
     total = block.convolve(x) + _resized_after(levels, others, (x.shape[2], x.shape[3]))

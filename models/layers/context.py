@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from models.layers.coarse import pointwise
 from models.layers.common import Conv, PooledConv, plain_convolution
+from models.layers.csp import C3, Bottleneck
 from models.layers.fusion import broadcast
 from models.layers.pool import SPP
+from models.layers.winograd import WideConv
 from models.plan import LAYERS, Plan, Row, channel_plan, single_input
 
 
@@ -145,6 +147,22 @@ class ASPPs(ASPP):
     def dilated(self, c1: int, hidden: int, dilation: int) -> nn.Sequential:
         """Return a branch with dilation."""
         return nn.Sequential(Conv(c1, hidden), *plain_convolution(hidden, hidden, d=dilation))
+
+
+class WideBottleneck(Bottleneck):
+    """`Bottleneck` for large maps: its 3x3 convolution takes the shorter way where it pays."""
+
+    def __init__(self, channels: int, shortcut: bool) -> None:
+        super().__init__(channels, channels, shortcut, e=1.0)
+        self.cv2 = WideConv(channels, channels)
+
+
+class WideC3(C3):
+    """`C3` of such bottlenecks; not for grouped convolutions."""
+
+    def inner(self, hidden: int, n: int, shortcut: bool, g: int) -> nn.Module:
+        """Return `n` bottlenecks."""
+        return nn.Sequential(*(WideBottleneck(hidden, shortcut) for _ in range(n)))
 
 
 class WideC3SPP(nn.Module):

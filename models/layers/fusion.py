@@ -23,6 +23,11 @@ def broadcast(x: Tensor, like: Tensor, mode: str = "nearest") -> Tensor:
     return functional.interpolate(x, size=size, mode=mode)
 
 
+def on_cpu(x: Tensor) -> bool:
+    """Tell whether detours that save work pay: on GPUs the plain way is one fast kernel; exports keep it, too."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
 def _joined_plan(row: Row) -> Plan:
     return channel_plan(Row((sum(row.channels),), row.arguments, row.repeats, row.scale_width, row.scale_depth))
 
@@ -56,6 +61,16 @@ class FFM(nn.Module):
     def weighed(self, x: Tensor) -> Tensor:
         """Take (B, c2, H, W), return it times one plus its channel weights."""
         return x * (1 + self.channel_attention(x))
+
+    def classified(self, x: Tensor, classify: nn.Conv2d) -> Tensor:
+        """Return what a 1x1 convolution makes of the `weighed` map; outside training its weights take the factors."""
+        if self.training or not on_cpu(x):
+            return classify(self.weighed(x))
+        factors = 1 + self.channel_attention(x)  # (B, c2, 1, 1)
+        weights = classify.weight[:, :, 0, 0] * factors[:, None, :, 0, 0]  # (B, C, c2)
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H * W, c2), no copy in channels-last memory
+        logits = torch.matmul(pixels, weights.transpose(1, 2)).unflatten(1, (x.shape[2], x.shape[3]))
+        return (logits if classify.bias is None else logits + classify.bias).permute(0, 3, 1, 2)
 
 
 @LAYERS.register("ARM")

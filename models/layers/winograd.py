@@ -95,9 +95,15 @@ class WideConv(Conv):
         weight = self.conv.weight[:, : x.shape[1]]
         if not pays(x, self.conv.weight):
             return functional.conv2d(x, weight, self.conv.bias, padding=1)
+        return convolved(x, self._kernel(weight), self.conv.bias)
+
+    def _kernel(self, weight: Tensor) -> Tensor:
+        """Return the transformed kernel; a folded network, which is no longer trained, keeps it."""
+        if isinstance(self.bn, nn.BatchNorm2d):
+            return transformed(weight)
         own = self.conv.weight
         version = (id(own), own._version, own.data_ptr())
-        known = self._kernels.get(x.shape[1])
+        known = self._kernels.get(weight.shape[1])
         if known is None or known[0] != version:
-            known = self._kernels[x.shape[1]] = (version, transformed(weight))
-        return convolved(x, known[1], self.conv.bias)
+            known = self._kernels[weight.shape[1]] = (version, transformed(weight))
+        return known[1]

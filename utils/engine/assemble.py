@@ -141,9 +141,9 @@ def _network(task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig, ch
         architecture = with_semantic(architecture, settings.semantic, alone=not data.splits)
     per_level = None if hyp.anchors is None else round(hyp.anchors)
     network = build_network(architecture, anchors_per_level=per_level, head_names=_names(architecture, data))
-    if start.state is None:
+    if (state := start.state_for(network)) is None:
         return network
-    report = transfer(network, start.state, skip_anchors=bool(settings.cfg or per_level))
+    report = transfer(network, state, skip_anchors=bool(settings.cfg or per_level))
     LOGGER.info(f"{report} from {settings.weights or 'the published weights'}")
     if report.matched == 0:
         raise UserError(f"--weights {settings.weights}: none of its tensors fits --cfg {settings.cfg}")
