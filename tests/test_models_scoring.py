@@ -92,8 +92,8 @@ def test_augmentation_works_with_boxes_and_pixels_and_with_pixels_alone():
     assert logits_of(alone, images).shape == (2, 3, 8, 12)
     assert alone.specs["semantic"].names == alone.names == ("c0", "c1", "c2")
     classifier = classification_network(both.network, 2)
-    with pytest.raises(UserError, match=r"--augment is for models that find boxes or classes of pixels"):
-        augmented(NetworkRunner(classifier, CPU))
+    whole = augmented(NetworkRunner(classifier, CPU)).run(images).decoded["classify"]["probabilities"]
+    assert whole.shape == (2, 2) and torch.allclose(whole.sum(1), torch.ones(2))
 
 
 def test_ensembles_average_logits_at_the_size_of_the_largest():

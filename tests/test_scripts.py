@@ -121,7 +121,7 @@ def test_killed_and_resumed_ends_with_equal_bytes(uninterrupted, data, tmp_path,
         time.sleep(wait)  # a moment that no step of the run chooses
         run.send_signal(signal.SIGKILL)
     assert run.returncode == -signal.SIGKILL, "the run ended before it was killed"
-    script(program, "--resume", last, "--workers", workers)
+    script(program.split()[0], "--resume", last, "--workers", workers)
     assert same(weights(last), uninterrupted(program))
 
 
