@@ -14,7 +14,9 @@ from utils.core.contracts import Batch, EvalSettings, Geometry, HeadSpec, ImageI
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.settings import TrainSettings
+from utils.datasets import GENERATORS
 from utils.datasets.classes import open_class_loader
+from utils.datasets.generators.prepare import ensure
 from utils.losses import LOSSES
 from utils.metrics import EVALUATORS
 from utils.ops.crop import centre_square, jittered, random_area
@@ -127,7 +129,7 @@ def test_an_image_that_vanishes_is_grey_and_of_no_class(folder):
     loader = open_class_loader(request(folder, training=False))
     (folder / "val" / "A" / "0.png").unlink()
     batch = next(iter(loader.epoch(0)))
-    assert batch.classes.tolist() == [-1, 0, 1, 1] and batch.instances == 3
+    assert batch.classes.tolist() == [-1, 1, 0, 1] and batch.instances == 3
     assert (batch.images[0] == 114).all()
 
 
@@ -284,3 +286,18 @@ def test_a_wrong_normalisation_is_one_line(given):
     text = f"nc: 2\nnormalise: {given}\nbackbone:\n  - [-1, 1, Conv, [8]]\nhead:\n  - [-1, 1, Classify, [nc]]\n"
     with pytest.raises(UserError, match="`normalise:` must be"):
         read_architecture(text)
+
+
+def test_generated_class_folders_hold_as_many_pictures_as_asked_for_and_are_always_the_same(tmp_path):
+    generate = "{kind: shape-classes, train: 2, val: 1, size: 64}"
+    yaml = tmp_path / "s.yaml"
+    yaml.write_text(f"path: s\ntrain: train\nval: val\nformat: folders\nnames: [ring, star]\ngenerate: {generate}\n")
+    data = load_data(str(yaml))
+    ensure(data)
+    files = {path.relative_to(tmp_path).as_posix(): path for path in sorted((tmp_path / "s").rglob("*.jpg"))}
+    train = [f"s/train/{name}/shape_{i:06d}.jpg" for name in ("ring", "star") for i in (0, 1)]
+    assert list(files) == [*train, "s/val/ring/shape_000000.jpg", "s/val/star/shape_000000.jpg"]
+    recipe = GENERATORS.get("shape-classes")(data)
+    made = {f"s/{name}": content for step in range(recipe.steps) for name, content in recipe.make(step).items()}
+    assert made == {name: path.read_bytes() for name, path in files.items()} and len(set(made.values())) == 6
+    assert open_class_loader(request(yaml)).class_counts.tolist() == [2, 2]

@@ -58,17 +58,19 @@ def draw_grid(
     path: Path,
     decorate: Callable[[np.ndarray, int], None],
     below: Callable[[int], np.ndarray | None] = lambda width: None,
+    least_px: int = 1,
 ) -> None:
     """Write up to 16 images of `batch` as a mosaic to `path`; `decorate(tile, i)` draws on image i's BGR tile.
 
-    `below(width)` may make a strip that is put below.
+    `below(width)` may make a strip that is put below. Images smaller than `least_px` are enlarged.
     """
     count = min(len(batch), MAX_IMAGES)
     columns = int(np.ceil(count**0.5))
     rows = -(-count // columns)
     network_hw = (int(batch.images.shape[2]), int(batch.images.shape[3]))
     shrink = min(1.0, MAX_SIDE_PX / max(rows * network_hw[0], columns * network_hw[1]))
-    tile_hw = (round(network_hw[0] * shrink), round(network_hw[1] * shrink))
+    factor = max(shrink, least_px / min(network_hw)) if least_px > min(network_hw) else shrink
+    tile_hw = (round(network_hw[0] * factor), round(network_hw[1] * factor))
     mosaic = np.full((rows * tile_hw[0], columns * tile_hw[1], 3), 255, np.uint8)
     for i in range(count):
         tile = _tile(batch.images[i], tile_hw)

@@ -13,6 +13,7 @@ from utils.plots.draw import PALETTE_BGR, class_name, colour_of, draw_label
 from utils.plots.output import as_text, new_figure, save_figure
 
 NAMED_CLASSES = 30
+TILE_PX = 160  # room for a name
 _RIGHT, _WRONG = (60, 140, 30), (40, 40, 200)  # green, red
 
 
@@ -30,7 +31,7 @@ def draw_class_batch(batch: Batch, path: Path, names: Sequence[str], results: Se
             text = f"{class_name(names, found)} {float(probabilities[found]):.2f}"
         draw_label(tile, text[:40], (4, 4), colour, max(12, min(22, tile.shape[0] // 14)), line_px=0)
 
-    draw_grid(batch, path, decorate)
+    draw_grid(batch, path, decorate, least_px=TILE_PX)
 
 
 def draw_class_counts(loader: Loader, folder: Path, names: Sequence[str]) -> None:

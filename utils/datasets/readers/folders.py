@@ -22,8 +22,7 @@ from utils.datasets.places import images_in
 def read_folders(data: DataConfig, split: str) -> Listing:
     """Return the images of a split; an image's only label is its folder's class, with a box around everything."""
     names = data.label_names or data.names
-    images: list[str] = []
-    classes: list[int] = []
+    found: list[tuple[int, int, str]] = []  # place in its class, class, path
     places = data.split(split)
     for place in places:
         folders = class_folders(place)
@@ -31,18 +30,18 @@ def read_folders(data: DataConfig, split: str) -> Listing:
             raise UserError(f"{place / unknown[0]}: no class of {data.source} is called so (it has {_few(names)})")
         if missing := [name for name in names if name not in folders]:
             LOGGER.warning(f"{place}: no folder for {_few(missing)}")
-        for name in names:
-            found = sorted(images_in(folders[name], data.root)) if name in folders else []
-            if name in folders and not found:
+        for number, name in enumerate(names):
+            files = sorted(images_in(folders[name], data.root)) if name in folders else []
+            if name in folders and not files:
                 LOGGER.warning(f"{folders[name]}: no images in this folder")
-            images += found
-            classes += [names.index(name)] * len(found)
-    if not images:
+            found += [(position, number, path) for position, path in enumerate(files)]
+    if not found:
         wanted = " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
         raise UserError(
             f"{data.source}: no images ({wanted}) in folders of classes below {', '.join(map(str, places))}"
         )
-    numbers = np.array(classes, np.float32)
+    found.sort()  # one of each class after the other, so that any few of them show several
+    images, numbers = [path for _, _, path in found], np.array([number for _, number, _ in found], np.float32)
     key = hashlib.sha256("\n".join([*map(str, places), *names]).encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
     def label_of(image: int) -> ImageLabels:
