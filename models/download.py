@@ -24,6 +24,12 @@ KNOWN = {  # name -> (bytes, SHA-256) of release v7.0
 }
 
 
+def on_disk(text: str, download: bool) -> Path:
+    """Return the file `text`; an official name that is not on disk is fetched if `download` allows it."""
+    path = Path(text)
+    return fetch_official(path.name, path.parent) if download and not path.exists() else path
+
+
 def fetch_official(name: str, folder: Path) -> Path:
     """Return `folder/name`, fetched from YOLOv5's release page if it is not there.
 

@@ -121,6 +121,13 @@ def test_ctrl_c_saves_and_says_how_to_go_on(uninterrupted, data, tmp_path):
     assert same(weights(last), uninterrupted)
 
 
+def test_ctrl_c_while_a_program_is_still_loading_is_one_line(tmp_path):
+    (tmp_path / "tqdm.py").write_text("raise KeyboardInterrupt")  # as if it came while that module is imported
+    env = environment() | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command("val.py"), cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("", "error: interrupted\n") and done.returncode == -signal.SIGINT
+
+
 def test_a_finished_run_is_not_resumed(trained):
     text = script("train.py", "--resume", trained[0] / "weights" / "last.pt", status=2)
     assert "finished after 2 epochs" in text

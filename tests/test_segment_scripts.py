@@ -2,11 +2,12 @@
 
 import csv
 import json
+import os
 
 import cv2
 import numpy as np
 import pytest
-from helpers_run import results, script, tiny_data
+from helpers_run import ROOT, results, script, tiny_data
 
 TINY = ("--img", 64, "--batch", 4, "--workers", 0, "--epochs", 2)
 
@@ -47,8 +48,10 @@ def test_val_finds_what_training_found_and_so_do_two_processes(trained, data, tm
 
 
 def test_json_has_run_lengths_and_cocos_numbers_for_masks(trained, data, tmp_path):
-    options = ("--weights", trained / "weights" / "best.pt", "--data", data, "--img", 64, "--workers", 0)
+    written = f"./{os.path.relpath(data, ROOT)}"
+    options = ("--weights", trained / "weights" / "best.pt", "--data", written, "--img", 64, "--workers", 0)
     script("segment/val.py", *options, "--project", tmp_path, "--name", "j", "--noplots", "--save-json")
+    assert results(tmp_path / "j")["data"] == written
     rows = json.loads((tmp_path / "j" / "best_predictions.json").read_text())
     image = cv2.imread(str(data.parent / "tiny" / "images" / "val" / f"{rows[0]['image_id']}.jpg"))
     assert rows[0]["segmentation"]["size"] == list(image.shape[:2])

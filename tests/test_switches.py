@@ -124,6 +124,11 @@ def test_patience_ends_a_run_that_does_not_get_better(data, tmp_path):
     assert (folder / "results.json").is_file()
 
 
+def test_patience_does_not_count_epochs_that_nobody_scored(data, tmp_path):
+    _, rows = train(data, tmp_path, noval=True, nosave=True, patience=1, epochs=4)
+    assert len(rows) == 4
+
+
 def test_one_image_one_class_and_a_batch_of_sixteen(data, tmp_path):
     import cv2
     import numpy as np

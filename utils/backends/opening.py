@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from models.checkpoint import load_checkpoint, save_checkpoint
+from models.download import on_disk
 from utils.backends import BACKENDS
 from utils.core.contracts import Runner
 from utils.core.errors import UserError
@@ -67,7 +68,7 @@ def find_weights(weights: Sequence[str], download: bool = False, runs: Path = RU
     """Return the files that `--weights` names; empty means the newest best.pt under `runs`."""
     given = [text.strip() for text in weights if text.strip()]
     if given:
-        return [_find(text, download) for text in given]
+        return [on_disk(text, download) for text in given]
     found = newest(runs, "weights/best.pt")
     if found is None:
         how = "train one with `python train.py`" if runs == RUNS else "train one"
@@ -77,15 +78,6 @@ def find_weights(weights: Sequence[str], download: bool = False, runs: Path = RU
         )
     LOGGER.info(f"no --weights: the newest run's best, {found}")
     return [found]
-
-
-def _find(text: str, download: bool) -> Path:
-    path = Path(text)
-    if path.exists() or not download:
-        return path
-    from models.download import fetch_official
-
-    return fetch_official(path.name, path.parent)
 
 
 def _backend_of(paths: Sequence[Path]) -> Any:

@@ -13,6 +13,7 @@ from torch import nn
 
 from models.builder import build_network, read_architecture
 from models.checkpoint import Checkpoint, load_checkpoint
+from models.download import on_disk
 from models.network import Network
 from models.transfer import transfer
 from utils.core import dist
@@ -119,7 +120,7 @@ def _network(
     per_level = None if hyp.anchors is None else round(hyp.anchors)
     if not settings.weights:
         return build_network(read_architecture(settings.cfg or default_cfg), len(data.names), data.names, per_level)
-    start = load_checkpoint(weights_path(settings.weights, settings.download))
+    start = load_checkpoint(on_disk(settings.weights, settings.download))
     architecture = read_architecture(settings.cfg) if settings.cfg else start.network.architecture
     network = build_network(architecture, len(data.names), data.names, per_level)
     report = transfer(network, start.network.state_dict(), skip_anchors=bool(settings.cfg or per_level))
@@ -127,16 +128,6 @@ def _network(
     if report.matched == 0:
         raise UserError(f"--weights {settings.weights}: none of its tensors fits --cfg {settings.cfg}")
     return network
-
-
-def weights_path(text: str, download: bool) -> Path:
-    """Return the file `text`; an official name that is not on disk is fetched if `download` allows it."""
-    path = Path(text)
-    if not path.exists() and download:
-        from models.download import fetch_official
-
-        return fetch_official(path.name, path.parent)
-    return path
 
 
 def require_heads(task: str, needed: set[str], present: set[str], source: str = "") -> None:

@@ -125,7 +125,8 @@ def _finish_epoch(run: Run, numbers: dict[str, float], report: Report | None) ->
     if best:
         state.best_fitness, state.best_epoch = score, epoch
     state.epoch, state.step, state.loss_sums = epoch + 1, 0, {}
-    stop = settings.patience > 0 and epoch - state.best_epoch >= settings.patience
+    # epochs that nobody scored are no worse than the best one
+    stop = report is not None and 0 < settings.patience <= epoch - state.best_epoch
     if stop:
         LOGGER.info(f"no better result in {settings.patience} epochs (best was epoch {state.best_epoch + 1}); stopping")
     row = {column: numbers.get(name, float("nan")) for column, name in run.task.columns.items()}

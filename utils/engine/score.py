@@ -70,7 +70,7 @@ def score(task: Task, settings: ScoreSettings, open_subject: OpenSubject, draw_s
             return _study(task, settings, subject, data, device, folder, draw_study)
         report = _score_at(task, settings, subject, data, device, folder, _size(settings, subject))
         if dist.is_main():
-            about = {"weights": list(settings.weights), "data": str(data.source), "task": settings.task}
+            about = {"weights": list(settings.weights), "data": _data_name(settings, subject), "task": settings.task}
             write_results(folder / "results.json", report, about)
             LOGGER.info(f"results are in {folder}")
         return report.numbers
@@ -83,12 +83,17 @@ def _folder(settings: ScoreSettings) -> Path:
     return dist.made_by_main(lambda: run_folder(Path(settings.project), settings.name, settings.exist_ok))
 
 
+def _data_name(settings: ScoreSettings, subject: Subject) -> str:
+    """Return the data YAML as the user wrote it, here or when the checkpoint was trained."""
+    return str(settings.data or subject.meta.get("data") or "data/shapes.yaml")
+
+
 def _data(settings: ScoreSettings, subject: Subject) -> DataConfig:
     """Return the data to score on; it must have the classes the network knows."""
-    text = settings.data or subject.meta.get("data") or "data/shapes.yaml"
+    text = _data_name(settings, subject)
     if not settings.data:
         LOGGER.info(f"data: {text} (what {subject.name} was trained on)")
-    data = load_data(str(text))
+    data = load_data(text)
     data = data.single_class() if settings.single_cls else data
     for head, spec in subject.runner.specs.items():
         if spec.num_classes != data.num_classes and not settings.single_cls:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
+from torch.nn.functional import interpolate, softplus
 
 from utils.core.contracts import Batch, HeadSpec, Raw
 from utils.core.dist import sum_over_ranks
@@ -21,11 +22,12 @@ _CHUNK = 2**21  # mask pixels that are computed at a time
 
 
 class Pairs(NamedTuple):
-    """P pairs of a prediction and a labelled mask on all levels, ordered by image."""
+    """P pairs of a prediction and a labelled mask on all levels, ordered by label and so by image."""
 
     coefficients: Tensor  # (P, M)
     boxes_xyxy: Tensor  # (P, 4) pixels of the prototypes
     weights: Tensor  # (P,) what the sum over a mask's pixels is multiplied by
+    target: Tensor  # (P,) int64 row of the label in `Batch.boxes`
     truth: Tensor  # (P,) int64 number in the index map, or row of the masks
     counts: list[int]  # per image
 
@@ -40,8 +42,9 @@ class SegmentLoss(nn.Module):
     levels and divided by the images of all ranks (in evaluation mode of this one), so that ranks' terms add up.
 
     Masks are computed a few at a time, with their gradient, which is all that stays until the backward pass: memory
-    does not grow with the number of objects. How many pairs each image has is asked once per step, and the host waits
-    for a GPU there.
+    does not grow with the number of objects. On a CPU only the pixels of each label's box are computed; on a GPU whole
+    maps, many at a time, because small steps cost more there. How many pairs each image has is asked once per step, and
+    the host waits for a GPU there.
     """
 
     per_image = True
@@ -86,7 +89,7 @@ class SegmentLoss(nn.Module):
             held = torch.zeros(len(batch), device=image.device).index_add(0, level.image, level.valid.float())
             weights.append(1 / held.clamp(min=1)[level.image])
         chosen = valid.nonzero()[:, 0]
-        chosen = chosen[image[chosen].argsort(stable=True)]
+        chosen = chosen[target[chosen].argsort(stable=True)]  # labels are ordered by image, so pairs are, too
         image, target = image[chosen], target[chosen]
         boxes = batch.boxes.float()[target, 2:]
         # rows of one image stand together, so its first row tells the numbers of all
@@ -96,9 +99,45 @@ class SegmentLoss(nn.Module):
             coefficients=torch.cat(found.rows)[chosen, self.first :],
             boxes_xyxy=cxcywhn_to_xyxy(boxes, size_hw),
             weights=torch.cat(weights)[chosen] / (boxes[:, 2] * boxes[:, 3]) / (size_hw[0] * size_hw[1]),
+            target=target,
             truth=target - starts[image] + 1 if numbered else target,
             counts=torch.bincount(image, minlength=len(batch)).tolist(),
         )
+
+
+class Piece(NamedTuple):
+    """Pairs of one image that are computed together, and the part of the map that they are computed on."""
+
+    image: int
+    rows: slice
+    part: tuple[slice, slice]  # rows and columns of the map
+    same: bool  # all belong to one label, whose box is the part
+
+
+def by_label(pairs: Pairs, size_hw: tuple[int, int]) -> Iterator[Piece]:
+    """Yield all pairs label by label, each on the pixels of its box."""
+    counts = torch.unique_consecutive(pairs.target, return_counts=True)[1]
+    ends = counts.cumsum(0)
+    limit = torch.tensor([size_hw[1], size_hw[0]] * 2)
+    corners = pairs.boxes_xyxy[ends - 1].ceil().long().clamp(min=0).minimum(limit)  # a pixel's index lies inside
+    images = torch.arange(len(pairs.counts)).repeat_interleave(torch.tensor(pairs.counts))[ends - 1]
+    for image, end, count, (x1, y1, x2, y2) in zip(
+        images.tolist(), ends.tolist(), counts.tolist(), corners.tolist(), strict=True
+    ):
+        part = (slice(y1, y2), slice(x1, x2))
+        step = max(1, _CHUNK // max(1, (x2 - x1) * (y2 - y1)))
+        for first in range(end - count, end, step):
+            yield Piece(image, slice(first, min(first + step, end)), part, same=True)
+
+
+def by_image(pairs: Pairs, size_hw: tuple[int, int]) -> Iterator[Piece]:
+    """Yield all pairs image by image, on the whole map."""
+    step = max(1, _CHUNK // (size_hw[0] * size_hw[1]))
+    end = 0
+    for image, count in enumerate(pairs.counts):
+        start, end = end, end + count
+        for first in range(start, end, step):
+            yield Piece(image, slice(first, min(first + step, end)), (slice(None), slice(None)), same=False)
 
 
 class _MaskEntropy(torch.autograd.Function):
@@ -108,33 +147,39 @@ class _MaskEntropy(torch.autograd.Function):
     def forward(ctx: Any, prototypes: Tensor, coefficients: Tensor, pairs: Pairs, masks: Tensor) -> Tensor:
         """Return a scalar. `coefficients` are those of `pairs`: autograd does not look into tuples."""
         learning = any(ctx.needs_input_grad)
-        grad_prototypes = torch.zeros_like(prototypes, memory_format=torch.contiguous_format) if learning else None
+        maps = prototypes.permute(0, 2, 3, 1)  # how they lie in memory
+        grad_maps = torch.zeros_like(maps) if learning else None
         grad_coefficients = torch.zeros_like(coefficients) if learning else None
-        size_hw = (prototypes.shape[2], prototypes.shape[3])
-        step = max(1, _CHUNK // (size_hw[0] * size_hw[1]))
-        total, end = prototypes.new_zeros(()), 0
-        for image, count in enumerate(pairs.counts):
-            start, end = end, end + count
-            flat = prototypes[image].flatten(1)
-            for first in range(start, end, step):
-                rows = slice(first, min(first + step, end))
-                logits = coefficients[rows] @ flat
-                truth = pairs.truth[rows]
-                wanted = masks[truth] if masks.dtype == torch.bool else masks[image] == truth[:, None, None]
-                wanted = wanted.flatten(1).to(logits.dtype)
-                share = inside_boxes(pairs.boxes_xyxy[rows], size_hw).flatten(1) * pairs.weights[rows, None]
-                total += (binary_cross_entropy_with_logits(logits, wanted, reduction="none") * share).sum()
-                if grad_prototypes is not None and grad_coefficients is not None:
-                    slope = logits.sigmoid_().sub_(wanted).mul_(share)
-                    grad_coefficients[rows] = slope @ flat.T
-                    grad_prototypes[image].flatten(1).addmm_(coefficients[rows].T, slope)
+        size_hw = (maps.shape[1], maps.shape[2])
+        split = by_label if maps.device.type == "cpu" else by_image
+        total = maps.new_zeros(())
+        for piece in split(pairs, size_hw):
+            patch, rows = maps[piece.image][piece.part], piece.rows
+            flat = patch.reshape(-1, maps.shape[3])
+            logits = coefficients[rows] @ flat.T
+            wanted, share = _wanted(piece, pairs, masks, size_hw)
+            total += ((softplus(logits) - logits * wanted) * share).sum()
+            if grad_maps is not None and grad_coefficients is not None:
+                slope = logits.sigmoid_().sub_(wanted).mul_(share)
+                grad_coefficients[rows] = slope @ flat
+                grad_maps[piece.image][piece.part] += (slope.T @ coefficients[rows]).view_as(patch)
         if learning:
-            ctx.save_for_backward(grad_prototypes, grad_coefficients)
+            ctx.save_for_backward(grad_maps, grad_coefficients)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients that the forward pass made, times that of the result."""
-        prototypes, coefficients = ctx.saved_tensors
-        return prototypes * grad, coefficients * grad, None, None
+        maps, coefficients = ctx.saved_tensors
+        return (maps * grad).permute(0, 3, 1, 2), coefficients * grad, None, None
+
+
+def _wanted(piece: Piece, pairs: Pairs, masks: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return what the masks of a piece should be, and what each pixel counts: (k or 1, pixels) and (k, pixels or 1)."""
+    image, rows, part, same = piece
+    weights = pairs.weights[rows, None]
+    truth = pairs.truth[rows.start : rows.start + 1] if same else pairs.truth[rows]
+    chosen = masks[truth] if masks.dtype == torch.bool else masks[image] == truth[:, None, None]
+    wanted = chosen[:, *part].flatten(1).to(weights.dtype)
+    return wanted, weights if same else inside_boxes(pairs.boxes_xyxy[rows], size_hw).flatten(1) * weights
