@@ -34,6 +34,10 @@ MAY_IMPORT = {  # besides themselves; a new part gets a row here on purpose
         "utils/core", "utils/postprocess", "utils/plots", "utils/datasets", "utils/tasks", "utils/engine",
         "utils/backends",
     },
+    "utils/hub": {
+        "utils/core", "utils/ops", "utils/postprocess", "utils/plots", "utils/datasets", "utils/engine",
+        "utils/backends", "models",
+    },
 }  # fmt: skip
 SCRIPT_FOLDERS = ("", "segment", "classify")
 HEAVY = ("torch", "torchvision", "matplotlib", "pydantic", "hotcoco", "pycocotools", "albumentations", "wandb")
