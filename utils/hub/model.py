@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from utils.backends.opening import open_weights
-from utils.core.contracts import Decoded, EvalSettings, ImageInfo, Results, Runner
+from utils.core.contracts import Decoded, EvalSettings, Geometry, ImageInfo, Results, Runner
 from utils.core.device import select_device
 from utils.core.errors import UserError
 from utils.core.settings import MAX_IMAGE_PX
 from utils.core.timing import Stopwatch
 from utils.hub.detections import Detections
 from utils.hub.inputs import Picture, common_shape, pictures
+from utils.ops.crop import centre_square
 from utils.ops.letterbox import letterbox
 from utils.postprocess import POSTPROCESS
 
@@ -50,11 +51,11 @@ class Model:
     def __repr__(self) -> str:
         return f"Model({', '.join(self.runner.specs)}; {len(self.runner.names)} classes; {self.device})"
 
-    def __call__(self, images: Any, size: int | tuple[int, int] = 640, augment: bool = False) -> Any:
+    def __call__(self, images: Any, size: int | tuple[int, int] | None = None, augment: bool = False) -> Any:
         """Return the `Detections` of an image or a list of images, of any sizes and kinds mixed.
 
         A path, an address (only with `urls`), a PIL image, an RGB array (H, W, 3), a (3, H, W) tensor. `size` is the
-        longer side at which the network sees them. A (B, 3, H, W) tensor, uint8 or from 0 to 1, goes through as it is
+        longer side at which the network sees them (640, whole-image classifiers 224). A (B, 3, H, W) tensor, uint8 or from 0 to 1, goes through as it is
         and its decoded outputs come back, by the names of the heads.
         """
         if isinstance(images, Tensor) and images.ndim == 4:
@@ -62,7 +63,7 @@ class Model:
         watches = [Stopwatch(self.device) for _ in range(3)]
         with watches[0]:
             given = pictures(images, self.urls)
-            boxed, info = self._boxed(given, size)
+            boxed, info = self._boxed(given, self.usual_px if size is None else size)
         with watches[1]:
             decoded = self.raw(boxed, augment)
         with watches[2]:
@@ -84,24 +85,33 @@ class Model:
             self._augmented = augmented(self.runner)
         return self._augmented
 
+    @property
+    def usual_px(self) -> int:
+        """Return the size of the input where nobody says which."""
+        return max((spec.usual_px for spec in self.runner.specs.values()), default=640)
+
     def _boxed(self, given: Sequence[Picture], size: int | tuple[int, int]) -> tuple[Tensor, list[ImageInfo]]:
         """Return the images at one size as (B, 3, H, W) uint8 RGB, and where each came from."""
-        shape = self._shape([picture.bgr.shape[:2] for picture in given], size)
-        placed = [letterbox(picture.bgr, shape, auto=False, stride=self.stride) for picture in given]
-        pixels = np.stack([np.ascontiguousarray(image[:, :, ::-1]) for image, _ in placed])
-        info = [ImageInfo(i, given[i].name, geometry) for i, (_, geometry) in enumerate(placed)]
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2), info
+        images = [picture.bgr for picture in given]
+        boxed, geometries = fitted(images, self.shape_for([image.shape[:2] for image in images], size), self)
+        return boxed, [ImageInfo(i, given[i].name, geometry) for i, geometry in enumerate(geometries)]
 
-    def _shape(self, sizes_hw: Sequence[Any], size: int | tuple[int, int]) -> tuple[int, int]:
+    def shape_for(self, sizes_hw: Sequence[Any], size: int | tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) at which images of these sizes go through the network together."""
         if self.runner.fixed_hw is not None:
             return self.runner.fixed_hw
         sides = (size, size) if isinstance(size, int) else tuple(size)
         if len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= MAX_IMAGE_PX for side in sides):
             raise UserError(f"size {size!r}: a number of pixels up to {MAX_IMAGE_PX}, or height and width")
-        if isinstance(size, int):
+        if isinstance(size, int) and not self._square:
             return common_shape(sizes_hw, size, self.stride)
         height, width = (-(-side // self.stride) * self.stride for side in sides)
         return height, width
+
+    @property
+    def _square(self) -> bool:
+        """Tell whether the network sees the middle square of images."""
+        return any(spec.fit == "centre" for spec in self.runner.specs.values())
 
     @torch.inference_mode()
     def _results(self, decoded: dict[str, Decoded], info: Sequence[ImageInfo]) -> list[Results]:
