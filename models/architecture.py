@@ -10,11 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from models.heads.torchvision import classifier_names
 from utils.core.errors import UserError
 from utils.core.yaml_file import parse_yaml, read_yaml
 
 CONFIGS = Path(__file__).parent / "configs"
 MULTIPLES = ("depth_multiple", "width_multiple")
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # behaviour.md 4.12
 _FAMILY_KEYS = ("base", "pattern", "scale", "scales", "rows")  # resolved away here
 
 
@@ -45,11 +47,13 @@ def _with_base(values: dict[str, Any], source: str) -> dict[str, Any]:
         raise UserError(f"{source}: `base: {stem}`: no such family in models/configs")
     merged = {**copy.deepcopy(_family(stem)), **values}
     rows = [*merged["backbone"], *merged["head"]]
-    for index, row in (values.get("rows") or {}).items():
-        if not isinstance(index, int) or not 0 <= index < len(rows):
-            raise UserError(f"{source}: `rows:` replaces row {index!r}; {stem} has rows 0 to {len(rows) - 1}")
-        rows[index] = row
     split = len(merged["backbone"])
+    for index, row in sorted((values.get("rows") or {}).items(), key=lambda entry: str(entry[0]).zfill(9)):
+        if not isinstance(index, int) or not 0 <= index <= len(rows):
+            raise UserError(f"{source}: `rows:` replaces row {index!r}; {stem} has rows 0 to {len(rows) - 1}")
+        rows[index : index + 1] = [row]  # the one after the last is added
+    while rows and rows[-1] is None:  # `24: null` takes the last row away
+        rows.pop()
     merged["backbone"], merged["head"] = rows[:split], rows[split:]
     del merged["base"]
     return merged
@@ -75,11 +79,25 @@ def read_architecture(source: str | Path | dict[str, Any], scale: str | None = N
         return _resolved(read_yaml(path, "model YAML"), text, path.stem, scale)
     name = re.sub(r"\.ya?ml$", "", path.name.strip())
     if name not in known_names():
+        if _is_torchvisions(name):
+            return _resolved(_torchvision(name), name, name, None)
         near = difflib.get_close_matches(name, known_names(), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else f" (known: {', '.join(known_names())})"
         raise UserError(f"{text}: no such model YAML, nor a model of that name{hint}")
     stem, found_scale = known_names()[name]
     return _resolved(_family(stem), f"{stem}.yaml", name, scale or found_scale)
+
+
+def _is_torchvisions(name: str) -> bool:
+    try:
+        return name in classifier_names()
+    except UserError:  # the package is not there; then the name is simply unknown
+        return False
+
+
+def _torchvision(name: str) -> dict[str, Any]:
+    """Return the description of a network that is torchvision's as a whole."""
+    return {"nc": 1000, "normalise": IMAGENET, "backbone": [], "head": [[-1, 1, "Torchvision", [name, "nc"]]]}
 
 
 def _resolved(values: dict[str, Any], source: str, name: str | None, scale: str | None) -> dict[str, Any]:
@@ -121,14 +139,29 @@ def _check_keys(values: dict[str, Any], source: str) -> None:
     for key in ("backbone", "head"):
         if not isinstance(values.get(key), list):
             raise UserError(f"{source}: the key `{key}:` with a list of rows is missing")
-    for key, default in (("nc", None), ("ch", 3), ("channel_multiple", 8)):
+    for key, default in (("nc", values.get("n_segcls")), ("ch", 3), ("channel_multiple", 8)):
         value = values.setdefault(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1_000_000:
             raise UserError(f"{source}: `{key}: {value}` must be a whole number from 1 up")
     if "anchors" in values:
         _check_anchors(values["anchors"], source)
+    if "normalise" in values:
+        _check_normalise(values["normalise"], values["ch"], source)
+    dropout = values.get("dropout", 0.0)
+    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise UserError(f"{source}: `dropout: {dropout}` must be a share from 0 to below 1")
     if not isinstance(values.get("activation", ""), str):
         raise UserError(f"{source}: `activation: {values['activation']}` must be a name like nn.LeakyReLU(0.1)")
+
+
+def _check_normalise(given: Any, channels: int, source: str) -> None:
+    """Raise unless `given` has a mean and a deviation above 0 for each channel."""
+    right = isinstance(given, dict) and given.keys() == {"mean", "std"}
+    for values in given.values() if right else ():
+        numbers = isinstance(values, (list, tuple)) and all(type(value) in (int, float) for value in values)
+        right = right and numbers and len(values) == channels and all(map(math.isfinite, values))
+    if not right or min(given["std"]) <= 0:
+        raise UserError(f"{source}: `normalise:` must be {{mean: [...], std: [...]}}, {channels} numbers each")
 
 
 def _check_anchors(anchors: Any, source: str) -> None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.architecture import read_architecture
+from models.architecture import IMAGENET, read_architecture
+from models.classes import head_kinds, settle_classes
 from models.layers.activations import parse_activation
 from models.layers.common import set_activation
 from models.network import INPUT, Network, Route
-from models.plan import HEADS, LAYERS, Plan, Row
+from models.plan import Plan, Row, find_kind
 from utils.core.errors import UserError
 
-__all__ = ["build_network", "classification_network", "read_architecture", "round_up"]
+__all__ = [
+    "build_network", "classification_network", "classifier_description", "read_architecture",
+    "round_up",
+]  # fmt: skip
 
 PROBE_PX = 256  # size of the empty image that measures strides (behaviour.md 1.3)
 MAX_REPEATS, MAX_CHANNELS = 1000, 1_000_000
@@ -67,29 +71,30 @@ def build_network(
     names: Sequence[str] | None = None,
     anchors_per_level: int | None = None,
     channels: int | None = None,
+    head_names: Mapping[str, Sequence[str]] | None = None,
 ) -> Network:
     """Return a fresh network for `architecture` (see `read_architecture`), ready for training.
 
-    `num_classes` replaces the description's `nc`; `anchors_per_level` its anchors by that many placeholders, to be
-    learned; `channels` its `ch`. A description that cannot be built raises UserError naming file and row.
+    `num_classes` and `names` are the main head's: the one with anchors if there is one, else the first. `head_names`
+    replaces classes and names of any head by its name; without it the description's own count. `anchors_per_level`
+    replaces the description's anchors by that many placeholders, to be learned; `channels` its `ch`. A description
+    that cannot be built raises UserError naming file and row.
     """
     description = read_architecture(architecture)
     source = description["source"]
     description.pop("fused", None)  # says how weights are stored, not what the network is
-    for key, value in (("nc", num_classes), ("anchors", anchors_per_level), ("ch", channels)):
-        if value is not None:
-            description[key] = value
-    names = tuple(str(i) for i in range(description["nc"])) if names is None else tuple(names)
-    if len(names) != description["nc"]:  # names of another data set
-        raise UserError(f"{source}: {description['nc']} classes, but {len(names)} names")
     rows = [*description["backbone"], *description["head"]]
     if not rows:
         raise UserError(f"{source}: no rows, nothing to build")
+    for key, value in (("anchors", anchors_per_level), ("ch", channels)):
+        if value is not None:
+            description[key] = value
+    classes = settle_classes(description, head_kinds(rows), num_classes, names, head_names)
     layers, routes = _build_rows(description, rows, source)
     _initialize(nn.ModuleList(layers), description, source)
     strides = _measure(layers, routes, rows, description["ch"], source)
     stride = _set_up_heads(layers, routes, strides, rows, source)
-    return Network(layers, routes, names, {**description, "source": source.replace("\\", "/").split("/")[-1]}, stride)
+    return Network(layers, routes, classes, {**description, "source": source.replace("\\", "/").split("/")[-1]}, stride)
 
 
 def _fault(source: str, index: int, rows: list[Any], text: object) -> UserError:
@@ -126,7 +131,7 @@ def _build_rows(description: dict[str, Any], rows: list[Any], source: str) -> tu
         widths.append(width)
     heads = [str(layer.name) for layer, width in zip(layers, widths, strict=True) if width == 0]
     if not heads:
-        raise UserError(f"{source}: no head (Detect, Segment, Classify) in the last rows, nothing comes out")
+        raise UserError(f"{source}: no head (Detect, Segment, Classify, SegMask…) among the rows, nothing comes out")
     if repeated := {name for name in heads if heads.count(name) > 1}:
         raise UserError(f"{source}: the head {sorted(repeated)[0]!r} stands twice")
     return layers, routes
@@ -139,16 +144,16 @@ def _build_row(
         raise ValueError("a row is [from, number, module, [arguments]]")
     origin, repeats, word, arguments = written
     sources = _sources(origin, index, widths)
-    kind = _kind(word)
+    kind = find_kind(word)
     channels = tuple(image_channels if source == INPUT else widths[source] for source in sources)
     values = tuple(words.value(argument) for argument in arguments)
     is_head = hasattr(kind, "decode")
     if is_head:
-        if missing := {"nc", "anchors"} & {value for value in values if isinstance(value, str)}:
+        if missing := {"nc", "anchors", "n_segcls"} & {value for value in values if isinstance(value, str)}:
             raise ValueError(f"needs the key `{sorted(missing)[0]}:`, which is missing")
         values = tuple(_expanded(value, len(sources)) if given == "anchors" else value
                        for given, value in zip(arguments, values, strict=True))  # fmt: skip
-    plan: Plan = kind.plan(Row(channels, values, words.repeats(repeats), words.channels))
+    plan: Plan = kind.plan(Row(channels, values, words.repeats(repeats), words.channels, words.repeats))
     if not is_head and plan.out_channels < 1:
         raise ValueError("no channels would come out")
     copies = [kind(*plan.arguments) for _ in range(plan.copies)]
@@ -180,20 +185,13 @@ def _sources(origin: Any, index: int, widths: list[int]) -> tuple[int, ...]:
     return tuple(sources)
 
 
-def _kind(word: Any) -> Any:
-    """Return the class a row names: a layer, or a head under its name in lower case."""
-    if not isinstance(word, str):
-        raise ValueError(f"the third entry is the name of a module, not {word!r}")
-    if word not in LAYERS and word.lower() in HEADS and word != word.lower():
-        return HEADS.get(word.lower())
-    return LAYERS.get(word)
-
-
 def _initialize(layers: nn.ModuleList, description: dict[str, Any], source: str) -> None:
     """Give every normalisation YOLOv5's settings, and blocks the description's activation."""
     for module in layers.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps, module.momentum = 1e-3, 0.03
+        elif isinstance(module, nn.Dropout) and "dropout" in description:
+            module.p = float(description["dropout"])
     for key in ("activation", "csp_activation"):
         try:
             factory = parse_activation(description.get(key) or "nn.SiLU")
@@ -223,7 +221,9 @@ def _measure(
     device = next((p.device for layer in layers for p in layer.parameters()), torch.device("cpu"))
     image = torch.zeros(1, channels, PROBE_PX, PROBE_PX, device=device)
     for index, (layer, route) in enumerate(zip(layers, routes, strict=True)):
-        inputs: list[Any] = [image if s == INPUT else sizes[s] for s in route.sources]
+        px = getattr(layer, "fixed_px", 0)
+        seen = image.new_zeros(1, channels, px, px) if px else image
+        inputs: list[Any] = [seen if s == INPUT else sizes[s] for s in route.sources]
         training = layer.training
         try:
             with torch.no_grad():
@@ -241,8 +241,9 @@ def _measure(
 def _set_up_heads(
     layers: list[nn.Module], routes: list[Route], strides: list[tuple[float, ...]], rows: list[Any], source: str
 ) -> int:
-    """Tell every head the strides of its inputs; return the largest one."""
-    largest = 1
+    """Tell every head the strides of its inputs; return the largest one of any row, which images must be divisible by."""
+    whole = [int(row[0]) for row in strides if row and row[0] == row[1] == int(row[0])]
+    largest = max(whole, default=1)
     for index, (layer, route) in enumerate(zip(layers, routes, strict=True)):
         if strides[index]:
             continue
@@ -255,26 +256,32 @@ def _set_up_heads(
                 )
             levels.append(int(down))
         head: Any = layer
-        head.set_up(tuple(levels))
-        largest = max(largest, *levels)
+        try:
+            head.set_up(tuple(levels))
+        except ValueError as error:
+            raise _fault(source, index, rows, error) from error
     return largest
 
 
-def classification_network(
-    network: Network, num_classes: int, names: Sequence[str] | None = None, cutoff: int = 10, dropout: float = 0.0
-) -> Network:
-    """Return a classifier from the first layers of a detector (behaviour.md 1.5), sharing no memory with it.
+def classifier_description(description: dict[str, Any], cutoff: int = 10) -> dict[str, Any]:
+    """Return the description of a classifier made of the first rows of a detector's (behaviour.md 1.5).
 
-    Layers 0 to cutoff-2 are kept with their weights; layer cutoff-1 is replaced by a class head on its input.
+    Rows 0 to cutoff-2 are kept; row cutoff-1 is replaced by a class head on its input.
     """
-    description = copy.deepcopy(network.architecture)
+    description = copy.deepcopy(description)
     rows = [*description["backbone"], *description["head"]]
     if not 2 <= cutoff < len(rows):
         raise UserError(f"{description['source']}: cannot cut a network of {len(rows)} rows after row {cutoff}")
-    head = [rows[cutoff - 1][0], 1, "Classify", ["nc", 1, 1, "None", 1, dropout]]
-    description |= {"backbone": rows[: cutoff - 1], "head": [head], "nc": num_classes}
-    description |= {"name": f"{description['name']}-cls"}
-    classifier = build_network(description, num_classes, names)
+    head = [rows[cutoff - 1][0], 1, "Classify", ["nc"]]
+    description |= {"backbone": rows[: cutoff - 1], "head": [head], "normalise": IMAGENET}
+    return description | {"name": f"{description['name']}-cls"}
+
+
+def classification_network(
+    network: Network, num_classes: int, names: Sequence[str] | None = None, cutoff: int = 10
+) -> Network:
+    """Return a classifier from the first layers of a detector, weights and all, sharing no memory with it."""
+    classifier = build_network(classifier_description(network.architecture, cutoff), num_classes, names)
     own = classifier.state_dict()
     kept = {k: v for k, v in network.state_dict().items() if k in own and int(k.split(".")[1]) < cutoff - 1}
     classifier.load_state_dict({**own, **kept})

@@ -37,10 +37,21 @@ def fold(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> nn.Conv2d:
 
 
 def fuse(network: Network) -> Network:
-    """Return a copy for inference whose `Conv` blocks hold no normalisation; the original stays as it is.
+    """Return a copy for inference whose convolutions hold no normalisation; the original stays as it is.
 
-    Normalisation that follows something else than a `Conv`'s convolution (BottleneckCSP, MixConv2d) stays.
+    Those are `Conv` blocks, and pairs that follow each other in a Sequential. Normalisation after something else
+    (BottleneckCSP, MixConv2d) stays.
     """
+    fused = fuse_blocks(network)
+    with torch.no_grad():
+        for block in fused.modules():
+            if isinstance(block, nn.Sequential):
+                _fold_pairs(block)
+    return fused
+
+
+def fuse_blocks(network: Network) -> Network:
+    """Return a copy in which `Conv` blocks alone are folded: YOLOv5's and its forks' folded files are so."""
     fused = copy.deepcopy(network)
     with torch.no_grad():
         for block in fused.modules():
@@ -49,3 +60,12 @@ def fuse(network: Network) -> Network:
                 block.bn = nn.Identity()
     fused.architecture = {**fused.architecture, "fused": True}
     return fused
+
+
+def _fold_pairs(block: nn.Sequential) -> None:
+    """Fold normalisation that directly follows a convolution into it; the places in the sequence stay."""
+    for index in range(len(block) - 1):
+        convolution, normalisation = block[index], block[index + 1]
+        if isinstance(convolution, nn.Conv2d) and isinstance(normalisation, nn.BatchNorm2d):
+            block[index] = fold(convolution, normalisation)
+            block[index + 1] = nn.Identity()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from models.classes import main_head
 from utils.core.contracts import Decoded, HeadSpec, Raw
 
 INPUT = -1  # as a source: the images
@@ -25,23 +26,35 @@ class Route:
 class Network(nn.Module):
     """Layers in a row with routes between them. Heads are the layers whose class is in `HEADS`, wherever they stand.
 
-    `names` are the classes', `stride` is the largest of any head, `architecture` rebuilds the network
-    (`build_network`), without its weights.
+    `task` is the name of the main head, which says what the network is for. `class_names` are by head, `names` those of the main one; images must be divisible by `stride`; `architecture`
+    rebuilds the network (`build_network`), without its weights.
     """
 
     def __init__(
-        self, layers: Sequence[nn.Module], routes: Sequence[Route], names: tuple[str, ...],
+        self, layers: Sequence[nn.Module], routes: Sequence[Route], class_names: Mapping[str, tuple[str, ...]],
         architecture: dict[str, Any], stride: int,
     ) -> None:  # fmt: skip
         super().__init__()
         self.model = nn.ModuleList(layers)
         self.routes = tuple(routes)
-        self.names, self.architecture, self.stride = tuple(names), architecture, stride
+        self.class_names, self.architecture, self.stride = dict(class_names), architecture, stride
+        for name, values in architecture.get("normalise", {}).items():  # constants: not part of the weights
+            self.register_buffer(f"_{name}", torch.tensor(values).view(-1, 1, 1), persistent=False)
         self._head_rows = {str(layer.name): i for i, layer in enumerate(layers) if hasattr(layer, "decode")}
+        self.task = str(main_head(list(self.heads.values())).name)
+        self.names = self.class_names[self.task]
         last_use = {source: row for row, route in enumerate(self.routes) for source in route.sources}
         self._finished = tuple(
             tuple(source for source, last in last_use.items() if last == row) for row in range(len(self.routes))
         )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Network:
+        """Move or convert everything; constants are made anew, so that half precision and back leaves no trace."""
+        super()._apply(fn, recurse)
+        for name, values in self.architecture.get("normalise", {}).items():
+            buffer = getattr(self, f"_{name}")
+            setattr(self, f"_{name}", torch.tensor(values, dtype=buffer.dtype, device=buffer.device).view(-1, 1, 1))
+        return self
 
     @property
     def heads(self) -> dict[str, Any]:
@@ -51,15 +64,21 @@ class Network(nn.Module):
     @property
     def specs(self) -> dict[str, HeadSpec]:
         """Return what losses and post-processing need of each head."""
-        return {name: head.spec for name, head in self.heads.items()}
+        return {name: replace(head.spec, names=self.class_names[name]) for name, head in self.heads.items()}
 
     @property
-    def task(self) -> str:
-        """Return the name of the first head, which says what the network is for."""
-        return next(iter(self._head_rows), "")
+    def fixed_hw(self) -> tuple[int, int] | None:
+        """Return the only input size the network takes, None where any multiple of the stride will do."""
+        sizes = [px for layer in self.model if (px := getattr(layer, "fixed_px", 0))]
+        return (sizes[0], sizes[0]) if sizes else None
 
     def forward(self, images: Tensor) -> dict[str, Raw]:
-        """Take (B, 3, H, W) floats in [0, 1] with H and W multiples of `stride`; return raw tensors by head name."""
+        """Take (B, 3, H, W) floats in [0, 1] with H and W multiples of `stride`; return raw tensors by head name.
+
+        What the description says of `normalise` (mean and deviation per channel) is done here.
+        """
+        if "normalise" in self.architecture:
+            images = (images - self._mean) / self._std
         kept: dict[int, Tensor] = {INPUT: images}
         raw: dict[str, Raw] = {}
         for row, (layer, route) in enumerate(zip(self.model, self.routes, strict=True)):

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.architecture import IMAGENET
 from models.builder import build_network
-from models.fuse import fuse
+from models.fuse import fuse, fuse_blocks
 from models.network import Network
 from models.plan import HEADS, LAYERS
 from models.unpickle import Record
@@ -105,8 +106,10 @@ def network_from(content: dict[str, Any], source: str) -> tuple[Network, dict[st
     with torch.random.fork_rng(devices=[]):  # weights come from the file: drawing them must not move the run's numbers
         network = build_network(description, num_classes, names, _anchors_per_level(layers))
     if _is_fused(root):
-        network = fuse(network)
+        network = fuse_blocks(network)
     load_state(network, state)
+    if _is_fused(root):
+        network = fuse(network)  # what these files leave unfolded
     _adopt_anchors(network)
     return network, _meta(content)
 
@@ -124,10 +127,7 @@ def _rows_of(root: _Module) -> list[_Module]:
 
 def _refuse_unknown(root: _Module) -> None:
     kinds = {m.word: m.record.name.module for m in _walk(root) if m.record.name.module.startswith("models")}
-    semantic = sorted(kind for kind in kinds if kind.startswith("SegMask"))
-    if semantic:
-        raise UserError(f"a multiyolov5 network with the semantic head {semantic[0]}, which is not supported yet")
-    known = {*LAYERS.names(), *(name.capitalize() for name in HEADS.names()), *_NETWORKS, *_INSIDE}
+    known = {*LAYERS.names(), *(HEADS.get(name).__name__ for name in HEADS.names()), *_NETWORKS, *_INSIDE}
     if unknown := sorted(kinds.keys() - known):
         raise UserError(f"its network has layers that YOLOv5 does not have: {', '.join(unknown)[:200]}")
 
@@ -234,7 +234,7 @@ def _classifier(layers: list[_Module], source: str) -> dict[str, Any]:
         repeats, arguments = _ROWS[layer.word](layer)
         rows.append([origin, repeats, layer.word, arguments])
     fixed = {"depth_multiple": 1.0, "width_multiple": 1.0, "channel_multiple": 1, "exempt_output_width": False}
-    return {**fixed, "nc": 1, "backbone": rows, "head": [], "name": source.rsplit(".", 1)[0], "source": source}
+    return {**fixed, "normalise": IMAGENET, "nc": 1, "backbone": rows, "head": [], "name": source.rsplit(".", 1)[0], "source": source}
 
 
 def _conv(module: _Module, *path: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class Row:
     arguments: tuple[Any, ...]
     repeats: int  # after scaling
     scale_width: Callable[[int], int]  # written channels -> channels of this model size
+    scale_depth: Callable[[int], int] = int  # written repeats -> repeats of this model size
 
 
 @dataclass(frozen=True)
@@ -63,3 +64,15 @@ def repeat_plan(row: Row) -> Plan:
 def same_plan(row: Row) -> Plan:
     """Plan a class that keeps the number of channels and takes its arguments as they are written."""
     return Plan(row.arguments, single_input(row), copies=row.repeats)
+
+
+def find_kind(word: Any) -> Any:
+    """Return the class that a row's third entry names: a layer, or a head under its name in lower case.
+
+    What is no word raises ValueError, an unknown one UserError.
+    """
+    if not isinstance(word, str):
+        raise ValueError(f"the third entry is the name of a module, not {word!r}")
+    if word not in LAYERS and word.lower() in HEADS and word != word.lower():
+        return HEADS.get(word.lower())
+    return LAYERS.get(word)

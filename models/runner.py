@@ -19,11 +19,10 @@ def to_input(images: Tensor, device: torch.device, dtype: torch.dtype = torch.fl
 class NetworkRunner:
     """Run `network` where it is, in the autocast type `mixed` if one is given."""
 
-    fixed_hw: tuple[int, int] | None = None
-
     def __init__(self, network: Network, device: torch.device, mixed: torch.dtype | None = None) -> None:
         self.network, self.device, self.mixed = network, device, mixed
         self.specs, self.names, self.stride = network.specs, network.names, network.stride
+        self.fixed_hw = network.fixed_hw
 
     @torch.inference_mode()
     def run(self, images: Tensor) -> Outputs:

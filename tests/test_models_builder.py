@@ -92,6 +92,9 @@ def test_classifier_has_the_published_counts(name):
     with torch.device("meta"):
         network = classification_network(build_network(read_architecture(name)), 1000)
     check(network, 224, CLASSIFICATION[name])
+    by_name = empty(f"{name}-cls")
+    assert by_name.state_dict().keys() == network.state_dict().keys()
+    check(by_name, 224, CLASSIFICATION[name])
 
 
 def test_layers_of_yolov5s_have_the_published_parameters():
@@ -116,6 +119,9 @@ def test_every_architecture_runs_and_decodes(name):
     for index, stride in enumerate(spec.strides):
         assert raw[head][f"level{index}"].shape == (1, 3, side // stride, side // stride, columns)
     decoded = network.decode(raw)[head]
+    if head == "classify":
+        assert decoded["probabilities"].shape == (1, 3) and not decoded["probabilities"].isnan().any()
+        return
     assert decoded["predictions"].shape == (1, 3 * cells, columns)
     assert not decoded["predictions"].isnan().any()
     if head == "segment":

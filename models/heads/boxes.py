@@ -44,6 +44,7 @@ class BoxHead(nn.Module):
 
     name = "boxes"
     takes_list = True
+    classes_key = "nc"  # of the model YAML
     anchors: Tensor
 
     def __init__(

@@ -10,6 +10,24 @@ from models.plan import HEADS, Plan, Row
 from utils.core.contracts import Decoded, HeadSpec, Raw
 
 HIDDEN = 1280  # channels before the linear layer, for every model size
+USUAL_PX = 224
+
+
+class ClassHead(nn.Module):
+    """What heads have in common that name the class of a whole image."""
+
+    name = "classify"
+    classes_key = "nc"  # of the model YAML
+    num_classes: int
+
+    def decode(self, raw: Raw) -> Decoded:
+        """Return probabilities (B, C) that sum to one."""
+        return {"probabilities": raw["logits"].float().softmax(dim=-1)}
+
+    @property
+    def spec(self) -> HeadSpec:
+        """Return what losses and post-processing need."""
+        return HeadSpec(self.name, self.num_classes, fit="centre", usual_px=USUAL_PX)
 
 
 def _plan(row: Row) -> Plan:
@@ -19,13 +37,12 @@ def _plan(row: Row) -> Plan:
 
 
 @HEADS.register("classify")
-class Classify(nn.Module):
+class Classify(ClassHead):
     """Convolution to 1280 channels, global mean, dropout, linear layer.
 
     `hidden` 0 gives the form of YOLOv5 up to v6.1: the global mean of each input, then one convolution with bias.
     """
 
-    name = "classify"
     takes_list = True
     plan = staticmethod(_plan)
 
@@ -56,12 +73,3 @@ class Classify(nn.Module):
             return {"logits": self.conv(pooled).flatten(1)}
         joined = features[0] if len(features) == 1 else torch.cat(features, dim=1)
         return {"logits": self.linear(self.drop(self.pool(self.conv(joined)).flatten(1)))}
-
-    def decode(self, raw: Raw) -> Decoded:
-        """Return probabilities (B, C) that sum to one."""
-        return {"probabilities": raw["logits"].float().softmax(dim=-1)}
-
-    @property
-    def spec(self) -> HeadSpec:
-        """Return what losses and post-processing need."""
-        return HeadSpec(self.name, self.num_classes)

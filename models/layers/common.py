@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.plan import LAYERS, Plan, Row, channel_plan, same_plan, single_input
 
@@ -66,6 +67,30 @@ class DWConv(Conv):
 
     def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, d: int = 1, act: Any = True) -> None:
         super().__init__(c1, c2, k, s, g=math.gcd(c1, c2), d=d, act=act)
+
+
+class PooledNorm(nn.BatchNorm2d):
+    """Batch normalisation of global means. A batch of one image has one value per channel: it uses what is known."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take and return (B, c, H, W)."""
+        if self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
+            return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
+class PooledConv(Conv):
+    """1x1 `Conv` of global means, which trains with a single image, too."""
+
+    def __init__(self, c1: int, c2: int, act: Any = True) -> None:
+        super().__init__(c1, c2, act=act)
+        self.bn = PooledNorm(c2)
+
+
+def plain_convolution(c1: int, c2: int, k: int = 3, d: int = 1) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Return convolution, normalisation and activation as members of a Sequential, which are numbered there."""
+    convolution = nn.Conv2d(c1, c2, k, padding=same_padding(k, d), dilation=d, bias=False)
+    return convolution, nn.BatchNorm2d(c2), nn.SiLU()
 
 
 @LAYERS.register("DWConvTranspose2d")

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from utils.core import dist
 from utils.core.errors import UserError
 from utils.core.log import LOGGER, set_up_console
-from utils.core.settings import OPTIMIZERS, PRECISIONS, TrainSettings
+from utils.core.settings import DESIGNS, OPTIMIZERS, PRECISIONS, SEG_MODES, TrainSettings
 
 _MISSING = object()
 _USERS_FAULT = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EMFILE, errno.ENAMETOOLONG}
@@ -71,16 +71,17 @@ def training_parser(description: str | None, **defaults: Any) -> argparse.Argume
     """Return the options that every training script has; `defaults` replaces their defaults."""
     parser = new_parser(description)
     _add_model_and_data(parser)
+    _add_semantic(parser)
     _add_schedule(parser)
-    _add_regime(parser)
-    _add_running(parser)
+    add_regime(parser)
+    add_running(parser)
     parser.set_defaults(**defaults)
     return parser
 
 
 def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and data")
-    add, switch, alias = group.add_argument, _switches(group), _aliases(group)
+    add, switch, alias = group.add_argument, switches(group), aliases(group)
     add("--weights", default="", help="checkpoint to start from; empty: from scratch")
     add("--cfg", default="", help="model YAML or name (yolov5n.yaml); empty: the checkpoint's own, else the smallest")
     add("--data", default="data/shapes.yaml", help="data-set YAML")
@@ -97,9 +98,28 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
     switch("--download", "fetch official weights that are not on disk")
 
 
+def _add_semantic(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("classes of pixels")
+    add = group.add_argument
+    add("--semantic", default="", choices=["", *DESIGNS], metavar="DESIGN", help=f"add a head: {', '.join(DESIGNS)}")
+    add_semantic_size(group)
+    add("--seg-share", type=float, default=0.5, help="of a batch, when boxes and pixels come from two data sets")
+    add("--seg-mosaic", action="store_true", help="boxes and pixels of the same images: train both on mosaics")
+    add("--seg-interval", type=int, default=10, help="epochs between scorings beside boxes; the last 40 have all")
+
+
+def add_semantic_size(parser: Any) -> None:
+    """Add how whole images are scored for their classes of pixels."""
+    add = parser.add_argument
+    add("--base-size", type=int, default=0, metavar="PX", help="long side of images with pixel labels; 0: --imgsz")
+    add(
+        "--seg-mode", default="whole", choices=SEG_MODES, help="score at --base-size, at the file's size, or its centre"
+    )
+
+
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("schedule")
-    add, switch, alias = group.add_argument, _switches(group), _aliases(group)
+    add, switch, alias = group.add_argument, switches(group), aliases(group)
     add("--epochs", type=int, default=100, help="passes over the training images")
     add("--batch-size", type=int, default=16, help="images per step over all processes")
     add("--optimizer", choices=OPTIMIZERS, default="SGD", help="optimizer")
@@ -108,6 +128,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     alias("--linear-lr", "cos_lr", False, "linear learning-rate curve (the default)")
     add("--label-smoothing", type=float, default=None, help="label smoothing epsilon; replaces the hyp file's")
     add("--patience", type=int, default=100, help="epochs without a better result before stopping; 0: never stop")
+    add("--fitness", nargs="+", type=float, default=[], metavar="WEIGHT", help="of the scores that rank epochs")
     add("--freeze", nargs="+", type=int, default=[0], help="one number n: layers 0 to n-1; several: exactly those")
     switch("--freeze-bn", "keep BatchNorm statistics as they are")
     switch("--multi-scale", "random image size, 0.5 to 1.5 times, per batch")
@@ -115,9 +136,10 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     switch("--autobalance", "balance the objectness loss of the levels during training")
 
 
-def _add_regime(parser: argparse.ArgumentParser) -> None:
+def add_regime(parser: argparse.ArgumentParser) -> None:
+    """Add precision, processes and seed of a training."""
     group = parser.add_argument_group("precision and processes")
-    add, switch = group.add_argument, _switches(group)
+    add, switch = group.add_argument, switches(group)
     add_device(group)  # type: ignore[arg-type]
     add("--amp", choices=PRECISIONS, default="auto", help="precision; auto: mixed where the device has it in hardware")
     switch("--compile", "compile the network with torch.compile")
@@ -129,9 +151,10 @@ def _add_regime(parser: argparse.ArgumentParser) -> None:
     add("--local_rank", "--local-rank", type=int, default=-1, help=argparse.SUPPRESS)  # launchers pass it
 
 
-def _add_running(parser: argparse.ArgumentParser) -> None:
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """Add where a training writes, what it keeps and whom it tells."""
     group = parser.add_argument_group("run, checkpoints and logs")
-    add, switch = group.add_argument, _switches(group)
+    add, switch = group.add_argument, switches(group)
     add("--resume", nargs="?", const="newest", default="", help="continue the newest run under --project, or a last.pt")
     add_run_folder(group, "runs/train")  # type: ignore[arg-type]
     switch("--nosave", "keep only the final checkpoint")
@@ -149,14 +172,18 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     add("--entity", default=None, help="W&B entity")
 
 
-def _switches(group: Any) -> Callable[[str, str], None]:
+def switches(group: Any) -> Callable[[str, str], None]:
+    """Return a function that adds an option without value to `group`."""
+
     def switch(name: str, text: str) -> None:
         group.add_argument(name, action="store_true", help=text)
 
     return switch
 
 
-def _aliases(group: Any) -> Callable[[str, str, object, str], None]:
+def aliases(group: Any) -> Callable[[str, str, object, str], None]:
+    """Return a function that adds another spelling of an option's value to `group`."""
+
     def alias(name: str, dest: str, value: object, text: str) -> None:
         group.add_argument(name, dest=dest, action="store_const", const=value, default=argparse.SUPPRESS, help=text)
 

@@ -11,6 +11,7 @@ from utils.core.errors import UserError
 from utils.core.files import ROOT
 from utils.core.yaml_file import read_yaml
 
+PIXEL_HEAD = "semantic"  # the head that learns from the `semantic:` block; all others from the rest
 SPLITS = ("train", "val", "test")
 
 
@@ -46,10 +47,22 @@ class DataConfig:
         """Return the number of classes."""
         return len(self.names)
 
+    def names_for(self, head: str) -> tuple[str, ...] | None:
+        """Return the classes that a head learns here, None if there are no labels for it."""
+        if head == PIXEL_HEAD:
+            return None if self.semantic is None else self.semantic.names
+        return self.names if self.splits else None
+
+    @property
+    def named_by_folders(self) -> bool:
+        """Tell whether there is no YAML, and the classes are called as the folders of images are."""
+        return self.source == self.root
+
     def split(self, name: str) -> tuple[Path, ...]:
         """Return the places of a split; a split the YAML does not name, or that is not there, is a UserError."""
         if name not in self.splits:
-            raise UserError(f"{self.source}: no `{name}:` key, so there is no {name} split to read")
+            missing = f"folder {name}" if self.named_by_folders else f"`{name}:` key"
+            raise UserError(f"{self.source}: no {missing}, so there is no {name} split to read")
         for place in self.splits[name]:
             if not place.exists():
                 tried = ", ".join(str(path) for path in _tried(self.source, self.root, place))
@@ -62,17 +75,42 @@ class DataConfig:
 
 
 def find_data(text: str) -> Path:
-    """Return the data YAML that `--data text` names: a path, or a name in data/ with or without suffix."""
+    """Return the data YAML that `--data text` names: a path, or a name in data/ with or without suffix.
+
+    Else the folder it names, with a folder of images per class in each split: a path, or below the data sets.
+    """
     names = (Path(text).name, f"{text}.yaml")
     for path in (Path(text), ROOT / text, *(ROOT / "data" / name for name in names)):
         if path.is_file():
             return path
+    folders = [Path(text), ROOT / text, datasets_folder() / text] if text.strip() else []
+    for path in folders:
+        if path.is_dir():
+            return path
     known = ", ".join(sorted(path.name for path in (ROOT / "data").glob("*.yaml")))
-    raise UserError(f"{text}: no such data-set YAML (in data/: {known})")
+    tried = f"; no folder {', '.join(map(str, dict.fromkeys(folders)))}" if folders else ""
+    raise UserError(f"{text}: no such data-set YAML (in data/: {known}){tried}")
+
+
+def _load_folders(root: Path) -> DataConfig:
+    """Return the data of a folder with train, val and test, which have a folder of images per class.
+
+    Without val the test images stand in. The classes are the training images' folders, sorted by name.
+    """
+    splits = {split: (root / split,) for split in SPLITS if (root / split).is_dir()}
+    if "val" not in splits and "test" in splits:
+        splits["val"] = splits["test"]
+    first = splits.get("train") or splits.get("val")
+    if first is None:
+        raise UserError(f"{root}: a data-set YAML is expected, or a folder with train/<class>/ and val/<class>/ in it")
+    names = sorted(entry.name for entry in first[0].iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise UserError(f"{first[0]}: no folders of images there, one per class")
+    return DataConfig(source=root, root=root, names=tuple(names), splits=splits, format="folders")
 
 
 def load_data(text: str) -> DataConfig:
-    """Read and check the data YAML that `text` names; all its faults come in one UserError."""
+    """Read and check the data YAML, or the folder of classes, that `text` names; its faults come in one UserError."""
     from pydantic import BaseModel, ConfigDict, ValidationError
 
     class DataYaml(BaseModel):
@@ -91,6 +129,8 @@ def load_data(text: str) -> DataConfig:
         defaults: dict[str, Any] = {}
 
     path = find_data(text)
+    if path.is_dir():
+        return _load_folders(path)
     values = read_yaml(path, "data-set YAML")
     try:
         checked = DataYaml.model_validate(values)

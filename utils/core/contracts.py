@@ -68,6 +68,19 @@ class Batch:
     def __len__(self) -> int:
         return len(self.info)
 
+    def num_labelled(self, labels: str) -> Tensor | int:
+        """Return how many images carry labels of a kind: `boxes`, `classes` or `semantic`."""
+        if labels == "boxes":
+            return len(self) if self.boxes_known is None else self.boxes_known.sum()
+        if labels == "classes":
+            return 0 if self.classes is None else (self.classes >= 0).sum()
+        return 0 if self.semantic is None else (self.semantic != IGNORED_PIXEL).flatten(1).any(1).sum()
+
+    @property
+    def instances(self) -> int:
+        """Return how many things are labelled: boxes, and images with a class of their own."""
+        return len(self.boxes) + (0 if self.classes is None else int((self.classes >= 0).sum()))
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         names = ("images", "boxes", "boxes_known", "masks", "classes", "semantic")
         changed: dict[str, Any] = {n: change(t) for n in names if (t := getattr(self, n)) is not None}
@@ -157,6 +170,8 @@ class HeadSpec:
     anchors: tuple[tuple[tuple[float, float], ...], ...] = ()  # L x A x (w, h), in PIXELS of the network's input
     num_masks: int = 0  # mask coefficients per box
     names: tuple[str, ...] = ()  # of its classes: heads beside each other may know different ones
+    fit: str = "letterbox"  # how images become its input: whole with a border, or `centre`, their middle square
+    usual_px: int = 640  # size of the input where nobody says which
 
 
 Raw = dict[str, "Tensor"]  # one head's output as the loss wants it
@@ -197,7 +212,8 @@ class Loss(Protocol):
     training lives in buffers, so that it is saved and restored. `hyp` is already scaled (`Hyp.scaled`).
     """
 
-    per_image: bool  # True: the engine multiplies the sum by the number of images (behaviour.md 3.7)
+    per_image: bool  # True: the engine multiplies the sum by the number of images with such labels (behaviour.md 3.7)
+    labels: str  # what it learns from: boxes (masks among them), classes or semantic
 
     def __call__(self, raw: Raw, batch: Batch) -> dict[str, Tensor]: ...
 
@@ -340,5 +356,7 @@ class Task:
     draw_labels: Callable[[Loader, Path, tuple[str, ...]], None]
     draw_scores: Callable[[Mapping[str, Scores], Path, tuple[str, ...]], Iterable[Path]]
     seldom: tuple[str, ...] = ()  # heads that are not scored in every epoch (`--seg-interval`)
+    gains: Callable[[Hyp], Mapping[str, float]] = lambda hyp: {}  # by which losses of heads are multiplied; else 1
+    data: str = "data/shapes.yaml"  # what is scored when neither the user nor the checkpoint says
     cfg: str = "yolov5n"  # the network that is trained when neither weights nor a model YAML are given
     fit_anchors: bool = False  # labels are boxes that anchors can be fitted to

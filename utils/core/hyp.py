@@ -21,7 +21,10 @@ _ABOVE_ZERO = ("lr0", "cls_pw", "obj_pw")
 _LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("scale", "translate", "warmup_momentum", "hsv_h", "hsv_s", "hsv_v"), (0, 1)),
     "momentum": (0, 0.9999),
-    **dict.fromkeys(("anchor_t", "nominal_batch"), (1, math.inf)),
+    "anchor_t": (1, math.inf),
+    "nominal_batch": (0, math.inf),
+    "crop": (0.001, 1),
+    "jitter": (0, 1),
     "degrees": (0, 180),
     "shear": (0, 89),
     "label_smoothing": (0, 0.999),
@@ -45,7 +48,7 @@ class Hyp:
     lrf: float = 0.01  # and at the end, as a fraction of lr0
     momentum: float = 0.937  # SGD momentum, Adam's beta1
     weight_decay: float = 0.0005
-    nominal_batch: float = 64.0  # images per optimizer step; smaller batches are gathered until they make this many
+    nominal_batch: float = 64.0  # images per step; smaller batches are gathered until they make this many; 0: a batch
     warmup_epochs: float = 3.0
     warmup_momentum: float = 0.8
     warmup_bias_lr: float = 0.1
@@ -74,6 +77,8 @@ class Hyp:
     mosaic9: float = 0.0  # share of the mosaics that are made of nine tiles
     mixup: float = 0.0
     copy_paste: float = 0.0
+    crop: float = 0.08  # of whole-image classes: least share of the image's area that is cut out
+    jitter: float = 0.4  # and by how much brightness, contrast and saturation change
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -88,6 +93,8 @@ class Hyp:
         for name, (low, high) in _LIMITS.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must lie between {low} and {high}, got {getattr(self, name)}")
+        if 0 < self.nominal_batch < 1:
+            raise ValueError(f"nominal_batch must be 0 or at least 1, got {self.nominal_batch}")
         for name in _PROBABILITIES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability, 0 to 1, got {getattr(self, name)}")

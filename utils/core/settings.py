@@ -1,14 +1,17 @@
 """Settings of a training run as one frozen, checked record."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
 from utils.core.errors import UserError
 
-OPTIMIZERS = ("SGD", "Adam", "AdamW")
+OPTIMIZERS = ("SGD", "Adam", "AdamW", "RMSProp")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 MAX_IMAGE_PX = 16384  # no memory holds the feature maps of more
+DESIGNS = ("psp", "bise", "lab", "base")  # of semantic heads
+SEG_MODES = ("whole", "native", "crop")
 MAX_SEED = 2**32 - 1  # what keys the random numbers of samples
 
 
@@ -16,6 +19,16 @@ def _fields_of(record: type, values: dict[str, Any]) -> dict[str, Any]:
     """Return those of `values` that `record` has, with lists as tuples."""
     known = {field.name for field in fields(record)}
     return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key in known}
+
+
+def check_semantic(design: str, base_size: int, mode: str) -> None:
+    """Raise UserError if an option about classes of pixels has a value it does not take."""
+    if design and design not in DESIGNS:
+        raise UserError(f"--semantic {design}: one of {', '.join(DESIGNS)}")
+    if base_size and not 32 <= base_size <= MAX_IMAGE_PX:
+        raise UserError(f"--base-size {base_size}: from 32 to {MAX_IMAGE_PX} pixels")
+    if mode not in SEG_MODES:
+        raise UserError(f"--seg-mode {mode}: one of {', '.join(SEG_MODES)}")
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,12 @@ class TrainSettings:
     no_overlap: bool = False
     cos_lr: bool = False
     label_smoothing: float | None = None
+    lr0: float | None = None
+    decay: float | None = None
+    dropout: float | None = None
+    cutoff: int | None = None
+    pretrained: bool = True
+    verbose: bool = True
     patience: int = 100
     freeze: tuple[int, ...] = (0,)
     freeze_bn: bool = False
@@ -61,6 +80,13 @@ class TrainSettings:
     compile: bool = False
     autobalance: bool = False
     mosaic_window: int = 64
+    semantic: str = ""
+    base_size: int = 0
+    seg_mode: str = "whole"
+    seg_share: float = 0.5
+    seg_mosaic: bool = False
+    seg_interval: int = 10
+    fitness: tuple[float, ...] = ()
     allow_label_faults: bool = False
     log: tuple[str, ...] = ()
     entity: str | None = None
@@ -70,7 +96,7 @@ class TrainSettings:
         if self.batch_size == -1:
             raise UserError("--batch-size -1: choosing the batch by itself is not there yet; give a number")
         for name, low in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("patience", 0), ("save_steps", 0),
-                          ("mosaic_window", 0), ("mask_ratio", 1)):  # fmt: skip
+                          ("mosaic_window", 0), ("mask_ratio", 1), ("seg_interval", 1)):  # fmt: skip
             if getattr(self, name) < low:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {low}")
         if not 1 <= len(self.imgsz) <= 2 or min(self.imgsz) < 32 or max(self.imgsz) > MAX_IMAGE_PX:
@@ -88,6 +114,18 @@ class TrainSettings:
             raise UserError(f"--cache {self.cache}: one of ram, disk, val")
         if self.label_smoothing is not None and not 0 <= self.label_smoothing < 1:
             raise UserError(f"--label-smoothing {self.label_smoothing}: from 0 to below 1")
+        check_semantic(self.semantic, self.base_size, self.seg_mode)
+        if not 0 < self.seg_share < 1:
+            raise UserError(f"--seg-share {self.seg_share}: between 0 and 1, the share of a batch")
+        if self.fitness and (min(self.fitness) < 0 or sum(self.fitness) <= 0):
+            raise UserError(f"--fitness {' '.join(map(str, self.fitness))}: weights from 0 up, one of them above 0")
+        for name, allowed in (("lr0", "above 0"), ("decay", "at least 0"), ("dropout", "from 0 to below 1")):
+            value = getattr(self, name)
+            low, high = (value == 0 and name == "lr0"), 1.0 if name == "dropout" else math.inf
+            if value is not None and (low or not 0 <= value < high):
+                raise UserError(f"--{name} {value}: {allowed}")
+        if self.cutoff is not None and self.cutoff < 2:
+            raise UserError(f"--cutoff {self.cutoff}: at least 2 rows of the network")
         if self.quad and self.batch_size % 4:
             raise UserError(f"--quad joins four images into one: --batch-size {self.batch_size} must divide by 4")
 
@@ -115,7 +153,7 @@ class ScoreSettings:
     task: str = "val"
     single_cls: bool = False
     augment: bool = False
-    verbose: bool = False
+    verbose: bool | None = None  # print every class; None: when there are few
     save_txt: bool = False
     save_hybrid: bool = False
     save_conf: bool = False
@@ -124,6 +162,13 @@ class ScoreSettings:
     half: bool = False
     workers: int = 8
     noplots: bool = False
+    segdata: str = ""
+    base_size: int = 0
+    seg_mode: str = "whole"
+    seg_scales: tuple[float, ...] = ()
+    seg_flip: bool = False
+    seg_window: int = 0
+    absent_as_zero: bool = False
     allow_label_faults: bool = False
     device: str = ""
     project: str = "runs/val"
@@ -140,6 +185,11 @@ class ScoreSettings:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {low}")
         if len(self.imgsz) > 1 or (self.imgsz and not 32 <= self.imgsz[0] <= MAX_IMAGE_PX):
             raise UserError(f"--imgsz {' '.join(map(str, self.imgsz))}: one size from 32 to {MAX_IMAGE_PX}")
+        check_semantic("", self.base_size, self.seg_mode)
+        if any(not 0.1 <= scale <= 4 for scale in self.seg_scales):
+            raise UserError(f"--seg-scales {' '.join(map(str, self.seg_scales))}: factors from 0.1 to 4")
+        if self.seg_window and not 64 <= self.seg_window <= MAX_IMAGE_PX:
+            raise UserError(f"--seg-window {self.seg_window}: from 64 to {MAX_IMAGE_PX} pixels")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ScoreSettings":

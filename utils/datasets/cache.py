@@ -26,7 +26,9 @@ _RESERVE = 1.1  # of the estimated need, has to fit
 
 
 def resized_hw(original_hw: tuple[int, int], size: int) -> tuple[int, int]:
-    """Return the size of an image whose longer side becomes `size`, truncated (behaviour.md 4.3)."""
+    """Return the size of an image whose longer side becomes `size`, truncated (behaviour.md 4.3); 0: as it is."""
+    if not size:
+        return original_hw
     scale = size / max(original_hw)
     return max(1, int(original_hw[0] * scale)), max(1, int(original_hw[1] * scale))
 
@@ -51,7 +53,10 @@ class Picture:
 
 
 class Pictures:
-    """The images of a split at one size, by number. Holds at most `limit_bytes`, the least recently used go first."""
+    """The images of a split at one size (0: their own), by number.
+
+    Holds at most `limit_bytes`, the least recently used go first.
+    """
 
     def __init__(self, index: Index, size: int, training: bool, limit_bytes: int) -> None:
         self.index, self.size, self.training, self.limit_bytes = index, size, training, limit_bytes

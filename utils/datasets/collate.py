@@ -69,11 +69,13 @@ def collate(images: Tensor, samples: list[Sample], info: list[ImageInfo], masks:
     semantic = None
     if samples and all(sample.semantic is not None for sample in samples):
         semantic = torch.from_numpy(np.stack([s.semantic for s in samples if s.semantic is not None]))
+    labels = [sample.label for sample in samples if sample.label is not None]
     return Batch(
         images=images.permute(0, 3, 1, 2),
         boxes=torch.from_numpy(np.concatenate(rows) if rows else np.zeros((0, 6), np.float32)),
         info=info,
         masks=drawn,
+        classes=torch.tensor(labels) if labels else None,
         semantic=semantic,
     )
 

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -27,6 +27,7 @@ from utils.datasets.collate import MaskStyle, collate, new_images, quad
 from utils.datasets.dataset import SampleMaker
 from utils.datasets.index import Index
 from utils.datasets.order import STREAM_QUAD, WINDOW, BatchPlan, Item
+from utils.datasets.sample import Sample
 from utils.datasets.scan import build_index
 
 Chunk = tuple[BatchPlan, ...]  # successive batches that share a window: one worker makes them, and decodes once
@@ -68,6 +69,23 @@ def _check_masks(request: LoadRequest, index: Index) -> None:
         )
 
 
+class Maker(Protocol):
+    """Makes samples of one split; every random number comes from (seed, epoch, position)."""
+
+    index: Index
+    pictures: Pictures
+    seed: int
+    faults: list[str]  # images that could not be read since the last look
+
+    def train(self, item: Item, epoch: int, shape_hw: tuple[int, int], out_rgb: np.ndarray) -> Sample:
+        """Write the augmented image into `out_rgb` (H, W, 3) and return its labels."""
+        ...
+
+    def evaluate(self, item: Item, shape_hw: tuple[int, int], out_rgb: np.ndarray) -> tuple[Sample, Geometry]:
+        """Write the image into `out_rgb` as it is scored and return its labels and how it was fitted."""
+        ...
+
+
 class BatchLoader:
     """Batches of one split on one rank; satisfies `contracts.Loader`.
 
@@ -76,7 +94,7 @@ class BatchLoader:
 
     heads: tuple[str, ...] = ()
 
-    def __init__(self, request: LoadRequest, maker: SampleMaker, rank: int, world: int) -> None:
+    def __init__(self, request: LoadRequest, maker: Maker, rank: int, world: int) -> None:
         self.parts: tuple[Loader, ...] = (self,)
         self.request, self.rank, self.world = request, rank, world
         self.index: Index = maker.index
@@ -164,7 +182,7 @@ class BatchLoader:
             context = "fork" if sys.platform == "linux" else None  # forked workers share the index and the cache
             parallel = {"persistent_workers": True, "prefetch_factor": 2, "multiprocessing_context": context}
         return DataLoader(
-            _Maker(self._maker, self.request),
+            _Batches(self._maker, self.request),
             batch_size=None,
             sampler=self._tasks,
             num_workers=self.workers,
@@ -199,10 +217,10 @@ class _Tasks(Sampler[Chunk]):
         return len(self.chunks)
 
 
-class _Maker(Dataset[Any]):
+class _Batches(Dataset[Any]):
     """What runs in a worker: plans in, batches out."""
 
-    def __init__(self, maker: SampleMaker, request: LoadRequest) -> None:
+    def __init__(self, maker: Maker, request: LoadRequest) -> None:
         self.maker, self.training, self.quads = maker, request.training, request.quad and request.training
         self.masks = None
         if request.masks:

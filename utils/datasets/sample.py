@@ -21,6 +21,7 @@ class Sample:
     classes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # (n,)
     polygons: list[np.ndarray] = field(default_factory=list)  # n of (k, 2) pixels, k = 0 where unknown; or empty
     semantic: np.ndarray | None = None  # (H, W) uint8 class of each pixel
+    label: int | None = None  # class of the whole image, -1 where it has none; None: nobody asks
 
     @property
     def size_hw(self) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.builder import build_network, read_architecture
-from models.checkpoint import Checkpoint, load_checkpoint
+from models.builder import build_network
+from models.checkpoint import Checkpoint
+from models.classes import described_heads
 from models.download import on_disk
 from models.network import Network
+from models.start import starting_point
 from models.transfer import transfer
 from utils.core import dist
 from utils.core.config import DataConfig, load_data
-from utils.core.contracts import Loader, LoadRequest, Task
+from utils.core.contracts import Loader, LoadRequest, SemanticRequest, Task
 from utils.core.device import autocast_dtype, describe, select_device
 from utils.core.errors import UserError
 from utils.core.files import run_folder
@@ -36,8 +39,11 @@ from utils.losses import LOSSES
 from utils.ops.anchors import check_anchors
 
 
-def assemble(task: Task, settings: TrainSettings) -> Run:
-    """Build the run that `settings` describe, or put back the one they resume."""
+def assemble(choose: Callable[[Collection[str]], Task], settings: TrainSettings) -> Run:
+    """Build the run that `settings` describe, or put back the one they resume.
+
+    `choose` returns the task for the heads that the network has.
+    """
     checkpoint = None
     if settings.resume:
         checkpoint = load_resumable(find_last(settings.resume, Path(settings.project)))
@@ -47,12 +53,13 @@ def assemble(task: Task, settings: TrainSettings) -> Run:
     seed_everything(settings.seed + dist.rank())
     hyp, data = _hyp(settings, checkpoint), load_data(settings.data)
     data = data.single_class() if settings.single_cls else data
-    network = _network(settings, hyp, data, checkpoint, task.cfg)
+    network = _network(choose(()), settings, hyp, data, checkpoint)
     if (channels := network.architecture.get("ch", 3)) != 3:
         raise UserError(f"{settings.cfg or settings.weights}: takes images of {channels} channels; those here have 3")
+    task = choose(network.heads)
     require_heads(task.name, set(task.heads), set(network.heads), settings.weights or settings.cfg)
     freeze(network, settings.freeze)
-    settings = _fitting_sizes(settings, network.stride)
+    settings = _fitting_sizes(settings, network)
     train_loader, val_loader = _loaders(task, settings, hyp, data, network.stride)
     if task.fit_anchors and checkpoint is None and not settings.noautoanchor:
         _fit_anchors(network, train_loader, hyp, settings)
@@ -70,6 +77,7 @@ def assemble(task: Task, settings: TrainSettings) -> Run:
         model=_wrap(network, settings, device),
         ema=ema,
         losses=build_losses(network, hyp, settings.imgsz[0], device),
+        gains=task.gains(hyp),
         optimizer=build_optimizer(network, settings.optimizer, hyp, settings.batch_size, device),
         scaler=torch.amp.GradScaler(device.type, enabled=mixed is torch.float16),
         schedule=Schedule(hyp, settings.epochs, train_loader.num_batches, settings.batch_size, settings.cos_lr),
@@ -101,33 +109,49 @@ def _hyp(settings: TrainSettings, checkpoint: Checkpoint | None) -> Hyp:
     if checkpoint is not None:
         return Hyp.from_dict((checkpoint.training or {})["hyp"], "checkpoint")
     hyp = Hyp.from_file(find_hyp(settings.hyp))
-    if settings.label_smoothing is not None:
-        hyp = replace(hyp, label_smoothing=settings.label_smoothing)
-    return replace(hyp, autobalance=1.0) if settings.autobalance else hyp
+    given = {
+        "label_smoothing": settings.label_smoothing,
+        "lr0": settings.lr0,
+        "weight_decay": settings.decay,
+        "autobalance": 1.0 if settings.autobalance else None,
+        "nominal_batch": None if hyp.nominal_batch else float(settings.batch_size),
+    }
+    return replace(hyp, **{name: value for name, value in given.items() if value is not None})
 
 
 def _network(
-    settings: TrainSettings, hyp: Hyp, data: DataConfig, checkpoint: Checkpoint | None, default_cfg: str
+    task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig, checkpoint: Checkpoint | None
 ) -> Network:
     """Return the network to train: resumed, transferred from weights, or new."""
     if checkpoint is not None:
-        if len(checkpoint.names) != data.num_classes:
-            raise UserError(
-                f"{data.source}: {data.num_classes} classes, but the run to resume has {len(checkpoint.names)}; "
-                f"start a new one with --weights {settings.resume}"
-            )
-        return build_network(checkpoint.network.architecture, len(data.names), data.names)
+        stored = checkpoint.network.architecture
+        for head, spec in checkpoint.network.specs.items():
+            if (names := data.names_for(head)) is not None and len(names) != spec.num_classes:
+                raise UserError(
+                    f"{data.source}: {len(names)} classes, but the run to resume has {spec.num_classes}; "
+                    f"start a new one with --weights {settings.resume}"
+                )
+        return build_network(stored, head_names=_names(stored, data))
+    weights = on_disk(settings.weights, settings.download) if settings.weights else None
+    start = starting_point(settings, weights, task.heads, task.cfg)
+    architecture = start.architecture
+    if settings.semantic:
+        architecture = with_semantic(architecture, settings.semantic, keep_boxes=bool(data.splits))
     per_level = None if hyp.anchors is None else round(hyp.anchors)
-    if not settings.weights:
-        return build_network(read_architecture(settings.cfg or default_cfg), len(data.names), data.names, per_level)
-    start = load_checkpoint(on_disk(settings.weights, settings.download))
-    architecture = read_architecture(settings.cfg) if settings.cfg else start.network.architecture
-    network = build_network(architecture, len(data.names), data.names, per_level)
-    report = transfer(network, start.network.state_dict(), skip_anchors=bool(settings.cfg or per_level))
-    LOGGER.info(f"{report} from {settings.weights}")
+    network = build_network(architecture, anchors_per_level=per_level, head_names=_names(architecture, data))
+    if start.state is None:
+        return network
+    report = transfer(network, start.state, skip_anchors=bool(settings.cfg or per_level))
+    LOGGER.info(f"{report} from {settings.weights or 'the published weights'}")
     if report.matched == 0:
         raise UserError(f"--weights {settings.weights}: none of its tensors fits --cfg {settings.cfg}")
     return network
+
+
+def _names(architecture: dict[str, Any], data: DataConfig) -> dict[str, tuple[str, ...]]:
+    """Return the classes in the data for each head of an architecture that it has labels for."""
+    known = {head: data.names_for(head) for head in described_heads(architecture)}
+    return {head: names for head, names in known.items() if names}
 
 
 def require_heads(task: str, needed: set[str], present: set[str], source: str = "") -> None:
@@ -154,9 +178,11 @@ def freeze(network: Network, layers: tuple[int, ...]) -> None:
         raise UserError(f"--freeze {' '.join(map(str, layers))}: nothing of the {count} layers is left to train")
 
 
-def _fitting_sizes(settings: TrainSettings, stride: int) -> TrainSettings:
+def _fitting_sizes(settings: TrainSettings, network: Network) -> TrainSettings:
     """Round the image sizes up to the network's stride."""
-    step = max(stride, 32)
+    if (fixed := network.fixed_hw) and {*settings.imgsz} != {*fixed}:
+        raise UserError(f"--imgsz {settings.imgsz[0]}: this network takes only images of {fixed[0]} x {fixed[1]}")
+    step = max(network.stride, 32)
     sizes = tuple(max(math.ceil(size / step) * step, 2 * step) for size in settings.imgsz)
     if sizes != settings.imgsz:
         LOGGER.warning(f"--imgsz {settings.imgsz[0]} is no multiple of {step}; using {sizes[0]}")
@@ -185,6 +211,7 @@ def _loaders(task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig, st
         overlap=not settings.no_overlap,
         allow_label_faults=settings.allow_label_faults,
         mosaic_window=settings.mosaic_window,
+        semantic=SemanticRequest(settings.base_size, settings.seg_mode, settings.seg_share, settings.seg_mosaic),
     )
     validation = replace(
         request,

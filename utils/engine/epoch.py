@@ -119,10 +119,12 @@ def _forward_backward(run: Run, batch: Batch) -> dict[str, Tensor]:
         raw = run.model(images)
     total = images.new_zeros(())
     terms: dict[str, Tensor] = {}
-    images_of_all = dist.sum_over_ranks(total + len(batch))
-    for head, loss in run.losses.items():
+    labelled = [total + batch.num_labelled(loss.labels) for loss in run.losses.values()]
+    images_of_all = dist.sum_over_ranks(torch.stack(labelled))
+    for index, (head, loss) in enumerate(run.losses.items()):
         found = loss(raw[head], batch)
-        total = total + torch.stack(list(found.values())).sum() * (images_of_all if loss.per_image else 1)
+        weight = run.gains.get(head, 1.0) * (images_of_all[index] if loss.per_image else 1)
+        total = total + torch.stack(list(found.values())).sum() * weight
         terms |= {f"{head}/{name}": value for name, value in found.items()}
     # terms are this rank's share of the mean over all ranks' images (contracts.Loss), and DDP averages gradients
     run.scaler.scale(total * dist.world_size()).backward()
@@ -210,7 +212,7 @@ def _title(run: Run, names: list[str] | None = None, sums: Tensor | None = None,
         for name, value in zip(names, sums.tolist(), strict=True)
     }
     means = "".join(f"{value / max(run.state.step, 1):12.4g}" for value in totals.values())
-    return f"{text}{means}{len(batch.boxes):11d}{batch.images.shape[-1]:7d}"
+    return f"{text}{means}{batch.instances:11d}{batch.images.shape[-1]:7d}"
 
 
 def header(run: Run, names: list[str]) -> str:

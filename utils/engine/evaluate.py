@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,9 @@ from utils.metrics import EVALUATORS
 from utils.postprocess import POSTPROCESS
 
 
+MANY_CLASSES = 50  # so many are printed only on request
+
+
 @dataclass
 class Report:
     """What one scoring found. `numbers` are flat, with the head's name before each."""
@@ -24,6 +27,7 @@ class Report:
     scores: dict[str, Scores]
     milliseconds: dict[str, float]  # per image: preprocess, inference, postprocess
     images: int = 0
+    last_step: str = "post-process"  # what the third of the times is called
 
 
 @dataclass
@@ -31,7 +35,7 @@ class _Sums:
     """Loss terms and times of this rank."""
 
     losses: dict[str, float] = field(default_factory=dict)
-    batches: int = 0
+    batches: dict[str, int] = field(default_factory=dict)  # that the losses were added up over
     images: int = 0
     cut: int = 0  # images whose candidates were capped
 
@@ -40,6 +44,43 @@ class _Sums:
             for term, value in loss(outputs.raw[head], batch).items():
                 name = f"val/{head}/{term}"
                 self.losses[name] = self.losses.get(name, 0.0) + float(value)
+                self.batches[name] = self.batches.get(name, 0) + 1
+
+
+@dataclass
+class _Scoring:
+    """How the images of all parts are scored, and what has been found so far."""
+
+    runner: Runner
+    device: torch.device
+    posts: dict[str, Any]
+    evaluators: dict[str, Any]
+    losses: Mapping[str, Any]
+    sums: _Sums
+    watches: Mapping[str, Stopwatch]
+    alter: Callable[[Outputs, Batch], None] | None
+
+    def batch(self, batch: Batch, heads: Collection[str]) -> list[Results]:
+        """Run one batch and score `heads` on it."""
+        with self.watches["preprocess"]:
+            moved = batch.to(self.device)
+        with self.watches["inference"]:
+            outputs = self.runner.run(moved.images)
+        if self.losses and outputs.raw:
+            with torch.inference_mode():
+                self.sums.add_losses({n: loss for n, loss in self.losses.items() if n in heads}, outputs, moved)
+        if self.alter is not None:
+            self.alter(outputs, moved)
+        with self.watches["postprocess"]:
+            results = [Results(info) for info in batch.info]
+            for name in heads:
+                self.posts[name](outputs.decoded[name], results)
+            results = [result.cpu() for result in results]
+        for name in heads:
+            self.evaluators[name].update(results, batch)
+        self.sums.images += len(batch)
+        self.sums.cut += sum(result.candidates_cut for result in results)
+        return results
 
 
 def evaluate(
@@ -50,55 +91,58 @@ def evaluate(
     losses: Mapping[str, Any] | None = None,
     on_batch: Callable[[Batch, list[Results]], None] | None = None,
     alter: Callable[[Outputs, Batch], None] | None = None,
-    text: str = "validating",
+    without: Collection[str] = (),
 ) -> Report:
-    """Run `runner` over `loader` and score every head that has an evaluator.
+    """Run `runner` over `loader` and score every head that it has labels for, but for those in `without`.
 
     `losses` are evaluated on raw outputs if the runner has them. `on_batch` sees every batch with its results (in
     pixels of the original images); `alter` may change outputs before post-processing. All ranks must call this; all
     get the same report.
     """
-    posts = {name: POSTPROCESS.get(name)(spec, settings) for name, spec in runner.specs.items()}
-    evaluators = {name: EVALUATORS.get(name)(spec, settings) for name, spec in runner.specs.items()}
-    sums, watches = _Sums(), {name: Stopwatch(device) for name in ("preprocess", "inference", "postprocess")}
-    for loss in (losses or {}).values():
+    plans = []
+    for part in loader.parts:
+        heads = [name for name in runner.specs if name not in without and (name in part.heads or not part.heads)]
+        if heads:
+            plans.append((part, heads))
+    scored = {name: spec for name, spec in runner.specs.items() if any(name in heads for _, heads in plans)}
+    scoring = _Scoring(
+        runner,
+        device,
+        {name: POSTPROCESS.get(name)(spec, settings) for name, spec in scored.items()},
+        {name: EVALUATORS.get(name)(spec, settings) for name, spec in scored.items()},
+        losses or {},
+        _Sums(),
+        {name: Stopwatch(device) for name in ("preprocess", "inference", "postprocess")},
+        alter,
+    )
+    for loss in scoring.losses.values():
         loss.eval()
-    bar = progress(loader.epoch(0), total=loader.num_batches, text=text)
-    for batch in bar:
-        with watches["preprocess"]:
-            moved = batch.to(device)
-        with watches["inference"]:
-            outputs = runner.run(moved.images)
-        if losses and outputs.raw:
-            with torch.inference_mode():
-                sums.add_losses(losses, outputs, moved)
-        if alter is not None:
-            alter(outputs, moved)
-        with watches["postprocess"]:
-            results = [Results(info) for info in batch.info]
-            for name, post in posts.items():
-                post(outputs.decoded[name], results)
-            results = [result.cpu() for result in results]
-        for evaluator in evaluators.values():
-            evaluator.update(results, batch)
-        if on_batch is not None:
-            on_batch(batch, results)
-        sums.batches, sums.images = sums.batches + 1, sums.images + len(batch)
-        sums.cut += sum(result.candidates_cut for result in results)
-    for loss in (losses or {}).values():
+    for part, heads in plans:
+        text = "validating" if len(plans) == 1 else f"validating {', '.join(heads)}"
+        for batch in progress(part.epoch(0), total=part.num_batches, text=text):
+            results = scoring.batch(batch, heads)
+            if on_batch is not None:
+                on_batch(batch, results)
+    for loss in scoring.losses.values():
         loss.train()
-    return _report(sums, watches, {name: evaluator.compute() for name, evaluator in evaluators.items()})
+    report = _report(scoring.sums, scoring.watches, {n: one.compute() for n, one in scoring.evaluators.items()})
+    return replace(report, last_step=last_step(runner))
+
+
+def last_step(runner: Runner) -> str:
+    """Return what speed lines call the time after the network: NMS where boxes are found (behaviour.md 5.3, 6.7)."""
+    return "NMS" if any(spec.strides for spec in runner.specs.values()) else "post-process"
 
 
 def _report(sums: _Sums, watches: Mapping[str, Stopwatch], scores: dict[str, Scores]) -> Report:
     """Join the ranks' sums and flatten the scores."""
     gathered = dist.gather((sums, {name: watch.seconds for name, watch in watches.items()}))
-    batches = max(sum(part.batches for part, _ in gathered), 1)
     images = sum(part.images for part, _ in gathered)
     numbers: dict[str, float] = {}
     for head, score in scores.items():
         numbers |= {key if key.startswith("coco/") else f"{head}/{key}": v for key, v in score.numbers.items()}
     for name in dict.fromkeys(name for part, _ in gathered for name in part.losses):
+        batches = sum(part.batches.get(name, 0) for part, _ in gathered)
         numbers[name] = sum(part.losses.get(name, 0.0) for part, _ in gathered) / batches
     if cut := sum(part.cut for part, _ in gathered):
         LOGGER.warning(f"{cut} image(s) had more candidate boxes than suppression takes; the least certain were cut")
@@ -123,5 +167,5 @@ def speed_line(report: Report, shape: tuple[int, ...]) -> str:
     times = report.milliseconds
     return (
         f"Speed: {times['preprocess']:.1f} ms pre-process, {times['inference']:.1f} ms inference, "
-        f"{times['postprocess']:.1f} ms NMS per image at shape {shape}"
+        f"{times['postprocess']:.1f} ms {report.last_step} per image at shape {shape}"
     )

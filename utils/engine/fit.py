@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from models.fuse import fuse
 from models.runner import NetworkRunner
 from models.summary import summarize
 from utils.core import dist
+from utils.core.config import DataConfig
 from utils.core.contracts import Batch, Results, Task
 from utils.core.errors import UserError
 from utils.core.files import drop_if_empty, write_text
@@ -22,7 +23,7 @@ from utils.core.timing import Stopwatch, duration
 from utils.core.yaml_file import write_yaml
 from utils.engine.assemble import assemble
 from utils.engine.epoch import RunInterruptedError, bottleneck, header, train_one_epoch
-from utils.engine.evaluate import Report, evaluate, speed_line, table
+from utils.engine.evaluate import MANY_CLASSES, Report, evaluate, speed_line, table
 from utils.engine.run import Run
 from utils.engine.state import save, snapshot
 from utils.metrics.average_precision import weighted_sum
@@ -30,12 +31,14 @@ from utils.metrics.average_precision import weighted_sum
 DRAWN_BATCHES = 3  # of training and validation images
 
 
-def fit(task: Task, settings: TrainSettings) -> dict[str, float]:
+def fit(choose: Callable[[Collection[str]], Task], settings: TrainSettings) -> dict[str, float]:
     """Train until the epochs are done, patience runs out or the user stops; return the final numbers.
+
+    `choose` returns the task that trains a network with certain heads.
 
     Whatever happens, `weights/last.pt` in the run's folder continues the run with `--resume`.
     """
-    run = assemble(task, settings)
+    run = assemble(choose, settings)
     try:
         _open(run)
     except UserError:
@@ -106,7 +109,15 @@ def _validate(run: Run, interrupt: Interrupt) -> Report | None:
             _save_last(run)
             raise RunInterruptedError
 
-    return evaluate(run.runner(), run.val_loader, run.eval_settings(), run.device, run.losses, on_batch=check)
+    return evaluate(
+        run.runner(),
+        run.val_loader,
+        run.eval_settings(),
+        run.device,
+        run.losses,
+        on_batch=check,
+        without=run.left_out(run.state.epoch),
+    )
 
 
 def _finish_epoch(run: Run, numbers: dict[str, float], report: Report | None) -> bool:
@@ -162,30 +173,41 @@ def _conclude(run: Run) -> dict[str, float]:
             save_checkpoint(path, stored.network, meta=stored.meta, training=None, half=True)
     network = fuse(checkpoint.network.half().float().eval().to(run.device))  # what the file holds
     LOGGER.info(f"scoring {best}")
-    drawn: list[Path] = []
-
-    def draw(batch: Batch, results: list[Results]) -> None:
-        index = len(drawn) // 2
-        if dist.is_main() and not run.settings.noplots and index < DRAWN_BATCHES:
-            for kind, found in (("labels", None), ("pred", results)):
-                path = run.folder / f"val_batch{index}_{kind}.jpg"
-                run.task.draw_batch(batch, path, run.data.names, found)
-                drawn.append(path)
-
+    pictures = BatchPictures(run.task, run.folder, run.data, enabled=not run.settings.noplots)
     runner = NetworkRunner(network, run.device)
-    report = evaluate(runner, run.val_loader, run.eval_settings(), run.device, run.losses, on_batch=draw)
+    report = evaluate(runner, run.val_loader, run.eval_settings(), run.device, run.losses, on_batch=pictures)
     for scores in report.scores.values():
-        LOGGER.info(table(scores, verbose=True))
+        LOGGER.info(table(scores, verbose=run.settings.verbose or run.data.num_classes < MANY_CLASSES))
     LOGGER.info(speed_line(report, (1, 3, run.settings.imgsz[-1], run.settings.imgsz[-1])))
     if dist.is_main():
         write_results(run.folder / "results.json", report, {"epochs": run.state.epoch, "checkpoint": best.name})
         if not run.settings.noplots:
-            pictures = [*drawn, *run.task.draw_scores(report.scores, run.folder, run.data.names)]
-            for path in pictures:
+            for path in (*pictures.drawn, *run.task.draw_scores(report.scores, run.folder, run.data.names)):
                 run.loggers.picture(path, run.state.epoch)
         run.loggers.finish(report.numbers, [best, weights / "last.pt"])
         LOGGER.info(f"done; everything is in {run.folder}")
     return report.numbers
+
+
+class BatchPictures:
+    """Draw the first scored batches, with labels and with what was found; those with classes of pixels apart."""
+
+    def __init__(self, task: Task, folder: Path, data: DataConfig, enabled: bool = True) -> None:
+        self.task, self.folder, self.data, self.enabled = task, folder, data, enabled and dist.is_main()
+        self.drawn: list[Path] = []
+        self._counts: dict[str, int] = {}
+
+    def __call__(self, batch: Batch, results: list[Results]) -> None:
+        """Draw one batch, if few of its kind have been drawn."""
+        prefix = "" if batch.semantic is None else "semantic_"
+        index = self._counts.setdefault(prefix, 0)
+        if not self.enabled or index >= DRAWN_BATCHES:
+            return
+        self._counts[prefix] += 1
+        for kind, found in (("labels", None), ("pred", results)):
+            path = self.folder / f"{prefix}val_batch{index}_{kind}.jpg"
+            self.task.draw_batch(batch, path, self.data.names, found)
+            self.drawn.append(path)
 
 
 def write_results(path: Path, report: Report, about: Mapping[str, Any]) -> None:

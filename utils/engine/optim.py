@@ -42,6 +42,8 @@ def build_optimizer(network: nn.Module, name: str, hyp: Hyp, batch_size: int, de
     speed = {"fused": True} if device.type in {"cuda", "cpu"} else {"foreach": True}
     if name == "SGD":
         return torch.optim.SGD(groups, lr=hyp.lr0, momentum=hyp.momentum, nesterov=hyp.momentum > 0, **speed)
+    if name == "RMSProp":
+        return torch.optim.RMSprop(groups, lr=hyp.lr0, momentum=hyp.momentum, foreach=True)
     kind: Callable[..., Any] = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[name]
     return kind(groups, lr=hyp.lr0, betas=(hyp.momentum, 0.999), **speed)
 

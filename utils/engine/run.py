@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from utils.core.settings import TrainSettings
 from utils.engine.ema import ModelEma
 from utils.engine.schedule import Schedule
 from utils.loggers import Loggers
+
+
+ALWAYS_SCORED = 40  # epochs before the end in which every head is scored
 
 
 @dataclass
@@ -51,6 +55,7 @@ class Run:
     model: nn.Module  # the network as the loop calls it: compiled, wrapped for DDP
     ema: ModelEma[Network]
     losses: dict[str, Any]
+    gains: Mapping[str, float]  # by which the losses of heads are multiplied; else 1
     optimizer: Any
     scaler: Any
     schedule: Schedule
@@ -79,6 +84,11 @@ class Run:
             single_class=self.settings.single_cls,
             annotations=self.data.annotations.get("val"),
         )
+
+    def left_out(self, epoch: int) -> tuple[str, ...]:
+        """Return the heads that are not scored after this epoch (behaviour.md 12.8)."""
+        interval, last = self.settings.seg_interval, self.settings.epochs - epoch < ALWAYS_SCORED
+        return () if last or epoch % interval == 0 else self.task.seldom
 
     def runner(self) -> NetworkRunner:
         """Return the averaged network, ready to be scored."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,18 @@ from torch import Tensor
 
 from utils.core import dist
 from utils.core.config import DataConfig, find_data, load_data
-from utils.core.contracts import Batch, EvalSettings, Loader, LoadRequest, Outputs, Results, Runner, Task
+from utils.core.contracts import (
+    Batch,
+    EvalSettings,
+    HeadSpec,
+    Loader,
+    LoadRequest,
+    Outputs,
+    Results,
+    Runner,
+    SemanticRequest,
+    Task,
+)
 from utils.core.device import select_device
 from utils.core.errors import UserError
 from utils.core.files import drop_if_empty, run_folder, write_text
@@ -21,13 +32,12 @@ from utils.core.hyp import Hyp
 from utils.core.log import LOGGER
 from utils.core.settings import ScoreSettings
 from utils.engine.assemble import require_heads
-from utils.engine.evaluate import Report, evaluate, speed_line, table
-from utils.engine.fit import write_results
+from utils.engine.evaluate import MANY_CLASSES, Report, evaluate, speed_line, table
+from utils.engine.fit import BatchPictures, write_results
 from utils.metrics import EVALUATORS
 from utils.ops.text import box_lines
 
 STUDY_SIZES = range(256, 1537, 128)
-DRAWN_BATCHES = 3
 
 
 class Subject(Protocol):
@@ -53,24 +63,30 @@ DrawStudy = Callable[[Sequence[Sequence[float]], Sequence[str], Path], object]
 OpenSubject = Callable[[ScoreSettings, torch.device], Subject]
 
 
-def score(task: Task, settings: ScoreSettings, open_subject: OpenSubject, draw_study: DrawStudy) -> dict[str, float]:
-    """Score one checkpoint, or an ensemble, on one split; return the numbers. Works under torchrun."""
+def score(
+    choose: Callable[[Collection[str]], Task], settings: ScoreSettings, open_subject: OpenSubject, draw_study: DrawStudy
+) -> dict[str, float]:
+    """Score one checkpoint, or an ensemble, on one split; return the numbers. Works under torchrun.
+
+    `choose` returns the task of a network with certain heads.
+    """
     device = select_device(settings.device)
     dist.start(device)
     subject = open_subject(settings, device)
+    task = choose(subject.runner.specs)
     require_heads(task.name, set(task.heads), set(subject.runner.specs), subject.name)
     for head in subject.runner.specs:
         if head not in EVALUATORS:
             known = ", ".join(EVALUATORS.names())
             raise UserError(f"{subject.name}: its head {head!r} cannot be scored here (known: {known})")
-    data = _data(settings, subject)
+    data = _data(task, settings, subject)
     folder = _folder(settings)
     try:
         if settings.task == "study":
             return _study(task, settings, subject, data, device, folder, draw_study)
         report = _score_at(task, settings, subject, data, device, folder, _size(settings, subject))
         if dist.is_main():
-            about = {"weights": list(settings.weights), "data": _data_name(settings, subject), "task": settings.task}
+            about = {"weights": list(settings.weights), "data": _data_name(task, settings, subject), "task": settings.task}
             write_results(folder / "results.json", report, about)
             LOGGER.info(f"results are in {folder}")
         return report.numbers
@@ -83,30 +99,45 @@ def _folder(settings: ScoreSettings) -> Path:
     return dist.made_by_main(lambda: run_folder(Path(settings.project), settings.name, settings.exist_ok))
 
 
-def _data_name(settings: ScoreSettings, subject: Subject) -> str:
+def _data_name(task: Task, settings: ScoreSettings, subject: Subject) -> str:
     """Return the data YAML as the user wrote it, here or when the checkpoint was trained."""
-    return str(settings.data or subject.meta.get("data") or "data/shapes.yaml")
+    return str(settings.data or subject.meta.get("data") or task.data)
 
 
-def _data(settings: ScoreSettings, subject: Subject) -> DataConfig:
+def _data(task: Task, settings: ScoreSettings, subject: Subject) -> DataConfig:
     """Return the data to score on; it must have the classes the network knows."""
-    text = _data_name(settings, subject)
+    text = _data_name(task, settings, subject)
     if not settings.data:
         LOGGER.info(f"data: {text} (what {subject.name} was trained on)")
     data = load_data(text)
+    if data.named_by_folders and set(data.names) <= set(subject.runner.names):
+        data = replace(data, names=tuple(subject.runner.names))  # some classes may have no folder here
     data = data.single_class() if settings.single_cls else data
-    for head, spec in subject.runner.specs.items():
-        if spec.num_classes != data.num_classes and not settings.single_cls:
-            hint = ", or give --single-cls" if spec.num_classes == 1 else ""
-            raise UserError(
-                f"{data.source}: {data.num_classes} classes, but the {head} head of {subject.name} knows "
-                f"{spec.num_classes}; score it on the data it was trained for{hint}"
-            )
+    if settings.segdata:
+        data = replace(data, semantic=find_semantic(settings.segdata))
+    for spec in subject.runner.specs.values():
+        _check_classes(data, subject.name, spec, settings.single_cls)
     return data
 
 
+def _check_classes(data: DataConfig, name: str, spec: HeadSpec, single: bool) -> None:
+    """Raise UserError if the data has other classes than a head knows."""
+    names = data.names_for(spec.name)
+    if names is None or len(names) == spec.num_classes or (single and names == data.names):
+        return  # without labels for it, it is not scored
+    hint = ", or give --single-cls" if spec.num_classes == 1 else ""
+    raise UserError(
+        f"{data.source}: {len(names)} classes, but the {spec.name} head of {name} knows {spec.num_classes}; score it on "
+        f"the data it was trained for{hint}"
+    )
+
+
 def _size(settings: ScoreSettings, subject: Subject) -> int:
-    size = int(settings.imgsz[0] if settings.imgsz else subject.meta.get("imgsz") or 640)
+    runner = subject.runner
+    if runner.fixed_hw:
+        return runner.fixed_hw[0]
+    usual = max(spec.usual_px for spec in runner.specs.values())
+    size = int(settings.imgsz[0] if settings.imgsz else subject.meta.get("imgsz") or usual)
     step = max(subject.runner.stride, 32)
     fitting = math.ceil(size / step) * step
     if fitting != size:
@@ -131,6 +162,7 @@ def _loader(task: Task, settings: ScoreSettings, data: DataConfig, size: int, st
             single_class=settings.single_cls,
             mask_ratio=1 if settings.save_json else LoadRequest.mask_ratio,
             allow_label_faults=settings.allow_label_faults,
+            semantic=SemanticRequest(settings.base_size, settings.seg_mode),
         )
     )
 
@@ -160,15 +192,17 @@ def _score_at(
         fine_masks=settings.save_json,  # what is saved has the originals' resolution
         native_masks=settings.save_json,
         annotations=given,
+        absent_as_zero=settings.absent_as_zero,
         save_json=folder / f"{subject.name}_predictions.json" if settings.save_json else None,
     )
-    watcher = _Watcher(task, settings, folder, data.names)
+    watcher = _Watcher(task, settings, folder, data)
     alter = add_labels if settings.save_hybrid else None
     report = evaluate(subject.runner, loader, how, device, on_batch=watcher, alter=alter)
-    verbose = settings.verbose or data.num_classes < 50
+    verbose = data.num_classes < MANY_CLASSES if settings.verbose is None else settings.verbose
     for scores in report.scores.values():
         LOGGER.info(table(scores, verbose=verbose))
-    LOGGER.info(coco_line(report.numbers))
+    if line := coco_line(report.numbers):
+        LOGGER.info(line)
     LOGGER.info(speed_line(report, (settings.batch_size, 3, size, size)))
     if dist.is_main() and not settings.noplots and not speed:
         list(task.draw_scores(report.scores, folder, data.names))
@@ -176,27 +210,23 @@ def _score_at(
 
 
 def coco_line(numbers: dict[str, float]) -> str:
-    """Return COCO's numbers as one line."""
+    """Return COCO's numbers as one line, "" if there are none."""
     found = {name.removeprefix("coco/"): value for name, value in numbers.items() if name.startswith("coco/")}
-    return "COCO: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+    return f"COCO: {', '.join(f'{name} {value:.3f}' for name, value in found.items())}" if found else ""
 
 
 class _Watcher:
     """Draw the first batches and write label files as batches go by."""
 
-    def __init__(self, task: Task, settings: ScoreSettings, folder: Path, names: tuple[str, ...]) -> None:
-        self.task, self.settings, self.folder, self.names = task, settings, folder, names
-        self._drawn = 0
+    def __init__(self, task: Task, settings: ScoreSettings, folder: Path, data: DataConfig) -> None:
+        self.settings, self.folder = settings, folder
+        self.pictures = BatchPictures(task, folder, data, enabled=not settings.noplots)
 
     def __call__(self, batch: Batch, results: list[Results]) -> None:
         if self.settings.save_txt or self.settings.save_hybrid:
             for result in results:
                 self._write(result)
-        if dist.is_main() and not self.settings.noplots and self._drawn < DRAWN_BATCHES:
-            for kind, found in (("labels", None), ("pred", results)):
-                path = self.folder / f"val_batch{self._drawn}_{kind}.jpg"
-                self.task.draw_batch(batch, path, self.names, found)
-            self._drawn += 1
+        self.pictures(batch, results)
 
     def _write(self, result: Results) -> None:
         if result.boxes is None or result.classes is None:

@@ -60,6 +60,7 @@ class DetectLoss(nn.Module):
     """
 
     per_image = True
+    labels = "boxes"
     anchors: Tensor
     balance: Tensor
     cls_positive: Tensor

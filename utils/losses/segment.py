@@ -48,6 +48,7 @@ class SegmentLoss(nn.Module):
     """
 
     per_image = True
+    labels = "boxes"
 
     def __init__(self, spec: HeadSpec, hyp: Hyp, **options: Any) -> None:
         super().__init__()

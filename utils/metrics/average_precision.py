@@ -101,5 +101,8 @@ def evaluate_detections(
 
 
 def weighted_sum(numbers: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """Return the sum of `numbers` times `weights`, by name: what ranks epochs (behaviour.md 3.10)."""
-    return float(sum(weight * numbers[name] for name, weight in weights.items()))
+    """Return the sum of `numbers` times `weights`, by name: what ranks epochs (behaviour.md 3.10).
+
+    What was not measured counts as 0 (behaviour.md 12.8).
+    """
+    return float(sum(weight * numbers.get(name, 0.0) for name, weight in weights.items()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -21,6 +21,19 @@ _GREY = (114, 114, 114)
 
 def draw_batch(batch: Batch, path: Path, names: Sequence[str], results: Sequence[Results] | None = None) -> None:
     """Write up to 16 images of `batch` as a mosaic to `path`, with `results` drawn on them, else with the labels."""
+    network_hw = (int(batch.images.shape[2]), int(batch.images.shape[3]))
+
+    def decorate(tile: np.ndarray, i: int) -> None:
+        labels = _predicted(results[i], network_hw) if results is not None else _labelled(batch, i)
+        masks = _found_masks(results[i]) if results is not None else _labelled_masks(batch, i)
+        draw_masks(tile, masks, [colour_of(index) for index in labels[1][: len(masks)]])
+        _draw_on_tile(tile, labels, names, Path(batch.info[i].path).stem)
+
+    draw_grid(batch, path, decorate)
+
+
+def draw_grid(batch: Batch, path: Path, decorate: Callable[[np.ndarray, int], None]) -> None:
+    """Write up to 16 images of `batch` as a mosaic to `path`; `decorate(tile, i)` draws on image i's BGR tile."""
     count = min(len(batch), MAX_IMAGES)
     columns = int(np.ceil(count**0.5))
     rows = -(-count // columns)
@@ -30,10 +43,8 @@ def draw_batch(batch: Batch, path: Path, names: Sequence[str], results: Sequence
     mosaic = np.full((rows * tile_hw[0], columns * tile_hw[1], 3), 255, np.uint8)
     for i in range(count):
         tile = _tile(batch.images[i], tile_hw)
-        labels = _predicted(results[i], network_hw) if results is not None else _labelled(batch, i)
-        masks = _found_masks(results[i]) if results is not None else _labelled_masks(batch, i)
-        draw_masks(tile, masks, [colour_of(index) for index in labels[1][: len(masks)]])
-        _draw_on_tile(tile, labels, names, Path(batch.info[i].path).stem)
+        decorate(tile, i)
+        cv2.rectangle(tile, (0, 0), (tile_hw[1] - 1, tile_hw[0] - 1), (255, 255, 255), 1)
         row, column = divmod(i, columns)
         top, left = row * tile_hw[0], column * tile_hw[1]
         mosaic[top : top + tile_hw[0], left : left + tile_hw[1]] = tile
@@ -100,4 +111,3 @@ def _draw_on_tile(tile: np.ndarray, found: Drawable, names: Sequence[str], title
     pixels = boxes * np.array([width, height] * 2, np.float32)
     draw_boxes(tile, pixels, [colour_of(index) for index in classes], texts, line_px=2)
     draw_label(tile, title[:40], (4, 4), _GREY, max(10, min(18, height // 24)), line_px=0)
-    cv2.rectangle(tile, (0, 0), (width - 1, height - 1), (255, 255, 255), 1)

@@ -95,25 +95,26 @@ def _smoothed(values: np.ndarray, fraction: float = 0.1) -> np.ndarray:
 
 
 def draw_confusion(matrix: np.ndarray, path: Path, names: Sequence[str]) -> Path:
-    """Draw a (C + 1, C + 1) matrix [predicted, true], background last, as shares of each true class."""
+    """Draw a matrix [predicted, true] as shares of each true class: (C, C), or one more for the background, last."""
     shares = matrix / (matrix.sum(axis=0, keepdims=True) + 1e-9)
     shares = np.where(shares < BLANK_BELOW, np.nan, shares)
-    count = len(matrix) - 1
-    size = min(14.0, max(7.0, 0.45 * count + 4))
+    titles = [*names, "background"][: len(matrix)]
+    count = len(matrix)
+    size = min(14.0, max(7.0, 0.45 * count + 3.55))
     figure = new_figure(size * 1.15, size)
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(image, ax=axes, fraction=0.04)
-    if count < ANNOTATED_CLASSES:
-        font_size = max(6, min(11, 160 / (count + 1)))
+    if count <= ANNOTATED_CLASSES:
+        font_size = max(6, min(11, 160 / count))
         for row, column in zip(*np.nonzero(~np.isnan(shares)), strict=True):
             share = shares[row, column]
             colour = "white" if share > 0.45 else "black"
             axes.text(column, row, f"{share:.2f}", ha="center", va="center", color=colour, fontsize=font_size)
-    if count < NAMED_TICKS:
-        ticks = [as_text(name) for name in (*names, "background")]
-        font_size = max(5, min(11, 300 / (count + 1)))
-        axes.set_xticks(range(count + 1), ticks, rotation=90, fontsize=font_size)
-        axes.set_yticks(range(count + 1), ticks, fontsize=font_size)
+    if count <= NAMED_TICKS:
+        ticks = [as_text(name) for name in titles]
+        font_size = max(5, min(11, 300 / count))
+        axes.set_xticks(range(count), ticks, rotation=90, fontsize=font_size)
+        axes.set_yticks(range(count), ticks, fontsize=font_size)
     axes.set(xlabel="True", ylabel="Predicted", title="Confusion matrix, normalised by true class")
     return save_figure(figure, path, dpi=250)

@@ -21,6 +21,8 @@ _PALETTE = (
 # fmt: on
 PALETTE_BGR = np.array([[value & 255, value >> 8 & 255, value >> 16] for value in _PALETTE], np.uint8)  # (20, 3)
 
+CLASSES_AT_XY = (32, 32)  # behaviour.md 5.4
+
 
 @dataclass(frozen=True)
 class DrawStyle:
@@ -125,6 +127,25 @@ def draw_semantic(canvas: np.ndarray, classes: np.ndarray, opacity: float = 0.5)
     canvas[labelled] = np.rint(canvas[labelled] * (1 - opacity) + tint * opacity).astype(np.uint8)
 
 
+def draw_classes(canvas: np.ndarray, probabilities: np.ndarray, names: Sequence[str]) -> None:
+    """Write the five surest classes of (C,) `probabilities` below each other from (32, 32) on, in place."""
+    height, width = canvas.shape[:2]
+    size_px = max(font_height_px((height, width)), 14)
+    left, top = (min(CLASSES_AT_XY[0], width // 8), min(CLASSES_AT_XY[1], height // 8))
+    for text in class_lines(probabilities, names):
+        mask = text_mask(text, size_px)
+        region = canvas[top : top + mask.shape[0] + 2, max(0, left - 4) : left + mask.shape[1] + 6]
+        region[:] = np.rint(region * 0.4).astype(np.uint8)  # darker, so that white reads on anything
+        put_text(canvas, text, (left, top + 1), size_px, (255, 255, 255))
+        top += mask.shape[0] + 2
+
+
+def class_lines(probabilities: np.ndarray, names: Sequence[str]) -> list[str]:
+    """Return `0.87 name` of the five surest classes, the surest first (behaviour.md 5.4)."""
+    order = np.argsort(-probabilities, kind="stable")[:5]
+    return [f"{probabilities[index]:.2f} {class_name(names, int(index))}" for index in order]
+
+
 def draw_boxes(
     canvas: np.ndarray, boxes_xyxy: np.ndarray, colours: Sequence[Colour], texts: Sequence[str], line_px: int | None
 ) -> None:
@@ -148,6 +169,8 @@ def annotate(
     found = results.cpu()
     if found.semantic is not None:
         draw_semantic(canvas, found.semantic.numpy(), style.opacity)
+    if found.probabilities is not None:
+        draw_classes(canvas, found.probabilities.numpy(), names)
     if found.boxes is None or found.classes is None:
         return canvas
     classes = [int(index) for index in found.classes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Any
 
 from utils.core.cli import explain, resolve_training
@@ -18,6 +19,6 @@ def train_task(task: str, parser: argparse.ArgumentParser, chosen: dict[str, Any
         LOGGER.info(explain(settings, origin))
 
     from utils.engine.fit import fit  # torch is loaded here, so that --help answers at once
-    from utils.tasks import TASKS
+    from utils.tasks.choice import task_for
 
-    return fit(TASKS.get(task), settings)
+    return fit(partial(task_for, task, settings), settings)

@@ -7,7 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from utils.core.cli import add_device, add_download, add_image_size, add_run_folder, new_parser, to_namespace
+from utils.core.cli import (
+    add_device,
+    add_download,
+    add_image_size,
+    add_run_folder,
+    add_semantic_size,
+    new_parser,
+    to_namespace,
+)
 from utils.core.settings import ScoreSettings
 
 
@@ -45,12 +53,23 @@ def scoring_parser(description: str | None, **defaults: Any) -> argparse.Argumen
     add("--half", action="store_true", help="half precision (GPUs)")
     add("--workers", type=int, default=8, help="data-loading processes per process, at most one a core")
     add("--noplots", action="store_true", help="draw no pictures")
+    _add_semantic(parser)
     add("--allow-label-faults", action="store_true", help="go on when more than 1 %% of the label files are faulty")
     add_device(parser)
     add_run_folder(parser, "runs/val")
     add_download(parser)
     parser.set_defaults(**defaults)
     return parser
+
+
+def _add_semantic(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("classes of pixels").add_argument
+    add("--segdata", default="", help="data-set YAML or folder whose pixel labels are taken instead of those of --data")
+    add_semantic_size(parser)
+    add("--seg-scales", nargs="+", type=float, default=[], help="average over these sizes, as factors (0.75 1 1.25)")
+    add("--seg-flip", action="store_true", help="average with the mirrored image")
+    add("--seg-window", type=int, default=0, metavar="PX", help="slide a window of this size over the image; 0: whole")
+    add("--absent-as-zero", action="store_true", help="classes that occur nowhere count as 0 in the mean IoU")
 
 
 def score_task(task: str, parser: argparse.ArgumentParser, chosen: dict[str, Any], runs: str) -> dict[str, float]:
@@ -63,6 +82,6 @@ def score_task(task: str, parser: argparse.ArgumentParser, chosen: dict[str, Any
     from utils.backends.opening import open_subject  # torch is loaded here, so that --help answers at once
     from utils.engine.score import score
     from utils.plots.study import draw_study
-    from utils.tasks import TASKS
+    from utils.tasks.choice import task_of
 
-    return score(TASKS.get(task), settings, partial(open_subject, runs=Path(runs)), draw_study)
+    return score(partial(task_of, task), settings, partial(open_subject, runs=Path(runs)), draw_study)

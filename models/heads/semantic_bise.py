@@ -1,0 +1,56 @@
+"""The semantic head with a detail and a context path (after BiSeNet, arXiv 1808.00897; behaviour.md 12.2, BiSe)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from models.heads.semantic import SemanticHead, semantic_row
+from models.layers.common import Conv
+from models.layers.context import RFB2
+from models.layers.fusion import FFM, broadcast
+from models.plan import HEADS, Plan, Row
+from utils.core.contracts import Raw
+
+WIDTH = 128  # of each path, for every model size
+
+
+def _plan(row: Row) -> Plan:
+    return Plan((semantic_row(row, 3).num_classes, row.channels), 0)
+
+
+def _auxiliary(num_classes: int) -> nn.Sequential:
+    return nn.Sequential(Conv(WIDTH, WIDTH, 3), nn.Conv2d(WIDTH, num_classes, 1))
+
+
+@HEADS.register("segmaskbise")
+class SegMaskBiSe(SemanticHead):
+    """The finest level beside what comes up from the coarser two; in training these are classified, too."""
+
+    plan = staticmethod(_plan)
+
+    def __init__(self, num_classes: int, in_channels: Sequence[int]) -> None:
+        super().__init__(num_classes)
+        fine, middle, coarse = in_channels
+        self.m8 = nn.Sequential(Conv(fine, WIDTH))
+        self.m16 = nn.Sequential(RFB2(middle, WIDTH, map_reduce=4, d=(2, 3)))
+        self.m32 = nn.Sequential(RFB2(coarse, WIDTH, map_reduce=8, d=(2, 3), has_global=True))
+        self.up16 = nn.Sequential(Conv(WIDTH, WIDTH, 3))
+        self.up32 = nn.Sequential(Conv(WIDTH, WIDTH, 3))
+        self.out = nn.Sequential(FFM(2 * WIDTH, 2 * WIDTH, k=3), nn.Dropout(0.1), nn.Conv2d(2 * WIDTH, num_classes, 1))
+        self.aux16 = _auxiliary(num_classes)
+        self.aux32 = _auxiliary(num_classes)
+
+    def forward(self, features: list[Tensor]) -> Raw:
+        """Take three maps, finest first, return logits (B, C, h, w) at the size of the first.
+
+        In training also aux16 at that size and aux32 at the size of the second.
+        """
+        fine, middle, coarse = features
+        from_coarse = broadcast(self.up32(self.m32(coarse)), middle, "bilinear")
+        context = broadcast(self.up16(self.m16(middle) + from_coarse), fine, "bilinear")
+        raw = {"logits": self.out([self.m8(fine), context])}
+        if self.training:
+            raw |= {"aux16": self.aux16(context), "aux32": self.aux32(from_coarse)}
+        return raw
