@@ -55,8 +55,8 @@ class Model:
         """Return the `Detections` of an image or a list of images, of any sizes and kinds mixed.
 
         A path, an address (only with `urls`), a PIL image, an RGB array (H, W, 3), a (3, H, W) tensor. `size` is the
-        longer side at which the network sees them (640, whole-image classifiers 224). A (B, 3, H, W) tensor, uint8 or from 0 to 1, goes through as it is
-        and its decoded outputs come back, by the names of the heads.
+        longer side at which the network sees them (640, for whole-image classifiers 224). A (B, 3, H, W) tensor, uint8
+        or from 0 to 1, goes through as it is and its decoded outputs come back, by the names of the heads.
         """
         if isinstance(images, Tensor) and images.ndim == 4:
             return self.raw(images, augment)
@@ -103,13 +103,13 @@ class Model:
         sides = (size, size) if isinstance(size, int) else tuple(size)
         if len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= MAX_IMAGE_PX for side in sides):
             raise UserError(f"size {size!r}: a number of pixels up to {MAX_IMAGE_PX}, or height and width")
-        if isinstance(size, int) and not self._square:
+        if isinstance(size, int) and not self.square:
             return common_shape(sizes_hw, size, self.stride)
         height, width = (-(-side // self.stride) * self.stride for side in sides)
         return height, width
 
     @property
-    def _square(self) -> bool:
+    def square(self) -> bool:
         """Tell whether the network sees the middle square of images."""
         return any(spec.fit == "centre" for spec in self.runner.specs.values())
 
@@ -129,6 +129,16 @@ class Model:
         for name, spec in self.runner.specs.items():
             POSTPROCESS.get(name)(spec, settings)(decoded[name], results)
         return [one.cpu() for one in results]
+
+
+def fitted(images: Sequence[np.ndarray], shape_hw: tuple[int, int], model: Model) -> tuple[Tensor, list[Geometry]]:
+    """Return (H, W, 3) BGR images as the network sees them, (B, 3, H, W) uint8 RGB, and how each was fitted."""
+    if model.square:
+        placed = [centre_square(image, shape_hw) for image in images]
+    else:
+        placed = [letterbox(image, shape_hw, auto=False, stride=model.stride) for image in images]
+    pixels = np.stack([np.ascontiguousarray(image[:, :, ::-1]) for image, _ in placed])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2), [geometry for _, geometry in placed]
 
 
 def load(

@@ -17,7 +17,9 @@ TOP = 5
 MASKS = ("polygon", "rle", "both", "none")
 
 
-def answer(result: Results, specs: dict[str, HeadSpec], names: Sequence[str], masks: str, pixels: bool) -> dict[str, Any]:
+def answer(
+    result: Results, specs: dict[str, HeadSpec], names: Sequence[str], masks: str, pixels: bool
+) -> dict[str, Any]:
     """Return what was found in one image; `masks` is one of MASKS, `pixels` asks for the map of classes as PNG."""
     height, width = result.info.geometry.original_hw
     said: dict[str, Any] = {"name": result.info.path, "width": width, "height": height}

@@ -92,5 +92,3 @@ class Predictor:
                 POSTPROCESS.get(head)(spec, how)(mine, [result])
             found.append(result.cpu())
         return found
-
-
