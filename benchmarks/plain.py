@@ -7,7 +7,9 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate
 
+from utils.core.contracts import IGNORED_PIXEL
 from utils.core.hyp import Hyp
 from utils.engine.ema import decay_at
 from utils.engine.optim import parameter_groups
@@ -55,3 +57,48 @@ def plain_ciou(a_cxcywh: Tensor, b_cxcywh: Tensor, eps: float = 1e-7) -> Tensor:
     with torch.no_grad():
         weight = aspect / (aspect - iou + 1 + eps)
     return iou - distance - weight * aspect
+
+
+def plain_enlarged(maps: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Return (B, C, H, W): all images' (B, C, h, w) scores at the size of the labels, corners on corners."""
+    return interpolate(maps, size=size_hw, mode="bilinear", align_corners=True)
+
+
+def plain_entropy(maps: Tensor, labels: Tensor, weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+    """Return the mean cross-entropy of (B, C, h, w) scores with (B, H, W) uint8 labels, by PyTorch's functions."""
+    size_hw = (labels.shape[1], labels.shape[2])
+    scores = plain_enlarged(maps, size_hw)
+    return cross_entropy(scores, labels.long(), weight=weights, ignore_index=IGNORED_PIXEL, label_smoothing=smoothing)
+
+
+def plain_ohem(maps: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """Return the mean over hard pixels, at least a sixteenth of the labelled ones (behaviour.md 12.4, OHEM)."""
+    scores = plain_enlarged(maps, (labels.shape[1], labels.shape[2]))
+    losses = cross_entropy(scores, labels.long(), ignore_index=IGNORED_PIXEL, reduction="none")
+    losses = losses[labels != IGNORED_PIXEL]
+    hard = losses[losses > -math.log(threshold)]
+    least = len(losses) // 16
+    return (hard if len(hard) >= least else losses.topk(least).values).mean()
+
+
+def plain_prob_ohem(maps: Tensor, labels: Tensor, threshold: float, least: int) -> Tensor:
+    """Return the mean over pixels whose true class is improbable (behaviour.md 12.4, ProbOhem)."""
+    scores = plain_enlarged(maps, (labels.shape[1], labels.shape[2]))
+    losses = cross_entropy(scores, labels.long(), ignore_index=IGNORED_PIXEL, reduction="none")
+    losses = losses[labels != IGNORED_PIXEL]
+    probability = torch.exp(-losses.detach())
+    limit = max(threshold, float(probability.sort().values[min(least, len(losses)) - 1]))
+    return losses[probability <= limit].mean()
+
+
+def plain_focal(maps: Tensor, labels: Tensor, gamma: float) -> Tensor:
+    """Return multiyolov5's product of the mean entropy and the mean of (1 - p)^gamma (behaviour.md 12.4)."""
+    scores = plain_enlarged(maps, (labels.shape[1], labels.shape[2]))
+    known = torch.where(labels == IGNORED_PIXEL, 0, labels).long()
+    true = scores.softmax(dim=1).gather(1, known[:, None])[:, 0]
+    return cross_entropy(scores, labels.long(), ignore_index=IGNORED_PIXEL) * ((1 - true) ** gamma).mean()
+
+
+def plain_class_map(maps: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Return the (H, W) class of every pixel of one image's (C, h, w) scores, all of them enlarged first."""
+    return plain_enlarged(maps[None], size_hw)[0].argmax(dim=0).to(torch.uint8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from models.plan import Plan, Row, find_kind
 from utils.core.errors import UserError
 
 __all__ = [
-    "build_network", "classification_network", "classifier_description", "read_architecture",
+    "build_network", "classification_network", "classifier_description", "measure_rows", "read_architecture",
     "round_up",
 ]  # fmt: skip
 
@@ -92,7 +92,7 @@ def build_network(
     classes = settle_classes(description, head_kinds(rows), num_classes, names, head_names)
     layers, routes = _build_rows(description, rows, source)
     _initialize(nn.ModuleList(layers), description, source)
-    strides = _measure(layers, routes, rows, description["ch"], source)
+    strides = measure_rows(layers, routes, rows, description["ch"], source)
     stride = _set_up_heads(layers, routes, strides, rows, source)
     return Network(layers, routes, classes, {**description, "source": source.replace("\\", "/").split("/")[-1]}, stride)
 
@@ -209,15 +209,15 @@ def _set_csp_activation(layers: nn.ModuleList, factory: Any) -> None:
             module.act = factory(normalisation.num_features)
 
 
-def _measure(
-    layers: list[nn.Module], routes: list[Route], rows: list[Any], channels: int, source: str
+def measure_rows(
+    layers: Iterable[nn.Module], routes: Sequence[Route], rows: list[Any], channels: int, source: str
 ) -> list[tuple[float, ...]]:
-    """Return per row the strides of its output, by an empty image in evaluation mode.
+    """Return per row the strides of its output, none for a head, by an empty image in evaluation mode.
 
     That leaves normalisation statistics alone. Networks without weights (the meta device) are measured as they are;
     others too, since torch's meta kernels take longer to import than most networks take to run.
     """
-    sizes: list[Tensor | None] = []
+    layers, sizes = list(layers), list[Tensor | None]()
     device = next((p.device for layer in layers for p in layer.parameters()), torch.device("cpu"))
     image = torch.zeros(1, channels, PROBE_PX, PROBE_PX, device=device)
     for index, (layer, route) in enumerate(zip(layers, routes, strict=True)):
@@ -241,7 +241,7 @@ def _measure(
 def _set_up_heads(
     layers: list[nn.Module], routes: list[Route], strides: list[tuple[float, ...]], rows: list[Any], source: str
 ) -> int:
-    """Tell every head the strides of its inputs; return the largest one of any row, which images must be divisible by."""
+    """Tell every head the strides of its inputs; return the largest one of any row: images must be divisible by it."""
     whole = [int(row[0]) for row in strides if row and row[0] == row[1] == int(row[0])]
     largest = max(whole, default=1)
     for index, (layer, route) in enumerate(zip(layers, routes, strict=True)):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.resample import resized
 from utils.core.contracts import Decoded, HeadSpec, Outputs, Runner
 from utils.core.errors import UserError
 
@@ -32,8 +33,16 @@ def join_boxes(parts: Sequence[Decoded], spec: HeadSpec) -> Decoded:
     return {"predictions": torch.cat(shifted, dim=1), "prototypes": prototypes}
 
 
-def _mean(parts: Sequence[Decoded]) -> Decoded:
-    return {key: torch.stack([part[key] for part in parts]).mean(dim=0) for key in parts[0]}
+def mean(parts: Sequence[Decoded]) -> Decoded:
+    """Return the average of what several runs found; maps are brought to the size of the largest."""
+    return {key: torch.stack(_of_one_size([part[key] for part in parts])).mean(dim=0) for key in parts[0]}
+
+
+def _of_one_size(tensors: list[Tensor]) -> list[Tensor]:
+    if tensors[0].ndim != 4 or len({tensor.shape[2:] for tensor in tensors}) == 1:
+        return tensors
+    height, width = (max(tensor.shape[side] for tensor in tensors) for side in (2, 3))
+    return [resized(tensor, height, width) for tensor in tensors]
 
 
 class Ensemble:
@@ -72,5 +81,5 @@ class Ensemble:
         decoded = {}
         for name in self.specs:
             parts = [output[name] for output in outputs]
-            decoded[name] = join_boxes(parts, self.specs[name]) if "predictions" in parts[0] else _mean(parts)
+            decoded[name] = join_boxes(parts, self.specs[name]) if "predictions" in parts[0] else mean(parts)
         return Outputs(decoded=decoded)

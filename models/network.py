@@ -26,8 +26,9 @@ class Route:
 class Network(nn.Module):
     """Layers in a row with routes between them. Heads are the layers whose class is in `HEADS`, wherever they stand.
 
-    `task` is the name of the main head, which says what the network is for. `class_names` are by head, `names` those of the main one; images must be divisible by `stride`; `architecture`
-    rebuilds the network (`build_network`), without its weights.
+    `task` is the name of the main head, which says what the network is for, `names` are its classes', `class_names`
+    every head's. Images must be divisible by `stride`. `architecture` rebuilds the network (`build_network`), without
+    its weights.
     """
 
     def __init__(
@@ -44,9 +45,13 @@ class Network(nn.Module):
         self.task = str(main_head(list(self.heads.values())).name)
         self.names = self.class_names[self.task]
         last_use = {source: row for row, route in enumerate(self.routes) for source in route.sources}
+        self._used = frozenset(last_use)
         self._finished = tuple(
             tuple(source for source, last in last_use.items() if last == row) for row in range(len(self.routes))
         )
+
+    _mean: Tensor
+    _std: Tensor
 
     def _apply(self, fn: Any, recurse: bool = True) -> Network:
         """Move or convert everything; constants are made anew, so that half precision and back leaves no trace."""
@@ -86,7 +91,7 @@ class Network(nn.Module):
             output = layer(inputs if route.joined else inputs[0])
             if isinstance(output, dict):
                 raw[str(layer.name)] = output
-            else:
+            elif row in self._used:
                 kept[row] = output
             for source in self._finished[row]:  # free maps as soon as nobody needs them
                 del kept[source]

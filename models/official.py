@@ -234,7 +234,15 @@ def _classifier(layers: list[_Module], source: str) -> dict[str, Any]:
         repeats, arguments = _ROWS[layer.word](layer)
         rows.append([origin, repeats, layer.word, arguments])
     fixed = {"depth_multiple": 1.0, "width_multiple": 1.0, "channel_multiple": 1, "exempt_output_width": False}
-    return {**fixed, "normalise": IMAGENET, "nc": 1, "backbone": rows, "head": [], "name": source.rsplit(".", 1)[0], "source": source}
+    return {
+        **fixed,
+        "normalise": IMAGENET,
+        "nc": 1,
+        "backbone": rows,
+        "head": [],
+        "name": source.rsplit(".", 1)[0],
+        "source": source,
+    }
 
 
 def _conv(module: _Module, *path: str) -> dict[str, Any]:

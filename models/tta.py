@@ -1,4 +1,7 @@
-"""Test-time augmentation: three sizes of an image, one of them mirrored, their boxes joined (behaviour.md 2.5)."""
+"""Test-time augmentation: three sizes of an image, one of them mirrored (behaviour.md 2.5, 12.9b).
+
+Boxes are put side by side, a pixel's logits averaged.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.ensemble import Ensemble, join_boxes
+from models.ensemble import Ensemble, join_boxes, mean
+from models.resample import entries_of, in_resized, pixels_of, resample, resized
 from utils.core.contracts import Decoded, HeadSpec, Outputs, Runner
 from utils.core.errors import UserError
 
+PIXELS = "semantic"  # the head whose maps are averaged
 BORDER = 0.447  # of the right and bottom rim, ImageNet's mean
 
 
@@ -68,6 +73,19 @@ def undo_prototypes(prototypes: Tensor, view: View, network_hw: tuple[int, int],
     return functional.grid_sample(prototypes, grid, padding_mode="border", align_corners=False)
 
 
+def undo_map(maps: Tensor, view: View, network_hw: tuple[int, int], padded_hw: tuple[int, int]) -> Tensor:
+    """Return (B, C, h, w) maps of a view, whose corners are those of its pixels, as maps of the original image."""
+    if view.scale == 1.0 and not view.mirrored:
+        return maps
+    places = []
+    for axis in (0, 1):
+        pixels, padded, own = network_hw[axis], padded_hw[axis], maps.shape[2 + axis]
+        count = max(round(own * pixels / padded), 1)
+        seen = in_resized(pixels_of(count, pixels), pixels, int(pixels * view.scale), view.mirrored and axis == 1)
+        places.append(entries_of(seen, padded, own))
+    return resample(maps, places[0], places[1])
+
+
 def without_tails(passes: list[Decoded], num_levels: int) -> list[Decoded]:
     """Drop the coarsest level of the first pass and the finest of the last: other passes see those sizes better."""
     cells = sum(4**level for level in range(num_levels))
@@ -81,15 +99,15 @@ def without_tails(passes: list[Decoded], num_levels: int) -> list[Decoded]:
 
 
 class Augmented:
-    """A `Runner` that runs another one on every view. Heads without boxes give what the unchanged image gives."""
+    """A `Runner` that runs another one on every view. Heads of whole images give what the unchanged image gives."""
 
     fixed_hw: tuple[int, int] | None = None
 
     def __init__(self, runner: Runner) -> None:
         if runner.fixed_hw is not None:
             raise UserError(f"--augment needs images of several sizes; this model takes only {runner.fixed_hw}")
-        if not any(spec.strides for spec in runner.specs.values()):
-            raise UserError("--augment is for models that find boxes; this one does not")
+        if not any(spec.strides or name == PIXELS for name, spec in runner.specs.items()):
+            raise UserError("--augment is for models that find boxes or classes of pixels; this one does not")
         self.runner = runner
         self.names, self.stride = runner.names, runner.stride
         self.specs = {n: replace(s, num_masks=s.num_masks * len(VIEWS)) for n, s in runner.specs.items()}
@@ -102,12 +120,14 @@ class Augmented:
         for view in VIEWS:
             seen = rescaled(scaled.flip(3) if view.mirrored else scaled, view.scale, self.stride)
             decoded = self.runner.run(seen).decoded
-            passes.append(
-                {name: _undo(part, view, network_hw, (seen.shape[2], seen.shape[3])) for name, part in decoded.items()}
-            )
+            padded_hw = (seen.shape[2], seen.shape[3])
+            passes.append({name: _undo(part, view, network_hw, padded_hw) for name, part in decoded.items()})
         return Outputs(decoded={name: self._join(name, [part[name] for part in passes]) for name in passes[0]})
 
     def _join(self, name: str, parts: list[Decoded]) -> Decoded:
+        if name == PIXELS:
+            height, width = parts[0]["logits"].shape[2:]
+            return mean([{"logits": resized(part["logits"], height, width)} for part in parts])
         if "predictions" not in parts[0]:
             return parts[0]
         spec: HeadSpec = self.runner.specs[name]
@@ -116,7 +136,8 @@ class Augmented:
 
 def _undo(part: Decoded, view: View, network_hw: tuple[int, int], padded_hw: tuple[int, int]) -> Decoded:
     if "predictions" not in part:
-        return part
+        return {key: undo_map(value, view, network_hw, padded_hw) if value.ndim == 4 else value
+                for key, value in part.items()}  # fmt: skip
     undone = {**part, "predictions": undo_boxes(part["predictions"], view, network_hw[1])}
     if "prototypes" in part:
         undone["prototypes"] = undo_prototypes(part["prototypes"], view, network_hw, padded_hw)

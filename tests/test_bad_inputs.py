@@ -24,7 +24,7 @@ from utils.datasets.scan import Pool
 from utils.datasets.sources import open_source
 from utils.engine.state import find_last, load_resumable
 from utils.metrics import EVALUATORS
-from utils.plots import sinks
+from utils.plots import film, sinks
 from utils.postprocess import POSTPROCESS
 
 SCRIPTS = ("train", "val", "detect")
@@ -155,11 +155,11 @@ def test_a_video_that_the_disk_did_not_take_is_no_video(monkeypatch, tmp_path):
     whole = sinks.VideoSink(tmp_path / "whole")
     for frame in frames:
         whole.write(frame, results, lambda: picture)
-    assert "1 video" in whole.close() and sinks.count_frames(tmp_path / "whole" / "film.mp4") == 3
+    assert "1 video" in whole.close() and film.count_frames(tmp_path / "whole" / "film.mp4") == 3
     cut = sinks.VideoSink(tmp_path / "cut")
     for frame in frames:
         cut.write(frame, results, lambda: picture)
-    monkeypatch.setattr(sinks, "count_frames", lambda path: 2)
+    monkeypatch.setattr(film, "count_frames", lambda path: 2)
     with pytest.raises(UserError, match=r"film\.mp4: cannot write all 3 frames"):
         cut.close()
     assert not list((tmp_path / "cut").iterdir())

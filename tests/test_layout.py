@@ -171,7 +171,7 @@ def test_folders_hold_one_kind_of_thing():
 def test_every_data_yaml_loads_by_its_name_and_runs_nothing(path):
     data = load_data(path.stem)
     assert data.source.resolve() == path
-    assert {"train", "val"} <= data.splits.keys()
+    assert {"train", "val"} <= (data.splits if data.names else data.semantic.splits).keys()
     assert data.format in READERS
     assert "download" not in read_yaml(path)
     training_options = vars(training_parser("").parse_args([]))

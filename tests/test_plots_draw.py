@@ -13,7 +13,6 @@ from utils.plots.draw import (
     colour_of,
     draw_label,
     draw_masks,
-    draw_semantic,
     text_colour_on,
 )
 from utils.plots.text import text_mask
@@ -117,15 +116,6 @@ def test_masks_tint_half_and_outlines_add_their_edge():
     draw_masks(outlined, mask, [(255, 255, 0)], outline=True)
     assert tuple(filled[30, 30]) == (172, 172, 45) and tuple(filled[5, 5]) == (90, 90, 90)
     assert tuple(outlined[10, 30]) == (255, 255, 0) and tuple(outlined[30, 30]) == (172, 172, 45)
-
-
-def test_semantic_overlay_leaves_ignored_pixels():
-    classes = np.full((100, 120), 255, np.uint8)
-    classes[:, :60] = 21
-    canvas = grey()
-    draw_semantic(canvas, classes)
-    assert (canvas[:, 60:] == 90).all()
-    assert np.abs(canvas[0, 0].astype(int) - (np.array(colour_of(1)) + 90) / 2).max() <= 1
 
 
 def make_batch(count=5, height=64, width=96) -> Batch:

@@ -60,4 +60,3 @@ class SemanticHead(nn.Module):
     def spec(self) -> HeadSpec:
         """Return what losses and post-processing need."""
         return HeadSpec(self.name, self.num_classes)
-

@@ -1,4 +1,4 @@
-"""Blocks that gather context for per-pixel classes: receptive fields, atrous and pooled pyramids (behaviour.md 12.3)."""
+"""Blocks that gather context for per-pixel classes: receptive fields, atrous and pooled pyramids (12.3)."""
 
 from __future__ import annotations
 

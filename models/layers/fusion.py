@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.layers.common import Conv, PooledConv
+from models.layers.common import Conv, PooledConv, PooledNorm
 from models.plan import LAYERS, Plan, Row, channel_plan, single_input
 
 
@@ -123,7 +123,9 @@ class DAPPM(nn.Module):
         self.scale0 = nn.Sequential(*_before(c1, branch))
         for number, window in enumerate(self.WINDOWS, start=1):
             self.add_module(f"scale{number}", nn.Sequential(nn.AvgPool2d(*window), *_before(c1, branch)))
-        self.scale4 = nn.Sequential(nn.AdaptiveAvgPool2d(1), PooledNorm(c1), nn.SiLU(), nn.Conv2d(c1, branch, 1, bias=False))
+        self.scale4 = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), PooledNorm(c1), nn.SiLU(), nn.Conv2d(c1, branch, 1, bias=False)
+        )
         for number in range(1, 5):
             self.add_module(f"process{number}", nn.Sequential(*_before(branch, branch, 3)))
         self.compression = nn.Sequential(*_before(5 * branch, c2))

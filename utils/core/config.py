@@ -7,12 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from utils.core.cityscapes import NAMES as CITYSCAPES
+from utils.core.data_yaml import expected, forms
 from utils.core.errors import UserError
 from utils.core.files import ROOT
-from utils.core.yaml_file import read_yaml
+from utils.core.yaml_file import read_text, read_yaml
 
 PIXEL_HEAD = "semantic"  # the head that learns from the `semantic:` block; all others from the rest
 SPLITS = ("train", "val", "test")
+_SEGMENTED = {"segtrain": "train", "segval": "val", "segtest": "test"}  # multiyolov5's keys
+_STREETS = ("cityscapes", "citybdd", "bdd100k")  # formats whose classes are known
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class SemanticConfig:
     format: str = "folders"  # a name in SEMANTIC_READERS
     palette: tuple[tuple[int, int, int], ...] = ()  # RGB of each class; empty: the usual colours
     options: dict[str, Any] = field(default_factory=dict)  # what else the format's reader takes
+    root: Path | None = None  # of the places, where it is not the data set's
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,21 @@ class DataConfig:
                 raise UserError(f"{self.source}: `{name}:` is not there; looked for {tried}")
         return self.splits[name]
 
+    def semantic_split(self, name: str) -> tuple[Path, ...]:
+        """Return where the images of a split lie that have a class per pixel; UserError as for `split`."""
+        if self.semantic is None:
+            raise UserError(f"{self.source}: no `semantic:` block, so its images have no class per pixel")
+        if name not in self.semantic.splits:
+            raise UserError(f"{self.source}: no `{name}:` key in `semantic:`, so there is no {name} split to read")
+        root = self.semantic.root or self.root
+        masks = self.semantic.masks.get(name, ())
+        for what, places in ((name, self.semantic.splits[name]), (f"masks.{name}", masks)):
+            for place in places:
+                if not place.exists():
+                    tried = ", ".join(str(path) for path in _tried(self.source, root, place, "semantic"))
+                    raise UserError(f"{self.source}: `semantic.{what}:` is not there; looked for {tried}")
+        return self.semantic.splits[name]
+
     def single_class(self) -> DataConfig:
         """Return the same data with every object of one class (`--single-cls`)."""
         return self if self.num_classes == 1 else replace(self, names=("item",), label_names=self.names)
@@ -97,7 +117,7 @@ def _load_folders(root: Path) -> DataConfig:
 
     Without val the test images stand in. The classes are the training images' folders, sorted by name.
     """
-    splits = {split: (root / split,) for split in SPLITS if (root / split).is_dir()}
+    splits: dict[str, tuple[Path, ...]] = {split: (root / split,) for split in SPLITS if (root / split).is_dir()}
     if "val" not in splits and "test" in splits:
         splits["val"] = splits["test"]
     first = splits.get("train") or splits.get("val")
@@ -110,79 +130,169 @@ def _load_folders(root: Path) -> DataConfig:
 
 
 def load_data(text: str) -> DataConfig:
-    """Read and check the data YAML, or the folder of classes, that `text` names; its faults come in one UserError."""
-    from pydantic import BaseModel, ConfigDict, ValidationError
+    """Read and check the data YAML, or the folder of classes, that `text` names; its faults come in one UserError.
 
-    class DataYaml(BaseModel):
-        """The keys a data YAML may have; users' own extra keys are left alone."""
-
-        model_config = ConfigDict(extra="allow", strict=True)
-        path: str | None = None
-        train: str | list[str] | None = None
-        val: str | list[str] | None = None
-        test: str | list[str] | None = None
-        names: list[str | int | float | bool] | dict[str | int, str | int | float | bool]
-        nc: int | None = None
-        format: str = "yolo"
-        generate: dict[str, Any] = {}
-        annotations: dict[str, str] = {}
-        defaults: dict[str, Any] = {}
+    A data set has boxes (`names`, `train`, `val`), pixels with classes (`semantic`, or multiyolov5's `segtrain` and
+    `segval`), or both.
+    """
+    from pydantic import ValidationError
 
     path = find_data(text)
     if path.is_dir():
         return _load_folders(path)
-    values = read_yaml(path, "data-set YAML")
+    values = _with_semantic(path, read_yaml(path, "data-set YAML"))
+    pixels = values.get("semantic") is not None
+    boxed = not pixels or any(values.get(key) is not None for key in (*SPLITS, "names"))
+    missing = ["names"] if boxed and values.get("names") is None else []
     try:
-        checked = DataYaml.model_validate(values)
+        checked = forms()[0].model_validate(values)
     except ValidationError as error:
-        keys = dict.fromkeys(str(fault["loc"][0]) for fault in error.errors())
-        raise UserError(f"{path}: " + "; ".join(_expected(key, values) for key in keys)) from error
-    names = _names(path, checked.names, checked.nc)
-    if checked.train is None and checked.val is None and checked.test is None:
+        keys = dict.fromkeys(tuple(map(str, fault["loc"][:2])) for fault in error.errors())
+        found = [expected((key,), values) for key in missing]
+        found += [expected(key if key[0] == "semantic" else key[:1], values) for key in keys]
+        raise UserError(f"{path}: " + "; ".join(dict.fromkeys(found))) from error
+    if missing:
+        raise UserError(f"{path}: {expected(('names',), values)}")
+    names = _names(path, checked.names, checked.nc) if boxed else ()
+    if boxed and checked.train is None and checked.val is None and checked.test is None:
         raise UserError(f"{path}: needs `train:` and `val:`, folders of images or list files")
-    places = {
+    places = _places(checked)
+    root = _root(path, checked.path, places, generated=bool(checked.generate))
+    semantic = _semantic(path, checked, names) if pixels else None
+    return DataConfig(
+        source=path,
+        root=root if boxed or semantic is None else semantic.root or root,
+        names=names,
+        splits={split: tuple(_place(root, text) for text in texts) for split, texts in places.items()},
+        format=checked.format,
+        generate=checked.generate,
+        annotations={split: _place(root, text) for split, text in checked.annotations.items()},
+        defaults=checked.defaults,
+        semantic=semantic,
+    )
+
+
+def _names(path: Path, given: list[Any] | dict[Any, Any], nc: int | None, block: str = "") -> tuple[str, ...]:
+    if isinstance(given, dict):
+        keys = [int(key) if str(key).isdigit() else key for key in given]
+        if sorted(map(str, keys)) != sorted(map(str, range(len(keys)))):
+            raise UserError(f"{path}: `{block}names` must number the classes 0, 1, 2, … without gaps, got {keys[:8]}")
+        given = [name for _, name in sorted(zip(keys, given.values(), strict=True))]
+    if not given:
+        raise UserError(f"{path}: `{block}names` is empty")
+    if nc is not None and nc != len(given):
+        raise UserError(f"{path}: `{block}nc: {nc}` but `{block}names` lists {len(given)} classes")
+    return tuple(str(name) for name in given)
+
+
+def _places(checked: Any) -> dict[str, tuple[str, ...]]:
+    """Return the texts of the splits that are named."""
+    return {
         split: tuple([value] if isinstance(value, str) else value)
         for split in SPLITS
         if (value := getattr(checked, split)) not in (None, "", [])
     }
-    root = _root(path, checked.path, places, generated=bool(checked.generate))
-    return DataConfig(
-        source=path,
-        root=root,
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pixels
+
+
+def _with_semantic(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with multiyolov5's `segtrain`, `segval` (and our `segnames`) as a `semantic:` block."""
+    flat = {key: values[key] for key in (*_SEGMENTED, "segnames") if values.get(key) not in (None, "", [])}
+    if not flat:
+        return values
+    block = values.get("semantic") or {}
+    if not isinstance(block, dict):
+        return values
+    moved = {_SEGMENTED.get(key, "names"): value for key, value in flat.items()}
+    if twice := sorted(moved.keys() & block.keys()):
+        old = next(key for key in flat if _SEGMENTED.get(key, "names") == twice[0])
+        raise UserError(f"{path}: `{old}:` and `semantic.{twice[0]}:` say the same thing twice; keep one")
+    return values | {"semantic": block | moved}
+
+
+def _semantic(path: Path, checked: Any, box_names: tuple[str, ...]) -> SemanticConfig:
+    """Return the checked record of the `semantic:` block."""
+    block = checked.semantic
+    places = _places(block)
+    if not places:
+        raise UserError(f"{path}: `semantic:` needs `train:` and `val:`, folders of images or list files")
+    generated = bool(checked.generate) and block.path is None
+    root = _root(path, block.path or checked.path, places, generated)
+    splits = {split: tuple(_place(root, text) for text in texts) for split, texts in places.items()}
+    layout = block.format or _street_layout(splits) or "folders"
+    masks = {split: (value,) if isinstance(value, str) else tuple(value) for split, value in block.masks.items()}
+    names = _semantic_names(path, block, root, layout, box_names)
+    if block.palette is not None and len(block.palette) != len(names):
+        raise UserError(f"{path}: `semantic.palette` has {len(block.palette)} colours for {len(names)} classes")
+    own = ("ignore", "ids", "base", "low", "high", "std", "flip", "jitter", "crop")
+    options = {key: value for key in own if (value := getattr(block, key)) is not None}
+    if wrong := [number for number in (block.ids or {}).values() if len(names) <= number < 255]:
+        raise UserError(f"{path}: `semantic.ids` has class {wrong[0]}, but `semantic.names` ends at {len(names) - 1}")
+    return SemanticConfig(
         names=names,
-        splits={split: tuple(_place(path, root, text) for text in texts) for split, texts in places.items()},
-        format=checked.format,
-        generate=checked.generate,
-        annotations={split: _place(path, root, text) for split, text in checked.annotations.items()},
-        defaults=checked.defaults,
+        splits=splits,
+        masks={split: tuple(_place(root, text) for text in texts) for split, texts in masks.items()},
+        format=layout,
+        palette=tuple((r, g, b) for r, g, b in block.palette or ()),
+        options=options,
+        root=root,
     )
 
 
-def _expected(key: str, values: dict[str, Any]) -> str:
-    """Return what stands at a key of the YAML and what should."""
-    wanted = {
-        "path": "a folder",
-        "names": "a list of class names, or a table of them by number (0: person)",
-        "nc": "the whole number of classes",
-        "format": "the name of a label format",
-        "generate": "a table of settings",
-        "annotations": "a table of COCO JSON files by split (val: file.json)",
-        "defaults": "a table of training options",
-    }.get(key, "a folder of images, a list file, or a list of these")
-    return f"`{key}:` must be {wanted}, got {values[key]!r:.60}" if key in values else f"`{key}:` is missing, {wanted}"
+def _semantic_names(path: Path, block: Any, root: Path, layout: str, box_names: tuple[str, ...]) -> tuple[str, ...]:
+    given = block.names
+    if given is None and layout in _STREETS:
+        given = list(CITYSCAPES)
+    elif given is None and layout == "shapes" and box_names:
+        given = [*box_names, "background"]
+    elif given is None:
+        raise UserError(
+            f"{path}: the names of the pixels' classes are missing: give `segnames:` beside `segtrain:`, or `names:` "
+            "in `semantic:`, in the order of the numbers in the masks (segnames: [background, crack])"
+        )
+    if isinstance(given, str):
+        given = [line.strip() for line in read_text(_place(root, given), "list of names").splitlines() if line.strip()]
+    names = _names(path, given, block.nc, "semantic.")
+    if len(names) > 255:
+        raise UserError(f"{path}: `semantic.names` lists {len(names)} classes; a mask's byte holds 255 at most")
+    return names
 
 
-def _names(path: Path, given: list[Any] | dict[Any, Any], nc: int | None) -> tuple[str, ...]:
-    if isinstance(given, dict):
-        keys = [int(key) if str(key).isdigit() else key for key in given]
-        if sorted(map(str, keys)) != sorted(map(str, range(len(keys)))):
-            raise UserError(f"{path}: `names` must number the classes 0, 1, 2, … without gaps, got {keys[:8]}")
-        given = [name for _, name in sorted(zip(keys, given.values(), strict=True))]
-    if not given:
-        raise UserError(f"{path}: `names` is empty")
-    if nc is not None and nc != len(given):
-        raise UserError(f"{path}: `nc: {nc}` but `names` lists {len(given)} classes")
-    return tuple(str(name) for name in given)
+def _street_layout(splits: dict[str, tuple[Path, ...]]) -> str | None:
+    """Return the layout of a Cityscapes tree, with or without BDD100K's images in it; None if it is none."""
+    for place in (place for places in splits.values() for place in places):
+        tree = place / "leftImg8bit"
+        below = [tree] if tree.is_dir() else [up for up in (place, *place.parents) if up.name == "leftImg8bit"]
+        if below:
+            mixed = next(below[0].glob("*/*/*.jpg"), None) is not None
+            return "citybdd" if mixed else "cityscapes"
+    return None
+
+
+def segmented_folder(folder: Path) -> DataConfig:
+    """Return the data set that a bare folder holds: a Cityscapes tree, as multiyolov5's `--segdata` names one."""
+    splits: dict[str, tuple[Path, ...]] = {split: (folder,) for split in SPLITS}
+    layout = _street_layout(splits)
+    if layout is None:
+        raise UserError(f"{folder}: holds no leftImg8bit folder; write a YAML with a `semantic:` block and name that")
+    semantic = SemanticConfig(names=CITYSCAPES, splits=splits, format=layout, root=folder)
+    return DataConfig(source=folder, root=folder, names=(), splits={}, semantic=semantic)
+
+
+def find_semantic(text: str) -> SemanticConfig:
+    """Return the images with a class per pixel that `text` names: a data-set YAML, or a folder like Cityscapes'."""
+    folder = Path(text)
+    data = segmented_folder(folder) if folder.is_dir() else load_data(text)
+    if data.semantic is None:
+        raise UserError(f"{data.source}: no `semantic:` block, so there are no classes of pixels")
+    return data.semantic
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Places
 
 
 def datasets_folder() -> Path:
@@ -209,7 +319,7 @@ def _root(path: Path, given: str | None, places: dict[str, tuple[str, ...]], gen
     return candidates[scores.index(max(scores))]
 
 
-def _place(path: Path, root: Path, text: str) -> Path:
+def _place(root: Path, text: str) -> Path:
     """Return where `text` of the YAML lies; a leading ../ that leads nowhere is tried without it (v5.0's layout)."""
     place = Path(os.path.normpath(root / text))
     if not place.exists() and text.startswith("../") and (root / text[3:]).exists():
@@ -217,11 +327,13 @@ def _place(path: Path, root: Path, text: str) -> Path:
     return place
 
 
-def _tried(path: Path, root: Path, place: Path) -> list[Path]:
+def _tried(path: Path, root: Path, place: Path, block: str = "") -> list[Path]:
     try:
         below = place.relative_to(root)
     except ValueError:
         return [place]
-    given = read_yaml(path).get("path")
+    values = read_yaml(path) if path.is_file() else {}
+    inner = values.get(block) if block else None
+    given = (inner.get("path") if isinstance(inner, dict) else None) or values.get("path")
     roots = _roots(path, given if isinstance(given, str) else None)
     return list(dict.fromkeys([place, *(Path(os.path.normpath(other / below)) for other in roots)]))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # so that scripts can build their parsers without loading tor
     import numpy as np
     from torch import Tensor, device
 
+    from utils.core.config import DataConfig
     from utils.core.hyp import Hyp
 
 IGNORED_PIXEL = 255  # in semantic maps: no label here
@@ -320,7 +321,7 @@ class SemanticRequest:
 class LoadRequest:
     """What a task's `load` is asked for."""
 
-    data: Any  # utils.core.config.DataConfig
+    data: DataConfig
     split: str  # train, val or test
     training: bool
     image_size: int
@@ -352,9 +353,9 @@ class Task:
     headline: Mapping[str, float]  # weights of the numbers whose sum ranks epochs
     load: Callable[[LoadRequest], Loader]
     columns: Mapping[str, str]  # results.csv column -> name of the number
-    draw_batch: Callable[[Batch, Path, tuple[str, ...], Sequence[Results] | None], None]
-    draw_labels: Callable[[Loader, Path, tuple[str, ...]], None]
-    draw_scores: Callable[[Mapping[str, Scores], Path, tuple[str, ...]], Iterable[Path]]
+    draw_batch: Callable[[Batch, Path, DataConfig, Sequence[Results] | None], None]
+    draw_labels: Callable[[Loader, Path, DataConfig], None]
+    draw_scores: Callable[[Mapping[str, Scores], Path, DataConfig], Iterable[Path]]
     seldom: tuple[str, ...] = ()  # heads that are not scored in every epoch (`--seg-interval`)
     gains: Callable[[Hyp], Mapping[str, float]] = lambda hyp: {}  # by which losses of heads are multiplied; else 1
     data: str = "data/shapes.yaml"  # what is scored when neither the user nor the checkpoint says

@@ -14,20 +14,24 @@ from utils.core.yaml_file import read_yaml
 _PROBABILITIES = ("autobalance", "flipud", "fliplr", "mosaic", "mosaic9", "mixup", "copy_paste")
 _NOT_NEGATIVE = (
     "lrf", "momentum", "weight_decay", "warmup_epochs", "warmup_momentum", "warmup_bias_lr", "box", "cls", "obj",
-    "fl_gamma", "hsv_h", "hsv_s", "hsv_v", "degrees", "shear", "perspective", "label_smoothing",
+    "fl_gamma", "hsv_h", "hsv_s", "hsv_v", "degrees", "shear", "perspective", "label_smoothing", "seg", "det",
+    "seg_dice", "seg_lovasz",
 )  # fmt: skip
+SEMANTIC_LOSSES = ("ce", "ohem", "prob_ohem", "focal")
+_MAY_BE_UNSET = ("anchors", "seg_threshold", "seg_aux", "seg_class_weights")
+_NOT_NUMBERS = ("seg_loss", "seg_aux", "seg_class_weights")
 
 _ABOVE_ZERO = ("lr0", "cls_pw", "obj_pw")
 _LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("scale", "translate", "warmup_momentum", "hsv_h", "hsv_s", "hsv_v"), (0, 1)),
     "momentum": (0, 0.9999),
-    "anchor_t": (1, math.inf),
+    **dict.fromkeys(("anchor_t", "seg_min_kept", "seg_gamma"), (1, math.inf)),
     "nominal_batch": (0, math.inf),
     "crop": (0.001, 1),
     "jitter": (0, 1),
     "degrees": (0, 180),
     "shear": (0, 89),
-    "label_smoothing": (0, 0.999),
+    **dict.fromkeys(("label_smoothing", "seg_label_smoothing"), (0, 0.999)),
 }
 
 
@@ -40,9 +44,35 @@ def _check_signs(hyp: "Hyp") -> None:
             raise ValueError(f"{name} must be above 0, got {getattr(hyp, name)}")
 
 
+def _is_number(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _check_semantic(hyp: "Hyp") -> None:
+    """Check what the loss of pixels is told."""
+    if hyp.seg_loss not in SEMANTIC_LOSSES:
+        raise ValueError(f"seg_loss must be one of {', '.join(SEMANTIC_LOSSES)}, got {hyp.seg_loss!r}")
+    if hyp.seg_loss == "focal" and hyp.seg_label_smoothing:
+        raise ValueError("seg_label_smoothing does not go with seg_loss: focal")
+    if hyp.seg_threshold is not None and not 0 < hyp.seg_threshold < 1:
+        raise ValueError(f"seg_threshold is a probability between 0 and 1, got {hyp.seg_threshold}")
+    for name, wanted in (("seg_aux", "a number or a list"), ("seg_class_weights", "a name or a list")):
+        value = getattr(hyp, name)
+        if value is None or (isinstance(value, str) and name == "seg_class_weights"):
+            continue
+        weights = value if isinstance(value, tuple) else (value,) if name == "seg_aux" else ()
+        if not weights or not all(_is_number(weight) and weight >= 0 for weight in weights):
+            raise ValueError(f"{name} must be {wanted} of weights from 0, got {value!r}")
+    if isinstance(hyp.seg_class_weights, tuple) and not any(hyp.seg_class_weights):
+        raise ValueError("seg_class_weights: all weights are 0")
+
+
 @dataclass(frozen=True)
 class Hyp:
-    """The keys of YOLOv5's hyper-parameter files, with the defaults of `hyp.scratch-low.yaml`."""
+    """The keys of YOLOv5's hyper-parameter files, with the defaults of `hyp.scratch-low.yaml`.
+
+    Those from `seg` on are of semantic heads; without such a head nothing reads them.
+    """
 
     lr0: float = 0.01  # learning rate at the start
     lrf: float = 0.01  # and at the end, as a fraction of lr0
@@ -79,14 +109,26 @@ class Hyp:
     copy_paste: float = 0.0
     crop: float = 0.08  # of whole-image classes: least share of the image's area that is cut out
     jitter: float = 0.4  # and by how much brightness, contrast and saturation change
+    seg: float = 0.35  # gain of the loss of pixels
+    det: float = 0.6  # gain of boxes' losses where pixels are trained beside them; alone they count in full
+    seg_loss: str = "ce"  # ce, or ohem, prob_ohem (hard pixels only), focal
+    seg_aux: float | tuple[float, ...] | None = None  # weights of auxiliary outputs; None: as published for seg_loss
+    seg_class_weights: str | tuple[float, ...] | None = None  # a published set by name (deeplab), or one per class
+    seg_label_smoothing: float = 0.0  # label_smoothing is for boxes
+    seg_threshold: float | None = None  # of ohem and prob_ohem: probabilities below are hard; None: 0.7, 0.5
+    seg_min_kept: float = 256.0  # of prob_ohem: pixels that count at least (rounded)
+    seg_gamma: float = 2.0  # of focal
+    seg_dice: float = 0.0  # weights of overlap losses beside it, 0 = off
+    seg_lovasz: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is None and field.name == "anchors":
+            if field.name in _NOT_NUMBERS or (value is None and field.name in _MAY_BE_UNSET):
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            if not _is_number(value):
                 raise ValueError(f"{field.name} must be a number, got {value!r}")
+        _check_semantic(self)
         _check_signs(self)
         if self.anchors is not None and not 1 <= round(self.anchors) <= 100:
             raise ValueError(f"anchors is the number of anchors per level, 1 to 100, got {self.anchors}")
@@ -109,8 +151,12 @@ class Hyp:
             if key not in known:
                 close = difflib.get_close_matches(key, known, n=1)
                 raise UserError(f"{source}: unknown key {key!r}" + (f", did you mean {close[0]!r}?" if close else ""))
+        frozen: dict[str, Any] = dict(values)
+        for key in _NOT_NUMBERS:
+            if isinstance(frozen.get(key), list):
+                frozen[key] = tuple(frozen[key])
         try:
-            return cls(**values)
+            return cls(**frozen)
         except (ValueError, TypeError) as error:
             raise UserError(f"{source}: {error}") from error
 
@@ -119,9 +165,10 @@ class Hyp:
         """Read a hyper-parameter YAML."""
         return cls.from_dict(read_yaml(path, "hyper-parameter file"), str(path))
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the values that are set, for writing."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        values = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     def scaled(self, num_levels: int, num_classes: int, image_size: int) -> "Hyp":
         """Return a copy with the loss gains scaled to the network and the data (behaviour.md 3.2)."""

@@ -106,19 +106,25 @@ class TrainSettings:
             raise UserError(f"--seed {self.seed}: from {-MAX_SEED} to {MAX_SEED}")
         if min(self.freeze, default=0) < 0:
             raise UserError(f"--freeze {' '.join(map(str, self.freeze))}: numbers of layers, from 0 up")
-        if self.optimizer not in OPTIMIZERS:
-            raise UserError(f"--optimizer {self.optimizer}: one of {', '.join(OPTIMIZERS)}")
-        if self.amp not in PRECISIONS:
-            raise UserError(f"--amp {self.amp}: one of {', '.join(PRECISIONS)}")
-        if self.cache not in (None, "ram", "disk", "val"):
-            raise UserError(f"--cache {self.cache}: one of ram, disk, val")
+        choices = {"optimizer": OPTIMIZERS, "amp": PRECISIONS, "cache": (None, "ram", "disk", "val")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"--{name} {getattr(self, name)}: one of {', '.join(filter(None, allowed))}")
         if self.label_smoothing is not None and not 0 <= self.label_smoothing < 1:
             raise UserError(f"--label-smoothing {self.label_smoothing}: from 0 to below 1")
+        if self.quad and self.batch_size % 4:
+            raise UserError(f"--quad joins four images into one: --batch-size {self.batch_size} must divide by 4")
+        self._check_pixels()
+        self._check_classifier()
+
+    def _check_pixels(self) -> None:
         check_semantic(self.semantic, self.base_size, self.seg_mode)
         if not 0 < self.seg_share < 1:
             raise UserError(f"--seg-share {self.seg_share}: between 0 and 1, the share of a batch")
         if self.fitness and (min(self.fitness) < 0 or sum(self.fitness) <= 0):
             raise UserError(f"--fitness {' '.join(map(str, self.fitness))}: weights from 0 up, one of them above 0")
+
+    def _check_classifier(self) -> None:
         for name, allowed in (("lr0", "above 0"), ("decay", "at least 0"), ("dropout", "from 0 to below 1")):
             value = getattr(self, name)
             low, high = (value == 0 and name == "lr0"), 1.0 if name == "dropout" else math.inf
@@ -126,8 +132,6 @@ class TrainSettings:
                 raise UserError(f"--{name} {value}: {allowed}")
         if self.cutoff is not None and self.cutoff < 2:
             raise UserError(f"--cutoff {self.cutoff}: at least 2 rows of the network")
-        if self.quad and self.batch_size % 4:
-            raise UserError(f"--quad joins four images into one: --batch-size {self.batch_size} must divide by 4")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainSettings":

@@ -3,4 +3,5 @@
 from utils.core.registry import Registry
 
 READERS = Registry("label format", "utils.datasets.readers")
+SEMANTIC_READERS = Registry("layout of class maps", "utils.datasets.semantic")
 GENERATORS = Registry("data generator", "utils.datasets.generators")

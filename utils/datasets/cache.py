@@ -13,21 +13,23 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from utils.core.contracts import IGNORED_PIXEL
 from utils.core.dist import main_first, world_size
 from utils.core.errors import UserError
 from utils.core.files import atomic_path, user_cache
 from utils.core.log import LOGGER, progress
 from utils.datasets.images import ImageFault, read_image
 from utils.datasets.index import Index
-from utils.datasets.scan import Pool, writable
+from utils.datasets.kept import Pool, writable
 from utils.ops.letterbox import BORDER
 
-_RESERVE = 1.1  # of the estimated need, has to fit
+RESERVE = 1.1  # of the estimated need, has to fit
+ReadClasses = Callable[[int], tuple[np.ndarray, str]]
 
 
 def resized_hw(original_hw: tuple[int, int], size: int) -> tuple[int, int]:
-    """Return the size of an image whose longer side becomes `size`, truncated (behaviour.md 4.3); 0: as it is."""
-    if not size:
+    """Return the size of an image whose longer side becomes `size`, truncated (behaviour.md 4.3); 0 changes nothing."""
+    if size == 0:
         return original_hw
     scale = size / max(original_hw)
     return max(1, int(original_hw[0] * scale)), max(1, int(original_hw[1] * scale))
@@ -50,16 +52,27 @@ class Picture:
     image: np.ndarray  # (h, w, 3) uint8 BGR, or (h, w, 4) for training; not to be written to
     original_hw: tuple[int, int]
     fault: str = ""
+    semantic: np.ndarray | None = None  # (h, w) uint8 class of each pixel, where the split has them
+    map_fault: str = ""  # why none of its pixels has a label
+
+    @property
+    def nbytes(self) -> int:
+        """Return how much memory it takes."""
+        return self.image.nbytes + (0 if self.semantic is None else self.semantic.nbytes)
 
 
 class Pictures:
     """The images of a split at one size (0: their own), by number.
 
-    Holds at most `limit_bytes`, the least recently used go first.
+    Holds at most `limit_bytes`, the least recently used go first. `classes(number)`, where given, returns the class of
+    each pixel of an image and what is wrong with its mask.
     """
 
-    def __init__(self, index: Index, size: int, training: bool, limit_bytes: int) -> None:
+    def __init__(
+        self, index: Index, size: int, training: bool, limit_bytes: int, classes: ReadClasses | None = None
+    ) -> None:
         self.index, self.size, self.training, self.limit_bytes = index, size, training, limit_bytes
+        self.classes = classes
         self.decoded = 0  # how often pixels were read, for measuring
         self.all: list[Picture] | None = None  # --cache ram
         self.arrays: Callable[[str], Path] | None = None  # --cache disk: where the pixels of a file lie
@@ -76,9 +89,9 @@ class Pictures:
             return found
         picture = self._widened(self.read(number))
         self._recent[number] = picture
-        self._bytes += picture.image.nbytes
+        self._bytes += picture.nbytes
         while self._bytes > self.limit_bytes and len(self._recent) > 1:
-            self._bytes -= self._recent.popitem(last=False)[1].image.nbytes
+            self._bytes -= self._recent.popitem(last=False)[1].nbytes
         return picture
 
     def _widened(self, picture: Picture) -> Picture:
@@ -101,8 +114,15 @@ class Pictures:
         except ImageFault as fault:
             height, width = (int(side) for side in self.index.shapes_hw[number])
             grey = np.full((*resized_hw((height, width), self.size), 3), BORDER, np.uint8)
-            return Picture(grey, (height, width), str(fault))
-        return Picture(resize_longest(image, self.size, self.training), (image.shape[0], image.shape[1]))
+            semantic = None if self.classes is None else np.full(grey.shape[:2], IGNORED_PIXEL, np.uint8)
+            return Picture(grey, (height, width), str(fault), semantic)
+        picture = Picture(resize_longest(image, self.size, self.training), (image.shape[0], image.shape[1]))
+        if self.classes is None:
+            return picture
+        semantic, map_fault = self.classes(number)
+        if semantic.shape != picture.image.shape[:2]:
+            semantic = cv2.resize(semantic, picture.image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        return replace(picture, semantic=semantic, map_fault=map_fault)
 
     def _pixels(self, path: str) -> np.ndarray:
         if self.arrays is not None:
@@ -125,12 +145,13 @@ class Pictures:
 
     def _keep_in_memory(self) -> None:
         sizes = [resized_hw((int(h), int(w)), self.size) for h, w in self.index.shapes_hw]
-        need = _RESERVE * 3 * sum(height * width for height, width in sizes) * world_size()
+        depth = 3 if self.classes is None else 4
+        need = RESERVE * depth * sum(height * width for height, width in sizes) * world_size()
         free = available_memory()
         if need > free:
             LOGGER.warning(f"--cache ram: needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; images are not kept")
             return
-        with _pool() as pool:
+        with decoding_pool() as pool:
             read = pool.map(self.read, range(len(self.index)))
             self.all = list(progress(read, len(self.index), f"caching {need / 1e9:.1f} GB in memory", "image"))
 
@@ -140,7 +161,7 @@ class Pictures:
         missing = [n for n, path in enumerate(paths) if not _fresh(_array_path(path), path)]
         if not missing:
             return
-        need = _RESERVE * 3 * int(self.index.shapes_hw[missing].astype(np.int64).prod(1).sum())
+        need = RESERVE * 3 * int(self.index.shapes_hw[missing].astype(np.int64).prod(1).sum())
         folder = _array_path(paths[missing[0]]).parent
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
@@ -150,14 +171,15 @@ class Pictures:
             )
             self.arrays = None
             return
-        with _pool() as pool:
+        with decoding_pool() as pool:
             written = pool.map(_write_array, [paths[n] for n in missing])
             faults = [f for f in progress(written, len(missing), "caching images on disk", "image") if f]
         if faults:
             LOGGER.warning(f"--cache disk: {len(faults)} images not kept; the first: {faults[0]}")
 
 
-def _pool() -> Pool:
+def decoding_pool() -> Pool:
+    """Return threads that decode images: as many as processors, up to eight."""
     return Pool(max(1, min(8, os.cpu_count() or 1)))
 
 

@@ -55,7 +55,9 @@ def _tell_balance(index: Index, request: LoadRequest) -> None:
     LOGGER.info(f"{request.split}: {shown}{more}")
     empty = [name for count, name in named if not count]
     if empty and request.training:
-        LOGGER.warning(f"{request.split}: no images of {', '.join(empty[:8])}; the network cannot learn what it never saw")
+        LOGGER.warning(
+            f"{request.split}: no images of {', '.join(empty[:8])}; the network cannot learn what it never saw"
+        )
     least = min(count for count, _ in named if count)
     if request.training and named[0][0] >= IMBALANCE * least:
         LOGGER.warning(

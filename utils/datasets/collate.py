@@ -28,8 +28,13 @@ class MaskStyle:
 
 def new_images(count: int, shape_hw: tuple[int, int]) -> Tensor:
     """Return an unfilled (count, H, W, 3) uint8 tensor, in a worker in memory that the main process can see."""
-    images = torch.empty((count, *shape_hw, 3), dtype=torch.uint8)
-    return images.share_memory_() if get_worker_info() is not None else images
+    return new_bytes((count, *shape_hw, 3))
+
+
+def new_bytes(shape: tuple[int, ...]) -> Tensor:
+    """Return an unfilled uint8 tensor, in a worker in memory that the main process can see."""
+    values = torch.empty(shape, dtype=torch.uint8)
+    return values.share_memory_() if get_worker_info() is not None else values
 
 
 def normalised_rows(sample: Sample, number: int, shape_hw: tuple[int, int]) -> np.ndarray:

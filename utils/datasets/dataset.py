@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 
 from utils.core.contracts import Geometry
@@ -70,14 +71,16 @@ class SampleMaker:
         """Return image `number` at its training size with labels in its pixels, and its original size."""
         picture = self.pictures.get(number) if keep or self.pictures.all is not None else self.pictures.read(number)
         if picture.fault:
-            self.faults.append(picture.fault)
-            return Sample(picture.image), picture.original_hw
+            self.faults.append(f"{picture.fault}; a grey image without objects stands in for it")
+            return Sample(picture.image, semantic=picture.semantic), picture.original_hw
+        if picture.map_fault:
+            self.faults.append(f"{picture.map_fault}; none of its pixels counts")
         height, width = picture.image.shape[:2]
         labels = self.index.labels(number)
         centre, half = labels[:, 1:3], labels[:, 3:5] / 2
         boxes = np.concatenate((centre - half, centre + half), 1) * np.array([width, height] * 2, np.float32)
         polygons = [polygon * np.array([width, height], np.float32) for polygon in self.index.polygons(number)]
-        return Sample(picture.image, boxes, labels[:, 0], polygons), picture.original_hw
+        return Sample(picture.image, boxes, labels[:, 0], polygons, picture.semantic), picture.original_hw
 
     def _mosaic(self, number: int, window: np.ndarray, rng: np.random.Generator, flips: tuple[bool, bool]) -> Sample:
         size = self.size
@@ -100,7 +103,10 @@ class SampleMaker:
             inner, _ = letterbox(sample.image, shape_hw, auto=True, stride=1)
             factor = np.array(fitted.scale_xy, np.float32)
             polygons = [polygon * factor for polygon in sample.polygons]
-            sample = Sample(inner, sample.boxes_xyxy * np.tile(factor, 2), sample.classes, polygons)
+            semantic = sample.semantic
+            if semantic is not None:
+                semantic = cv2.resize(semantic, inner.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+            sample = Sample(inner, sample.boxes_xyxy * np.tile(factor, 2), sample.classes, polygons, semantic)
         left, top = (round(pad - 0.1) for pad in fitted.pad_xy)
         return self._finish([Tile(sample, left, top)], shape_hw, shape_hw, (rng, flips, 0.0))
 

@@ -53,7 +53,7 @@ def _register_heif() -> bool:
     return True
 
 
-def _open_header(source: Path | io.BytesIO, path: Path, head: bytes, max_pixels: int) -> PilImage:
+def open_header(source: Path | io.BytesIO, path: Path, head: bytes, max_pixels: int) -> PilImage:
     """Return Pillow's view of the file: format, size and EXIF are read, pixels are not."""
     from PIL import Image
 
@@ -117,7 +117,7 @@ def probe_image(path: Path, notes: list[str] | None = None, max_pixels: int = MA
             file.seek(0, io.SEEK_END)
             file.seek(max(0, file.tell() - _TAIL_BYTES))
             tail = file.read()
-        with _open_header(path, path, head, max_pixels) as image:
+        with open_header(path, path, head, max_pixels) as image:
             orientation, (width, height) = _orientation(image), image.size
             if notes is not None and image.format in ("JPEG", "MPO") and lacks_end(tail):
                 notes.append(f"{path}: JPEG cut short (no end marker); what is there is used")
@@ -144,7 +144,7 @@ def read_image(path: Path, notes: list[str] | None = None, max_pixels: int = MAX
 
 def decode_image(data: bytes, path: Path, notes: list[str] | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return the (H, W, 3) uint8 BGR image that the bytes of `path` hold; see `read_image`."""
-    with _open_header(io.BytesIO(data), path, data[:32], max_pixels) as header:
+    with open_header(io.BytesIO(data), path, data[:32], max_pixels) as header:
         orientation = _orientation(header)
         if header.format in ("JPEG", "MPO") and lacks_end(data):
             if notes is not None:

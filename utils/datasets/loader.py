@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from utils.core.contracts import Batch, Geometry, ImageInfo, Loader, LoadRequest
 from utils.core.device import usable_cpus
 from utils.core.dist import rank as this_rank
 from utils.core.dist import world_size
 from utils.core.errors import UserError
-from utils.core.log import LOGGER
 from utils.core.seed import generator
 from utils.datasets import order as plans
 from utils.datasets.augment import optional_transforms
 from utils.datasets.cache import Pictures
 from utils.datasets.collate import MaskStyle, collate, new_images, quad
+from utils.datasets.crew import Chunk, Crew
 from utils.datasets.dataset import SampleMaker
 from utils.datasets.index import Index
 from utils.datasets.order import STREAM_QUAD, WINDOW, BatchPlan, Item
 from utils.datasets.sample import Sample
 from utils.datasets.scan import build_index
-
-Chunk = tuple[BatchPlan, ...]  # successive batches that share a window: one worker makes them, and decodes once
+from utils.datasets.semantic_maps import maps_beside
 
 
 def open_loader(request: LoadRequest, rank: int | None = None, world: int | None = None) -> BatchLoader:
@@ -45,7 +40,9 @@ def open_loader(request: LoadRequest, rank: int | None = None, world: int | None
     if request.masks:
         _check_masks(request, index)
     size = request.image_size
-    pictures = Pictures(index, size, request.training, limit_bytes=(request.mosaic_window or WINDOW) * size * size * 4)
+    maps = maps_beside(request, index) if request.training and request.semantic.mosaic else None
+    room = (request.mosaic_window or WINDOW) * size * size * (4 if maps is None else 5)
+    pictures = Pictures(index, size, request.training, room, classes=None if maps is None else maps.read)
     if request.training:
         optional_transforms()  # imported once here, not in every worker
     if request.cache:
@@ -101,7 +98,6 @@ class BatchLoader:
         self.num_images = len(self.index)
         self.class_counts = self.index.class_counts(1 if request.single_class else request.data.num_classes)
         self.shapes_hw = self.index.shapes_hw
-        self.unreadable: set[str] = set()
         self._maker = maker
         self._fixed: list[BatchPlan] | None = None
         if not request.training:
@@ -110,8 +106,7 @@ class BatchLoader:
         else:
             self.num_batches = -(-self.num_images // (request.batch_size * world))
         self.workers = min(request.workers, usable_cpus(), self.num_batches)
-        self._tasks = _Tasks()
-        self._loader: DataLoader[Any] | None = None
+        self._crew = Crew(_Batches(self._maker, request), self.workers)
 
     @cached_property
     def labels(self) -> list[np.ndarray]:
@@ -120,12 +115,7 @@ class BatchLoader:
 
     def epoch(self, epoch: int, start: int = 0, image_weights: np.ndarray | None = None) -> Iterator[Batch]:
         """Yield this rank's batches of an epoch from batch number `start` on."""
-        self._tasks.chunks = self._chunks(self.plan(epoch, image_weights)[start:])
-        if self._loader is None:
-            self._loader = self._open()
-        for batches, faults in self._loader:
-            self._tell(faults)
-            yield from batches
+        yield from self._crew.batches(self._chunks(self.plan(epoch, image_weights)[start:]))
 
     def plan(self, epoch: int, image_weights: np.ndarray | None = None) -> list[BatchPlan]:
         """Return what this rank's batches of an epoch are made of."""
@@ -176,45 +166,9 @@ class BatchLoader:
             span = max(1, min(span, len(batches) // self.workers))
         return [tuple(batches[start : start + span]) for start in range(0, len(batches), span)]
 
-    def _open(self) -> DataLoader[Any]:
-        parallel: dict[str, Any] = {}
-        if self.workers:
-            context = "fork" if sys.platform == "linux" else None  # forked workers share the index and the cache
-            parallel = {"persistent_workers": True, "prefetch_factor": 2, "multiprocessing_context": context}
-        return DataLoader(
-            _Batches(self._maker, self.request),
-            batch_size=None,
-            sampler=self._tasks,
-            num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_start_worker,
-            generator=torch.Generator(),  # its own: a resumed epoch must not draw from the training's random numbers
-            **parallel,
-        )
-
-    def _tell(self, faults: list[str]) -> None:
-        """Warn once about each image that turned out unreadable; grey stands in for it."""
-        for fault in faults:
-            if fault not in self.unreadable:
-                self.unreadable.add(fault)
-                LOGGER.warning(f"{fault}; a grey image without objects stands in for it")
-
 
 def _largest(shapes: list[tuple[int, int]]) -> tuple[int, int]:
     return max(height for height, _ in shapes), max(width for _, width in shapes)
-
-
-class _Tasks(Sampler[Chunk]):
-    """The chunks of the coming epoch; the worker processes outlive it."""
-
-    def __init__(self) -> None:
-        self.chunks: list[Chunk] = []
-
-    def __iter__(self) -> Iterator[Chunk]:
-        return iter(self.chunks)
-
-    def __len__(self) -> int:
-        return len(self.chunks)
 
 
 class _Batches(Dataset[Any]):
@@ -261,9 +215,3 @@ class _Batches(Dataset[Any]):
 def _fours(items: tuple[Item, ...]) -> tuple[Item, ...]:
     """Return as many items as make up groups of four; fewer than four are repeated."""
     return items[: len(items) // 4 * 4] or tuple(items[i % len(items)] for i in range(4))
-
-
-def _start_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)

@@ -10,6 +10,7 @@ import numpy as np
 from utils.core.seed import generator
 
 STREAM_ORDER, STREAM_SAMPLE, STREAM_QUAD = 1, 2, 3  # of utils.core.seed.generator
+STREAM_SEMANTIC_ORDER, STREAM_SEMANTIC_SAMPLE = 4, 5  # of images with a class per pixel, which may be beside others
 WINDOW = 64  # images from which the partners of a mosaic are drawn
 
 
@@ -31,9 +32,11 @@ class BatchPlan:
     shape_hw: tuple[int, int]
 
 
-def epoch_order(count: int, seed: int, epoch: int, weights: np.ndarray | None = None) -> np.ndarray:
+def epoch_order(
+    count: int, seed: int, epoch: int, weights: np.ndarray | None = None, stream: int = STREAM_ORDER
+) -> np.ndarray:
     """Return the (count,) image numbers of an epoch: a permutation, or with weights a draw with replacement."""
-    rng = generator(seed, epoch, 0, STREAM_ORDER)
+    rng = generator(seed, epoch, 0, stream)
     if weights is None:
         return rng.permutation(count)
     chances = np.asarray(weights, np.float64)

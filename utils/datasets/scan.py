@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +11,11 @@ import numpy as np
 from utils.core.config import DataConfig
 from utils.core.dist import main_first
 from utils.core.errors import UserError
-from utils.core.files import atomic_path, user_cache, write_text
 from utils.core.log import LOGGER, progress
 from utils.datasets import READERS
 from utils.datasets.images import ImageFault, probe_image
 from utils.datasets.index import Index, Listing
+from utils.datasets.kept import Pool, cache_places, files_key, keep, load_kept
 from utils.datasets.label_lines import ImageLabels
 
 FORMAT_VERSION = 1
@@ -44,11 +41,11 @@ def build_index(
     key = _key(listing)
     with main_first():
         places = cache_places(listing.cache)
-        index, report = _load(places, key)
+        index, report = load_kept(places, key, _rebuilt)
         if index is None:
             index, report = _scan(listing, f"{split}: checking")
             if len(index):  # else there will be nothing to go on with
-                _save(places, key, index, report)
+                keep(places, key, index.arrays(), report)
     _tell(index, report, split)
     _judge(index, report, listing, f"{data.source}: `{split}:`", allow_faults)
     if need_labels and len(index.boxes) == 0:
@@ -65,14 +62,6 @@ def build_index(
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Scanning
-
-
-class Pool(ThreadPoolExecutor):
-    """Threads that drop the work still in the queue when their block is left, so that Ctrl-C need not wait for it."""
-
-    def __exit__(self, *exception: object) -> None:
-        """Let running calls end, forget the others."""
-        self.shutdown(wait=True, cancel_futures=True)
 
 
 def _scan(listing: Listing, text: str) -> tuple[Index, list[str]]:
@@ -183,51 +172,13 @@ def _line_of_class(file: str, wrong: int) -> int:
 
 
 def _key(listing: Listing) -> str:
-    """Return a hash of everything the index depends on: paths, sizes and times of images and labels."""
-    stamps = np.zeros((len(listing.images), 4), np.int64)
-    for row, (image, label) in enumerate(zip(listing.images, listing.label_files, strict=True)):
-        for column, path in ((0, image), (2, label)):
-            try:
-                found = os.stat(path)  # noqa: PTH116 - a Path per file costs a second on a large set
-            except OSError:
-                continue
-            stamps[row, column : column + 2] = found.st_size, found.st_mtime_ns
-    digest = hashlib.sha256(f"polyolo index {FORMAT_VERSION}\n".encode())
-    digest.update("\n".join(listing.images + listing.label_files).encode("utf-8", "surrogateescape"))
-    digest.update(stamps.tobytes())
-    return digest.hexdigest()
+    return files_key(f"polyolo index {FORMAT_VERSION}\n".encode(), listing.images, listing.label_files)
 
 
-def writable(folder: Path) -> bool:
-    """Tell whether files may be put into a folder; one marked read-only is left alone even by root."""
-    try:
-        return bool(folder.stat().st_mode & 0o222) and os.access(folder, os.W_OK)
-    except OSError:
-        return False
-
-
-def cache_places(cache: Path) -> list[Path]:
-    """Return where a cache file may lie, the preferred place first."""
-    name = hashlib.sha256(str(cache.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    fallback = user_cache() / "index" / f"{name}.npz"
-    return [cache, fallback] if writable(cache.parent) else [fallback]
-
-
-def _load(places: list[Path], key: str) -> tuple[Index | None, list[str]]:
-    for place in places:
-        if not place.is_file():
-            continue
-        try:
-            with place.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                if str(stored["key"]) != key:
-                    continue
-                index = Index(**{name: stored[name] for name in Index.__dataclass_fields__})
-                report = stored["report"].tobytes().decode("utf-8", "replace").splitlines()
-            _check_arrays(index)
-            return index, report
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            LOGGER.warning(f"{place}: damaged cache ({str(error)[:80]}), made anew")
-    return None, []
+def _rebuilt(arrays: dict[str, np.ndarray]) -> Index:
+    index = Index(**arrays)
+    _check_arrays(index)
+    return index
 
 
 def _check_arrays(index: Index) -> None:
@@ -241,18 +192,3 @@ def _check_arrays(index: Index) -> None:
             raise ValueError("arrays do not fit together")
     if index.boxes.shape[1:] != (5,) or index.points.shape[1:] != (2,) or len(index.counts) != len(Index.COUNTS):
         raise ValueError("arrays do not have the right shape")
-
-
-def _save(places: list[Path], key: str, index: Index, report: list[str]) -> None:
-    text = "\n".join(report)
-    blob = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
-    for place in places:
-        try:
-            with atomic_path(place) as temporary:
-                np.savez(temporary, key=np.array(key), report=blob, **index.arrays())  # type: ignore[arg-type]
-            if report:
-                write_text(place.with_suffix(".txt"), text + "\n")
-                LOGGER.info(f"{place.with_suffix('.txt')}: full report of {len(report)} faults and oddities")
-            return
-        except UserError as error:
-            LOGGER.warning(f"index not kept: {error}")

@@ -16,6 +16,7 @@ from models.builder import build_network
 from models.checkpoint import Checkpoint
 from models.classes import described_heads
 from models.download import on_disk
+from models.extend import with_semantic
 from models.network import Network
 from models.start import starting_point
 from models.transfer import transfer
@@ -109,7 +110,7 @@ def _hyp(settings: TrainSettings, checkpoint: Checkpoint | None) -> Hyp:
     if checkpoint is not None:
         return Hyp.from_dict((checkpoint.training or {})["hyp"], "checkpoint")
     hyp = Hyp.from_file(find_hyp(settings.hyp))
-    given = {
+    given: dict[str, Any] = {
         "label_smoothing": settings.label_smoothing,
         "lr0": settings.lr0,
         "weight_decay": settings.decay,
@@ -119,9 +120,7 @@ def _hyp(settings: TrainSettings, checkpoint: Checkpoint | None) -> Hyp:
     return replace(hyp, **{name: value for name, value in given.items() if value is not None})
 
 
-def _network(
-    task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig, checkpoint: Checkpoint | None
-) -> Network:
+def _network(task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig, checkpoint: Checkpoint | None) -> Network:
     """Return the network to train: resumed, transferred from weights, or new."""
     if checkpoint is not None:
         stored = checkpoint.network.architecture
@@ -136,7 +135,7 @@ def _network(
     start = starting_point(settings, weights, task.heads, task.cfg)
     architecture = start.architecture
     if settings.semantic:
-        architecture = with_semantic(architecture, settings.semantic, keep_boxes=bool(data.splits))
+        architecture = with_semantic(architecture, settings.semantic, alone=not data.splits)
     per_level = None if hyp.anchors is None else round(hyp.anchors)
     network = build_network(architecture, anchors_per_level=per_level, head_names=_names(architecture, data))
     if start.state is None:

@@ -15,7 +15,6 @@ from utils.core.timing import Stopwatch
 from utils.metrics import EVALUATORS
 from utils.postprocess import POSTPROCESS
 
-
 MANY_CLASSES = 50  # so many are printed only on request
 
 
@@ -28,6 +27,15 @@ class Report:
     milliseconds: dict[str, float]  # per image: preprocess, inference, postprocess
     images: int = 0
     last_step: str = "post-process"  # what the third of the times is called
+
+    def joined(self, other: Report) -> Report:
+        """Return what both found; times are those of the images of either, on the average."""
+        images = max(self.images + other.images, 1)
+        times = {
+            name: (value * self.images + other.milliseconds[name] * other.images) / images
+            for name, value in self.milliseconds.items()
+        }
+        return Report(self.numbers | other.numbers, self.scores | other.scores, times, images, self.last_step)
 
 
 @dataclass

@@ -72,7 +72,7 @@ def _open(run: Run) -> None:
         f"{run.data.num_classes} classes; results go to {run.folder}"
     )
     if not run.settings.noplots and not run.resumed:
-        run.task.draw_labels(run.train_loader, run.folder, run.data.names)
+        run.task.draw_labels(run.train_loader, run.folder, run.data)
         _draw_training_batches(run)
     LOGGER.info(header(run, _terms_of(run)))
 
@@ -88,7 +88,7 @@ def _draw_training_batches(run: Run) -> None:
         if index == DRAWN_BATCHES:
             break
         path = run.folder / f"train_batch{index}.jpg"
-        run.task.draw_batch(batch, path, run.data.names, None)
+        run.task.draw_batch(batch, path, run.data, None)
         run.loggers.picture(path, 0)
 
 
@@ -182,7 +182,7 @@ def _conclude(run: Run) -> dict[str, float]:
     if dist.is_main():
         write_results(run.folder / "results.json", report, {"epochs": run.state.epoch, "checkpoint": best.name})
         if not run.settings.noplots:
-            for path in (*pictures.drawn, *run.task.draw_scores(report.scores, run.folder, run.data.names)):
+            for path in (*pictures.drawn, *run.task.draw_scores(report.scores, run.folder, run.data)):
                 run.loggers.picture(path, run.state.epoch)
         run.loggers.finish(report.numbers, [best, weights / "last.pt"])
         LOGGER.info(f"done; everything is in {run.folder}")
@@ -206,7 +206,7 @@ class BatchPictures:
         self._counts[prefix] += 1
         for kind, found in (("labels", None), ("pred", results)):
             path = self.folder / f"{prefix}val_batch{index}_{kind}.jpg"
-            self.task.draw_batch(batch, path, self.data.names, found)
+            self.task.draw_batch(batch, path, self.data, found)
             self.drawn.append(path)
 
 

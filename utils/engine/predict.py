@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Protocol
@@ -19,9 +19,11 @@ from utils.core.log import LOGGER, Once, progress
 from utils.core.settings import MAX_IMAGE_PX
 from utils.core.timing import Stopwatch
 from utils.ops.letterbox import letterbox
+from utils.ops.shares import class_shares
 from utils.postprocess import POSTPROCESS
 
 LONG_VIDEO = 100  # frames; longer ones show a bar instead of a line per frame
+SHOWN_SHARES = 3  # classes of pixels in a line
 
 Draw = Callable[[np.ndarray, Results], np.ndarray]
 
@@ -62,7 +64,10 @@ class PredictSettings:
 
 @dataclass
 class PredictReport:
-    """What a prediction run did. Times are sums in seconds."""
+    """What a prediction run did. Times are sums in seconds.
+
+    The first batch of each shape is measured apart: it pays for what is set up once.
+    """
 
     frames: int = 0
     found: Counter[str] = field(default_factory=Counter)  # objects per class name
@@ -73,16 +78,29 @@ class PredictReport:
     prepare: Stopwatch = field(default_factory=Stopwatch)
     infer: Stopwatch = field(default_factory=Stopwatch)
     finish: Stopwatch = field(default_factory=Stopwatch)
+    first_frames: int = 0  # in the first batches of all shapes
+    first_seconds: tuple[float, ...] = (0.0, 0.0, 0.0)  # that these took
+    last_step: str = "NMS"  # what follows the network
+
+    def note_first(self, frames: int) -> None:
+        """Count the last times taken as those of a first batch, of so many frames."""
+        self.first_frames += frames
+        watches = (self.prepare, self.infer, self.finish)
+        pairs = zip(self.first_seconds, watches, strict=True)
+        self.first_seconds = tuple(seconds + watch.last for seconds, watch in pairs)
 
     def speed(self) -> str:
-        """Return the line about speed (behaviour.md 5.3)."""
+        """Return the line about speed (behaviour.md 5.3): of first batches only if there are no others."""
+        warm = self.frames - self.first_frames
+        frames, left_out = (warm, self.first_seconds) if warm else (max(1, self.frames), (0.0, 0.0, 0.0))
+        watches = (self.prepare, self.infer, self.finish)
         before, inside, after = (
-            1000 * watch.seconds / max(1, self.frames) for watch in (self.prepare, self.infer, self.finish)
+            1000 * (watch.seconds - seconds) / frames for watch, seconds in zip(watches, left_out, strict=True)
         )
         shape = (1, 3, *self.network_hw)
         return (
-            f"Speed: {before:.1f} ms pre-process, {inside:.1f} ms inference, {after:.1f} ms NMS per image "
-            f"at shape {shape}"
+            f"Speed: {before:.1f} ms pre-process, {inside:.1f} ms inference, {after:.1f} ms {self.last_step} "
+            f"per image at shape {shape}"
         )
 
 
@@ -102,7 +120,9 @@ def predict(
     report = PredictReport()
     report.infer, report.finish = Stopwatch(device), Stopwatch(device)
     looker = _Looker(runner, settings, report)
-    console = _Console()
+    if not any(spec.strides for spec in runner.specs.values()):
+        report.last_step = "post-process"  # there are no boxes to suppress
+    console = _Console(runner.specs["semantic"].names if "semantic" in runner.specs else ())
     try:
         for frames in source:
             for frame, results in zip(frames, looker.look(frames), strict=True):
@@ -171,6 +191,7 @@ class _Looker:
         )
         self.steps = _steps(runner, shared)
         self.once = Once()
+        self._seen: set[tuple[int, ...]] = set()  # shapes of batches
         self._warm_up(_steps(runner, replace(shared, confidence=0.0)))
 
     @torch.inference_mode()
@@ -199,6 +220,9 @@ class _Looker:
             self.once.warn("more boxes than non-maximum suppression takes; a higher --conf-thres keeps fewer")
         report.network_hw = (int(images.shape[2]), int(images.shape[3]))
         report.frames += len(frames)
+        if tuple(images.shape) not in self._seen:
+            self._seen.add(tuple(images.shape))
+            report.note_first(len(frames))
         return results
 
     def _batch(self, frames: Sequence[Frame]) -> tuple[Tensor, list[ImageInfo]]:
@@ -216,7 +240,8 @@ class _Looker:
 class _Console:
     """A line for every frame; a bar for a long video."""
 
-    def __init__(self) -> None:
+    def __init__(self, pixel_names: Sequence[str]) -> None:
+        self._pixel_names = pixel_names
         self._bar: tqdm | None = None
         self._path = ""
 
@@ -230,7 +255,10 @@ class _Console:
             self._bar.update(frame.number - self._bar.n)
             return
         height, width = results.info.geometry.network_hw
-        LOGGER.info(f"{frame.text}: {height}x{width} {in_words(counts)}, {report.infer.last * 1000:.1f}ms")
+        found = [in_words(counts)] if results.semantic is None or results.boxes is not None else []
+        if results.semantic is not None:
+            found.append(shares_in_words(class_shares(results.semantic.numpy()), self._pixel_names))
+        LOGGER.info(f"{frame.text}: {height}x{width} {'; '.join(found)}, {report.infer.last * 1000:.1f}ms")
 
     def close(self) -> None:
         if self._bar is not None:
@@ -247,6 +275,15 @@ def count_classes(results: Results, names: Sequence[str]) -> Counter[str]:
 def in_words(counts: Counter[str]) -> str:
     """Return `4 persons, 1 bus`, or `(no detections)`."""
     return ", ".join(f"{n} {name if n == 1 else plural(name)}" for name, n in counts.items()) or "(no detections)"
+
+
+def shares_in_words(shares: Mapping[int, float], names: Sequence[str]) -> str:
+    """Return `road 41 %, sky 20 %, car 9 %`: the largest classes that cover at least one pixel in a hundred."""
+    shown = []
+    for index, share in [(index, share) for index, share in shares.items() if share >= 0.01][:SHOWN_SHARES]:
+        name = names[index] if index < len(names) else str(index)
+        shown.append(f"{'class ' if name.isdigit() else ''}{name} {100 * share:.0f} %")
+    return ", ".join(shown) or "(no classes)"
 
 
 @lru_cache(maxsize=1024)

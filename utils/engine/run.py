@@ -20,7 +20,6 @@ from utils.engine.ema import ModelEma
 from utils.engine.schedule import Schedule
 from utils.loggers import Loggers
 
-
 ALWAYS_SCORED = 40  # epochs before the end in which every head is scored
 
 

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from models.scoring import MultiScale, SlidingWindow
 from utils.core import dist
-from utils.core.config import DataConfig, find_data, load_data
+from utils.core.config import DataConfig, find_data, find_semantic, load_data
 from utils.core.contracts import (
     Batch,
     EvalSettings,
@@ -86,7 +87,11 @@ def score(
             return _study(task, settings, subject, data, device, folder, draw_study)
         report = _score_at(task, settings, subject, data, device, folder, _size(settings, subject))
         if dist.is_main():
-            about = {"weights": list(settings.weights), "data": _data_name(task, settings, subject), "task": settings.task}
+            about = {
+                "weights": list(settings.weights),
+                "data": _data_name(task, settings, subject),
+                "task": settings.task,
+            }
             write_results(folder / "results.json", report, about)
             LOGGER.info(f"results are in {folder}")
         return report.numbers
@@ -127,8 +132,8 @@ def _check_classes(data: DataConfig, name: str, spec: HeadSpec, single: bool) ->
         return  # without labels for it, it is not scored
     hint = ", or give --single-cls" if spec.num_classes == 1 else ""
     raise UserError(
-        f"{data.source}: {len(names)} classes, but the {spec.name} head of {name} knows {spec.num_classes}; score it on "
-        f"the data it was trained for{hint}"
+        f"{data.source}: {len(names)} classes, but the {spec.name} head of {name} knows {spec.num_classes}; score it "
+        f"on the data it was trained for{hint}"
     )
 
 
@@ -197,7 +202,12 @@ def _score_at(
     )
     watcher = _Watcher(task, settings, folder, data)
     alter = add_labels if settings.save_hybrid else None
-    report = evaluate(subject.runner, loader, how, device, on_batch=watcher, alter=alter)
+    careful = _careful(subject.runner, settings)
+    report = evaluate(
+        subject.runner, loader, how, device, on_batch=watcher, alter=alter, without=careful.specs if careful else ()
+    )
+    if careful:
+        report = report.joined(evaluate(careful, loader, how, device, on_batch=watcher))
     verbose = data.num_classes < MANY_CLASSES if settings.verbose is None else settings.verbose
     for scores in report.scores.values():
         LOGGER.info(table(scores, verbose=verbose))
@@ -205,8 +215,16 @@ def _score_at(
         LOGGER.info(line)
     LOGGER.info(speed_line(report, (settings.batch_size, 3, size, size)))
     if dist.is_main() and not settings.noplots and not speed:
-        list(task.draw_scores(report.scores, folder, data.names))
+        list(task.draw_scores(report.scores, folder, data))
     return report
+
+
+def _careful(runner: Runner, settings: ScoreSettings) -> Runner | None:
+    """Return what looks at classes of pixels as the options ask: at several sizes, mirrored, through windows."""
+    wrapped = SlidingWindow(runner, (settings.seg_window,) * 2) if settings.seg_window else None
+    if settings.seg_scales or settings.seg_flip:
+        return MultiScale(wrapped or runner, settings.seg_scales or (1.0,), settings.seg_flip)
+    return wrapped
 
 
 def coco_line(numbers: dict[str, float]) -> str:

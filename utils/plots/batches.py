@@ -9,9 +9,11 @@ import cv2
 import numpy as np
 import torch
 
-from utils.core.contracts import Batch, ImageInfo, Results
+from utils.core.contracts import IGNORED_PIXEL, Batch, Geometry, ImageInfo, Results
+from utils.ops.shares import class_shares
 from utils.plots.draw import DrawStyle, colour_of, draw_boxes, draw_label, draw_masks, label_text
 from utils.plots.output import write_image
+from utils.plots.semantic import SemanticLook, draw_classes, legend_strip
 
 MAX_IMAGES = 16
 MAX_SIDE_PX = 1920
@@ -19,21 +21,48 @@ SHOWN_CONFIDENCE = 0.25  # validation keeps boxes of hardly any confidence, whic
 _GREY = (114, 114, 114)
 
 
-def draw_batch(batch: Batch, path: Path, names: Sequence[str], results: Sequence[Results] | None = None) -> None:
-    """Write up to 16 images of `batch` as a mosaic to `path`, with `results` drawn on them, else with the labels."""
+def draw_batch(
+    batch: Batch,
+    path: Path,
+    names: Sequence[str],
+    results: Sequence[Results] | None = None,
+    look: SemanticLook | None = None,
+) -> None:
+    """Write up to 16 images of `batch` as a mosaic to `path`, with `results` drawn on them, else with the labels.
+
+    `names` are those of the boxes; `look` has names and colours of the classes of pixels, without it they are numbered.
+    Where there are such classes, a legend stands below the mosaic.
+    """
+    look = look or SemanticLook()
     network_hw = (int(batch.images.shape[2]), int(batch.images.shape[3]))
+    shown: set[int] = set()  # classes of pixels
 
     def decorate(tile: np.ndarray, i: int) -> None:
+        classes = _classes_of_pixels(batch, i, results, (tile.shape[0], tile.shape[1]))
+        if classes is not None:
+            draw_classes(tile, classes, look)
+            shown.update(class_shares(classes))
         labels = _predicted(results[i], network_hw) if results is not None else _labelled(batch, i)
         masks = _found_masks(results[i]) if results is not None else _labelled_masks(batch, i)
         draw_masks(tile, masks, [colour_of(index) for index in labels[1][: len(masks)]])
         _draw_on_tile(tile, labels, names, Path(batch.info[i].path).stem)
 
-    draw_grid(batch, path, decorate)
+    def below(width: int) -> np.ndarray | None:
+        return legend_strip(sorted(shown), look, width) if shown and look.legend else None
+
+    draw_grid(batch, path, decorate, below)
 
 
-def draw_grid(batch: Batch, path: Path, decorate: Callable[[np.ndarray, int], None]) -> None:
-    """Write up to 16 images of `batch` as a mosaic to `path`; `decorate(tile, i)` draws on image i's BGR tile."""
+def draw_grid(
+    batch: Batch,
+    path: Path,
+    decorate: Callable[[np.ndarray, int], None],
+    below: Callable[[int], np.ndarray | None] = lambda width: None,
+) -> None:
+    """Write up to 16 images of `batch` as a mosaic to `path`; `decorate(tile, i)` draws on image i's BGR tile.
+
+    `below(width)` may make a strip that is put below.
+    """
     count = min(len(batch), MAX_IMAGES)
     columns = int(np.ceil(count**0.5))
     rows = -(-count // columns)
@@ -48,7 +77,45 @@ def draw_grid(batch: Batch, path: Path, decorate: Callable[[np.ndarray, int], No
         row, column = divmod(i, columns)
         top, left = row * tile_hw[0], column * tile_hw[1]
         mosaic[top : top + tile_hw[0], left : left + tile_hw[1]] = tile
+    if (strip := below(mosaic.shape[1])) is not None:
+        mosaic = np.concatenate([mosaic, strip])
     write_image(Path(path), mosaic)
+
+
+def _classes_of_pixels(
+    batch: Batch, index: int, results: Sequence[Results] | None, tile_hw: tuple[int, int]
+) -> np.ndarray | None:
+    """Return the labelled, or with `results` the predicted, map of an image at the tile's size; None if there is none.
+
+    Maps come at the size of the network's input (training) or of the original (scoring, predictions).
+    """
+    if results is not None:
+        found = results[index].semantic
+    else:
+        found = None if batch.semantic is None else batch.semantic[index]
+    if found is None:
+        return None
+    classes = found.detach().cpu().numpy()
+    network_hw = (int(batch.images.shape[2]), int(batch.images.shape[3]))
+    if classes.shape == network_hw or classes.shape != batch.info[index].geometry.original_hw:
+        return cv2.resize(classes, tile_hw[::-1], interpolation=cv2.INTER_NEAREST)
+    return map_in_network(classes, batch.info[index].geometry, tile_hw)
+
+
+def map_in_network(classes: np.ndarray, geometry: Geometry, shown_hw: tuple[int, int]) -> np.ndarray:
+    """Return an (H, W) uint8 map of the original as the network's input shows it, enlarged or shrunk to `shown_hw`.
+
+    The pixel nearest to each centre is taken; borders that are no part of the original are `IGNORED_PIXEL`.
+    """
+    matrix = np.zeros((2, 3))  # from a pixel shown to the pixel of the original
+    for axis in (0, 1):  # x, y
+        step = geometry.network_hw[1 - axis] / shown_hw[1 - axis]
+        matrix[axis, axis] = step / geometry.scale_xy[axis]
+        matrix[axis, 2] = (0.5 * step - geometry.pad_xy[axis]) / geometry.scale_xy[axis] - 0.5
+    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    outside = cv2.BORDER_CONSTANT
+    size_xy = shown_hw[::-1]
+    return cv2.warpAffine(classes, matrix, size_xy, flags=flags, borderMode=outside, borderValue=IGNORED_PIXEL)
 
 
 def _tile(image: torch.Tensor, tile_hw: tuple[int, int]) -> np.ndarray:

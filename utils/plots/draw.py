@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 
-from utils.core.contracts import IGNORED_PIXEL, Results
+from utils.core.contracts import Results
 from utils.ops.masks import mask_in_original
-from utils.plots.text import Colour, put_text, text_mask
+from utils.plots.semantic import SemanticLook, draw_classes, draw_legend
+from utils.plots.text import Colour, class_name, put_text, text_mask
 
 # behaviour.md 5.3, as 0xRRGGBB; the colour of a class is its index modulo 20
 # fmt: off
@@ -32,7 +33,8 @@ class DrawStyle:
     labels: bool = True
     scores: bool = True
     outline_masks: bool = False
-    opacity: float = 0.5  # of masks and semantic classes
+    opacity: float = 0.5  # of objects' masks
+    semantic: SemanticLook = field(default_factory=SemanticLook)
 
 
 def colour_of(index: int) -> Colour:
@@ -55,11 +57,6 @@ def line_width_px(image_hw: tuple[int, int]) -> int:
 def font_height_px(image_hw: tuple[int, int]) -> int:
     """Return a text size that suits an image of this size."""
     return max(11, min(72, round(sum(image_hw) * 0.0078)))
-
-
-def class_name(names: Sequence[str], index: int) -> str:
-    """Return the name of class `index`, or its number when it has none."""
-    return names[index] if 0 <= index < len(names) else str(index)
 
 
 def label_text(names: Sequence[str], index: int, score: float | None, style: DrawStyle) -> str:
@@ -120,14 +117,7 @@ def draw_masks(
             cv2.drawContours(canvas, contours, -1, colour, line_width_px((height, width)), cv2.LINE_AA)
 
 
-def draw_semantic(canvas: np.ndarray, classes: np.ndarray, opacity: float = 0.5) -> None:
-    """Tint every pixel of `canvas` with the colour of its class (H, W), in place; ignored pixels stay."""
-    labelled = classes != IGNORED_PIXEL
-    tint = PALETTE_BGR[classes[labelled].astype(np.int64) % len(PALETTE_BGR)].astype(np.float32)
-    canvas[labelled] = np.rint(canvas[labelled] * (1 - opacity) + tint * opacity).astype(np.uint8)
-
-
-def draw_classes(canvas: np.ndarray, probabilities: np.ndarray, names: Sequence[str]) -> None:
+def draw_top_classes(canvas: np.ndarray, probabilities: np.ndarray, names: Sequence[str]) -> None:
     """Write the five surest classes of (C,) `probabilities` below each other from (32, 32) on, in place."""
     height, width = canvas.shape[:2]
     size_px = max(font_height_px((height, width)), 14)
@@ -163,25 +153,35 @@ def draw_boxes(
 def annotate(
     image_bgr: np.ndarray, results: Results, names: Sequence[str], style: DrawStyle | None = None
 ) -> np.ndarray:
-    """Return a copy of `image_bgr` (H, W, 3 uint8) with everything in `results` drawn on it."""
+    """Return a copy of `image_bgr` (H, W, 3 uint8) with everything in `results` drawn on it.
+
+    From below: the class of each pixel, the masks of objects, the legend, boxes with their texts. `names` are those of
+    the objects.
+    """
     style = style or DrawStyle()
     canvas = np.ascontiguousarray(image_bgr).copy()
     found = results.cpu()
-    if found.semantic is not None:
-        draw_semantic(canvas, found.semantic.numpy(), style.opacity)
-    if found.probabilities is not None:
-        draw_classes(canvas, found.probabilities.numpy(), names)
-    if found.boxes is None or found.classes is None:
-        return canvas
-    classes = [int(index) for index in found.classes]
-    scores = [None] * len(classes) if found.scores is None else [float(score) for score in found.scores]
+    boxes = None if found.boxes is None or found.classes is None else found.boxes.float().numpy()
+    classes = [] if boxes is None or found.classes is None else [int(index) for index in found.classes]
     colours = [colour_of(index) for index in classes]
+    if found.semantic is not None:
+        draw_classes(canvas, found.semantic.numpy(), style.semantic)
+    _draw_found_masks(canvas, found, colours, style)
+    if found.semantic is not None and style.semantic.legend:
+        draw_legend(canvas, found.semantic.numpy(), style.semantic, font_height_px(canvas.shape[:2]), boxes)
+    if found.probabilities is not None:
+        draw_top_classes(canvas, found.probabilities.numpy(), names)
+    if boxes is not None:
+        scores = [None] * len(classes) if found.scores is None else [float(score) for score in found.scores]
+        texts = [label_text(names, index, score, style) for index, score in zip(classes, scores, strict=True)]
+        draw_boxes(canvas, boxes, colours, texts, style.line_px)
+    return canvas
+
+
+def _draw_found_masks(canvas: np.ndarray, found: Results, colours: Sequence[Colour], style: DrawStyle) -> None:
     if found.fine_masks is not None:
-        for row in reversed(range(len(classes))):  # one at a time; the surest object ends up on top
+        for row in reversed(range(len(colours))):  # one at a time; the surest object ends up on top
             draw_masks(canvas, found.fine_masks.original(row)[None], [colours[row]], style.opacity, style.outline_masks)
-    elif found.masks is not None:
+    elif found.masks is not None and len(colours):
         placed = [mask_in_original(mask.float().numpy(), found.info.geometry) for mask in found.masks]
         draw_masks(canvas, np.array(placed), colours, style.opacity, style.outline_masks)
-    texts = [label_text(names, index, score, style) for index, score in zip(classes, scores, strict=True)]
-    draw_boxes(canvas, found.boxes.float().numpy(), colours, texts, style.line_px)
-    return canvas

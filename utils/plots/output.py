@@ -19,7 +19,7 @@ JPEG_QUALITY = 95
 
 
 def write_image(path: Path, image_bgr: np.ndarray) -> None:
-    """Write (H, W, 3) uint8 `image_bgr` in the format of the suffix; a failure is a UserError."""
+    """Write uint8 `image_bgr`, (H, W, 3) or grey (H, W), in the format of the suffix; a failure is a UserError."""
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix.lower() in {".jpg", ".jpeg"} else []
     try:
         good, encoded = cv2.imencode(path.suffix, image_bgr, options)

@@ -8,8 +8,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TextIO
 
@@ -21,12 +20,15 @@ from utils.core.errors import UserError
 from utils.core.files import atomic_path, is_url, write_text
 from utils.ops.text import box_lines
 from utils.plots.draw import class_name
+from utils.plots.film import Film
 from utils.plots.output import write_image
 
 Picture = Callable[[], np.ndarray]  # makes, at the first call, the annotated (H, W, 3) BGR image
+Colours = Callable[[np.ndarray], np.ndarray]  # an (H, W) map of classes as an (H, W, 3) BGR image
 WRITABLE = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 MAX_STEM_BYTES = 230  # file systems take names of 255
 CROP_GAIN, CROP_PAD_PX = 1.02, 10  # behaviour.md 5.3
+JOINED_FPS = 30.0  # behaviour.md 12.9
 CSV_COLUMNS = ("Image Name", "Prediction", "Confidence")
 
 
@@ -70,7 +72,8 @@ class Names:
         return self._given[key]
 
 
-def _counted(number: int, one: str, many: str, where: Path) -> str:
+def counted(number: int, one: str, many: str, where: Path) -> str:
+    """Return `2 images in runs/detect/exp`, nothing for none."""
     return f"{number} {one if number == 1 else many} in {where}" if number else ""
 
 
@@ -92,35 +95,7 @@ class PictureSink:
 
     def close(self) -> str:
         """Return what was written."""
-        return _counted(self._count, "image", "images", self.folder)
-
-
-@dataclass
-class _Film:
-    """A video that is being written."""
-
-    writer: cv2.VideoWriter
-    size_xy: tuple[int, int]
-    path: Path
-    temporary: Path
-    stack: ExitStack  # renames `temporary` to `path` when it is closed
-    frames: int = 0
-
-
-def _abandon(stack: ExitStack) -> None:
-    """Leave the stack as an error does, so that the file it guards is removed."""
-    stopped = InterruptedError("not written")
-    with suppress(UserError):
-        stack.__exit__(InterruptedError, stopped, None)
-
-
-def count_frames(path: Path) -> int:
-    """Return the number of frames that the video file says it holds, 0 if it cannot be read."""
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-    try:
-        return int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
-    finally:
-        capture.release()
+        return counted(self._count, "image", "images", self.folder)
 
 
 class VideoSink:
@@ -130,7 +105,7 @@ class VideoSink:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._names, self._count = folder, Names(), 0
-        self._open: dict[str, _Film] = {}
+        self._open: dict[str, Film] = {}
 
     def write(self, frame: Frame, results: Results, picture: Picture) -> None:
         """Append the picture of one frame of a video."""
@@ -141,35 +116,62 @@ class VideoSink:
             if frame.count:  # a file: the one before it is over
                 self._finish()
             height, width = frame.image.shape[:2]
-            stack = ExitStack()
-            path = self.folder / f"{name}.mp4"
-            temporary = stack.enter_context(atomic_path(path))
-            writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*"mp4v"), frame.fps, (width, height))
-            if not writer.isOpened():
-                _abandon(stack)
-                raise UserError(f"{path}: OpenCV cannot write mp4 here; use --nosave")
-            self._open[name] = _Film(writer, (width, height), path, temporary, stack)
+            self._open[name] = Film(self.folder / f"{name}.mp4", (width, height), frame.fps)
             self._count += 1
         film = self._open[name]
         image = picture()
         same = image.shape[1::-1] == film.size_xy
-        film.writer.write(image if same else cv2.resize(image, film.size_xy))  # a stream may change its size
-        film.frames += 1
+        film.add(image if same else cv2.resize(image, film.size_xy))  # a stream may change its size
 
     def _finish(self) -> None:
         films = list(self._open.values())
         self._open.clear()
         for film in films:
-            film.writer.release()
-            if count_frames(film.temporary) < film.frames:  # OpenCV does not say when the disk is full
-                _abandon(film.stack)
-                raise UserError(f"{film.path}: cannot write all {film.frames} frames there (is the disk full?)")
-            film.stack.close()
+            film.finish()
 
     def close(self) -> str:
         """Finish the files and return what was written."""
         self._finish()
-        return _counted(self._count, "video", "videos", self.folder)
+        return counted(self._count, "video", "videos", self.folder)
+
+
+class JoinSink:
+    """The pictures of all still images as one mp4, 30 a second; they must be of one size."""
+
+    stopped = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._film: Film | None = None
+        self._first = ""
+        self._failed = False
+
+    def write(self, frame: Frame, results: Results, picture: Picture) -> None:
+        """Append the picture of a still image; videos have a file of their own anyway."""
+        if frame.is_video or self._failed:
+            return
+        image = picture()
+        size_xy = (image.shape[1], image.shape[0])
+        if self._film is None:
+            self._film, self._first = Film(self.path, size_xy, JOINED_FPS), frame.path
+        if size_xy != self._film.size_xy:
+            self._failed = True
+            self._film.abandon()
+            raise UserError(other_size(frame.path, size_xy[::-1], self._first, self._film.size_xy[::-1]))
+        self._film.add(image)
+
+    def close(self) -> str:
+        """Finish the file and return what was written."""
+        if self._film is None or self._failed:
+            return ""
+        self._film.finish()
+        return f"{self._film.frames} {'picture' if self._film.frames == 1 else 'pictures'} in {self.path}"
+
+
+def other_size(path: object, image_hw: tuple[int, int], first: object, first_hw: tuple[int, int]) -> str:
+    """Return what is wrong with an image that does not fit into the film."""
+    sizes = f"{image_hw[1]} x {image_hw[0]} pixels, but {first} has {first_hw[1]} x {first_hw[0]}"
+    return f"{path}: {sizes}; --save-as-video joins images of one size"
 
 
 class TextSink:
@@ -201,7 +203,7 @@ class TextSink:
 
     def close(self) -> str:
         """Return what was written."""
-        return _counted(self._count, "label file", "label files", self.folder)
+        return counted(self._count, "label file", "label files", self.folder)
 
 
 class CropSink:
@@ -236,7 +238,7 @@ class CropSink:
 
     def close(self) -> str:
         """Return what was written."""
-        return _counted(self._count, "crop", "crops", self.folder)
+        return counted(self._count, "crop", "crops", self.folder)
 
 
 def cut_out(image: np.ndarray, box_xyxy: Sequence[float]) -> np.ndarray:
@@ -287,33 +289,37 @@ class CsvSink:
 
 
 class WindowSink:
-    """A window per source; the key q ends the run."""
+    """A window per source, and with `colours` a second one for the classes of pixels; the key q ends the run."""
 
-    def __init__(self) -> None:
+    def __init__(self, colours: Colours | None = None) -> None:
         screens = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
         if sys.platform.startswith("linux") and not any(os.environ.get(name) for name in screens):
             raise UserError("--view-img: there is no screen here (DISPLAY is not set)")  # Qt would end the process
-        self.stopped = False
+        self.stopped, self.colours = False, colours
         self._titles: set[str] = set()
 
     def write(self, frame: Frame, results: Results, picture: Picture) -> None:
         """Show the picture; a still image stays until a key is pressed."""
+        shown = {frame.path: picture()}
+        if self.colours is not None and results.semantic is not None:
+            shown[f"{frame.path} (classes)"] = self.colours(results.semantic.numpy())
         try:
-            if frame.path not in self._titles:
-                cv2.namedWindow(frame.path, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
-                cv2.resizeWindow(frame.path, frame.image.shape[1], frame.image.shape[0])
-                self._titles.add(frame.path)
-            cv2.imshow(frame.path, picture())
+            for title, image in shown.items():
+                if title not in self._titles:
+                    cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+                    cv2.resizeWindow(title, image.shape[1], image.shape[0])
+                    self._titles.add(title)
+                cv2.imshow(title, image)
             key = cv2.waitKey(1 if frame.is_video else 0)
         except cv2.error as error:
             raise UserError("--view-img: no window can be opened (no screen, or opencv-python-headless)") from error
         self.stopped = key & 0xFF == ord("q")
         if not frame.is_video:
-            cv2.destroyWindow(frame.path)
-            self._titles.discard(frame.path)
+            self.close()
 
     def close(self) -> str:
         """Close the windows."""
         for title in self._titles:
             cv2.destroyWindow(title)
+        self._titles.clear()
         return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,6 +10,11 @@ import cv2
 import numpy as np
 
 Colour = tuple[int, int, int]  # blue, green, red
+
+
+def class_name(names: Sequence[str], index: int) -> str:
+    """Return the name of class `index`, or its number when it has none."""
+    return names[index] if 0 <= index < len(names) else str(index)
 
 
 @lru_cache(maxsize=1)

@@ -73,7 +73,9 @@ def class_training_options(chosen: dict[str, Any]) -> dict[str, Any]:
     if pretrained.lower() in _WORDS:
         return options | {"pretrained": _WORDS[pretrained.lower()]}
     if Path(pretrained).suffix not in CHECKPOINTS:
-        raise UserError(f"--pretrained {pretrained}: True, False or a file of weights ({' '.join(sorted(CHECKPOINTS))})")
+        raise UserError(
+            f"--pretrained {pretrained}: True, False or a file of weights ({' '.join(sorted(CHECKPOINTS))})"
+        )
     if str(options.get("weights") or "").strip():
         raise UserError(f"--pretrained {pretrained}: the weights come from {options['weights']} already")
     return options | {"weights": pretrained}
@@ -83,7 +85,9 @@ def class_scoring_parser(description: str | None) -> argparse.ArgumentParser:
     """Return the options of a script that scores classifiers (cli.md 2.11)."""
     parser = new_parser(description)
     add = parser.add_argument
-    add("--weights", nargs="+", default=[], help="checkpoints; several form an ensemble; none: the newest run's best.pt")
+    add(
+        "--weights", nargs="+", default=[], help="checkpoints; several form an ensemble; none: the newest run's best.pt"
+    )
     add("--data", default="", help="folder with val/<class>, or a data-set YAML; empty: the checkpoint's own")
     add("--batch-size", type=int, default=128, help="images per step in each process")
     add_image_size(parser, [], "image size in pixels; empty: the one the checkpoint was trained with, else 224")

@@ -1,9 +1,10 @@
 """Classification: the class of a whole image, its pictures, and the score that ranks runs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from utils.core.contracts import Loader, LoadRequest, Scores, Task
+from utils.core.config import DataConfig
+from utils.core.contracts import Batch, Loader, LoadRequest, Results, Scores, Task
 from utils.datasets.classes import open_class_loader
 from utils.datasets.generators.prepare import ensure
 from utils.plots.classes import draw_class_batch, draw_class_counts
@@ -18,12 +19,22 @@ def load(request: LoadRequest) -> Loader:
     return open_class_loader(request)
 
 
-def draw_scores(scores: Mapping[str, Scores], folder: Path, names: tuple[str, ...]) -> Iterable[Path]:
+def draw_scores(scores: Mapping[str, Scores], folder: Path, data: DataConfig) -> Iterable[Path]:
     """Draw the confusion matrix and the story of the run; return the pictures' paths."""
-    drawn = [draw_confusion(s.details.confusion, folder / "confusion_matrix.png", names) for s in scores.values()]
+    drawn = [draw_confusion(s.details.confusion, folder / "confusion_matrix.png", data.names) for s in scores.values()]
     if (csv := folder / "results.csv").is_file() and (picture := draw_results(csv)):
         drawn.append(picture)
     return drawn
+
+
+def draw_batch(batch: Batch, path: Path, data: DataConfig, results: Sequence[Results] | None = None) -> None:
+    """Write a batch as one picture, with the true or the likeliest classes."""
+    draw_class_batch(batch, path, data.names, results)
+
+
+def draw_labels(loader: Loader, folder: Path, data: DataConfig) -> None:
+    """Draw how many images each class has."""
+    draw_class_counts(loader, folder, data.names)
 
 
 COLUMNS = {
@@ -41,8 +52,8 @@ TASKS.register("classify")(
         headline={"classify/top1": 1.0},
         load=load,
         columns=COLUMNS,
-        draw_batch=draw_class_batch,
-        draw_labels=draw_class_counts,
+        draw_batch=draw_batch,
+        draw_labels=draw_labels,
         draw_scores=draw_scores,
         data="data/shapes-cls.yaml",
         cfg="yolov5n-cls",

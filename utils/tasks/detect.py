@@ -1,15 +1,17 @@
 """Detection: boxes, their pictures, and the score that ranks runs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from utils.core.contracts import Loader, LoadRequest, Scores, Task
+from utils.core.config import DataConfig
+from utils.core.contracts import Batch, Loader, LoadRequest, Results, Scores, Task
 from utils.datasets.generators.prepare import ensure
 from utils.datasets.loader import open_loader
 from utils.plots.batches import draw_batch
 from utils.plots.curves import draw_confusion, draw_score_curves
 from utils.plots.labels import draw_labels
 from utils.plots.results import draw_results
+from utils.plots.semantic import SemanticLook
 from utils.tasks import TASKS
 
 
@@ -19,9 +21,21 @@ def load(request: LoadRequest) -> Loader:
     return open_loader(request)
 
 
-def draw_scores(scores: Mapping[str, Scores], folder: Path, names: tuple[str, ...]) -> Iterable[Path]:
+def draw_labelled(batch: Batch, path: Path, data: DataConfig, results: Sequence[Results] | None = None) -> None:
+    """Write a batch as one picture, with labels or results of every kind on it."""
+    look = SemanticLook(data.semantic.names, data.semantic.palette) if data.semantic else None
+    draw_batch(batch, path, data.names, results, look)
+
+
+def draw_box_labels(loader: Loader, folder: Path, data: DataConfig) -> None:
+    """Draw how many boxes there are, how large they are and where."""
+    draw_labels(loader, folder, data.names)
+
+
+def draw_scores(scores: Mapping[str, Scores], folder: Path, data: DataConfig) -> Iterable[Path]:
     """Draw the curves and the confusion matrix of every head that has boxes; return the pictures' paths."""
     drawn: list[Path] = []
+    names = data.names
     for score in scores.values():
         drawn += draw_score_curves(score.details, folder, names)
         drawn.append(draw_confusion(score.details.confusion, folder / "confusion_matrix.png", names))
@@ -53,8 +67,8 @@ TASKS.register("detect")(
         headline={"detect/map50": 0.1, "detect/map50_95": 0.9},
         load=load,
         columns=COLUMNS,
-        draw_batch=draw_batch,
-        draw_labels=draw_labels,
+        draw_batch=draw_labelled,
+        draw_labels=draw_box_labels,
         draw_scores=draw_scores,
         fit_anchors=True,
     )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from utils.core.contracts import Batch, Loader, LoadRequest, Results, Scores, Task
+from utils.core.config import DataConfig
+from utils.core.contracts import Loader, LoadRequest, Scores, Task
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
-from utils.datasets.mixed import MixedLoader, Suite, split_batch
+from utils.datasets.generators.prepare import ensure
+from utils.datasets.mixed import Suite, open_mixed, same_images
 
 SEMANTIC_WEIGHT = 0.7  # of the mean IoU in what ranks epochs; the boxes' scores have the rest (behaviour.md 12.8)
 BOX_WEIGHTS = {"map50": 0.1, "map50_95": 0.2}
@@ -21,13 +23,13 @@ def joined(boxes: Task, pixels: Task) -> Task:
     def load(request: LoadRequest) -> Loader:
         return _load(request, boxes, pixels)
 
-    def draw_batch(batch: Batch, path: Path, names: tuple[str, ...], results: Sequence[Results] | None = None) -> None:
-        task = pixels if batch.semantic is not None else boxes
-        task.draw_batch(batch, path, names, results)
-
-    def draw_scores(scores: Mapping[str, Scores], folder: Path, names: tuple[str, ...]) -> Iterable[Path]:
-        drawn = list(boxes.draw_scores(_of(scores, boxes), folder, names))
-        return drawn + [path for path in pixels.draw_scores(_of(scores, pixels), folder, names) if path not in drawn]
+    def draw_scores(scores: Mapping[str, Scores], folder: Path, data: DataConfig) -> Iterable[Path]:
+        drawn = [
+            path
+            for task in (boxes, pixels)
+            for path in task.draw_scores({head: s for head, s in scores.items() if head in task.heads}, folder, data)
+        ]
+        return list(dict.fromkeys(drawn))
 
     def gains(hyp: Hyp) -> Mapping[str, float]:
         return dict.fromkeys(boxes.heads, hyp.det)
@@ -46,22 +48,20 @@ def joined(boxes: Task, pixels: Task) -> Task:
         headline=weights | dict.fromkeys(pixels.headline, SEMANTIC_WEIGHT),
         load=load,
         columns={**boxes.columns, **pixels.columns},
-        draw_batch=draw_batch,
         draw_scores=draw_scores,
         seldom=pixels.heads,
         gains=gains,
     )
 
 
-def _of(scores: Mapping[str, Scores], task: Task) -> dict[str, Scores]:
-    return {head: score for head, score in scores.items() if head in task.heads}
-
-
 def _load(request: LoadRequest, boxes: Task, pixels: Task) -> Loader:
     """Return mixed batches for training; for scoring one part after the other, of those that the data has."""
     data = request.data
     if not request.training:
-        parts = [boxes.load(request)] if request.split in data.splits else []
+        parts = []
+        if request.split in data.splits:
+            parts.append(boxes.load(request))
+            parts[0].heads = boxes.heads
         if data.semantic is not None and request.split in data.semantic.splits:
             parts.append(pixels.load(request))
         if not parts:
@@ -72,10 +72,8 @@ def _load(request: LoadRequest, boxes: Task, pixels: Task) -> Loader:
     if not data.splits:
         raise UserError(f"{data.source}: has no boxes (`names:`, `train:`), and the network has a head for them")
     if request.semantic.mosaic:
+        if not same_images(request):
+            raise UserError(f"{data.source}: --seg-mosaic is for boxes and classes of pixels of the same images")
         return boxes.load(request)
-    first, second = split_batch(request.batch_size, request.semantic.share)
-    return MixedLoader(
-        boxes.load(replace(request, batch_size=first)),
-        pixels.load(replace(request, batch_size=second)),
-        heads=(*boxes.heads, *pixels.heads),
-    )
+    ensure(data)
+    return open_mixed(request, (*boxes.heads, *pixels.heads), open_boxes=boxes.load)

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from utils.core.config import DataConfig
 from utils.core.contracts import Loader, LoadRequest, Scores, Task
 from utils.datasets.generators.prepare import ensure
 from utils.datasets.loader import open_loader
-from utils.plots.batches import draw_batch
 from utils.plots.curves import draw_confusion, draw_score_curves
-from utils.plots.labels import draw_labels
 from utils.plots.results import draw_results
 from utils.tasks import TASKS
+from utils.tasks.detect import draw_box_labels, draw_labelled
 
 
 def load(request: LoadRequest) -> Loader:
@@ -23,9 +23,10 @@ def load(request: LoadRequest) -> Loader:
     return open_loader(replace(request, masks=True, overlap=request.overlap and request.training))
 
 
-def draw_scores(scores: Mapping[str, Scores], folder: Path, names: tuple[str, ...]) -> Iterable[Path]:
+def draw_scores(scores: Mapping[str, Scores], folder: Path, data: DataConfig) -> Iterable[Path]:
     """Draw the curves of boxes and masks and the confusion matrix; return the pictures' paths."""
     drawn: list[Path] = []
+    names = data.names
     for score in scores.values():
         drawn += draw_score_curves(score.details.box, folder, names, "Box")
         drawn += draw_score_curves(score.details.mask, folder, names, "Mask")
@@ -52,8 +53,8 @@ TASKS.register("segment")(
         headline={f"segment/{kind}_{n}": w for kind in ("box", "mask") for n, w in (("map50", 0.1), ("map50_95", 0.9))},
         load=load,
         columns=COLUMNS,
-        draw_batch=draw_batch,
-        draw_labels=draw_labels,
+        draw_batch=draw_labelled,
+        draw_labels=draw_box_labels,
         draw_scores=draw_scores,
         cfg="yolov5n-seg",
         fit_anchors=True,

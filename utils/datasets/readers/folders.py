@@ -39,7 +39,9 @@ def read_folders(data: DataConfig, split: str) -> Listing:
             classes += [names.index(name)] * len(found)
     if not images:
         wanted = " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
-        raise UserError(f"{data.source}: no images ({wanted}) in folders of classes below {', '.join(map(str, places))}")
+        raise UserError(
+            f"{data.source}: no images ({wanted}) in folders of classes below {', '.join(map(str, places))}"
+        )
     numbers = np.array(classes, np.float32)
     key = hashlib.sha256("\n".join([*map(str, places), *names]).encode("utf-8", "surrogateescape")).hexdigest()[:8]
 

@@ -1,0 +1,175 @@
+"""Scores of pixels: golden values, an independent count, and the contract with the engine."""
+
+import numpy as np
+import pytest
+import torch
+from test_losses_semantic import golden_labels, golden_scores
+
+from utils.core.contracts import Batch, EvalSettings, Geometry, HeadSpec, ImageInfo, Results
+from utils.core.errors import UserError
+from utils.metrics import EVALUATORS, semantic
+from utils.metrics.average_precision import weighted_sum
+
+
+def spec_of(classes):
+    return HeadSpec("semantic", classes, names=tuple(f"c{index}" for index in range(classes)))
+
+
+def fill(evaluator, labels, found, first=0):
+    """Feed (B, H, W) labels and predictions as one batch."""
+    height, width = labels.shape[1:]
+    infos = [
+        ImageInfo(first + i, f"{first + i}.png", Geometry((height, width), (height, width))) for i in range(len(labels))
+    ]
+    results = [Results(info, semantic=torch.as_tensor(one)) for info, one in zip(infos, found, strict=True)]
+    batch = Batch(torch.zeros(len(labels), 3, 2, 2), torch.zeros(0, 6), infos, semantic=torch.as_tensor(labels))
+    evaluator.update(results, batch)
+    return evaluator
+
+
+def evaluator_of(classes, **settings):
+    return EVALUATORS.get("semantic")(spec_of(classes), EvalSettings(**settings))
+
+
+def test_golden_value_of_multiyolov5():
+    labels, found = golden_labels(), golden_scores(0.0).argmax(dim=1).to(torch.uint8)
+    scores = fill(evaluator_of(19), labels, found).compute()
+    assert scores.numbers["miou_absent_zero"] == pytest.approx(0.0230804, abs=1e-7)
+    assert scores.numbers["pixel_accuracy"] == pytest.approx(5 / 96)
+    assert scores.details.confusion.trace() == 5 and scores.details.confusion.sum() == 96
+
+
+def test_the_weights_of_joint_training_rank_as_multiyolov5_does():
+    weights = {"detect/map50": 0.1, "detect/map50_95": 0.2, "semantic/miou": 0.7}
+    numbers = {"detect/precision": 0.6, "detect/recall": 0.5, "detect/map50": 0.4, "detect/map50_95": 0.3}
+    assert weighted_sum(numbers | {"semantic/miou": 0.7}, weights) == pytest.approx(0.59)
+
+
+def test_a_small_case_by_hand():
+    labels = np.array([[[0, 0, 0, 1], [1, 1, 255, 255]]], np.uint8)
+    found = np.array([[[0, 0, 1, 1], [1, 2, 2, 0]]], np.uint8)
+    scores = fill(evaluator_of(4), labels, found).compute()
+    iou = {"iou/c0": 2 / 3, "iou/c1": 2 / 4, "iou/c2": 0.0}  # class 3 is nowhere
+    assert {name: value for name, value in scores.numbers.items() if name in iou} == pytest.approx(iou)
+    assert "iou/c3" not in scores.numbers
+    assert scores.numbers["miou"] == pytest.approx((2 / 3 + 0.5) / 3)
+    assert scores.numbers["miou_absent_zero"] == pytest.approx((2 / 3 + 0.5) / 4)
+    assert scores.numbers["pixel_accuracy"] == pytest.approx(4 / 6)
+    assert scores.numbers["fw_iou"] == pytest.approx((2 / 3 * 3 + 0.5 * 3) / 6)
+    assert scores.per_class == pytest.approx({0: 2 / 3, 1: 0.5})
+    assert scores.details.confusion.tolist() == [[2, 0, 0, 0], [1, 2, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+    assert scores.columns == ("Images", "Pixels", "IoU", "Accuracy")
+    assert [name for name, _ in scores.rows] == ["all", "c0", "c1"]
+    assert scores.rows[0][1] == pytest.approx(
+        {"Images": 1, "Pixels": 6, "IoU": scores.numbers["miou"], "Accuracy": 4 / 6}
+    )
+    assert scores.rows[2][1] == pytest.approx({"Images": 1, "Pixels": 3, "IoU": 0.5, "Accuracy": 2 / 3})
+    zero = fill(evaluator_of(4, absent_as_zero=True), labels, found).compute().numbers
+    assert zero["miou"] == zero["miou_absent_zero"] == pytest.approx((2 / 3 + 0.5) / 4)
+
+
+def random_maps(classes, images=3, seed=0, absent=()):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, (images, 20, 31)).astype(np.uint8)
+    found = np.where(rng.random(labels.shape) < 0.6, labels, rng.integers(0, classes, labels.shape)).astype(np.uint8)
+    for label in absent:
+        labels[labels == label] = 0
+        found[found == label] = 0
+    labels[rng.random(labels.shape) < 0.2] = 255
+    return labels, found
+
+
+def independent(labels, found, classes):
+    """Return the numbers by sets of pixels, one class after the other."""
+    known = labels != 255
+    overlaps, weighted = [], 0.0
+    for label in range(classes):
+        true, said = set(np.flatnonzero((labels == label) & known)), set(np.flatnonzero((found == label) & known))
+        if true | said:
+            overlaps.append(len(true & said) / len(true | said))
+            weighted += overlaps[-1] * len(true)
+    return {
+        "miou": sum(overlaps) / len(overlaps),
+        "miou_absent_zero": sum(overlaps) / classes,
+        "pixel_accuracy": float((labels == found)[known].mean()),
+        "fw_iou": weighted / known.sum(),
+    }
+
+
+@pytest.mark.parametrize("absent", [(), (2,), (0, 5)])
+def test_random_maps_score_as_an_independent_count_says(absent):
+    labels, found = random_maps(6, absent=absent)
+    numbers = fill(evaluator_of(6), labels, found).compute().numbers
+    wanted = independent(labels, found, 6)
+    assert {name: numbers[name] for name in wanted} == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("classes", [6, 19, 133])
+def test_random_maps_score_as_hotcoco_says(classes):
+    hotcoco = pytest.importorskip("hotcoco.semantic", reason="this hotcoco has no scores of pixels")
+    labels, found = random_maps(classes, absent=(3,))
+    other = hotcoco.SemanticEval(classes)
+    other.update(labels, found)
+    scores = fill(evaluator_of(classes), labels, found).compute()
+    wanted = other.results()
+    assert scores.numbers["miou"] == pytest.approx(wanted["mIoU"], rel=1e-9)
+    assert scores.numbers["fw_iou"] == pytest.approx(wanted["fwIoU"], rel=1e-9)
+    assert scores.numbers["pixel_accuracy"] == pytest.approx(wanted["aAcc"], rel=1e-9)
+    assert np.array_equal(scores.details.confusion.T, other.confusion().astype(np.int64))
+
+
+def test_the_order_of_images_and_seeing_one_twice_change_nothing():
+    labels, found = random_maps(6, images=4)
+    whole = fill(evaluator_of(6), labels, found).compute()
+    parts = evaluator_of(6)
+    for first in (2, 0, 3, 1, 2):
+        fill(parts, labels[first : first + 1], found[first : first + 1], first)
+    again = parts.compute()
+    assert again.numbers == whole.numbers and again.rows == whole.rows
+
+
+def test_ranks_are_joined_exactly(monkeypatch):
+    labels, found = random_maps(6, images=4)
+    whole = fill(evaluator_of(6), labels, found).compute()
+    ranks = [fill(evaluator_of(6), labels[r::2], found[r::2], first=10 * r) for r in range(2)]
+    monkeypatch.setattr(semantic, "gather", lambda value: [rank._counts for rank in ranks])
+    for rank in ranks:
+        scores = rank.compute()
+        assert scores.numbers == whole.numbers
+        assert np.array_equal(scores.details.confusion, whole.details.confusion)
+
+
+def test_batches_and_images_without_labels_count_nowhere():
+    evaluator = evaluator_of(3)
+    info = ImageInfo(0, "a.png", Geometry((2, 2), (2, 2)))
+    evaluator.update([Results(info)], Batch(torch.zeros(1, 3, 2, 2), torch.zeros(0, 6), [info]))
+    fill(evaluator, np.full((1, 2, 2), 255, np.uint8), np.zeros((1, 2, 2), np.uint8))
+    scores = evaluator.compute()
+    assert scores.rows == [("all", {"Images": 0, "Pixels": 0, "IoU": 0.0, "Accuracy": 0.0})]
+    assert set(scores.numbers) == {"miou", "miou_absent_zero", "pixel_accuracy", "fw_iou"}
+    assert not any(scores.numbers.values()) and scores.per_class == {}
+
+
+def test_counts_beyond_32_bits_stay_exact():
+    evaluator = evaluator_of(2)
+    big = 2**40 + 1
+    evaluator._counts[0] = semantic.PixelCounts(np.array([0, 1], np.int32), np.array([big, 3]))
+    scores = evaluator.compute()
+    assert scores.details.confusion.tolist() == [[big, 0], [3, 0]]
+
+
+def test_faults_name_the_image():
+    with pytest.raises(UserError, match=r"0\.png: its map of classes has pixels of class 7, but there are 3 classes"):
+        fill(evaluator_of(3), np.full((1, 2, 2), 7, np.uint8), np.zeros((1, 2, 2), np.uint8))
+    with pytest.raises(ValueError, match=r"0\.png: a map of \(2, 3\) pixels, labels of \(2, 2\)"):
+        fill(evaluator_of(3), np.zeros((1, 2, 2), np.uint8), np.zeros((1, 2, 3), np.uint8))
+    info = ImageInfo(0, "a.png", Geometry((2, 2), (2, 2)))
+    batch = Batch(torch.zeros(1, 3, 2, 2), torch.zeros(0, 6), [info], semantic=torch.zeros(1, 2, 2, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"a\.png: no classes of pixels"):
+        evaluator_of(3).update([Results(info)], batch)
+
+
+def test_names_are_the_heads_own():
+    evaluator = EVALUATORS.get("semantic")(HeadSpec("semantic", 2, names=("road", "sky")), EvalSettings(names=("car",)))
+    assert evaluator.names == ("road", "sky")
+    assert EVALUATORS.get("semantic")(HeadSpec("semantic", 2), EvalSettings()).names == ("0", "1")

@@ -1,0 +1,193 @@
+"""The loss of the `semantic` head: cross-entropy of labelled pixels, auxiliary outputs included (behaviour.md 12.4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from utils.core.contracts import IGNORED_PIXEL, Batch, Geometry, HeadSpec, Raw
+from utils.core.dist import sum_over_ranks
+from utils.core.errors import UserError
+from utils.core.hyp import Hyp
+from utils.losses import LOSSES
+from utils.losses.detect import without_autocast
+from utils.losses.pixels import (
+    CLASS_WEIGHTS,
+    Measure,
+    PixelCosts,
+    Smoothing,
+    dice,
+    entropy_sum,
+    hard_pixels,
+    improbable_pixels,
+    labelled,
+    lovasz,
+    overlap_sum,
+    true_entropy,
+    wide,
+)
+from utils.ops.semantic import Enlarging, even_enlarging, original_grid
+
+_THRESHOLDS = {"ohem": 0.7, "prob_ohem": 0.5}
+_AUX_WEIGHTS = {  # by the number of auxiliary outputs
+    **{kind: {1: (0.1,), 2: (0.15, 0.05)} for kind in ("ce", "ohem", "focal")},
+    "prob_ohem": {1: (0.4,), 2: (0.4, 0.4)},
+}
+_MEASURES: dict[str, Measure] = {"dice": dice, "lovasz": lovasz}
+
+
+@LOSSES.register("semantic")
+class SemanticLoss(nn.Module):
+    """Loss terms `seg` and, when switched on, `dice` and `lovasz`; gains included, batch size not (`per_image`).
+
+    `raw` holds `logits` (B, C, h, w) and perhaps `aux16`, `aux32`, all of which are enlarged bilinearly, corners on
+    corners, to the size of `batch.semantic`. `seg` is the main output's cross-entropy plus the auxiliary ones' times
+    `hyp.seg_aux`; `dice` and `lovasz` measure the main output.
+
+    A cross-entropy is the mean over the pixels that count, weighted by `hyp.seg_class_weights` if there are any: all
+    that are labelled, or for `ohem` and `prob_ohem` the hard ones. In training the mean is over all ranks' pixels: a
+    rank returns its own sum over the count of all, so that ranks' terms add up to those of one process with the whole
+    batch. Only *which* pixels are hard is decided on each rank by itself. Of class probabilities, thresholds mean those
+    without smoothing and weights. `focal` is multiyolov5's: the mean cross-entropy times the mean over all pixels of
+    (1 - p)^gamma, where unlabelled pixels stand in the latter as class 0. `dice` and `lovasz` are means over images
+    with labels. In evaluation mode means are over this rank's batch, and maps are laid onto the originals' pixels.
+
+    Memory is that of a tile of one image, whatever the batch (for `dice` and `lovasz` that of one image).
+    """
+
+    per_image = True
+    labels = "semantic"
+    class_weights: Tensor | None
+
+    def __init__(self, spec: HeadSpec, hyp: Hyp) -> None:
+        super().__init__()
+        self.spec, self.hyp = spec, hyp
+        weights = class_weights(hyp, spec.num_classes)
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
+        """Return the terms of one batch as float32 scalars."""
+        logits, labels = raw["logits"], batch.semantic
+        if labels is None:  # as if nobody had labelled any pixel
+            labels = torch.full(
+                (len(logits), *logits.shape[2:]), IGNORED_PIXEL, dtype=torch.uint8, device=logits.device
+            )
+        names = sorted(name for name in raw if name.startswith("aux"))
+        shares = dict(zip(names, self._aux_weights(names), strict=True)) | {"logits": 1.0}
+        with without_autocast(logits.device.type):
+            seg = torch.zeros((), device=logits.device)
+            for name in ("logits", *names):
+                seg = seg + self._entropy(raw[name], batch, labels) * shares[name]
+            terms = {"seg": seg * self.hyp.seg}
+            for name, measure in _MEASURES.items():
+                if weight := getattr(self.hyp, f"seg_{name}"):
+                    terms[name] = self._overlap(logits, batch, labels, measure) * (weight * self.hyp.seg)
+        return terms
+
+    def _aux_weights(self, names: list[str]) -> tuple[float, ...]:
+        given = self.hyp.seg_aux
+        if given is None:
+            known = _AUX_WEIGHTS[self.hyp.seg_loss]
+            return known.get(len(names), (known[1][0],) * len(names))
+        weights = given if isinstance(given, tuple) else (given,) * len(names)
+        if names and len(weights) != len(names):
+            raise UserError(
+                f"seg_aux: {len(weights)} weights for the {len(names)} auxiliary outputs {', '.join(names)}"
+            )
+        return weights[: len(names)]
+
+    def _entropy(self, maps: Tensor, batch: Batch, labels: Tensor) -> Tensor:
+        grids = self._grids(maps, batch, labels)
+        smoothing = Smoothing(self.class_weights, self.hyp.seg_label_smoothing)
+        return entropy_sum(maps, labels, grids, self._costs(maps, labels, grids), smoothing)
+
+    def _costs(self, maps: Tensor, labels: Tensor, grids: list[Enlarging]) -> PixelCosts:
+        """Return what each pixel counts, already divided by what all ranks have."""
+        kind, known = self.hyp.seg_loss, labelled(labels)
+        if kind == "ce":
+            return PixelCosts(known * self._one_over(self._weight_of(known, labels)))
+        entropy = true_entropy(maps, labels, grids)
+        if kind == "focal":
+            return self._focal(entropy, known, labels)
+        threshold = self.hyp.seg_threshold or _THRESHOLDS[kind]
+        if kind == "ohem":
+            counted = hard_pixels(entropy, known, threshold)
+        else:
+            counted = improbable_pixels(entropy, known, threshold, round(self.hyp.seg_min_kept))
+        return PixelCosts(counted * self._one_over(self._weight_of(counted, labels)))
+
+    def _focal(self, entropy: Tensor, known: Tensor, labels: Tensor) -> PixelCosts:
+        """Return the costs of (mean cross-entropy) x (mean of (1 - p)^gamma), whose gradient has two parts."""
+        gamma, probability = self.hyp.seg_gamma, torch.exp(-entropy)
+        missed = (1 - probability).clamp(min=0)
+        weighed = known if self.class_weights is None else known * self.class_weights[_safe(labels)]
+        sums = torch.stack(
+            [
+                (entropy * weighed).sum(dtype=wide(known)),
+                weighed.sum(dtype=wide(known)),
+                (missed**gamma).sum(dtype=wide(known)),
+                torch.full((), float(known.numel()), dtype=wide(known), device=known.device),
+            ]
+        )
+        entropies, pixels, powers, count = self._over_ranks(sums).float().unbind()
+        mean = entropies * _inverse(pixels)
+        # the derivative of (1 - p)^gamma by -log p is gamma (1 - p)^(gamma - 1) p
+        extra = gamma * missed.clamp(min=1e-12) ** (gamma - 1) * probability * (mean / count)
+        return PixelCosts(known * (_inverse(pixels) * powers / count), extra)
+
+    def _overlap(self, maps: Tensor, batch: Batch, labels: Tensor, measure: Measure) -> Tensor:
+        images = (labels != IGNORED_PIXEL).flatten(1).any(dim=1).sum().to(wide(maps))
+        return overlap_sum(maps, labels, self._grids(maps, batch, labels), measure) * self._one_over(images)
+
+    def _weight_of(self, counted: Tensor, labels: Tensor) -> Tensor:
+        if self.class_weights is not None:
+            counted = counted * self.class_weights[_safe(labels)]
+        return counted.sum(dtype=wide(counted))
+
+    def _one_over(self, total: Tensor) -> Tensor:
+        return _inverse(self._over_ranks(total)).float()
+
+    def _over_ranks(self, total: Tensor) -> Tensor:
+        # in validation every rank has batches of its own, and not equally many: waiting for each other would hang
+        return sum_over_ranks(total) if self.training else total
+
+    def _grids(self, maps: Tensor, batch: Batch, labels: Tensor) -> list[Enlarging]:
+        """Return where the labels' pixels lie on the maps, one per image."""
+        size_hw, map_hw = (labels.shape[1], labels.shape[2]), (maps.shape[2], maps.shape[3])
+        plain = even_enlarging(size_hw, map_hw, maps.device)
+        if self.training:
+            return [plain] * len(maps)
+        grids = []
+        for info in batch.info:
+            bordered = info is not None and info.geometry.original_hw == size_hw and _has_border(info.geometry)
+            grids.append(Enlarging(*original_grid(info.geometry, map_hw), map_hw, maps.device) if bordered else plain)
+        return grids
+
+
+def class_weights(hyp: Hyp, num_classes: int) -> Tensor | None:
+    """Return the (C,) weights that `hyp.seg_class_weights` names or lists; a wrong number of them is a UserError."""
+    given = hyp.seg_class_weights
+    if given is None:
+        return None
+    if isinstance(given, str) and given not in CLASS_WEIGHTS:
+        raise UserError(
+            f"seg_class_weights: {given!r} is not known, choose from {', '.join(CLASS_WEIGHTS)} or list them"
+        )
+    weights = torch.tensor(CLASS_WEIGHTS[given] if isinstance(given, str) else given, dtype=torch.float32)
+    if len(weights) != num_classes:
+        raise UserError(f"seg_class_weights: {len(weights)} weights for {num_classes} classes of pixels")
+    return weights
+
+
+def _inverse(total: Tensor) -> Tensor:
+    """Return 1 / total, and 0 for 0: a mean over nothing is nothing."""
+    return torch.where(total > 0, 1 / total.clamp(min=1e-12), 0.0)
+
+
+def _safe(labels: Tensor) -> Tensor:
+    return torch.where(labels == IGNORED_PIXEL, 0, labels).long()
+
+
+def _has_border(geometry: Geometry) -> bool:
+    sizes = zip(geometry.original_hw, geometry.network_hw, reversed(geometry.scale_xy), strict=True)
+    return any(round(original * scale) != network for original, network, scale in sizes)

@@ -1,0 +1,53 @@
+"""Classes of pixels: their pictures, and the score that ranks runs (behaviour.md 12)."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from utils.core.config import DataConfig
+from utils.core.contracts import Loader, LoadRequest, Scores, Task
+from utils.datasets.generators.prepare import ensure
+from utils.datasets.semantic_loader import open_semantic_loader
+from utils.plots.results import draw_results
+from utils.tasks import TASKS
+from utils.tasks.detect import draw_labelled
+
+
+def load(request: LoadRequest) -> Loader:
+    """Return the batches of one split; a generated data set is made first if need be."""
+    ensure(request.data)
+    return open_semantic_loader(request)
+
+
+def draw_labels(loader: Loader, folder: Path, data: DataConfig) -> None:
+    """Draw nothing: how many pixels each class has is not known before all maps have been read."""
+
+
+def draw_scores(scores: Mapping[str, Scores], folder: Path, data: DataConfig) -> Iterable[Path]:
+    """Draw the story of the run; return the pictures' paths."""
+    drawn: list[Path] = []
+    if (csv := folder / "results.csv").is_file() and (picture := draw_results(csv)):
+        drawn.append(picture)
+    return drawn
+
+
+COLUMNS = {
+    "train/seg_loss": "train/semantic/seg",
+    "metrics/mIoU": "semantic/miou",
+    "metrics/pixel_accuracy": "semantic/pixel_accuracy",
+    "val/seg_loss": "val/semantic/seg",
+    **{f"x/lr{group}": f"lr/{group}" for group in range(3)},
+}
+
+TASKS.register("semantic")(
+    Task(
+        name="semantic",
+        heads=("semantic",),
+        headline={"semantic/miou": 1.0},
+        load=load,
+        columns=COLUMNS,
+        draw_batch=draw_labelled,
+        draw_labels=draw_labels,
+        draw_scores=draw_scores,
+        cfg="yolov5n-sem",
+    )
+)
