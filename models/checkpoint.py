@@ -113,7 +113,7 @@ def _as_safetensors(state: dict[str, Tensor], about: dict[str, Any]) -> bytes:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint of ours (.pt, .safetensors) or an official YOLOv5 file (v5.0 to v7.0).
+    """Read a checkpoint of ours (.pt, .safetensors), of YOLOv5 (v5.0 to v7.0) or of multiyolov5.
 
     Whatever is wrong with the file raises UserError with one line that says what it is and what to do.
     """

@@ -54,7 +54,7 @@ def with_semantic(
     else:
         rows.append(added)
         heads = {index for index, layer in enumerate(network.model) if is_head(layer)}
-        away = _unneeded(rows) if alone else {old} - {None}
+        away = _unneeded(rows) if alone else set() if old is None else {old}
         rows = [_empty(index, heads - away) if index in away else row for index, row in enumerate(rows)]
         while alone and len(rows) - 2 in away:
             del rows[-2]

@@ -62,6 +62,11 @@ class Network(nn.Module):
         return self
 
     @property
+    def head_rows(self) -> dict[str, int]:
+        """Return the number of each head's row."""
+        return dict(self._head_rows)
+
+    @property
     def heads(self) -> dict[str, Any]:
         """Return the heads by name."""
         return {name: self.model[row] for name, row in self._head_rows.items()}

@@ -1,4 +1,4 @@
-"""Official YOLOv5 checkpoints (v5.0 to v7.0) as our networks, from inert records (behaviour.md 1.7)."""
+"""Checkpoints of YOLOv5 (v5.0 to v7.0) and multiyolov5 as our networks, from inert records (behaviour.md 1.7, 12)."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ _NETWORKS = {"Model", "DetectionModel", "SegmentationModel", "ClassificationMode
 _INSIDE = {"Proto", "TransformerLayer", "TransformerBlock", "Ensemble"}  # parts that no YAML row names
 _MAX_MODULES = 100_000
 MAX_CLASSES = 1_000_000
+CITYSCAPES = (  # multiyolov5's files do not name their classes of pixels; nineteen are those of Cityscapes
+    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
+    "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+)  # fmt: skip
 _ALIASES = {"anchor_grid"}  # buffers of old files that are computed here
 
 
@@ -166,7 +170,8 @@ def _described(
     file = root.state.get("yaml_file")
     name = {"name": file.rsplit(".", 1)[0]} if isinstance(file, str) else {}
     chosen = {key: value for key, value in extra.items() if value not in (None, "nn.SiLU")}
-    return {**plain, **chosen, **name, "nc": num_classes, "source": source}, num_classes
+    called = {"head_names": {"semantic": list(CITYSCAPES)}} if plain.get("n_segcls") == len(CITYSCAPES) else {}
+    return {**called, **plain, **chosen, **name, "nc": num_classes, "source": source}, num_classes
 
 
 def _anchors_per_level(layers: list[_Module]) -> int | None:

@@ -31,7 +31,7 @@ def resized(maps: Tensor, height: int, width: int) -> Tensor:
 
 
 def pixels_of(length: int, pixels: int) -> Tensor:
-    """Return the fractional pixels, of `pixels`, that the entries of a map of `length` stand for, corners on corners."""
+    """Return the fractional pixels, of `pixels`, that a map of `length` entries stands for, corners on corners."""
     return torch.linspace(0, pixels - 1, length, dtype=torch.float64)
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from models.network import Network
+
 
 @dataclass(frozen=True)
 class TransferReport:
@@ -22,6 +24,22 @@ class TransferReport:
 
     def __str__(self) -> str:
         return f"Transferred {self.matched}/{self.total} items"
+
+
+def state_for(network: Network, source: Network) -> dict[str, Tensor]:
+    """Return the weights of `source` under the names they have in `network`.
+
+    Heads of one name belong together, wherever they stand: in multiyolov5's files the box head is row 25, in YOLOv5's
+    it is row 24. A head of `source` that `network` has not, or that stands where another moves to, is left out.
+    """
+    pairs = [(row, network.head_rows[name]) for name, row in source.head_rows.items() if name in network.head_rows]
+    moved = {f"model.{old}.": f"model.{new}." for old, new in pairs if old != new}
+    taken = tuple(moved) + tuple(moved.values())
+    state = source.state_dict()
+    found = {name: tensor for name, tensor in state.items() if not taken or not name.startswith(taken)}
+    for old, new in moved.items():
+        found |= {new + name.removeprefix(old): tensor for name, tensor in state.items() if name.startswith(old)}
+    return found
 
 
 def transfer(network: nn.Module, state: Mapping[str, Tensor], skip_anchors: bool = False) -> TransferReport:

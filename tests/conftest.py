@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from helpers_bad import image_set, two_class_network
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("POLYOLO_SHARED") or ROOT.parent / "shared")
@@ -36,3 +37,15 @@ def coco128(shared: Path) -> Path:
 def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep caches of the tests out of the user's home."""
     monkeypatch.setenv("POLYOLO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the data YAML of a small set to spoil."""
+    return image_set(tmp_path_factory.mktemp("data") / "set")
+
+
+@pytest.fixture(scope="module")
+def network_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkpoint of a small untrained network that fits that set."""
+    return two_class_network(tmp_path_factory.mktemp("weights") / "two.pt")

@@ -9,7 +9,7 @@ import torch
 sys.argv, arguments = sys.argv[:1], sys.argv[1:]
 
 
-def main(out: Path, data: str, steps: int, freeze_bn: bool) -> None:
+def main(out: Path, data: str, steps: int, freeze_bn: bool, task: str) -> None:
     """Train for `steps` batches of 8 and write `out` on the first rank."""
     from utils.core import dist
     from utils.core.settings import TrainSettings
@@ -18,10 +18,10 @@ def main(out: Path, data: str, steps: int, freeze_bn: bool) -> None:
     from utils.tasks import TASKS
 
     settings = TrainSettings(
-        data=data, cfg="yolov5n", imgsz=(64,), batch_size=8, workers=0, device="cpu", amp="fp32", freeze_bn=freeze_bn,
+        data=data, imgsz=(64,), batch_size=8, workers=0, device="cpu", amp="fp32", freeze_bn=freeze_bn,
         project=str(out.parent / "runs"), name=out.stem, noautoanchor=True, noplots=True, seed=1,
     )  # fmt: skip
-    run = assemble(TASKS.get("detect"), settings)
+    run = assemble(TASKS.get(task), settings)
     losses: list[float] = []
     while len(losses) < steps:
         _set_modes(run)
@@ -42,4 +42,4 @@ def main(out: Path, data: str, steps: int, freeze_bn: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(arguments[0]), arguments[1], int(arguments[2]), arguments[3] == "frozen")
+    main(Path(arguments[0]), arguments[1], int(arguments[2]), arguments[3] == "frozen", arguments[4])

@@ -20,13 +20,11 @@ def error_of(name, *options, project):
     """Run a script in this process; return the message of the UserError it must end with. Nothing may be left."""
     module = importlib.import_module(name)
     line = [str(option) for option in (*options, *(() if "--project" in options else ("--project", project)))]
-    start = {
-        "train": lambda: module.run(**given(module.build_parser(), line)),
-        "val": lambda: module.run(**given(module.build_parser(), line)),
-        "detect": lambda: module.main(module.build_parser().parse_args(line)),
-    }[name]
     with pytest.raises(UserError) as caught:
-        start()
+        if name.endswith(("detect", "predict")):
+            module.main(module.build_parser().parse_args(line))
+        else:
+            module.run(**given(module.build_parser(), line))
     assert not project.exists() or not list(project.rglob("*")), "something was left behind"
     text = str(caught.value)
     assert "\n" not in text, text
@@ -54,6 +52,6 @@ def two_class_network(path):
 
 def options_for(name, weights, images):
     """Return options that would work if the weights did."""
-    if name == "detect":
+    if name.endswith(("detect", "predict")):
         return ("--weights", weights, "--source", load_data(str(images)).split("val")[0], "--img", 64)
     return ("--weights", weights, "--data", images, "--img", 64, "--workers", 0)

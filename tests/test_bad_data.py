@@ -6,7 +6,7 @@ import os
 import cv2
 import numpy as np
 import pytest
-from helpers_bad import TINY, error_of, image_set, two_class_network
+from helpers_bad import TINY, error_of, image_set
 
 from models.builder import build_network, read_architecture
 from utils.core.cli import one_line, resolve_training
@@ -20,17 +20,7 @@ from utils.datasets.label_lines import parse_labels
 from utils.datasets.loader import open_loader
 from utils.datasets.scan import build_index
 from utils.plots import sinks
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return image_set(tmp_path_factory.mktemp("data") / "set")
-
-
-@pytest.fixture(scope="module")
-def network_file(tmp_path_factory):
-    return two_class_network(tmp_path_factory.mktemp("weights") / "two.pt")
-
+from utils.programs.train import recommended_for
 
 # ----------------------------------------------------------------------------------------------------------------------
 # YAML files
@@ -122,6 +112,17 @@ def test_recommended_options_are_checked_like_typed_ones(tmp_path, entry):
     assert str(caught.value).startswith(str(path))
     settings, _ = resolve_training(parser, {}, {"freeze": 3, "imgsz": 64, "noval": True}, path)
     assert (settings.freeze, settings.imgsz, settings.noval) == ((3,), (64,), True)
+
+
+def test_a_task_has_recommended_options_of_its_own(tmp_path):
+    path = tmp_path / "data.yaml"
+    path.write_text(GOOD + "defaults: {epochs: 9, imgsz: 64, segment: {epochs: 5}}\n")
+    data = load_data(str(path))
+    assert recommended_for("detect", data) == {"epochs": 9, "imgsz": 64}
+    assert recommended_for("segment", data) == {"epochs": 5, "imgsz": 64}
+    path.write_text(GOOD + "defaults: {segmnt: {epochs: 5}}\n")
+    with pytest.raises(UserError, match="unknown key 'segmnt'"):
+        recommended_for("segment", load_data(str(path)))
 
 
 def rows(text):

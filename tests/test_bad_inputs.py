@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers_bad import TINY, error_of, image_set, options_for, two_class_network
+from helpers_bad import TINY, error_of, options_for
 from helpers_run import ROOT, script, tiny_data
 
 from models.checkpoint import load_checkpoint, save_checkpoint
@@ -27,17 +27,8 @@ from utils.metrics import EVALUATORS
 from utils.plots import film, sinks
 from utils.postprocess import POSTPROCESS
 
-SCRIPTS = ("train", "val", "detect")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return image_set(tmp_path_factory.mktemp("data") / "set")
-
-
-@pytest.fixture(scope="module")
-def network_file(tmp_path_factory):
-    return two_class_network(tmp_path_factory.mktemp("weights") / "two.pt")
+DETECTORS = ("train", "val", "detect")
+SCRIPTS = (*DETECTORS, "segment.train", "segment.val", "segment.predict")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -92,6 +83,9 @@ def test_what_is_no_checkpoint_is_named(images, tmp_path, name, file):
     [
         ("train", "cls_kuih_nc10.pt", "needs the head detect"),
         ("train", "yolov5n-seg.pt", "needs the head detect"),
+        ("segment.train", "yolov5n.pt", "needs the head segment"),
+        ("segment.val", "yolov5n.pt", "needs the head segment"),
+        ("segment.predict", "yolov5n.pt", "finds no masks"),
         ("val", "cls_kuih_nc10.pt", "cls_kuih_nc10"),
     ],
 )
@@ -121,7 +115,7 @@ def test_weights_and_data_of_other_classes_are_told_apart(shared, images, networ
 # Where results go
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", DETECTORS)
 def test_a_project_that_cannot_be_written_is_one_line(images, network_file, tmp_path, name):
     (tmp_path / "file").write_text("")
     for project in (tmp_path / "file", tmp_path / "file" / "runs", tmp_path / ("x" * 300), "a\0b"):
@@ -199,6 +193,7 @@ def test_a_table_that_the_disk_did_not_take_is_named(tmp_path):
         ("train", "--patience", "-1"),
         ("train", "--optimizer", "LION"),
         ("train", "--nonsense", "1"),
+        ("segment.train", "--mask-ratio", "-1 0 x"),
         ("val", "--conf-thres", "-1 2 nan x"),
         ("val", "--iou-thres", "1.5"),
         ("val", "--max-det", "0"),
@@ -212,7 +207,7 @@ def test_a_table_that_the_disk_did_not_take_is_named(tmp_path):
     ],
 )
 def test_numbers_that_make_no_sense_are_one_line(images, network_file, tmp_path, name, option, values):
-    base = ("--data", images, *TINY) if name == "train" else options_for(name, network_file, images)
+    base = ("--data", images, *TINY) if name.endswith("train") else options_for(name, network_file, images)
     for value in values.split():
         text = error_of(name, *base, f"{option}={value}", project=tmp_path / "p")
         assert option in text, text
@@ -345,6 +340,7 @@ LINES = [
     ("train.py", ("--epochs", "three"), {}, "--epochs"),
     ("val.py", ("--weights", "gone\n.pt"), {}, "no such file"),
     ("detect.py", ("--weights", "README.md"), {}, "README.md"),
+    ("segment/predict.py", ("--weights", "README.md"), {}, "README.md"),
     ("train.py", (), {"WORLD_SIZE": "two"}, "WORLD_SIZE"),
 ]
 

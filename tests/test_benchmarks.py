@@ -9,7 +9,21 @@ import pytest
 import torch
 from helpers_run import tiny_data
 
-from benchmarks import data_sample, ema, loss, loss_curve, machine, mosaic_window, plain, train_step
+from benchmarks import (
+    class_map,
+    coco_index,
+    data_sample,
+    ema,
+    loss,
+    loss_curve,
+    machine,
+    mask_step,
+    mosaic_window,
+    plain,
+    semantic_loss,
+    train_step,
+)
+from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.engine.ema import ModelEma
 from utils.ops.iou import paired_iou
@@ -49,6 +63,13 @@ def test_train_step_measures_every_part(results):
     check_report(results / "train_step.md", rows=1 + len(train_step.PARTS))
 
 
+def test_mask_step_measures_time_and_memory(results):
+    small = ["--size", "64", "--batch-size", "2", "--boxes", "300", "--steps", "1", "--warm-up", "0"]
+    found = mask_step.main([*small, "--write"])
+    assert found.keys() == {"memory", "training", "validation", "validation/training"} and min(found.values()) > 0
+    check_report(results / "mask_step.md", rows=3)
+
+
 def test_both_sides_of_train_step_compute_the_same_loss_and_gradient():
     options = train_step.build_parser().parse_args(["--size", "64", "--batch-size", "2", "--amp", "fp32"])
     batch = train_step.random_batch(2, 64, 3, 80)
@@ -65,6 +86,24 @@ def test_both_sides_of_train_step_compute_the_same_loss_and_gradient():
 def test_ema_measures_and_finds_equal_averages(results):
     assert ema.main(["--cfg", "yolov5n", "--rounds", "2", "--repeats", "2", "--write"])["yolov5n"] > 0
     check_report(results / "ema.md", rows=1)
+
+
+def test_class_map_measures_what_gives_equal_classes(results):
+    found = class_map.main(["--size", "96x64", "--rounds", "2", "--repeats", "1", "--classes", "5", "--write"])
+    assert set(found) == {"street/96x64", "noise/96x64"} and min(found.values()) > 0
+    check_report(results / "class_map.md", rows=2)
+
+
+def test_class_map_refuses_what_is_no_size():
+    with pytest.raises(UserError, match=r"--size 96: width and height"):
+        class_map.main(["--size", "96"])
+
+
+def test_semantic_loss_measures_what_gives_equal_gradients(results):
+    line = ["--size", "64x64", "--batch-size", "1", "--classes", "4", "--rounds", "1", "--kinds", "ohem", "--write"]
+    found = semantic_loss.main(line)
+    assert found["ohem"] > 0 and found["ohem/mb"] >= 0
+    check_report(results / "semantic_loss.md", rows=1)
 
 
 def test_the_plain_average_is_the_engines():
@@ -150,3 +189,10 @@ def test_plain_sgd_has_the_engines_groups():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
     decays = [group["weight_decay"] for group in plain.plain_sgd(network, Hyp()).param_groups]
     assert decays == [0.0, Hyp().weight_decay, 0.0]
+
+
+def test_coco_index_measures_a_small_set_whole(results):
+    found = coco_index.main(["--images", "20", "--boxes", "150", "--polygons", "--write"])
+    assert found["with what was kept, seconds"] < found["first start, seconds"] < 60
+    assert 0 < found["first start, GiB"] < 1
+    check_report(results / "coco_index.md", rows=2)

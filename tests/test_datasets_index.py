@@ -124,7 +124,7 @@ def test_index_holds_boxes_polygons_sizes_and_counts(tmp_path):
     assert [len(index.labels(i)) for i in range(4)] == [1, 0, 0, 2]
     assert index.polygons(0) == []
     assert [len(p) for p in index.polygons(3)] == [3, 4]
-    assert index.count == dict(found=2, missing=1, empty=1, corrupt=0, faulty_labels=0, duplicates=0)
+    assert index.count == dict(found=2, missing=1, empty=1, corrupt=0, faulty_labels=0, duplicates=0, lost=0)
     assert index.class_counts(2).tolist() == [2, 1]
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"], key=lambda path: path.name
 )
-PROGRAMS = ("train", "val", "detect", "segment/train", "segment/val", "segment/predict", "hubconf")
+PROGRAMS = ("train", "val", "detect", "segment/train", "segment/val", "segment/predict", "convert", "hubconf")
 PLACEHOLDERS = {"data/animals.yaml"}  # what readers are to write themselves
 OURS = re.compile(
     r"(?:utils|models|data|docs|tests|benchmarks|\.ci)/[\w./{},-]*|[\w-]+\.(?:py|toml)|requirements[\w-]*\.txt"
@@ -27,6 +27,13 @@ def name_of(path):
 
 def parser_of(program):
     return importlib.import_module(program.replace("/", ".")).build_parser()
+
+
+def actions_of(program):
+    """Return the options of a program; of one with commands, those of all commands in their order."""
+    actions = parser_of(program)._actions
+    commands = [action.choices.values() for action in actions if isinstance(action, argparse._SubParsersAction)]
+    return [action for parser in commands[0] for action in parser._actions] if commands else actions
 
 
 def blocks(text, language):
@@ -156,7 +163,7 @@ def default_of(action):
 def option_rows(program):
     """Return the rows that the program's table must have."""
     rows = []
-    for action in parser_of(program)._actions:
+    for action in actions_of(program):
         if action.dest == "help" or action.help == argparse.SUPPRESS:
             continue
         names = ", ".join(f"`{name}`" for name in action.option_strings)
@@ -178,7 +185,7 @@ def test_options_page_lists_exactly_the_programs_options(program):
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_option_stands_somewhere_in_the_documentation(program):
     text = "\n".join(page.read_text() for page in PAGES)
-    options = {name for action in parser_of(program)._actions for name in action.option_strings} - {"-h", "--help"}
+    options = {name for action in actions_of(program) for name in action.option_strings} - {"-h", "--help"}
     assert [name for name in sorted(options) if not re.search(rf"{re.escape(name)}(?![\w-])", text)] == []
 
 

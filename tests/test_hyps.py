@@ -1,5 +1,7 @@
 """Every hyper-parameter file that ships, and every way one can be wrong."""
 
+from dataclasses import replace
+
 import pytest
 
 from utils.core.errors import UserError
@@ -53,7 +55,7 @@ def test_shipped_files_hold_the_published_values(column):
 def test_no_other_file_ships_and_each_says_what_it_is_for():
     files = sorted((ROOT / "data" / "hyps").iterdir())
     assert [path.name for path in files] == sorted(
-        f"hyp.{name}.yaml" for name in (*NAMES, "shapes", "classify", "shapes-cls")
+        f"hyp.{name}.yaml" for name in (*NAMES, "semantic", "shapes", "classify", "shapes-cls")
     )
     for path in files:
         assert path.read_text(encoding="utf-8").startswith("# ")
@@ -61,6 +63,11 @@ def test_no_other_file_ships_and_each_says_what_it_is_for():
 
 def test_the_defaults_are_scratch_low():
     assert Hyp.from_file(find_hyp("scratch-low")) == Hyp()
+
+
+def test_semantic_is_scratch_with_multiyolov5s_learning_rate_and_gains():
+    scratch = Hyp.from_file(find_hyp("scratch"))
+    assert Hyp.from_file(find_hyp("semantic")) == replace(scratch, lr0=0.0015, seg=0.35, det=0.6, seg_loss="ce")
 
 
 @pytest.mark.parametrize(

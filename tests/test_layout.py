@@ -12,6 +12,7 @@ from utils.core.cli import training_parser
 from utils.core.config import load_data
 from utils.core.yaml_file import read_yaml
 from utils.datasets import READERS
+from utils.programs.train import recommended_for
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,6 +27,7 @@ MAY_IMPORT = {  # besides themselves; a new part gets a row here on purpose
     "utils/datasets": {"utils/core", "utils/ops"},
     "models": {"utils/core", "utils/ops"},
     "utils/backends": {"utils/core", "utils/ops", "models"},
+    "utils/converters": {"utils/core", "utils/datasets", "models"},
     "utils/tasks": {"utils/core", "utils/datasets", "utils/plots"},
     "utils/engine": {
         "utils/core", "utils/ops", "utils/loggers", "utils/losses", "utils/metrics", "utils/postprocess", "models",
@@ -175,7 +177,8 @@ def test_every_data_yaml_loads_by_its_name_and_runs_nothing(path):
     assert data.format in READERS
     assert "download" not in read_yaml(path)
     training_options = vars(training_parser("").parse_args([]))
-    assert data.defaults.keys() <= training_options.keys()
+    for task in ("detect", "segment"):
+        assert recommended_for(task, data).keys() <= training_options.keys()
 
 
 def test_foundations_are_light():

@@ -124,9 +124,12 @@ def test_value_and_gradient_equal_those_of_plain_autograd(kind, chunk, monkeypat
         assert float(first[name].grad.abs().sum()) > 0
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
 @pytest.mark.parametrize("changes", [{}, {"seg_loss": "ohem"}, {"seg_loss": "prob_ohem"}, {"seg_loss": "focal"}])
 @pytest.mark.parametrize("labels", [None, torch.full((2, 40, 48), 255, dtype=torch.uint8)])
-def test_without_labels_every_term_is_zero_and_reaches_all_outputs(changes, labels):
+def test_without_labels_every_term_is_zero_and_reaches_all_outputs(changes, labels, on_gpu, monkeypatch):
+    if on_gpu:
+        monkeypatch.setattr(pixels, "_without_use", lambda counts: False)
     raw = {name: value.requires_grad_() for name, value in random_case()[0].items()}
     changes = {"seg_dice": 1.0, "seg_lovasz": 1.0, "seg_class_weights": WEIGHTS, **changes}
     terms = make(spec_of(5), **changes)(raw, batch_of(labels))
@@ -136,13 +139,21 @@ def test_without_labels_every_term_is_zero_and_reaches_all_outputs(changes, labe
         assert value.grad is not None and float(value.grad.abs().sum()) == 0
 
 
-def test_an_image_without_labels_changes_nothing_for_the_others():
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_without_labels_changes_nothing_for_the_others(kind, on_gpu, monkeypatch):
+    """Mixed batches hold images that have boxes only. On a GPU these are computed as well, to no avail."""
+    if on_gpu:
+        monkeypatch.setattr(pixels, "_without_use", lambda counts: False)
     raw, labels = random_case()
     labels[1] = 255
-    loss = make(spec_of(5))
+    loss = make(spec_of(5), **KINDS[kind][0])
+    raw["logits"].requires_grad_()
+    loss(raw, batch_of(labels))["seg"].backward()
+    assert raw["logits"].grad[1].abs().sum() == 0 < raw["logits"].grad[0].abs().sum()
     both = loss(raw, batch_of(labels))["seg"]
     alone = loss({name: value[:1] for name, value in raw.items()}, batch_of(labels[:1]))["seg"]
-    assert float(both) == pytest.approx(float(alone), rel=1e-6)
+    assert float(both.detach()) == pytest.approx(float(alone.detach()), rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["ce", "weighted", "smoothed", "focal", "dice"])
@@ -179,6 +190,17 @@ def test_in_evaluation_ranks_do_not_wait_for_each_other(monkeypatch):
     with torch.inference_mode():
         terms = make(spec_of(5), seg_dice=1.0, seg_lovasz=1.0).eval()({"logits": raw["logits"]}, batch_of(labels))
     assert float(terms["seg"]) == pytest.approx(float(plain.plain_entropy(raw["logits"], labels)), rel=1e-5)
+
+
+def test_training_after_scoring_at_the_same_size_works():
+    """What enlarges maps is kept between calls; made in inference mode it would be of no use to autograd."""
+    raw, labels = random_case(large=(37, 53), seed=4)
+    loss = make(spec_of(5), seg_dice=1.0, seg_lovasz=1.0)
+    with torch.inference_mode():
+        wanted = {name: float(value) for name, value in loss.eval()(raw, batch_of(labels)).items()}
+    found = loss.train()({name: value.requires_grad_() for name, value in raw.items()}, batch_of(labels))
+    sum(found.values()).backward()
+    assert {name: float(value.detach()) for name, value in found.items()} == pytest.approx(wanted, rel=1e-6)
 
 
 def test_in_evaluation_maps_are_laid_onto_the_original_without_its_border():

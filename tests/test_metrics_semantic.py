@@ -7,8 +7,11 @@ from test_losses_semantic import golden_labels, golden_scores
 
 from utils.core.contracts import Batch, EvalSettings, Geometry, HeadSpec, ImageInfo, Results
 from utils.core.errors import UserError
+from utils.core.hyp import Hyp
+from utils.losses import LOSSES
 from utils.metrics import EVALUATORS, semantic
 from utils.metrics.average_precision import weighted_sum
+from utils.postprocess import POSTPROCESS
 
 
 def spec_of(classes):
@@ -173,3 +176,29 @@ def test_names_are_the_heads_own():
     evaluator = EVALUATORS.get("semantic")(HeadSpec("semantic", 2, names=("road", "sky")), EvalSettings(names=("car",)))
     assert evaluator.names == ("road", "sky")
     assert EVALUATORS.get("semantic")(HeadSpec("semantic", 2), EvalSettings()).names == ("0", "1")
+
+
+@pytest.mark.parametrize("kind", ["ce", "ohem", "prob_ohem", "focal"])
+def test_scores_that_follow_the_loss_downhill_find_the_classes(kind):
+    """Loss, post-processing and evaluator agree on where pixels are: free scores learn blocks of a small map."""
+    rng = torch.Generator().manual_seed(0)
+    blocks = torch.randint(0, 5, (2, 4, 6), generator=rng).to(torch.uint8)
+    labels = blocks.repeat_interleave(8, 1).repeat_interleave(8, 2)  # (2, 32, 48)
+    labels[0, :5] = 255
+    maps = torch.zeros(2, 5, 16, 24, requires_grad=True)
+    infos = [ImageInfo(i, f"{i}.png", Geometry((32, 48), (32, 48))) for i in range(2)]
+    batch = Batch(torch.zeros(2, 3, 32, 48), torch.zeros(0, 6), infos, semantic=labels)
+    loss = LOSSES.get("semantic")(spec_of(5), Hyp(seg=1.0, seg_loss=kind))
+    optimizer, values = torch.optim.Adam([maps], lr=0.3), []
+    for _ in range(40):
+        optimizer.zero_grad()
+        value = loss({"logits": maps}, batch)["seg"]
+        value.backward()
+        optimizer.step()
+        values.append(float(value.detach()))
+    assert values[-1] < values[0] / 4
+    results = [Results(info) for info in infos]
+    POSTPROCESS.get("semantic")(spec_of(5), EvalSettings())({"logits": maps.detach()}, results)
+    evaluator = evaluator_of(5)
+    evaluator.update(results, batch)
+    assert evaluator.compute().numbers["miou"] > 0.9

@@ -86,11 +86,6 @@ def test_wrong_files_are_named_in_one_line(name, shared):
     assert "\n" not in str(caught.value)
 
 
-def test_multiyolov5_files_say_that_their_head_is_missing(shared):
-    with pytest.raises(UserError, match=r"multiyolov5.*SegMaskPSP"):
-        load_checkpoint(shared / "weights" / "random_multi_psp.pt")
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Small files in the official layout, made here
 

@@ -1,9 +1,13 @@
 """Colours of semantic classes and what is drawn of their scores."""
 
+from types import SimpleNamespace
+
+import cv2
 import numpy as np
 import pytest
 
 from utils.plots.palette import CITYSCAPES, palette
+from utils.plots.semantic_scores import draw_iou, draw_semantic_scores
 
 
 def test_cityscapes_names_have_multiyolov5s_colours():
@@ -40,3 +44,42 @@ def test_given_colours_come_first_and_the_rest_keeps_away_from_them():
 def test_what_is_no_colour_is_refused(colour):
     with pytest.raises(ValueError, match="three numbers"):
         palette(["a"], [colour])
+
+
+def scores_of(classes, absent=0, seed=0):
+    rng = np.random.default_rng(seed)
+    iou = rng.random(classes)
+    iou[:absent] = np.nan
+    confusion = rng.integers(0, 50, (classes, classes)) + np.diag(np.full(classes, 400))
+    return SimpleNamespace(names=tuple(f"class {index}" for index in range(classes)), confusion=confusion, iou=iou)
+
+
+@pytest.mark.parametrize(("classes", "absent"), [(1, 0), (1, 1), (12, 2)])
+def test_scores_are_drawn_for_few_classes_and_for_none(tmp_path, classes, absent):
+    paths = draw_semantic_scores(scores_of(classes, absent), tmp_path)
+    assert [path.name for path in paths] == ["semantic_IoU.png", "semantic_confusion_matrix.png"]
+    for path in paths:
+        image = cv2.imread(str(path))
+        assert image is not None and min(image.shape[:2]) > 250 and image.std() > 1
+
+
+def test_many_classes_get_a_high_picture(tmp_path):
+    many = scores_of(133, absent=30)
+    image = cv2.imread(str(draw_iou(many.iou, tmp_path / "iou.png", many.names)))
+    assert image.shape[0] > 103 * 30 and image.std() > 1
+
+
+def test_bars_have_the_classes_colours_and_lengths(tmp_path):
+    names = ("road", "sky")
+    image = cv2.imread(str(draw_iou(np.array([0.25, 0.75]), tmp_path / "iou.png", names)))
+    widths = {}
+    for name, colour in zip(names, palette(names), strict=True):
+        rows, columns = np.nonzero((np.abs(image[:, :, ::-1].astype(int) - colour) < 6).all(axis=2))
+        widths[name] = (np.ptp(columns), rows.mean())
+    assert widths["sky"][0] / widths["road"][0] == pytest.approx(3, rel=0.05)
+    assert widths["sky"][1] < widths["road"][1]  # the best on top
+
+
+def test_given_colours_are_those_of_the_bars(tmp_path):
+    path = draw_semantic_scores(scores_of(1), tmp_path, [(12, 200, 34)])[0]
+    assert (np.abs(cv2.imread(str(path))[:, :, ::-1].astype(int) - (12, 200, 34)) < 6).all(axis=2).sum() > 1000

@@ -7,6 +7,7 @@ import os
 import cv2
 import numpy as np
 import pytest
+import torch
 from helpers_run import ROOT, results, script, tiny_data
 
 TINY = ("--img", 64, "--batch", 4, "--workers", 0, "--epochs", 2)
@@ -117,6 +118,11 @@ def test_networks_of_the_other_task_are_refused(trained, boxes_only, data, tmp_p
     assert "needs the head segment" in error_of(text)
 
 
+def test_joining_labels_with_found_masks_is_refused(trained, data, tmp_path):
+    options = ("--weights", trained / "weights" / "best.pt", "--data", data, "--save-hybrid", "--project", tmp_path)
+    assert "--save-hybrid joins boxes" in error_of(script("segment/val.py", *options, status=2))
+
+
 def test_labels_without_polygons_are_refused(tmp_path):
     for split in ("train", "val"):
         (tmp_path / "images" / split).mkdir(parents=True)
@@ -130,11 +136,19 @@ def test_labels_without_polygons_are_refused(tmp_path):
 
 
 def test_official_weights_find_what_is_known_to_be_there(shared, tmp_path):
-    """The reference's own scores of these weights are up to .009 lower; its raw outputs on this image are ours."""
-    weights, source = shared / "weights" / "yolov5n-seg.pt", shared / "images" / "bus.jpg"
-    options = ("--save-txt", "--save-conf", "--project", tmp_path, "--name", "p")
-    text = script("segment/predict.py", "--weights", weights, "--source", source, *options)
+    """The known scores are those of the weights before they were stored: half precision rounded sqrt(1 + eps) = 1.0005,
+    the factor of every BatchNorm that does nothing, up to 1.00098. As stored they are up to .009 higher.
+    """
+    from models.checkpoint import load_checkpoint, save_checkpoint
+
+    network = load_checkpoint(shared / "weights" / "yolov5n-seg.pt").network
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.constant_(module.weight, (1 + module.eps) ** 0.5)
+    save_checkpoint(tmp_path / "exact.pt", network, meta={})
+    options = ("--source", shared / "images" / "bus.jpg", "--save-txt", "--save-conf", "--project", tmp_path)
+    text = script("segment/predict.py", "--weights", tmp_path / "exact.pt", *options, "--name", "p")
     assert "640x480 4 persons, 1 bus, 1 skateboard" in text
     lines = [line.split() for line in (tmp_path / "p" / "labels" / "bus.txt").read_text().splitlines()]
     assert [int(line[0]) for line in lines] == [0, 0, 0, 5, 36, 0]
-    assert [float(line[-1]) for line in lines] == pytest.approx([0.827, 0.742, 0.724, 0.625, 0.540, 0.279], abs=0.01)
+    assert [float(line[-1]) for line in lines] == pytest.approx([0.827, 0.742, 0.724, 0.625, 0.540, 0.279], abs=0.001)

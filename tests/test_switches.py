@@ -8,7 +8,9 @@ import pytest
 import torch
 from helpers_run import results, script, tiny_data, weights
 
+from models.checkpoint import load_checkpoint, save_checkpoint
 from utils.core.yaml_file import write_yaml
+from utils.engine.assemble import has_folded_statistics
 
 BASE = {"cfg": "yolov5n", "imgsz": [64], "batch_size": 4, "workers": 0, "epochs": 2, "noplots": True}
 LOUD = {
@@ -78,6 +80,21 @@ def test_frozen_layers_stay_and_others_move(data, tmp_path):
     assert changed(first, last, "model.10.") and changed(first, last, "model.24.")
 
 
+def test_weights_that_batchnorm_is_folded_into_keep_their_function(tmp_path, images, network_file, caplog):
+    """Statistics of batches would ruin them; so do those of a network that is merely new not count as folded."""
+    checkpoint = load_checkpoint(network_file)
+    assert not has_folded_statistics(checkpoint.network)
+    for module in checkpoint.network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.constant_(module.bias, 0.1)
+    assert has_folded_statistics(checkpoint.network)
+    save_checkpoint(tmp_path / "folded.pt", checkpoint.network, meta={})
+    folder, _ = train(images, tmp_path, weights=str(tmp_path / "folded.pt"), cfg="", epochs=1)
+    assert "folded into its weights" in caplog.text
+    state = weights(folder / "weights" / "best.pt")
+    assert all(float(value.abs().max()) == 0 for name, value in state.items() if name.endswith("running_mean"))
+
+
 def test_one_class_for_all_with_rectangles_and_image_weights(data, tmp_path):
     chosen = {
         "single_cls": True,
@@ -111,6 +128,21 @@ def test_quad_focal_autobalance_and_workers(data, tmp_path):
 def test_anchors_are_learned_in_the_number_asked_for(data, tmp_path):
     folder, _ = train(data, tmp_path, hyp={"anchors": 2.0}, epochs=1)
     assert weights(folder / "weights" / "best.pt")["model.24.anchors"].shape == (3, 2, 2)
+
+
+def test_anchors_of_weights_stay_where_others_would_fit_better(tmp_path, images, network_file, caplog):
+    """Boxes of 58 x 2 pixels: no anchor matches. Other anchors would make the weights worthless."""
+    for path in (images.parent / "labels").rglob("*.txt"):
+        path.write_text("0 0.5 0.5 0.9 0.05\n")
+    before = weights(network_file)["model.24.anchors"]
+    with caplog.at_level("INFO", logger="polyolo"):
+        for name, chosen in (("kept", {}), ("fitted", {"cfg": "yolov5n"})):
+            folder, _ = train(
+                images, tmp_path, **{"weights": str(network_file), "cfg": "", "epochs": 1, "name": name} | chosen
+            )
+            after = weights(folder / "weights" / "best.pt")["model.24.anchors"]
+            assert torch.equal(before.float(), after.float()) == (name == "kept")
+    assert "recall 0.0000; kept, the weights belong to them" in caplog.text and "replaced by" in caplog.text
 
 
 def test_patience_ends_a_run_that_does_not_get_better(data, tmp_path):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from models.heads.semantic import SemanticHead, semantic_row
+from models.layers.coarse import pointwise
 from models.layers.common import Conv
 from models.layers.context import ASPP
-from models.layers.fusion import FFM, broadcast
+from models.layers.fusion import FFM
+from models.layers.winograd import WideConv
 from models.plan import HEADS, Plan, Row
 from utils.core.contracts import Raw
 
@@ -37,10 +40,12 @@ class SegMaskLab(SemanticHead):
             Conv(coarse, 2 * hidden), ASPP(2 * hidden, CONTEXT, (3, 6, 9), has_global=False, map_reduce=map_reduce)
         )
         self.decoder = nn.Sequential(
-            FFM(DETAIL + CONTEXT, CONTEXT, k=1), Conv(CONTEXT, hidden, 3), nn.Conv2d(hidden, num_classes, 1)
+            FFM(DETAIL + CONTEXT, CONTEXT, k=1), WideConv(CONTEXT, hidden), nn.Conv2d(hidden, num_classes, 1)
         )
 
     def forward(self, features: list[Tensor]) -> Raw:
         """Take two maps, finest first, return logits (B, C, h, w) at the size of the first."""
-        detail = self.detail(features[0])
-        return {"logits": self.decoder([detail, broadcast(self.encoder(features[1]), detail, "bilinear")])}
+        parts: Any = self.decoder
+        fusion, refine, classify = parts
+        joined = pointwise(fusion.convblk, [self.detail(features[0]), self.encoder(features[1])])
+        return {"logits": classify(refine(fusion.weighed(joined)))}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from models.heads.semantic import SemanticHead, semantic_row
+from models.layers.coarse import with_levels
 from models.layers.common import Conv
 from models.layers.context import RFB2, PyramidPooling
-from models.layers.fusion import FFM, broadcast
+from models.layers.fusion import FFM
 from models.plan import HEADS, Plan, Row
 from utils.core.contracts import Raw
 
@@ -38,6 +39,8 @@ class SegMaskPSP(SemanticHead):
 
     def forward(self, features: list[Tensor]) -> Raw:
         """Take three maps, finest first, return logits (B, C, h, w) at the size of the first."""
-        fine, middle, coarse = (m(x) for m, x in zip((self.m8, self.m16, self.m32), features, strict=True))
-        joined = [fine, broadcast(middle, fine, "bilinear"), broadcast(coarse, fine, "bilinear")]
-        return {"logits": self.out(torch.cat(joined, dim=1))}
+        parts: Any = self.out
+        block, pyramid, fusion, classify = parts
+        levels = [m(x) for m, x in zip((self.m8, self.m16, self.m32), features, strict=True)]
+        field = block.of_levels(levels)
+        return {"logits": classify(fusion.weighed(with_levels(fusion.convblk, field, pyramid.levels(field))))}

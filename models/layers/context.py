@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from models.layers.coarse import pointwise
 from models.layers.common import Conv, PooledConv, plain_convolution
 from models.layers.fusion import broadcast
 from models.layers.pool import SPP
@@ -50,12 +52,21 @@ class RFB2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Take (B, c1, H, W), return (B, c2, H, W)."""
-        near = self.branch0(x)
+        return self.joined(self.branch0(x), self.branch3(x))
+
+    def of_levels(self, levels: Sequence[Tensor]) -> Tensor:
+        """Take maps with c1 channels in all, return (B, c2, H, W) for them at the size of the first."""
+        first: Any = self.branch0
+        short: Any = self.branch3
+        return self.joined(first[1](pointwise(first[0], levels)), pointwise(short[0], levels))
+
+    def joined(self, near: Tensor, short: Tensor) -> Tensor:
+        """Return the block's output from those of its branches 0 and 3."""
         wide = self.branch1(near)
         wider = self.branch2(wide)
-        parts = [near, wide, wider, self.branch3(x)]
+        parts = [near, wide, wider, short]
         if self.branch4 is not None:
-            parts.append(broadcast(self.branch4(wider), x))
+            parts.append(broadcast(self.branch4(wider), near))
         return self.ConvLinear(torch.cat(parts, dim=1))
 
 

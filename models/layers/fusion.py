@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.layers.common import Conv, PooledConv, PooledNorm
+from models.layers.winograd import WideConv
 from models.plan import LAYERS, Plan, Row, channel_plan, single_input
 
 
@@ -38,7 +39,7 @@ class FFM(nn.Module):
         if not isinstance(reduction, int) or not 1 <= reduction <= c2:
             raise ValueError(f"{c2} channels cannot be divided by {reduction!r}")
         self.is_cat = is_cat
-        self.convblk = Conv(c1, c2, k)
+        self.convblk = WideConv(c1, c2) if k == 3 else Conv(c1, c2, k)
         self.channel_attention = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
             nn.Conv2d(c2, c2 // reduction, 1, bias=False),
@@ -101,7 +102,7 @@ class Attention(nn.Module):
 
 def _before(c1: int, c2: int, k: int = 1) -> list[nn.Module]:
     """Return normalisation and activation before a convolution."""
-    return [nn.BatchNorm2d(c1), nn.SiLU(), nn.Conv2d(c1, c2, k, padding=k // 2, bias=False)]
+    return [PooledNorm(c1), nn.SiLU(), nn.Conv2d(c1, c2, k, padding=k // 2, bias=False)]
 
 
 def _dappm_plan(row: Row) -> Plan:
@@ -123,9 +124,7 @@ class DAPPM(nn.Module):
         self.scale0 = nn.Sequential(*_before(c1, branch))
         for number, window in enumerate(self.WINDOWS, start=1):
             self.add_module(f"scale{number}", nn.Sequential(nn.AvgPool2d(*window), *_before(c1, branch)))
-        self.scale4 = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), PooledNorm(c1), nn.SiLU(), nn.Conv2d(c1, branch, 1, bias=False)
-        )
+        self.scale4 = nn.Sequential(nn.AdaptiveAvgPool2d(1), *_before(c1, branch))
         for number in range(1, 5):
             self.add_module(f"process{number}", nn.Sequential(*_before(branch, branch, 3)))
         self.compression = nn.Sequential(*_before(5 * branch, c2))

@@ -43,6 +43,12 @@ def new_parser(description: str | None) -> argparse.ArgumentParser:
     return _Parser(description=description, formatter_class=_Help)
 
 
+def add_subparser(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """Return the parser of a command, with the house's layout; `commands` is what `add_subparsers` returned."""
+    added: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, formatter_class=_Help)
+    return added
+
+
 def add_image_size(parser: argparse.ArgumentParser, default: Sequence[int], text: str) -> None:
     """Add --imgsz with its old names; one or two numbers."""
     parser.add_argument("--imgsz", "--img", "--img-size", nargs="+", type=int, default=default, metavar="PX", help=text)

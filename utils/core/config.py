@@ -40,9 +40,9 @@ class DataConfig:
     root: Path
     names: tuple[str, ...]
     splits: dict[str, tuple[Path, ...]]  # of those that the YAML names: folders of images or list files
-    format: str = "yolo"  # a name in READERS
+    format: str = "auto"  # a name in READERS; this one looks at the files
     generate: dict[str, Any] = field(default_factory=dict)  # settings of a generated data set, with its `kind`
-    annotations: dict[str, Path] = field(default_factory=dict)  # COCO JSON of a split, for scoring
+    annotations: dict[str, Path] = field(default_factory=dict)  # COCO JSON of a split: to score, for `coco` to train
     defaults: dict[str, Any] = field(default_factory=dict)  # training options recommended for this data
     label_names: tuple[str, ...] = ()  # what the classes in the labels are called, where `names` are others
     semantic: SemanticConfig | None = None

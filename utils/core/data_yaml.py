@@ -49,7 +49,7 @@ def forms() -> tuple[Any, Any]:
         test: str | list[str] | None = None
         names: names_type | None = None
         nc: int | None = None
-        format: str = "yolo"
+        format: str = "auto"
         generate: dict[str, Any] = {}
         annotations: dict[str, str] = {}
         defaults: dict[str, Any] = {}

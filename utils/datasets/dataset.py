@@ -30,6 +30,7 @@ class SampleMaker:
     size: int
     seed: int
     mosaics: bool = True  # never with rectangular batches
+    shuffled: bool = True  # a mosaic's tiles; else the image itself comes first (behaviour.md 4.6)
     faults: list[str] = field(default_factory=list)  # images that could not be read since the last look
 
     def train(self, item: Item, epoch: int, shape_hw: tuple[int, int], out_rgb: np.ndarray) -> Sample:
@@ -85,8 +86,9 @@ class SampleMaker:
     def _mosaic(self, number: int, window: np.ndarray, rng: np.random.Generator, flips: tuple[bool, bool]) -> Sample:
         size = self.size
         nine = self.hyp.mosaic9 > 0 and rng.random() < self.hyp.mosaic9
-        numbers = np.append(rng.choice(window, 8 if nine else 3), number)
-        samples = [self._load(int(n))[0] for n in rng.permutation(numbers)]
+        partners = rng.choice(window, 8 if nine else 3)
+        numbers = rng.permutation(np.append(partners, number)) if self.shuffled else [number, *partners]
+        samples = [self._load(int(n))[0] for n in numbers]
         if nine:
             tiles = mosaic9(samples, size, (int(rng.integers(0, size)), int(rng.integers(0, size))))
         else:

@@ -19,13 +19,17 @@ class Listing:
     """What a reader found: `READERS.get(format)(data, split)` returns one.
 
     `labels_of(i)` reads the labels of image i; `label_files` are watched for changes ("" where there is none), and
-    `cache` is where the index may be kept.
+    `cache` is where the index may be kept. `prepare` is called once before the first `labels_of`, only when there is
+    no index yet, and returns what is odd about the annotations as a whole. `meaning` is all else that the labels
+    depend on, such as the names of the classes.
     """
 
     images: list[str]
     label_files: list[str]
     labels_of: Callable[[int], ImageLabels]
     cache: Path
+    prepare: Callable[[], list[str]] | None = None
+    meaning: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,9 @@ class Index:
     box_starts: np.ndarray  # (n + 1,) int64
     points: np.ndarray  # (P, 2) float32, normalised
     point_starts: np.ndarray  # (N + 1,) int64; a box without polygon owns no points
-    counts: np.ndarray  # (6,) int64: see `COUNTS`
+    counts: np.ndarray  # (7,) int64: see `COUNTS`
 
-    COUNTS = ("found", "missing", "empty", "corrupt", "faulty_labels", "duplicates")
+    COUNTS = ("found", "missing", "empty", "corrupt", "faulty_labels", "duplicates", "lost")
 
     def __len__(self) -> int:
         return len(self.shapes_hw)
@@ -109,6 +113,7 @@ class Index:
         found = sum(label.present and len(label.boxes) > 0 for label in labels)
         missing = sum(not label.present for label in labels)
         duplicates = sum(label.duplicates for label in labels)
+        lost = sum(len(label.lost) for label in labels)
         return cls(
             path_bytes=np.frombuffer(b"".join(blobs), np.uint8),
             path_starts=_starts([len(blob) for blob in blobs]),
@@ -117,7 +122,7 @@ class Index:
             box_starts=_starts([len(box) for box in boxes]),
             points=np.concatenate([np.zeros((0, 2), np.float32), *polygons]),
             point_starts=_starts([len(polygon) for polygon in polygons]),
-            counts=np.array([found, missing, len(labels) - found - missing, corrupt, 0, duplicates], np.int64),
+            counts=np.array([found, missing, len(labels) - found - missing, corrupt, 0, duplicates, lost], np.int64),
         )
 
 

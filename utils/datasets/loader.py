@@ -47,7 +47,9 @@ def open_loader(request: LoadRequest, rank: int | None = None, world: int | None
         optional_transforms()  # imported once here, not in every worker
     if request.cache:
         pictures.keep_all(request.cache)
-    maker = SampleMaker(index, pictures, request.hyp, size, request.seed, mosaics=not request.rect)
+    maker = SampleMaker(
+        index, pictures, request.hyp, size, request.seed, mosaics=not request.rect, shuffled=not request.masks
+    )
     place = (this_rank() if rank is None else rank, world_size() if world is None else world)
     return BatchLoader(request, maker, *place)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from utils.core.contracts import IGNORED_PIXEL, Batch, ImageInfo, Loader, LoadRequest
+from utils.core.device import usable_cpus
 from utils.core.errors import UserError
 from utils.datasets.loader import open_loader
 from utils.datasets.semantic_loader import open_semantic_loader
@@ -38,16 +39,20 @@ def open_mixed(
 ) -> MixedLoader:
     """Return mixed batches of the images with boxes and of those with a class per pixel.
 
-    `place` is (rank, world), None: the launcher's. `open_boxes` opens the former where they need more than boxes.
+    `place` is (rank, world), None: the launcher's. `open_boxes` opens the former where they need more than boxes. The
+    workers are shared as the batches are.
     """
     boxes, pixels = shared_batch_sizes(request.batch_size, request.semantic.share)
     if request.rect or request.quad:
         option = "--rect" if request.rect else "--quad"
         raise UserError(f"{option} is not possible with images of two data sets in a batch: all must be squares")
     rank, world = place or (None, None)
-    share = replace(request, batch_size=boxes)
-    primary = open_boxes(share) if open_boxes else open_loader(share, rank, world)
-    secondary = open_semantic_loader(replace(request, batch_size=pixels), rank, world)
+    helpers = min(request.workers, usable_cpus())
+    for_pixels = min(max(round(helpers * request.semantic.share), 1), max(helpers - 1, 1)) if helpers else 0
+    for_boxes = max(helpers - for_pixels, 1) if helpers else 0
+    own = replace(request, batch_size=boxes, workers=for_boxes)
+    primary = open_boxes(own) if open_boxes else open_loader(own, rank, world)
+    secondary = open_semantic_loader(replace(request, batch_size=pixels, workers=for_pixels), rank, world)
     if secondary.train_hw != (request.image_size,) * 2:
         raise UserError(
             f"{request.data.source}: `semantic.crop:` must be [1, 1] for images of two data sets in a batch, got "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,12 @@ from utils.datasets.index import Index, Listing
 from utils.datasets.kept import Pool, cache_places, files_key, keep, load_kept
 from utils.datasets.label_lines import ImageLabels
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MIN_SIDE_PX = 10  # smaller images teach nothing (behaviour.md 4.2)
 MAX_FAULTY_SHARE = 0.01
 _SHOWN = 10
+_AT_A_TIME = 32  # images that a thread checks in a row
+Found = tuple[tuple[int, int] | None, ImageLabels, str, list[str]]
 
 
 def build_index(
@@ -34,8 +37,9 @@ def build_index(
     """Return the index of a split, from its cache if nothing has changed.
 
     An image that cannot be read, or whose label file has a faulty line, is dropped and reported with file and line.
-    UserError: no image is left; `need_labels` and there is no object at all; more than 1 % of the label files are
-    faulty and not `allow_faults`; a class that the data YAML does not name.
+    So is a single object that cannot be one (a box without area in XML or JSON). UserError: no image is left;
+    `need_labels` and there is no object at all; more than 1 % of the label files or of the objects are faulty and not
+    `allow_faults`; a class that the data YAML does not name.
     """
     listing = READERS.get(data.format, data.source)(data, split)
     key = _key(listing)
@@ -50,8 +54,7 @@ def build_index(
     _judge(index, report, listing, f"{data.source}: `{split}:`", allow_faults)
     if need_labels and len(index.boxes) == 0:
         raise UserError(
-            f"{data.source}: no labels for any image of `{split}:`; looked for text files such as "
-            f"{listing.label_files[0]}"
+            f"{data.source}: no labels for any image of `{split}:`; looked for {listing.label_files[0]} and the like"
         )
     if single_class:
         boxes = index.boxes.copy()
@@ -72,13 +75,18 @@ def _scan(listing: Listing, text: str) -> tuple[Index, list[str]]:
     label_faults: list[str] = []
     image_faults: list[str] = []
     notes: list[str] = []
-    faulty_files = 0
+    faulty_files = unlisted = 0
+    notes += listing.prepare() if listing.prepare is not None else []
     with Pool(min(16, 4 * (os.cpu_count() or 1))) as pool:
-        checked = pool.map(lambda i: _check(listing, i), range(len(listing.images)))
+        groups = pool.map(partial(_check_some, listing), range(0, len(listing.images), _AT_A_TIME))
+        checked = (found for group in groups for found in group)
         for path, (shape, label, fault, odd) in zip(
             listing.images, progress(checked, len(listing.images), text, "image"), strict=True
         ):
             notes += odd
+            unlisted += not label.listed
+            if not label.listed:
+                continue
             faulty_files += bool(label.faults)
             label_faults += label.faults
             image_faults += [fault] if fault else []
@@ -88,22 +96,43 @@ def _scan(listing: Listing, text: str) -> tuple[Index, list[str]]:
                 notes.append(f"{path}: {label.duplicates} repeated label lines ignored")
             paths.append(path)
             shapes.append(shape)
+            notes += label.lost
             labels.append(label)
-    index = Index.build(paths, shapes, labels, corrupt=len(listing.images) - len(paths))
+    index = Index.build(paths, shapes, labels, corrupt=len(listing.images) - unlisted - len(paths))
     index.counts[Index.COUNTS.index("faulty_labels")] = faulty_files
     return index, label_faults + image_faults + notes
 
 
-def _check(listing: Listing, i: int) -> tuple[tuple[int, int] | None, ImageLabels, str, list[str]]:
+def _check_some(listing: Listing, start: int) -> list[Found]:
+    return [_check(listing, i) for i in range(start, min(start + _AT_A_TIME, len(listing.images)))]
+
+
+def _check(listing: Listing, i: int) -> Found:
+    """Return the image's size (None if it cannot be used), its labels, what is wrong with it, and what is odd."""
     notes: list[str] = []
+    label = listing.labels_of(i)
+    if not label.listed:
+        return None, label, "", []
     try:
         shape = probe_image(Path(listing.images[i]), notes)
     except ImageFault as error:
-        return None, ImageLabels(), str(error), []
+        return None, ImageLabels(), str(error), []  # whatever is wrong with its labels, too, is second to that
     if min(shape) < MIN_SIDE_PX:
         fault = f"{listing.images[i]}: {shape[1]} x {shape[0]} pixels, smaller than {MIN_SIDE_PX}"
         return None, ImageLabels(), fault, notes
-    return shape, listing.labels_of(i), "", notes
+    if label.size_hw is not None and not same_aspect(label.size_hw, shape):
+        stated, found = (f"{width} x {height}" for height, width in (label.size_hw, shape))
+        source = listing.label_files[i]
+        fault = f"{source}: says that {listing.images[i]} has {stated} pixels, it has {found}; is it turned or cut?"
+        label = ImageLabels(faults=[fault])
+    return shape, label, "", notes
+
+
+def same_aspect(first_hw: tuple[int, int], second_hw: tuple[int, int]) -> bool:
+    """Tell whether one image may be the other, resized: the sides then agree to a pixel."""
+    (height, width), (h, w) = first_hw, second_hw
+    larger = max(first_hw + second_hw)
+    return abs(height * w - width * h) <= larger
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -117,6 +146,7 @@ def _tell(index: Index, report: list[str], split: str) -> None:
     bare = count["missing"] + count["empty"]
     text += [f"{bare} without objects ({count['missing']} without a label file)"] if bare else []
     text += [f"{count['corrupt']} left out"] if count["corrupt"] else []
+    text += [f"{count['lost']} objects left out"] if count["lost"] else []
     LOGGER.info(", ".join(text))
     for line in report[:_SHOWN]:
         LOGGER.warning(line)
@@ -133,8 +163,15 @@ def _judge(index: Index, report: list[str], listing: Listing, what: str, allow_f
             f"{what} has {faulty} faulty label files among {files}, the first: {report[0]}; correct them or give "
             "--allow-label-faults to leave those images out"
         )
+    lost = count["lost"]
+    if lost > MAX_FAULTY_SHARE * (lost + len(index.boxes)) and not allow_faults:
+        raise UserError(
+            f"{what} has {lost} objects among {lost + len(index.boxes)} that cannot be used, see the report; correct "
+            "them or give --allow-label-faults to go on without"
+        )
     if len(index) == 0:
-        raise UserError(f"{what}: none of {len(listing.images)} images can be used, the first: {report[0]}")
+        first = report[0] if report else "not in the annotations"
+        raise UserError(f"{what}: none of {len(listing.images)} images can be used, the first: {first}")
 
 
 def _with_known_classes(index: Index, data: DataConfig, listing: Listing, allow_faults: bool) -> Index:
@@ -172,7 +209,8 @@ def _line_of_class(file: str, wrong: int) -> int:
 
 
 def _key(listing: Listing) -> str:
-    return files_key(f"polyolo index {FORMAT_VERSION}\n".encode(), listing.images, listing.label_files)
+    label_files = list(dict.fromkeys(listing.label_files))  # of a COCO JSON there is one
+    return files_key(f"polyolo index {FORMAT_VERSION}\n{listing.meaning}\n".encode(), listing.images, label_files)
 
 
 def _rebuilt(arrays: dict[str, np.ndarray]) -> Index:

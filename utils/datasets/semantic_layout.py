@@ -17,7 +17,7 @@ from utils.core.contracts import IGNORED_PIXEL
 from utils.core.errors import UserError
 from utils.datasets.images import IMAGE_SUFFIXES
 from utils.datasets.index import CACHE_SUFFIX
-from utils.datasets.readers.yolo import images_in
+from utils.datasets.places import images_in
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")  # of formats that lose nothing
 OUTSIDE = -1  # in tables: a value that no mask may hold

@@ -60,6 +60,9 @@ def assemble(choose: Callable[[Collection[str]], Task], settings: TrainSettings)
     task = choose(network.heads)
     require_heads(task.name, set(task.heads), set(network.heads), settings.weights or settings.cfg)
     freeze(network, settings.freeze)
+    if checkpoint is None and settings.weights and not settings.freeze_bn and has_folded_statistics(network):
+        LOGGER.warning(f"{settings.weights}: BatchNorm is folded into its weights; going on as with --freeze-bn")
+        settings = replace(settings, freeze_bn=True)
     settings = _fitting_sizes(settings, network)
     train_loader, val_loader = _loaders(task, settings, hyp, data, network.stride)
     if task.fit_anchors and checkpoint is None and not settings.noautoanchor:
@@ -177,6 +180,19 @@ def freeze(network: Network, layers: tuple[int, ...]) -> None:
         raise UserError(f"--freeze {' '.join(map(str, layers))}: nothing of the {count} layers is left to train")
 
 
+def has_folded_statistics(network: nn.Module) -> bool:
+    """Tell whether BatchNorm does no more than add: what it subtracted and divided by is part of the weights before it.
+
+    Statistics of batches would change what such a network computes beyond recognition.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        mean, variance = norm.running_mean, norm.running_var
+        if mean is None or variance is None or bool(mean.any()) or not torch.equal(variance, torch.ones_like(variance)):
+            return False
+    return any(bool(norm.bias.any()) for norm in norms)  # those of a new network add nothing, too
+
+
 def _fitting_sizes(settings: TrainSettings, network: Network) -> TrainSettings:
     """Round the image sizes up to the network's stride."""
     if (fixed := network.fixed_hw) and {*settings.imgsz} != {*fixed}:
@@ -228,7 +244,11 @@ def _loaders(task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig, st
 
 
 def _fit_anchors(network: Network, loader: Loader, hyp: Hyp, settings: TrainSettings) -> None:
-    """Check that the anchors suit the labels, learn better ones if not; every rank gets the same."""
+    """Check that the anchors suit the labels, learn better ones if not; every rank gets the same.
+
+    Anchors that came with weights stay: what was learned is relative to them, and would be lost.
+    """
+    learned = bool(settings.weights) and not settings.cfg and hyp.anchors is None
     for name, spec in network.specs.items():
         if not spec.anchors:
             continue
@@ -244,6 +264,9 @@ def _fit_anchors(network: Network, loader: Loader, hyp: Hyp, settings: TrainSett
                 rng,
                 strides=spec.strides,
             )
+            if learned and decision.new is not None:
+                text = f"anchors: best possible recall {decision.old_fit.recall:.4f}; kept, the weights belong to them"
+                decision = replace(decision, new=None, message=f"{text} (with --cfg others are fitted)")
             LOGGER.info(decision.message)
         new = dist.from_main(None if decision is None or decision.new is None else np.asarray(decision.new))
         if new is not None:

@@ -80,6 +80,8 @@ def score(
         if head not in EVALUATORS:
             known = ", ".join(EVALUATORS.names())
             raise UserError(f"{subject.name}: its head {head!r} cannot be scored here (known: {known})")
+    if settings.save_hybrid and any(spec.num_masks for spec in subject.runner.specs.values()):
+        raise UserError("--save-hybrid joins boxes; labels cannot be joined with the masks this network finds")
     data = _data(task, settings, subject)
     folder = _folder(settings)
     try:

@@ -52,10 +52,13 @@ def wide(tensor: Tensor) -> torch.dtype:
 def true_entropy(maps: Tensor, labels: Tensor, grids: Sequence[Enlarging]) -> Tensor:
     """Return (B, H, W) float32: minus the logarithm of the probability of each pixel's class.
 
-    `maps` is (B, C, h, w) scores, `labels` (B, H, W) uint8; unlabelled pixels count as class 0. Without gradient.
+    `maps` is (B, C, h, w) scores, `labels` (B, H, W) uint8; unlabelled pixels count as class 0, and images without any
+    label may have 0 everywhere. Without gradient.
     """
-    found = torch.empty(labels.shape, dtype=torch.float32, device=maps.device)
+    found = torch.zeros(labels.shape, dtype=torch.float32, device=maps.device)
     for image, grid in enumerate(grids):
+        if _without_use(labels[image] != IGNORED_PIXEL):
+            continue
         logits = maps[image].detach().float()
         for tile in grid.tiles(len(logits)):
             scores = grid.enlarge(logits, tile)
@@ -63,6 +66,11 @@ def true_entropy(maps: Tensor, labels: Tensor, grids: Sequence[Enlarging]) -> Te
             target = _target(labels[place])
             found[place] = scores.logsumexp(dim=0) - scores.gather(0, target[None])[0]
     return found
+
+
+def _without_use(counts: Tensor) -> bool:
+    """Tell whether nothing in a tensor counts; a GPU is not asked, for the host would wait for it."""
+    return counts.device.type == "cpu" and not bool(counts.any())
 
 
 def _target(labels: Tensor) -> Tensor:
@@ -74,7 +82,8 @@ def entropy_sum(
 ) -> Tensor:
     """Return the sum of the pixels' cross-entropies times their costs, a float32 scalar with gradient.
 
-    `maps` is (B, C, h, w), `labels` (B, H, W) uint8, `grids` one per image. With smoothing s, class weights w and C
+    `maps` is (B, C, h, w), `labels` (B, H, W) uint8, `grids` one per image; images without any label must cost 0. With
+    smoothing s, class weights w and C
     classes, a pixel of class t costs (1 - s) w_t (-log p_t) + s / C * sum over c of w_c (-log p_c).
     """
     return _EntropySum.apply(maps, _Pixels(labels, grids, costs, smoothing))
@@ -97,6 +106,8 @@ class _EntropySum(torch.autograd.Function):
         slope = _zeros_like(maps) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=wide(maps), device=maps.device)
         for image, grid in enumerate(pixels.grids):
+            if _without_use(pixels.labels[image] != IGNORED_PIXEL):  # its costs are 0, too
+                continue
             logits = maps[image].float()
             for tile in grid.tiles(len(logits)):
                 scores = grid.enlarge(logits, tile)

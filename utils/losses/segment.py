@@ -181,6 +181,9 @@ def _wanted(piece: Piece, pairs: Pairs, masks: Tensor, size_hw: tuple[int, int])
     image, rows, part, same = piece
     weights = pairs.weights[rows, None]
     truth = pairs.truth[rows.start : rows.start + 1] if same else pairs.truth[rows]
-    chosen = masks[truth] if masks.dtype == torch.bool else masks[image] == truth[:, None, None]
-    wanted = chosen[:, *part].flatten(1).to(weights.dtype)
+    if masks.dtype == torch.bool:
+        chosen = masks[:, part[0], part[1]][truth]
+    else:
+        chosen = masks[image, part[0], part[1]] == truth[:, None, None]
+    wanted = chosen.flatten(1).to(weights.dtype)
     return wanted, weights if same else inside_boxes(pairs.boxes_xyxy[rows], size_hw).flatten(1) * weights

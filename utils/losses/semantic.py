@@ -48,8 +48,8 @@ class SemanticLoss(nn.Module):
     that are labelled, or for `ohem` and `prob_ohem` the hard ones. In training the mean is over all ranks' pixels: a
     rank returns its own sum over the count of all, so that ranks' terms add up to those of one process with the whole
     batch. Only *which* pixels are hard is decided on each rank by itself. Of class probabilities, thresholds mean those
-    without smoothing and weights. `focal` is multiyolov5's: the mean cross-entropy times the mean over all pixels of
-    (1 - p)^gamma, where unlabelled pixels stand in the latter as class 0. `dice` and `lovasz` are means over images
+    without smoothing and weights. `focal` is multiyolov5's: the mean cross-entropy times the mean of (1 - p)^gamma over
+    all pixels of images with labels, where unlabelled ones stand as class 0. `dice` and `lovasz` are means over images
     with labels. In evaluation mode means are over this rank's batch, and maps are laid onto the originals' pixels.
 
     Memory is that of a tile of one image, whatever the batch (for `dice` and `lovasz` that of one image).
@@ -76,8 +76,12 @@ class SemanticLoss(nn.Module):
         shares = dict(zip(names, self._aux_weights(names), strict=True)) | {"logits": 1.0}
         with without_autocast(logits.device.type):
             seg = torch.zeros((), device=logits.device)
+            smoothing = Smoothing(self.class_weights, self.hyp.seg_label_smoothing)
+            costs = self._plain_costs(labels) if self.hyp.seg_loss == "ce" else None  # the same for all outputs
             for name in ("logits", *names):
-                seg = seg + self._entropy(raw[name], batch, labels) * shares[name]
+                grids = self._grids(raw[name], batch, labels)
+                mine = costs or self._hard_costs(raw[name], labels, grids)
+                seg = seg + entropy_sum(raw[name], labels, grids, mine, smoothing) * shares[name]
             terms = {"seg": seg * self.hyp.seg}
             for name, measure in _MEASURES.items():
                 if weight := getattr(self.hyp, f"seg_{name}"):
@@ -96,16 +100,14 @@ class SemanticLoss(nn.Module):
             )
         return weights[: len(names)]
 
-    def _entropy(self, maps: Tensor, batch: Batch, labels: Tensor) -> Tensor:
-        grids = self._grids(maps, batch, labels)
-        smoothing = Smoothing(self.class_weights, self.hyp.seg_label_smoothing)
-        return entropy_sum(maps, labels, grids, self._costs(maps, labels, grids), smoothing)
+    def _plain_costs(self, labels: Tensor) -> PixelCosts:
+        """Return what each pixel counts: all labelled ones alike, divided by what all ranks have."""
+        known = labelled(labels)
+        return PixelCosts(known * self._one_over(self._weight_of(known, labels)))
 
-    def _costs(self, maps: Tensor, labels: Tensor, grids: list[Enlarging]) -> PixelCosts:
-        """Return what each pixel counts, already divided by what all ranks have."""
+    def _hard_costs(self, maps: Tensor, labels: Tensor, grids: list[Enlarging]) -> PixelCosts:
+        """Return what each pixel counts where that depends on how well its class was found."""
         kind, known = self.hyp.seg_loss, labelled(labels)
-        if kind == "ce":
-            return PixelCosts(known * self._one_over(self._weight_of(known, labels)))
         entropy = true_entropy(maps, labels, grids)
         if kind == "focal":
             return self._focal(entropy, known, labels)
@@ -121,19 +123,15 @@ class SemanticLoss(nn.Module):
         gamma, probability = self.hyp.seg_gamma, torch.exp(-entropy)
         missed = (1 - probability).clamp(min=0)
         weighed = known if self.class_weights is None else known * self.class_weights[_safe(labels)]
-        sums = torch.stack(
-            [
-                (entropy * weighed).sum(dtype=wide(known)),
-                weighed.sum(dtype=wide(known)),
-                (missed**gamma).sum(dtype=wide(known)),
-                torch.full((), float(known.numel()), dtype=wide(known), device=known.device),
-            ]
-        )
-        entropies, pixels, powers, count = self._over_ranks(sums).float().unbind()
+        shown = known.amax(dim=(1, 2), keepdim=True).expand_as(known)  # all pixels of images that have labels
+        parts = (entropy * weighed, weighed, missed**gamma * shown, shown)
+        sums = self._over_ranks(torch.stack([part.sum(dtype=wide(known)) for part in parts]))
+        entropies, pixels, powers, count = sums.float().unbind()
         mean = entropies * _inverse(pixels)
         # the derivative of (1 - p)^gamma by -log p is gamma (1 - p)^(gamma - 1) p
-        extra = gamma * missed.clamp(min=1e-12) ** (gamma - 1) * probability * (mean / count)
-        return PixelCosts(known * (_inverse(pixels) * powers / count), extra)
+        slope = gamma * missed.clamp(min=1e-12) ** (gamma - 1) * probability
+        extra = slope * shown * (mean * _inverse(count))
+        return PixelCosts(known * (_inverse(pixels) * powers * _inverse(count)), extra)
 
     def _overlap(self, maps: Tensor, batch: Batch, labels: Tensor, measure: Measure) -> Tensor:
         images = (labels != IGNORED_PIXEL).flatten(1).any(dim=1).sum().to(wide(maps))

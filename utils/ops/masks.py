@@ -34,7 +34,8 @@ def polygon_mask(polygon: np.ndarray, image_hw: tuple[int, int], ratio: int = 1,
     height, width = image_hw
     mask: np.ndarray = np.zeros((height, width), np.uint8)
     if len(polygon):
-        cv2.fillPoly(mask, [np.clip(polygon, -_FAR_PX, _FAR_PX).astype(np.int32)], 2 * _HALF)
+        corners = np.floor(np.clip(polygon, -_FAR_PX, _FAR_PX))  # a cast alone would pull what is outside to the edge
+        cv2.fillPoly(mask, [corners.astype(np.int32)], 2 * _HALF)
     if ratio > 1:
         mask = cv2.resize(mask, (width // ratio, height // ratio), interpolation=cv2.INTER_LINEAR)
     return (mask > _HALF if strict else mask >= _HALF).view(np.uint8)
@@ -143,8 +144,17 @@ class PrototypeMasks:
 
     def network(self, rows: slice) -> Tensor:
         """Return (k, H, W) bool masks of some objects in the network's input."""
-        chosen = (self.coefficients[rows].float(), self.boxes_xyxy[rows].float())
-        return enlarged_masks(self.prototypes.float(), *chosen, self.geometry.network_hw)
+        size_hw, boxes = self.geometry.network_hw, self.boxes_xyxy[rows].float()
+        prototypes, coefficients = self.prototypes.float(), self.coefficients[rows].float()
+        if prototypes.device.type != "cpu":
+            return enlarged_masks(prototypes, coefficients, boxes, size_hw)
+        # the same, one after the other and only the pixels of each box
+        soft = (coefficients @ prototypes.flatten(1)).sigmoid_().view(-1, *prototypes.shape[1:]).numpy()
+        masks = torch.zeros((len(soft), *size_hw), dtype=torch.bool)
+        parts = boxes.ceil().long().clamp(min=0).minimum(torch.tensor([size_hw[1], size_hw[0]] * 2)).tolist()
+        for mask, one, (x1, y1, x2, y2) in zip(masks, soft, parts, strict=True):
+            mask.copy_(torch.from_numpy(mask_in_original(one, Geometry(size_hw, size_hw), (x1, y1, x2, y2))))
+        return masks
 
     def original(self, row: int) -> np.ndarray:
         """Return the (H, W) bool mask of one object in the original image."""

@@ -74,10 +74,11 @@ class Enlarging:
         self.size_hw = (len(rows), len(columns))
         self._device = device
         self._first, self._weights = [], []
-        for positions, cells in zip((rows, columns), map_hw, strict=True):
-            first, weights = _matrix(positions, cells)
-            self._first.append(first.tolist())
-            self._weights.append(weights.to(device))
+        with torch.inference_mode(False):  # what is kept from scoring must serve in training
+            for positions, cells in zip((rows, columns), map_hw, strict=True):
+                first, weights = _matrix(positions, cells)
+                self._first.append(first.tolist())
+                self._weights.append(weights.to(device))
 
     def tiles(self, channels: int) -> Iterator[Tile]:
         """Yield the tiles in which maps of `channels` are worked on."""

@@ -7,14 +7,16 @@ from functools import partial
 from typing import Any
 
 from utils.core.cli import explain, resolve_training
-from utils.core.config import load_data
+from utils.core.config import DataConfig, load_data
+from utils.core.errors import UserError
+from utils.core.files import ROOT
 from utils.core.log import LOGGER
 
 
 def train_task(task: str, parser: argparse.ArgumentParser, chosen: dict[str, Any]) -> dict[str, float]:
     """Train with the options `chosen` by name, the others as the data set recommends or `parser` has them."""
     data = load_data(str(chosen.get("data", parser.get_default("data"))))
-    settings, origin = resolve_training(parser, chosen, data.defaults, data.source)
+    settings, origin = resolve_training(parser, chosen, recommended_for(task, data), data.source)
     if not settings.resume:
         LOGGER.info(explain(settings, origin))
 
@@ -22,3 +24,13 @@ def train_task(task: str, parser: argparse.ArgumentParser, chosen: dict[str, Any
     from utils.tasks.choice import task_for
 
     return fit(partial(task_for, task, settings), settings)
+
+
+def recommended_for(task: str, data: DataConfig) -> dict[str, Any]:
+    """Return the options that the data set recommends: those for all tasks, over them the table of this one."""
+    tables = {name: value for name, value in data.defaults.items() if isinstance(value, dict)}
+    for name in tables:
+        if not (ROOT / "utils" / "tasks" / f"{name}.py").is_file():
+            raise UserError(f"{data.source}: `defaults:` has the unknown key {name!r}")
+    general = {name: value for name, value in data.defaults.items() if name not in tables}
+    return general | tables.get(task, {})

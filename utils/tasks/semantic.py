@@ -8,6 +8,7 @@ from utils.core.contracts import Loader, LoadRequest, Scores, Task
 from utils.datasets.generators.prepare import ensure
 from utils.datasets.semantic_loader import open_semantic_loader
 from utils.plots.results import draw_results
+from utils.plots.semantic_scores import draw_semantic_scores
 from utils.tasks import TASKS
 from utils.tasks.detect import draw_labelled
 
@@ -23,8 +24,10 @@ def draw_labels(loader: Loader, folder: Path, data: DataConfig) -> None:
 
 
 def draw_scores(scores: Mapping[str, Scores], folder: Path, data: DataConfig) -> Iterable[Path]:
-    """Draw the story of the run; return the pictures' paths."""
+    """Draw the overlap of each class, what was taken for what, and the story of the run; return the pictures' paths."""
     drawn: list[Path] = []
+    for score in scores.values():
+        drawn += draw_semantic_scores(score.details, folder, data.semantic.palette if data.semantic else ())
     if (csv := folder / "results.csv").is_file() and (picture := draw_results(csv)):
         drawn.append(picture)
     return drawn

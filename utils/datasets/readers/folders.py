@@ -15,7 +15,7 @@ from utils.datasets import READERS
 from utils.datasets.images import IMAGE_SUFFIXES
 from utils.datasets.index import CACHE_SUFFIX, Listing
 from utils.datasets.label_lines import ImageLabels
-from utils.datasets.readers.yolo import images_in
+from utils.datasets.places import images_in
 
 
 @READERS.register("folders")

@@ -13,9 +13,9 @@ from utils.datasets.semantic_layout import Layout, Rule, SemanticListing, list_p
 
 def _folders(folder: Path) -> list[Path]:
     """Return where masks may lie: `images/10k/train` has them in `labels/sem_seg/masks/train`."""
-    new = [Path(*path.parts) for path in swapped(folder, [("10k", "sem_seg/masks")])]
+    newer = swapped(folder, [("10k", "sem_seg/masks")])
     return [
-        *(path for inner in new for path in swapped(inner, [("images", "labels")])),
+        *(path for inner in newer for path in swapped(inner, [("images", "labels")])),
         *swapped(folder, [("images", "labels"), ("images", "labels/sem_seg/masks"), ("images", "masks")]),
         folder,
     ]

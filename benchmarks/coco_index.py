@@ -1,0 +1,154 @@
+"""Time and memory of indexing a large COCO JSON: the first look at it, and the start with what was kept.
+
+python benchmarks/coco_index.py
+python benchmarks/coco_index.py --images 10000 --boxes 100000 --polygons
+python benchmarks/coco_index.py --folder ../coco-index --write
+
+The JSON and its images are made (noise of few pixels, each file a hard link to one of eight where the file system can
+do that) and removed unless `--folder` says where to keep them. Each measurement is a fresh process that opens the data
+as training does; its greatest memory is what Linux counts as resident bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2
+import numpy as np
+
+from benchmarks.machine import given, new_parser, publish, report
+from utils.core.cli import run_script
+from utils.core.files import ROOT
+from utils.core.yaml_file import write_yaml
+
+NAME = "coco_index"
+CLASSES, SIDES_HW = 80, (96, 128)
+MEASURE = """
+import sys, time
+from utils.core.config import load_data
+from utils.datasets.scan import build_index
+started = time.perf_counter()
+index = build_index(load_data(sys.argv[1]), "train")
+seconds = time.perf_counter() - started
+with open("/proc/self/status", encoding="ascii") as file:  # the usual counter has the parent's memory in it
+    memory = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+print(seconds, time.process_time(), memory, len(index), len(index.boxes))
+"""
+
+
+def make(folder: Path, images: int, boxes: int, polygons: bool) -> Path:
+    """Write images, JSON and data YAML; return the YAML. What is there already is kept."""
+    yaml = folder / "data.yaml"
+    if yaml.exists():
+        return yaml
+    pictures = folder / "images"
+    pictures.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    originals = []
+    for number in range(8):
+        originals.append(folder / f"original{number}.jpg")
+        cv2.imwrite(str(originals[-1]), rng.integers(0, 255, (*SIDES_HW, 3), dtype=np.uint8))
+    for number in range(images):
+        path = pictures / f"{number:012d}.jpg"
+        try:
+            os.link(originals[number % 8], path)
+        except OSError:
+            path.write_bytes(originals[number % 8].read_bytes())
+    (folder / "instances.json").write_text("".join(_json(rng, images, boxes, polygons)), encoding="ascii")
+    names = [f"class {number}" for number in range(CLASSES)]
+    values = {"format": "coco", "train": "images", "annotations": {"train": "instances.json"}, "names": names}
+    write_yaml(yaml, values)
+    return yaml
+
+
+def _json(rng: np.random.Generator, images: int, boxes: int, polygons: bool) -> Iterator[str]:
+    height, width = SIDES_HW
+    sizes = {"height": height, "width": width}
+    yield '{"images": ['
+    yield ", ".join(json.dumps({"id": 7 * n + 1, "file_name": f"{n:012d}.jpg", **sizes}) for n in range(images))
+    yield '], "categories": ['
+    yield ", ".join(json.dumps({"id": n + 1 + n // 10, "name": f"class {n}"}) for n in range(CLASSES))
+    yield '], "annotations": ['
+    owners, classes = rng.integers(0, images, boxes), rng.integers(0, CLASSES, boxes)
+    places = (rng.uniform(0, 0.5, (boxes, 4)) * (width, height, width, height) + 1).round(2)
+    for number, (owner, label, place) in enumerate(zip(owners, classes, places.tolist(), strict=True)):
+        x, y, w, h = place
+        item = {"id": number + 1, "image_id": 7 * int(owner) + 1, "category_id": int(label + 1 + label // 10)}
+        item |= {"bbox": place, "area": round(w * h, 2), "iscrowd": 0}
+        item["segmentation"] = [_outline(x, y, w, h)] if polygons else []
+        yield (", " if number else "") + json.dumps(item)
+    yield "]}"
+
+
+def _outline(x: float, y: float, w: float, h: float) -> list[float]:
+    """Return 25 points, what COCO's outlines have on average."""
+    angles = np.linspace(0, 2 * np.pi, 25, endpoint=False)
+    points = np.stack((x + w * (1 + np.cos(angles)) / 2, y + h * (1 + np.sin(angles)) / 2), 1)
+    return [round(value, 2) for value in points.ravel().tolist()]
+
+
+def measure(yaml: Path, cache: Path) -> tuple[float, float, float, int, int]:
+    """Return seconds, seconds of CPU, greatest GiB of memory, images and objects of one start in a fresh process."""
+    environment = os.environ | {"POLYOLO_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-c", MEASURE, str(yaml)]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    seconds, cpu, memory, images, objects = done.stdout.split()[-5:]
+    return float(seconds), float(cpu), float(memory) / 2**30, int(images), int(objects)
+
+
+@contextmanager
+def _place(text: str) -> Iterator[Path]:
+    if text:
+        yield Path(text)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / "set"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the options of this script."""
+    parser = new_parser(__doc__, NAME)
+    parser.add_argument("--images", type=int, default=100_000, help="images in the JSON")
+    parser.add_argument("--boxes", type=int, default=1_000_000, help="annotations in the JSON")
+    parser.add_argument("--polygons", action="store_true", help="give every object an outline of 25 points")
+    parser.add_argument("--folder", default="", help="where to keep the data; empty: it is removed afterwards")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
+    """Measure, print and on request write the report; return the seconds and GiB of both starts."""
+    line = given(arguments)
+    options = build_parser().parse_args(line)
+    with _place(options.folder) as folder:
+        yaml = make(folder, options.images, options.boxes, options.polygons)
+        size = (folder / "instances.json").stat().st_size / 2**20
+        for kept in folder.glob("*.polyolo-cache.*"):
+            kept.unlink()
+        found = {name: measure(yaml, folder / "cache") for name in ("first start", "with what was kept")}
+    if any(row[3:] != (options.images, options.boxes) for row in found.values()):
+        raise RuntimeError(f"{options.images} images and {options.boxes} objects were expected, found {found}")
+    body = [
+        f"{options.images} images, {options.boxes} objects, a JSON of {size:.0f} MiB.",
+        "",
+        "| | seconds | of CPU, with imports | GiB of memory |",
+        "|---|---|---|---|",
+        *(f"| {name} | {row[0]:.1f} | {row[1]:.1f} | {row[2]:.2f} |" for name, row in found.items()),
+    ]
+    publish(report("Index of a COCO JSON", NAME, line, body, None), NAME, options.write)
+    return {f"{name}, {unit}": row[at] for name, row in found.items() for at, unit in ((0, "seconds"), (2, "GiB"))}
+
+
+if __name__ == "__main__":
+    run_script(main)

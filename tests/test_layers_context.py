@@ -1,0 +1,244 @@
+"""Blocks of the semantic heads: values worked out by hand, and short cuts beside the plain way."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from models.fuse import fold
+from models.layers import coarse
+from models.layers.coarse import pointwise, with_levels
+from models.layers.common import Conv
+from models.layers.context import ASPP, RFB1, RFB2, ASPPs, PyramidPooling, WideC3SPP
+from models.layers.fusion import ARM, DAPPM, FFM, Attention, broadcast
+from models.layers.pool import SPP, pooled
+from models.layers.winograd import MIN_CHANNELS, WideConv, convolved, pays, transformed
+from models.plan import LAYERS, Row
+
+
+def lively(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Give normalisation statistics that matter."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.uniform_(-0.3, 0.3, generator=generator)
+            part.running_var.uniform_(0.5, 2, generator=generator)
+            nn.init.uniform_(part.bias, -0.3, 0.3, generator=generator)
+    return module.eval()
+
+
+BLOCKS = {  # block, its input channels, its output channels, parameters counted by hand
+    # hidden 4: 3 x Conv1x1 16->4 (64+8) less one, Conv3x3 4->4 (144+8), two dilated of it, last 1x1 16->8 (128+16)
+    "RFB2": (RFB2(16, 8), 16, 8, 2 * 72 + 3 * 152 + 144),
+    "RFB2 global": (RFB2(16, 8, has_global=True), 16, 8, 2 * 72 + 3 * 152 + (16 + 8) + (20 * 8 + 16)),
+    "RFB1": (RFB1(16, 8), 16, 8, 4 * 72 + 3 * 152 + (400 + 8) + 3 * 152 + 144),
+    "RFB1 global": (RFB1(16, 8, has_global=True), 16, 8, 4 * 72 + 6 * 152 + 408 + 72 + 176),
+    "ASPP": (ASPP(16, 8), 16, 8, 72 + 3 * (16 * 4 * 9 + 8) + 72 + 176),
+    "ASPP plain": (
+        ASPP(16, 8, has_global=False, map_reduce=2),
+        16,
+        8,
+        (128 + 16) + 3 * (16 * 8 * 9 + 16) + 32 * 8 + 16,
+    ),
+    "ASPPs": (ASPPs(16, 8), 16, 8, 72 + 152 + 3 * (72 + 152) + 72 + 176),
+    # hidden 8, deep 12: two 16->8, SPP 8->12 (4 hidden: 40, 16->12: 216), 20->6
+    "C3SPP": (WideC3SPP(16, 6), 16, 6, 2 * 144 + 40 + 216 + 132),
+    "PyramidPooling": (PyramidPooling(16), 16, 32, 4 * (64 + 8)),
+    "FFM": (FFM(16, 8, 2, is_cat=False, k=3), 16, 8, 16 * 8 * 9 + 16 + 2 * 32),
+    "ARM": (ARM(16, 8), 16, 8, 16 * 8 * 9 + 16 + 64 + 16),
+    "Attention": (Attention(16, 4), 16, 16, 64 + 8 + 64 + 32),
+    # before 4 scales and the first: BN 16 + 16x4; four BN 4 + 3x3; BN 20 + 20x8; BN 16 + 16x8
+    "DAPPM": (DAPPM(16, 4, 8), 16, 8, 5 * (32 + 64) + 4 * (8 + 144) + (40 + 160) + (32 + 128)),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_every_block_has_the_shape_and_parameters_of_its_definition(name):
+    block, c1, c2, parameters = BLOCKS[name]
+    assert block.train()(torch.rand(2, c1, 13, 9)).shape == (2, c2, 13, 9)
+    assert block.eval()(torch.rand(1, c1, 3, 2)).shape == (1, c2, 3, 2)
+    assert sum(p.numel() for p in block.parameters()) == parameters
+
+
+@pytest.mark.parametrize("name", ["RFB2 global", "ASPP", "PyramidPooling", "ARM", "Attention", "DAPPM"])
+def test_blocks_with_global_means_train_on_a_single_image(name):
+    block, c1, _, _ = copy.deepcopy(BLOCKS[name])
+    block.train()(torch.rand(1, c1, 8, 8)).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
+
+
+def test_receptive_fields_reach_as_far_as_their_dilations():
+    def reach(block: nn.Module) -> int:
+        x = torch.zeros(1, 16, 1, 41, requires_grad=True)
+        lively(block)(x)[0, :, 0, 20].sum().backward()
+        return int(x.grad.abs().sum(dim=(0, 1, 2)).nonzero().flatten()[-1]) - 20
+
+    assert reach(RFB2(16, 8, d=(2, 3))) == 1 + 2 + 3  # one after the other
+    assert reach(RFB1(16, 8, d=(3, 5, 7))) == 2 + 7  # side by side, after 3x3 or 5x5
+    assert reach(ASPP(16, 8, d=(3, 6, 9), has_global=False)) == 9
+    assert reach(ASPPs(16, 8, d=(3, 6, 8), has_global=False)) == 8
+
+
+def test_channel_weights_of_one_half_are_added_or_multiplied():
+    x = torch.rand(1, 4, 5, 3)
+    fusion = FFM(4, 4, is_cat=True)
+    nn.init.zeros_(fusion.channel_attention[3].weight)
+    fusion.eval()
+    torch.testing.assert_close(fusion([x[:, :1], x[:, 1:]]), 1.5 * fusion.convblk(x))
+    refine, attention = ARM(4, 4).eval(), Attention(4).eval()
+    for block in (refine, attention):
+        nn.init.zeros_(block.channel_attention[1].conv.weight)
+    torch.testing.assert_close(refine(x), 0.5 * refine.conv(x))
+    torch.testing.assert_close(attention(x), 0.5 * x)
+
+
+def test_pyramid_levels_are_means_of_a_grid_brought_back_corner_to_corner():
+    block = PyramidPooling(4, (2,))
+    nn.init.dirac_(block.conv1.conv.weight)
+    block.conv1.bn, block.conv1.act = nn.Identity(), nn.Identity()
+    x = torch.tensor([[1.0, 3, 5, 7]]).repeat(4, 1).expand(1, 4, 4, 4)
+    found = block(x)
+    assert torch.equal(found[:, :4], x)
+    # halves of a row have means 2 and 6; four pixels between corners: 2, 3 1/3, 4 2/3, 6
+    torch.testing.assert_close(found[0, 4, 0], torch.tensor([2, 10 / 3, 14 / 3, 6]))
+
+
+def test_rows_of_a_yaml_plan_these_blocks():
+    def plan(word, channels, *arguments):
+        return LAYERS.get(word).plan(Row(channels, arguments, 1, lambda c: c // 2))
+
+    for word in ("RFB1", "RFB2", "ASPP", "ASPPs", "ARM"):
+        assert (plan(word, (16,), 8).out_channels, plan(word, (16,), 8).arguments[:2]) == (4, (16, 4))
+    assert plan("FFM", (16, 8), 8).arguments == (24, 4)
+    assert plan("PyramidPooling", (16,)).out_channels == 32
+    assert plan("PyramidPooling", (16,), [1, 2]).out_channels == 24
+    assert plan("Attention", (16,), 4).out_channels == 16
+    assert plan("DAPPM", (16,), 8, 4).arguments == (16, 2, 4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: RFB2(16, 8, map_reduce=17),
+        lambda: RFB2(16, 8, d=(2, 3, 4)),
+        lambda: ASPP(16, 8, d=(3, 0, 9)),
+        lambda: PyramidPooling(16, ()),
+        lambda: PyramidPooling(3),
+        lambda: FFM(16, 8, reduction=9),
+        lambda: Attention(16, 0),
+        lambda: SPP(16, 8, (4,)),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"divided|dilations|pools"):
+        wrong()
+
+
+def test_pools_of_pools_are_the_larger_pools():
+    x = torch.randn(2, 3, 17, 11)
+    for sizes in ((5, 9, 13), (3, 5, 7), (13, 5), (1, 3)):
+        plain = [functional.max_pool2d(x, size, 1, size // 2) for size in sizes]
+        assert all(torch.equal(a, b) for a, b in zip(pooled(x, sizes), plain, strict=True))
+
+
+def test_maps_keep_their_size_grow_from_one_pixel_or_join_corners():
+    like = torch.rand(1, 1, 5, 3)
+    x = torch.rand(2, 4, 5, 3)
+    assert broadcast(x, like) is x
+    assert torch.equal(broadcast(x[..., :1, :1], like, "bilinear"), x[..., :1, :1].expand(-1, -1, 5, 3))
+    grown = broadcast(torch.tensor([[[[0.0, 4], [8, 12]]]]), like, "bilinear")
+    assert grown[0, 0, 0].tolist() == [0, 2, 4]
+    assert grown[0, 0, :, 0].tolist() == [0, 2, 4, 6, 8]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Short cuts
+
+
+def both_ways(function, monkeypatch) -> tuple[torch.Tensor, torch.Tensor]:
+    short = function()
+    with monkeypatch.context() as patch:
+        patch.setattr(coarse, "applies", lambda x: False)
+        plain = function()
+    return short, plain
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_pointwise_convolutions_and_resizing_change_places(training, monkeypatch):
+    block = lively(Conv(2 + 3 + 4, 5).double()).train(training)
+    maps = [torch.rand(2, 2, 12, 20), torch.rand(2, 3, 6, 10), torch.rand(2, 4, 3, 7)]
+    short, plain = both_ways(lambda: pointwise(block, [m.double() for m in maps]), monkeypatch)
+    torch.testing.assert_close(short, plain, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_3x3_convolutions_over_resized_maps_are_done_at_the_coarse_size(folded, monkeypatch):
+    block = lively(WideConv(4 + 3 + 2 + 2, 5).double())
+    if folded:
+        with torch.no_grad():
+            block.conv, block.bn = fold(block.conv, block.bn), nn.Identity()
+    x = torch.rand(2, 4, 9, 14).double()
+    levels = [torch.rand(2, 3, 1, 1), torch.rand(2, 2, 6, 6), torch.rand(2, 2, 3, 2)]
+    short, plain = both_ways(lambda: with_levels(block, x, [level.double() for level in levels]), monkeypatch)
+    torch.testing.assert_close(short, plain, rtol=1e-12, atol=1e-12)
+    assert short.shape == (2, 5, 9, 14)
+
+
+def test_short_cuts_have_the_gradients_of_the_plain_way(monkeypatch):
+    block = lively(WideConv(5, 4).double()).train()
+    x, level = torch.rand(2, 3, 8, 8).double(), torch.rand(2, 2, 2, 2).double()
+
+    def gradient():
+        block.zero_grad()
+        inputs = [x.clone().requires_grad_(), level.clone().requires_grad_()]
+        with_levels(block, inputs[0], inputs[1:]).square().sum().backward()
+        return torch.cat([t.grad.flatten() for t in (*inputs, block.conv.weight)])
+
+    short, plain = both_ways(gradient, monkeypatch)
+    torch.testing.assert_close(short, plain, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [(32, 40), (33, 42), (35, 31), (4, 300)])
+def test_winograds_method_gives_the_plain_convolution(size):
+    torch.manual_seed(0)
+    x = torch.randn(2, 7, *size).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(5, 7, 3, 3), torch.randn(5)
+    plain = functional.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    found = convolved(x, transformed(weight), bias)
+    assert found.shape == plain.shape
+    assert (found - plain).abs().max() < 2e-5 * plain.abs().max()
+    assert torch.equal(
+        convolved(x[:1], transformed(weight), bias), convolved(x[:1].contiguous(), transformed(weight), bias)
+    )
+
+
+def test_wide_convolutions_take_the_short_way_in_inference_alone_and_follow_their_weights():
+    block = lively(WideConv(MIN_CHANNELS, MIN_CHANNELS)).requires_grad_(False)
+    x = torch.randn(1, MIN_CHANNELS, 32, 32)
+    assert pays(x, block.conv.weight)
+    assert not pays(x[..., :31], block.conv.weight)
+    assert not pays(x.double(), block.conv.weight)
+    assert not pays(x.clone().requires_grad_(), block.conv.weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not pays(x, block.conv.weight)
+    plain = Conv.forward
+
+    def check():
+        torch.testing.assert_close(block(x), plain(block, x), rtol=1e-4, atol=1e-4)
+
+    check()
+    assert list(block._kernels) == [MIN_CHANNELS]
+    with torch.no_grad():
+        block.conv.weight.mul_(-2)
+    check()
+    block.load_state_dict(
+        {**block.state_dict(), "conv.weight": 0.03 * torch.randn_like(block.conv.weight)}, assign=True
+    )
+    check()
+    other = copy.deepcopy(block)
+    assert not other._kernels
+    assert block.state_dict().keys() == Conv(4, 4).state_dict().keys()
+    block.requires_grad_(True)
+    assert not pays(x, block.conv.weight)

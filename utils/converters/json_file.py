@@ -1,0 +1,21 @@
+"""JSON files of moderate size, read whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from utils.core.errors import UserError
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds; what cannot be read is a UserError with file and line."""
+    try:
+        if not path.is_file():
+            raise UserError(f"{path}: no such JSON file")
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}:{getattr(error, 'lineno', 1)}: not valid JSON ({str(error)[:80]})") from error

@@ -1,0 +1,1 @@
+"""One format that can be read per file."""
