@@ -34,8 +34,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max-body-mb", type=float, default=usual.max_body_mb, help="larger requests are refused (413)")
     add("--max-pixels", type=int, default=usual.max_pixels, help="images of more pixels are refused (422)")
     add("--max-images", type=int, default=usual.max_images, help="most images in a request (413)")
-    add("--max-queue", type=int, default=usual.max_queue, help="with more images waiting, requests are refused (503)")
-    add("--timeout", type=float, default=usual.timeout, help="seconds until a request is given up (504)")
+    add("--max-imgsz", type=int, default=usual.max_imgsz, help="largest size that a request may ask for (422)")
+    add("--max-queue", type=int, default=usual.max_queue, help="with more images in work, requests are refused (503)")
+    add(
+        "--timeout",
+        type=float,
+        default=usual.timeout,
+        help="seconds to receive a request (408) or answer it (504)",
+    )
     add("--allow-urls", action="store_true", help="fetch images from public addresses that clients name")
     add("--api-key", default="", help="clients must send it as X-API-Key; empty: $API_KEY, else none")
     add_download(parser)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
+from typing import Any
 
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
@@ -12,7 +14,7 @@ from utils.core.log import LOGGER
 _NEEDED = {
     "fastapi": "fastapi",
     "uvicorn": "uvicorn",
-    "multipart": "python-multipart",
+    "python_multipart": "python-multipart",
     "prometheus_client": "prometheus-client",
 }
 
@@ -30,7 +32,6 @@ def serve_models(options: argparse.Namespace) -> None:
     values["weights"] = tuple(str(path) for path in find_weights(options.weights, options.download))
     settings = ServiceSettings(**values)
     app = build_app(settings)
-    LOGGER.info(f"listening on http://{settings.host}:{settings.port} (page), /docs, /v1/predict; Ctrl-C stops")
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -39,7 +40,15 @@ def serve_models(options: argparse.Namespace) -> None:
         timeout_graceful_shutdown=int(settings.timeout) + 1,
         server_header=False,
     )
-    server = uvicorn.Server(config)
+
+    class Server(uvicorn.Server):
+        async def startup(self, *arguments: Any, **keywords: Any) -> None:
+            await super().startup(*arguments, **keywords)
+            port = self.servers[0].sockets[0].getsockname()[1]  # the system's choice for --port 0
+            LOGGER.info(f"listening on http://{settings.host}:{port} (page), /docs, /v1/predict; Ctrl-C stops")
+
+    server = Server(config)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # which uvicorn hands back once it has stopped: leave with 0
     try:
         server.run()
     except SystemExit as error:  # uvicorn leaves like this when it cannot listen

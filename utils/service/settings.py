@@ -7,6 +7,7 @@ from pathlib import Path
 
 from utils.core.errors import UserError
 from utils.core.settings import MAX_IMAGE_PX
+from utils.datasets.images import MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -27,27 +28,36 @@ class ServiceSettings:
     max_body_mb: float = 16.0
     max_pixels: int = 50_000_000  # of one image
     max_images: int = 16  # of one request
-    max_queue: int = 64  # images that wait
+    max_imgsz: int = 1280  # that a request may ask for
+    max_queue: int = 64  # images in work, over all requests
     timeout: float = 30.0  # seconds until a request is given up
     allow_urls: bool = False
     api_key: str = ""
     download: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("conf_thres", "iou_thres"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: from 0 to 1")
-        lowest = {"max_det": 1, "max_batch": 1, "max_pixels": 1, "max_images": 1, "max_queue": 1, "max_wait_ms": 0}
-        for name, low in lowest.items():
-            if getattr(self, name) < low:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {low}")
-        for name in ("max_body_mb", "timeout"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
-        if not 0 <= self.port <= 65535:
-            raise UserError(f"--port {self.port}: from 0 to 65535")
-        if self.imgsz and not 32 <= self.imgsz <= MAX_IMAGE_PX:
-            raise UserError(f"--imgsz {self.imgsz}: from 32 to {MAX_IMAGE_PX}")
+        ranges: dict[str, tuple[float, float]] = {
+            "conf_thres": (0, 1),
+            "iou_thres": (0, 1),
+            "port": (0, 65535),
+            "max_det": (1, 30000),
+            "max_batch": (1, 1024),
+            "max_wait_ms": (0, 60_000),
+            "max_body_mb": (0.001, 4096),
+            "max_pixels": (1, MAX_PIXELS),
+            "max_images": (1, 1000),
+            "max_imgsz": (32, MAX_IMAGE_PX),
+            "max_queue": (1, 100_000),
+            "timeout": (0.001, 86_400),
+        }
+        if self.imgsz:
+            ranges["imgsz"] = (32, MAX_IMAGE_PX)
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if not low <= value <= high:  # so that no-number is refused too
+                raise UserError(f"--{name.replace('_', '-')} {value}: from {low:g} to {high}")
+        if self.max_images > self.max_queue:
+            raise UserError(f"--max-images {self.max_images}: more than --max-queue {self.max_queue} are never served")
 
     @property
     def max_body_bytes(self) -> int:
