@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from utils.core.errors import UserError
 from utils.datasets.web import fetch
@@ -64,6 +65,13 @@ class _InMemory(MultiPartParser):
 
 async def received(request: Request, settings: ServiceSettings) -> list[tuple[str, bytes]]:
     """Return name and bytes of the images in a request; HTTPException 400, 413, 415 or 422 without any."""
+    try:
+        return await _sent(request, settings)
+    except ClientDisconnect as error:
+        raise HTTPException(GONE, "the client has gone") from error
+
+
+async def _sent(request: Request, settings: ServiceSettings) -> list[tuple[str, bytes]]:
     kind = request.headers.get("content-type", "").lower()
     if kind.startswith("multipart/form-data"):
         return await _from_form(request, settings)
@@ -87,7 +95,8 @@ async def _from_form(request: Request, settings: ServiceSettings) -> list[tuple[
     try:
         return await _images_of(form, settings)
     finally:
-        await form.close()
+        for file in parser._files_to_close_on_error:  # among them those of parts without an end, which no form holds
+            file.close()
 
 
 async def _images_of(form: FormData, settings: ServiceSettings) -> list[tuple[str, bytes]]:
