@@ -40,9 +40,9 @@ def write_networks(folder):
 @torch.no_grad()
 def _enliven(network, classes):
     """Give an untrained network masks that are not empty, and pixels of several classes."""
-    for part in network.modules():
-        if isinstance(part, torch.nn.Conv2d) and part.out_channels == 3 * (5 + classes + 32):
-            part.weight.normal_(0, 1)
+    for name, part in network.named_modules():
+        if name.endswith("proto.cv3.conv"):
+            part.weight *= 1e8  # what reaches it is as small as that
         if isinstance(part, torch.nn.Conv2d) and part.out_channels == classes == len(CITYSCAPES):
             pixels = torch.from_numpy(decode_image(picture(), "x")).permute(2, 0, 1)[None].float() / 255
             pixels = torch.nn.functional.interpolate(pixels, (64, 64))
