@@ -1,6 +1,7 @@
 """The Python interface: any image in, results in any form out, nothing fetched unasked."""
 
 import http.server
+import importlib.util
 import json
 import threading
 
@@ -8,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers_networks import write_networks
 from PIL import Image
 
 import hubconf
@@ -19,6 +21,7 @@ from utils.core.errors import UserError
 from utils.datasets import web
 from utils.hub.inputs import common_shape, pictures
 from utils.hub.model import load
+from utils.plots.palette import CITYSCAPES
 
 BUS = ROOT.parent / "shared" / "images" / "bus.jpg"
 OFFICIAL = ROOT.parent / "shared" / "weights" / "yolov5n.pt"
@@ -31,6 +34,11 @@ def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     save_checkpoint(path, build_network(read_architecture("yolov5n"), 3, ("cat", "dog", "bus")), meta={"imgsz": 64})
     return path
+
+
+@pytest.fixture(scope="module")
+def enlivened(tmp_path_factory):
+    return write_networks(tmp_path_factory.mktemp("kinds"))
 
 
 @pytest.fixture
@@ -144,6 +152,54 @@ def test_tables_have_yolov5s_columns(model):
     pytest.importorskip("pandas", reason="pandas is not installed")
     table = model(array(), size=64).pandas().xyxy[0]
     assert list(table.columns) == ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
+
+
+def test_records_of_the_package_supervision_hold_boxes_masks_and_names(enlivened):
+    package = pytest.importorskip("supervision", reason="supervision is not installed")
+    model = load(enlivened["masks"], device="cpu")
+    model.conf, model.max_det = 0.0, 4
+    found = model(array(), size=64)
+    (converted,) = found.supervision()
+    assert isinstance(converted, package.Detections) and len(converted) == 4
+    assert converted.xyxy.tolist() == found.xyxy[0][:, :4].tolist()
+    assert converted.class_id.tolist() == found.xyxy[0][:, 5].tolist()
+    assert converted.data["class_name"].tolist() == [("cat", "dog")[index] for index in converted.class_id]
+    expected = found.results[0].fine_masks
+    assert expected.original(0).any()
+    assert all(np.array_equal(mask, expected.original(row)) for row, mask in enumerate(converted.mask))
+    model.conf = 1.0
+    assert len(model(array(), size=64).supervision()[0]) == 0
+    whole = load(enlivened["whole"], device="cpu")(array(), size=64)
+    (classes,) = whole.supervision()
+    assert isinstance(classes, package.Classifications)
+    assert classes.confidence.tolist() == whole.results[0].probabilities.tolist()
+
+
+def test_tables_and_records_of_networks_without_boxes(enlivened):
+    whole = load(enlivened["whole"], device="cpu")([array(), array()], size=64)
+    rows = json.loads(whole.to_json())
+    scores = whole.results[0].probabilities
+    assert len(rows) == 2 and len(rows[0]) == 5
+    assert rows[0][0] == {"name": "abcdefg"[scores.argmax()], "confidence": pytest.approx(scores.max().item())}
+    assert f"48x64 {rows[0][0]['name']} {rows[0][0]['confidence']:.2f}, " in str(whole)
+    assert [len(rows) for rows in whole.xyxy] == [0, 0] and whole.crop(save=False) == []
+    if importlib.util.find_spec("pandas"):
+        assert list(whole.pandas().xyxy[0].columns)[:2] == ["xmin", "ymin"]
+
+
+def test_classes_of_pixels_are_drawn_in_their_own_colours_and_told(enlivened):
+    found = load(enlivened["pixels"], device="cpu")(array(), size=64)
+    classes = found.results[0].semantic.numpy()
+    told = found.pixel_classes(0)
+    assert len(told) > 1 and told == found.records(0) and sum(one["share"] for one in told) == pytest.approx(1)
+    for one in told:
+        assert one["share"] == pytest.approx((classes == one["class"]).mean())
+        assert one["name"] == list(CITYSCAPES)[one["class"]]
+    assert f"48x64 {len(told)} classes of pixels" in str(found)
+    drawn, largest = found.render()[0], told[0]
+    place = tuple(np.argwhere(classes == largest["class"])[0])  # far from the legend, which lies below left
+    colour = [CITYSCAPES[largest["name"]] >> shift & 255 for shift in (16, 8, 0)]
+    assert drawn[place].tolist() == pytest.approx(0.6 * array()[place] + 0.4 * np.array(colour), abs=1)
 
 
 def test_torch_hub_loads_from_the_folder(checkpoint):

@@ -18,7 +18,8 @@ from helpers_run import ROOT
 for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
     pytest.importorskip(package, reason="needs requirements-serve.txt")
 
-from helpers_serve import NETWORKS, driven, form, picture, serving, write_networks  # noqa: E402
+from helpers_networks import NETWORKS, picture, write_networks  # noqa: E402
+from helpers_serve import driven, form, serving  # noqa: E402
 from pycocotools import mask as coco  # noqa: E402
 
 from utils.core.errors import UserError  # noqa: E402

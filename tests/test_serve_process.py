@@ -16,7 +16,7 @@ for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
     pytest.importorskip(package, reason="needs requirements-serve.txt")
 
 from helpers_bad import two_class_network  # noqa: E402
-from helpers_serve import picture  # noqa: E402
+from helpers_networks import picture  # noqa: E402
 
 from utils.core.errors import UserError  # noqa: E402
 from utils.programs import serve  # noqa: E402

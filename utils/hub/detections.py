@@ -21,6 +21,7 @@ from utils.core.log import LOGGER
 from utils.engine.predict import count_classes, in_words
 from utils.ops.boxes import xyxy_to_cxcywh
 from utils.ops.masks import largest_outline, run_lengths
+from utils.ops.shares import class_shares
 from utils.plots.draw import annotate, class_name
 from utils.plots.output import write_image
 from utils.plots.sinks import cut_out, safe_name
@@ -87,13 +88,15 @@ class Detections:
     def _line(self, number: int) -> str:
         height, width = self.ims[number].shape[:2]
         result = self.results[number]
+        told = []
+        if result.boxes is not None:
+            told.append(in_words(count_classes(result, self.runner.names)))
+        if result.semantic is not None:
+            count = len(class_shares(result.semantic.numpy()))
+            told.append(f"{count} class{'es' if count != 1 else ''} of pixels")
         if result.probabilities is not None:
-            told = ", ".join(f"{name} {score:.2f}" for name, score in self._top(result))
-        elif result.boxes is None and result.semantic is not None:
-            told = f"{len(result.semantic.unique())} classes of pixels"
-        else:
-            told = in_words(count_classes(result, self.runner.names))
-        return f"{height}x{width} {told}"
+            told += [f"{name} {score:.2f}" for name, score in self._top(result)]
+        return f"{height}x{width} {', '.join(told)}"
 
     def _top(self, result: Results) -> list[tuple[str, float]]:
         assert result.probabilities is not None
@@ -108,8 +111,10 @@ class Detections:
     def render(self, labels: bool = True) -> list[np.ndarray]:
         """Return the images with everything drawn on them, (H, W, 3) uint8 RGB."""
         from utils.plots.draw import DrawStyle
+        from utils.plots.semantic import SemanticLook
 
-        style = DrawStyle(labels=labels, outline_masks=True)
+        look = SemanticLook(self._names_of_pixels())
+        style = DrawStyle(labels=labels, outline_masks=True, semantic=look)
         drawn = [
             annotate(image[:, :, ::-1], result, self.runner.names, style)
             for image, result in zip(self.ims, self.results, strict=True)
@@ -171,11 +176,26 @@ class Detections:
             single.append(one)
         return single
 
+    def _names_of_pixels(self) -> tuple[str, ...]:
+        spec = self.runner.specs.get("semantic")
+        return tuple(spec.names if spec is not None and spec.names else self.runner.names)
+
+    def pixel_classes(self, number: int) -> list[dict[str, Any]]:
+        """Return class, name and share of the pixels of image `number`, the largest first; [] without such a head."""
+        classes, names = self.results[number].semantic, self._names_of_pixels()
+        shares = {} if classes is None else class_shares(classes.numpy())
+        return [{"class": index, "name": class_name(names, index), "share": part} for index, part in shares.items()]
+
     def records(self, number: int) -> list[dict[str, Any]]:
-        """Return plain values for each object of image `number`, for JSON; a whole-image class is an object too."""
+        """Return plain values for each object of image `number`, for JSON.
+
+        Of networks that find no boxes they are the likeliest classes of the image, or the classes of its pixels.
+        """
         result = self.results[number]
         if result.probabilities is not None:
             return [{"name": name, "confidence": score} for name, score in self._top(result)]
+        if result.boxes is None:
+            return self.pixel_classes(number)
         rows = []
         for index, row in enumerate(self.xyxy[number].tolist()):
             name = class_name(self.runner.names, int(row[5]))
@@ -188,7 +208,7 @@ class Detections:
         return rows
 
     def to_json(self) -> str:
-        """Return everything but pictures as JSON: a list per image of boxes (and outlines), or of classes."""
+        """Return the records as JSON: a list per image of boxes (and outlines), or of classes."""
         return json.dumps([self.records(number) for number in range(self.n)])
 
     def pandas(self) -> Detections:
@@ -205,10 +225,14 @@ class Detections:
         return tables
 
     def supervision(self) -> list[Any]:
-        """Return a `supervision.Detections` per image."""
+        """Return a `supervision.Detections` per image; of networks for whole images its `Classifications`."""
         package = optional("supervision", "Detections.supervision()")
         converted = []
         for result, rows in zip(self.results, self.xyxy, strict=True):
+            if result.probabilities is not None:
+                scores = result.probabilities.float().numpy()
+                converted.append(package.Classifications(class_id=np.arange(len(scores)), confidence=scores))
+                continue
             masks = None
             if result.fine_masks is not None and len(rows):
                 masks = np.stack([result.fine_masks.original(index) for index in range(len(rows))])
@@ -219,7 +243,7 @@ class Detections:
                     confidence=rows[:, 4].numpy(),
                     class_id=numbers,
                     mask=masks,
-                    data={"class_name": np.array([class_name(self.runner.names, int(i)) for i in numbers])},
+                    data={"class_name": np.array([class_name(self.runner.names, int(i)) for i in numbers], dtype=str)},
                 )
             )
         return converted
