@@ -4,6 +4,7 @@ import http.server
 import importlib.util
 import json
 import threading
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -257,6 +258,27 @@ def test_only_http_is_fetched(address):
         web.fetch(address)
 
 
+def test_a_name_that_changes_its_address_after_the_check_gains_nothing(monkeypatch):
+    asked, connected = [], []
+
+    def rebinding(host, port, **_):
+        asked.append(host)
+        return [(2, 1, 6, "", ("93.184.215.14" if len(asked) == 1 else "127.0.0.1", port))]
+
+    def connect(address, *_, **__):
+        connected.append(address)
+        raise ConnectionRefusedError("no network in tests")
+
+    monkeypatch.setattr(web.socket, "getaddrinfo", rebinding)
+    monkeypatch.setattr(web.socket, "create_connection", connect)
+    with pytest.raises(UserError, match="cannot be fetched"):
+        web.fetch("http://rebinding.example/a.png")
+    assert connected == [("93.184.215.14", 80)]
+    with pytest.raises(UserError, match=r"127\.0\.0\.1 is no public address"):
+        web.fetch("https://rebinding.example/a.png")
+    assert len(connected) == 1
+
+
 class _Site(http.server.BaseHTTPRequestHandler):
     picture = cv2.imencode(".png", array()[:, :, ::-1])[1].tobytes()
 
@@ -304,7 +326,17 @@ def test_a_redirect_away_from_http_and_missing_or_large_files_are_named(site):
         web.fetch(f"{site}/a.png", private=True, max_bytes=100)
 
 
+def test_a_server_that_sends_too_slowly_is_given_up(site, monkeypatch):
+    monkeypatch.setattr(web, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(web, "_PIECE", 16)
+    begin = web.time.monotonic()
+    ticks = iter(range(1000))
+    monkeypatch.setattr(web, "time", SimpleNamespace(monotonic=lambda: begin + 0.05 * next(ticks)))
+    with pytest.raises(UserError, match=r"did not arrive within 0\.2 s"):
+        web.fetch(f"{site}/a.png", private=True)
+
+
 def test_an_address_becomes_an_image_once_allowed(site, monkeypatch):
-    monkeypatch.setattr(web, "check_public", lambda address: None)
+    monkeypatch.setattr(web, "is_public", lambda host: True)
     (picture,) = pictures(f"{site}/photo.png", urls=True)
     assert picture.name == "photo.jpg" and np.array_equal(picture.bgr, array()[:, :, ::-1])
