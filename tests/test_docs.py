@@ -16,7 +16,8 @@ PAGES = sorted(
 )
 PROGRAMS = (
     "train", "val", "detect", "segment/train", "segment/val", "segment/predict", "classify/train", "classify/val",
-    "classify/predict", "convert", "export", "benchmark",
+    "classify/predict", "convert", "export", "benchmark", "hubconf",
+    "serve",
 )  # fmt: skip
 PLACEHOLDERS = {"data/animals.yaml"}  # what readers are to write themselves
 OURS = re.compile(

@@ -34,7 +34,14 @@ MAY_IMPORT = {  # besides themselves; a new part gets a row here on purpose
     },
     "utils/programs": {
         "utils/core", "utils/ops", "utils/postprocess", "utils/plots", "utils/datasets", "utils/tasks", "utils/engine",
+        "utils/backends", "models", "utils/service",
+    },
+    "utils/hub": {
+        "utils/core", "utils/ops", "utils/postprocess", "utils/plots", "utils/datasets", "utils/engine",
         "utils/backends", "models",
+    },
+    "utils/service": {
+        "utils/core", "utils/ops", "utils/postprocess", "utils/plots", "utils/datasets", "utils/hub",
     },
 }  # fmt: skip
 SCRIPT_FOLDERS = ("", "segment", "classify")

@@ -28,6 +28,10 @@ class ImageFault(Exception):  # noqa: N818 - what befell the file, as the label 
     """A file that gives no image. The message is one line that names the file."""
 
 
+class TooLargeFault(ImageFault):
+    """An image of more pixels than are taken."""
+
+
 @cache
 def quiet_decoders() -> None:
     """Keep decoders from writing to the terminal about files that we report ourselves; done at the first file."""
@@ -61,12 +65,12 @@ def open_header(source: Path | io.BytesIO, path: Path, head: bytes, max_pixels: 
     try:
         image = Image.open(source)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageFault(f"{path}: more than {max_pixels} pixels, refused: {_line(error)}") from error
+        raise TooLargeFault(f"{path}: more than {max_pixels} pixels, refused: {_line(error)}") from error
     except (OSError, ValueError, SyntaxError, TypeError, OverflowError, EOFError) as error:
         raise ImageFault(f"{path}: not an image that can be read ({_line(error)})") from error
     width, height = image.size
     if width * height > max_pixels:
-        raise ImageFault(f"{path}: {width} x {height} pixels, more than {max_pixels}, refused; cut it into tiles")
+        raise TooLargeFault(f"{path}: {width} x {height} pixels, more than {max_pixels}, refused; cut it into tiles")
     if width < 1 or height < 1:
         raise ImageFault(f"{path}: an image of {width} x {height} pixels")
     return image

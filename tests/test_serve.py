@@ -1,0 +1,530 @@
+"""The service: what it answers, what it refuses and how, and that neither clients nor networks bring it down."""
+
+import base64
+import json
+import re
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from helpers_run import ROOT
+
+for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+    pytest.importorskip(package, reason="needs requirements-serve.txt")
+
+from helpers_networks import NETWORKS, picture, write_networks  # noqa: E402
+from helpers_serve import driven, form, serving  # noqa: E402
+from pycocotools import mask as coco  # noqa: E402
+
+from utils.core.errors import UserError  # noqa: E402
+from utils.datasets.images import decode_image  # noqa: E402
+from utils.hub.model import load  # noqa: E402
+from utils.plots.palette import CITYSCAPES  # noqa: E402
+from utils.service import intake  # noqa: E402
+from utils.service.predictor import Predictor  # noqa: E402
+from utils.service.schema import Answer  # noqa: E402
+from utils.service.settings import ServiceSettings, model_name  # noqa: E402
+
+BAD = ROOT.parent / "shared" / "badimages"
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    return write_networks(tmp_path_factory.mktemp("networks"))
+
+
+@pytest.fixture(scope="module")
+def client(networks):
+    with serving(networks.values(), max_images=4, max_body_mb=1, max_pixels=1_000_000) as client:
+        yield client
+
+
+def documented(client, answer, route="/v1/predict"):
+    """The status of an answer is in the API's own description; return the answer's JSON."""
+    described = client.get("/openapi.json").json()["paths"][route]
+    assert str(answer.status_code) in next(iter(described.values()))["responses"], answer.text
+    body = answer.json()
+    if answer.status_code >= 400:
+        assert set(body) == {"detail"} and isinstance(body["detail"], str)
+    return body
+
+
+def predicted(client, *pictures, **parameters):
+    answer = client.post("/v1/predict", params=parameters, files=form(*pictures))
+    assert answer.status_code == 200, answer.text
+    body = documented(client, answer)
+    Answer.model_validate(body)
+    return body["images"]
+
+
+def alone(networks, name, data, **attributes):
+    """Return what the Python interface finds in the same image."""
+    model = load(networks[name], device="cpu")
+    for key, value in {"conf": 0.0, "max_det": 300, **attributes}.items():
+        setattr(model, key, value)
+    return model(decode_image(data, "x")[:, :, ::-1], size=64)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Answers
+
+
+def test_boxes_are_those_of_the_python_interface(client, networks):
+    data = picture()
+    (image,) = predicted(client, data, model="boxes", max_det=5)
+    assert (image["name"], image["width"], image["height"]) == ("0.png", 64, 48)
+    found = alone(networks, "boxes", data, max_det=5).xyxy[0]
+    assert len(found) == 5
+    for row, thing in zip(found.tolist(), image["detections"], strict=True):
+        assert thing["box"] == pytest.approx(row[:4], abs=0.01) and thing["confidence"] == pytest.approx(
+            row[4], abs=1e-4
+        )
+        assert thing["class"] == row[5] and thing["name"] == NETWORKS["boxes"][1][int(row[5])]
+
+
+def test_thresholds_classes_and_number_of_boxes_are_obeyed(client):
+    data = picture()
+    scores = [thing["confidence"] for thing in predicted(client, data)[0]["detections"]]
+    middle = sorted(scores)[len(scores) // 2]
+    assert len(predicted(client, data, max_det=2)[0]["detections"]) == 2
+    surer = [thing["confidence"] for thing in predicted(client, data, conf=middle)[0]["detections"]]
+    assert 0 < len(surer) < len(scores) and min(surer) >= middle - 1e-5
+    assert {thing["class"] for thing in predicted(client, data, classes=[1, 2])[0]["detections"]} <= {1, 2}
+    few = predicted(client, data, iou=0.01, agnostic=True)[0]["detections"]
+    assert len(few) < len(predicted(client, data, iou=0.99)[0]["detections"])
+    assert predicted(client, data, conf=1)[0]["detections"] == []
+
+
+def test_a_raw_body_and_a_form_give_the_same_and_images_keep_their_order(client):
+    first, second = picture(1), picture(2, 40, 80)
+    together = predicted(client, first, second)
+    raw = client.post("/v1/predict", content=second, headers={"Content-Type": "image/png"}).json()["images"][0]
+    assert raw["name"] == "image" and raw["detections"] == together[1]["detections"]
+    assert [(one["name"], one["width"]) for one in together] == [("0.png", 64), ("1.png", 80)]
+    assert together[0]["detections"] == predicted(client, first)[0]["detections"] != together[1]["detections"]
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of pycocotools
+def test_masks_come_as_outlines_and_as_run_lengths(client, networks):
+    data = picture()
+    options = {"model": "masks", "max_det": 4}
+    things = predicted(client, data, masks="both", **options)[0]["detections"]
+    expected = alone(networks, "masks", data, max_det=4).results[0].fine_masks
+    filled = 0
+    for row, thing in enumerate(things):
+        mask = coco.decode({**thing["rle"], "counts": thing["rle"]["counts"].encode()}).astype(bool)
+        assert mask.shape == (48, 64) and np.array_equal(mask, expected.original(row))
+        if not thing["polygon"]:
+            assert not mask.any()
+            continue
+        drawn = cv2.fillPoly(np.zeros((48, 64), np.uint8), [np.array(thing["polygon"])], 1).astype(bool)
+        outline = np.array(thing["polygon"])
+        assert mask[outline[:, 1], outline[:, 0]].all()  # the outline runs through pixels of the mask
+        filled += (drawn & mask).sum()
+    assert filled > 0
+    assert all("rle" not in one and "polygon" in one for one in predicted(client, data, **options)[0]["detections"])
+    rle = predicted(client, data, masks="rle", **options)[0]["detections"]
+    assert [one["rle"] for one in rle] == [one["rle"] for one in things] and "polygon" not in rle[0]
+    assert not {"rle", "polygon"} & predicted(client, data, masks="none", **options)[0]["detections"][0].keys()
+
+
+def test_whole_images_get_their_five_likeliest_classes(client, networks):
+    data = picture(height=80, width=80)
+    (image,) = predicted(client, data, model="whole")
+    probabilities = alone(networks, "whole", data).results[0].probabilities
+    order = probabilities.argsort(descending=True)[:5].tolist()
+    assert [row["class"] for row in image["top5"]] == order
+    assert [row["name"] for row in image["top5"]] == ["abcdefg"[index] for index in order]
+    assert [row["confidence"] for row in image["top5"]] == pytest.approx(probabilities[order].tolist(), abs=2e-5)
+    assert "detections" not in image and "semantic" not in image
+
+
+def test_classes_of_pixels_come_as_png_with_shares_and_the_usual_colours(client, networks):
+    data = picture()
+    (image,) = predicted(client, data, model="pixels")
+    png = np.frombuffer(base64.b64decode(image["semantic"]["png"]), np.uint8)
+    classes = cv2.imdecode(png, cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(classes, alone(networks, "pixels", data).results[0].semantic.numpy())
+    told = image["semantic"]["classes"]
+    assert len(told) > 1 and sum(one["share"] for one in told) == pytest.approx(1, abs=1e-3)
+    for one in told:
+        assert one["share"] == pytest.approx((classes == one["class"]).mean(), abs=1e-5)
+        assert one["name"] == list(CITYSCAPES)[one["class"]]
+        assert one["color"] == f"#{CITYSCAPES[one['name']]:06x}"
+    assert "png" not in predicted(client, data, model="pixels", pixels=False)[0]["semantic"]
+
+
+def test_models_health_and_measures_are_told(client):
+    about = {one["name"]: one for one in client.get("/v1/models").json()["models"]}
+    assert list(about) == list(NETWORKS) and about["boxes"]["size"] == 64
+    assert about["masks"]["heads"] == {"segment": {"classes": ["cat", "dog"], "masks": True}}
+    assert client.get("/health").json() == {"status": "ok", "waiting": 0}
+    predicted(client, picture())
+    text = client.get("/metrics").text
+    assert re.search(r'polyolo_requests_total\{route="/v1/predict",status="200"\} [1-9]', text)
+    assert re.search(r"^polyolo_batch_images_count [1-9]", text, re.MULTILINE)
+    client.get("/nowhere/1")
+    client.get("/nowhere/2")
+    assert 'route="elsewhere",status="404"} ' in client.get("/metrics").text  # not one counter per address
+
+
+def test_yolov5s_rest_api_is_answered(client):
+    answer = client.post("/v1/object-detection/boxes", files=form(picture()))
+    rows = documented(client, answer, "/v1/object-detection/{model}")
+    keys = ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
+    assert rows and all(list(row) == keys for row in rows)
+    assert client.post("/v1/object-detection/whole", files=form(picture())).status_code == 404
+    assert client.post("/v1/object-detection/nothing", files=form(picture())).status_code == 404
+
+
+def test_pages_load_nothing_from_elsewhere(client):
+    for path in ("/", "/docs"):
+        answer = client.get(path)
+        assert answer.status_code == 200 and "default-src 'none'" in answer.headers["content-security-policy"]
+        links = set(re.findall(r"https?://[^\s'\"`]+", answer.text))
+        assert links <= {"http://www.w3.org/2000/svg"}  # a name, not a place
+        assert not re.search(r"<(script|link|img)[^>]+(src|href)=\"(?!data:)", answer.text)
+    assert client.get("/favicon.ico").status_code == 204
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("parameters", "status", "says"),
+    [
+        ({"conf": "1.5"}, 422, "conf: "),
+        ({"conf": "nan"}, 422, "conf: "),
+        ({"iou": "-0.1"}, 422, "iou: "),
+        ({"max_det": "0"}, 422, "max_det: "),
+        ({"classes": "x"}, 422, "classes.0: "),
+        ({"size": "4000"}, 422, "size: at most 1280"),
+        ({"size": "1"}, 422, "size: "),
+        ({"masks": "png"}, 422, "masks: "),
+        ({"conf_thres": "0.5"}, 422, "conf_thres: "),
+        ({"model": "none such"}, 404, "no model 'none such'; there are: boxes, masks"),
+    ],
+)
+def test_wrong_parameters_are_named(client, parameters, status, says):
+    answer = client.post("/v1/predict", params=parameters, files=form(picture()))
+    assert documented(client, answer)["detail"].startswith(says) and answer.status_code == status
+
+
+BROKEN = {"Content-Type": "multipart/form-data; boundary=x"}
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "says"),
+    [
+        ({"content": b"", "headers": {"Content-Type": "image/png"}}, 400, "empty"),
+        ({"content": b"hello", "headers": {"Content-Type": "image/png"}}, 400, "not an image"),
+        ({"content": picture()[:200], "headers": {"Content-Type": "image/png"}}, 400, "cut short"),
+        ({"content": picture(), "headers": {"Content-Type": "application/json"}}, 415, "send image/"),
+        ({"content": picture()}, 415, "send image/"),
+        ({"data": {"image": "no file"}}, 415, "multipart"),
+        ({"files": form(b"")}, 400, "empty file"),
+        ({"files": form(*[picture()] * 5)}, 413, "Too many files"),
+        ({"files": form(picture()), "data": {"conf": "0.1"}}, 422, "'conf'"),
+        ({"files": form(picture()), "data": {"url": "http://127.0.0.1/a.png"}}, 400, "not fetched"),
+        ({"content": b"--x--\r\n", "headers": BROKEN}, 400, "no image in the form"),
+        ({"content": b"rubbish", "headers": BROKEN}, 400, "multipart"),
+        ({"content": b"--x\r\n", "headers": {"Content-Type": "multipart/form-data"}}, 400, "boundary"),
+        ({"content": b"--x\r\nA: b\r\n\r\n\r\n--x--\r\n", "headers": BROKEN}, 400, "Content-Disposition"),
+        ({"files": form(picture(height=1001, width=1000))}, 422, "more than 1000000"),
+        ({"content": bytes(2**20 + 1), "headers": {"Content-Type": "image/png"}}, 413, "larger than 1 MiB"),
+    ],
+)
+def test_wrong_bodies_are_refused_each_with_its_own_status(client, request_, status, says):
+    answer = client.post("/v1/predict", **request_)
+    assert says in documented(client, answer)["detail"] and answer.status_code == status
+
+
+@pytest.mark.parametrize("charset", ["nonsense", "idna", "undefined", "hex", "utf-16"])
+def test_odd_character_sets_of_forms_are_no_fault_of_the_service(client, charset):
+    text = b'--x\r\nContent-Disposition: form-data; name="\xff\xfe"; filename="\xff"\r\n\r\nhello\r\n--x--\r\n'
+    kind = f"multipart/form-data; boundary=x; charset={charset}"
+    assert client.post("/v1/predict", content=text, headers={"Content-Type": kind}).status_code == 400
+
+
+def test_a_body_that_grows_too_large_unannounced_is_refused_while_it_comes(client):
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        for _ in range(200):
+            taken += 1
+            yield bytes(2**16)
+
+    for kind in ("image/png", "multipart/form-data; boundary=x"):
+        answer = client.post("/v1/predict", content=endless(), headers={"Content-Type": kind})
+        assert answer.status_code == 413 and answer.headers["connection"] == "close"
+    assert taken > 16
+
+
+def test_only_methods_that_are_there_are_taken(client):
+    assert client.get("/v1/predict").status_code == 405 and client.delete("/v1/models").status_code == 405
+
+
+def test_large_files_stay_in_memory(client, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a file was written")
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", refuse)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    noise = np.random.default_rng(0).integers(0, 255, (560, 560, 3), np.uint8)
+    data = cv2.imencode(".png", noise)[1].tobytes()
+    assert 0.8 < len(data) / 2**20 < 1
+    monkeypatch.setattr(intake._InMemory, "spool_max_size", intake._InMemory.spool_max_size)
+    assert predicted(client, data)[0]["width"] == 560
+
+
+def test_addresses_are_fetched_once_allowed_and_never_from_private_networks(networks, monkeypatch):
+    with serving([networks["boxes"]], allow_urls=True, max_images=2) as client:
+        body = b'--x\r\nContent-Disposition: form-data; name="url"\r\n\r\nhttp://127.0.0.1/a.png\r\n--x--\r\n'
+        answer = client.post("/v1/predict", content=body, headers=BROKEN)
+        assert answer.status_code == 400 and "no public address" in answer.json()["detail"]
+        asked = []
+
+        def fetched(address, private, max_bytes):
+            asked.append((address, private, max_bytes))
+            return picture()
+
+        monkeypatch.setattr(intake, "fetch", fetched)
+        body = b'--x\r\nContent-Disposition: form-data; name="url"\r\n\r\nhttps://example.com/a.png\r\n'
+        answer = client.post("/v1/predict", content=body + b"--x--\r\n", headers=BROKEN)
+        assert answer.json()["images"][0]["name"] == "https://example.com/a.png"
+        assert client.post("/v1/predict", content=body * 3 + b"--x--\r\n", headers=BROKEN).status_code == 413
+        assert asked == [("https://example.com/a.png", False, 16 * 2**20)]
+
+
+def test_the_key_guards_what_models_say_and_nothing_else(networks):
+    with serving([networks["boxes"]], api_key="secret") as client:
+        for given in ({}, {"X-API-Key": "wrong"}, {"X-API-Key": "sécret".encode()}):
+            answer = client.post("/v1/predict", params={"conf": 9}, files=form(picture()), headers=given)
+            assert answer.status_code == 401 and documented(client, answer)
+            assert client.get("/v1/models", headers=given).status_code == 401
+        assert client.get("/v1/models", headers={"X-API-Key": "secret"}).status_code == 200
+        assert client.get("/health").status_code == client.get("/").status_code == 200
+        assert "APIKeyHeader" in client.get("/openapi.json").json()["components"]["securitySchemes"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Load and faults
+
+
+class Slow:
+    """Holds the network back until it is let go, and notes the sizes of batches."""
+
+    def __init__(self):
+        self.go, self.entered, self.sizes = threading.Event(), threading.Event(), []
+
+    def __call__(self, predictor):
+        work = predictor.work
+
+        def held(key, wishes):
+            self.sizes.append(len(wishes))
+            self.entered.set()
+            assert self.go.wait(20)
+            return work(key, wishes)
+
+        predictor.work = held
+
+
+def test_concurrent_requests_share_batches_and_nobody_notices(networks):
+    slow = Slow()
+    pictures = [picture(seed) for seed in range(5)] + [picture(9, 64, 40)]
+    with serving([networks["boxes"]], slow, max_batch=4) as client, ThreadPoolExecutor(6) as crew:
+        first = crew.submit(predicted, client, pictures[0], max_det=3)
+        assert slow.entered.wait(10)
+        others = [crew.submit(predicted, client, one, max_det=3) for one in pictures[1:]]
+        while client.get("/health").json()["waiting"] < 5:
+            time.sleep(0.01)
+        slow.go.set()
+        together = [first.result()[0], *(other.result()[0] for other in others)]
+        assert slow.sizes == [1, 4, 1]  # the last has another shape
+        text = client.get("/metrics").text
+        assert (
+            'polyolo_batch_images_bucket{le="3.0"} 2.0' in text and 'polyolo_batch_images_bucket{le="4.0"} 3.0' in text
+        )
+        for data, image in zip(pictures, together, strict=True):
+            (single,) = predicted(client, data, max_det=3)
+            for one, other in zip(single["detections"], image["detections"], strict=True):
+                assert one["box"] == pytest.approx(other["box"], abs=0.02) and one["class"] == other["class"]
+
+
+def test_large_images_go_in_smaller_batches(networks):
+    predictor = Predictor(ServiceSettings(weights=(str(networks["boxes"]),), device="cpu", max_batch=8))
+    assert [predictor.most(("boxes", (side, side))) for side in (64, 640, 1280, 4096)] == [8, 8, 2, 1]
+
+
+def test_a_full_house_refuses_before_it_reads_and_recovers(networks):
+    slow = Slow()
+    with serving([networks["boxes"]], slow, max_queue=2, max_images=2) as client, ThreadPoolExecutor(2) as crew:
+        first = crew.submit(predicted, client, picture(), picture())
+        assert slow.entered.wait(10)
+        answer = client.post("/v1/predict", content=b"never looked at", headers={"Content-Type": "image/png"})
+        assert answer.status_code == 503 and answer.headers["retry-after"] == "1" and documented(client, answer)
+        slow.go.set()
+        assert len(first.result()) == 2
+        assert len(predicted(client, picture())) == 1
+
+
+def test_a_slow_network_is_504_and_its_queue_is_dropped(networks):
+    slow = Slow()
+    with serving([networks["boxes"]], slow, timeout=0.3, max_batch=1) as client, ThreadPoolExecutor(2) as crew:
+        late = [crew.submit(client.post, "/v1/predict", files=form(picture())) for _ in range(2)]
+        assert [one.result().status_code for one in late] == [504, 504]
+        assert slow.sizes == [1]
+        slow.go.set()
+        assert len(predicted(client, picture())) == 1
+        assert slow.sizes == [1, 1]  # the second of the late ones never went through
+
+
+def test_masks_that_take_too_long_to_tell_are_504_too(networks, monkeypatch):
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + 1000)
+    monkeypatch.setattr("utils.service.answers.time", later)
+    with serving([networks["masks"]]) as client:
+        assert client.post("/v1/predict", files=form(picture())).status_code == 504
+        assert client.post("/v1/predict?masks=none", files=form(picture())).status_code == 200
+
+
+def test_a_slow_sender_is_408_and_one_who_leaves_costs_nothing(networks):
+    settings = ServiceSettings(weights=(str(networks["boxes"]),), device="cpu", timeout=0.3)
+    part, end = ({"type": "http.request", "body": picture()[:99], "more_body": more} for more in (True, False))
+    whole = {"type": "http.request", "body": picture(), "more_body": False}
+    slow = Slow()
+
+    def fresh():
+        from utils.service.app import build_app
+
+        predictor = Predictor(settings)
+        slow(predictor)
+        return build_app(settings, predictor)
+
+    assert driven(fresh(), [part, 5, end]) == 408
+    app = fresh()
+    threading.Timer(0.25, slow.go.set).start()
+    assert driven(app, [whole, 0.1, {"type": "http.disconnect"}]) == 499
+    assert app.state.service.batcher._taken == 0
+    assert driven(fresh(), [part, {"type": "http.disconnect"}]) == 499
+
+
+def test_a_network_that_fails_is_500_in_json_and_the_service_goes_on(networks, caplog):
+    def spoil(predictor):
+        work = predictor.work
+
+        def fails(key, wishes):
+            if any(wish.pixels.float().mean() < 1 for wish in wishes):
+                raise AttributeError("black images break it")  # of a kind that nobody foresaw
+            return work(key, wishes)
+
+        predictor.work = fails
+
+    black = cv2.imencode(".png", np.zeros((64, 64, 3), np.uint8))[1].tobytes()
+    with serving([networks["boxes"]], spoil, max_wait_ms=200) as client, ThreadPoolExecutor(3) as crew:
+        answers = [crew.submit(client.post, "/v1/predict", files=form(one)) for one in (picture(0, 64, 64), black)]
+        good, bad = (answer.result() for answer in answers)
+        assert bad.status_code == 500 and "the network failed" in documented(client, bad)["detail"]
+        assert good.status_code == 200  # though they shared a batch
+        assert len(predicted(client, picture())) == 1
+
+
+def test_a_fault_that_nobody_foresaw_is_500_in_json(networks, monkeypatch):
+    with serving([networks["boxes"]]) as client:
+        monkeypatch.setattr("utils.service.app.answer", lambda *_: {"no": object()})
+        answer = client.post("/v1/predict", files=form(picture()))
+        assert answer.status_code == 500 and answer.json() == {
+            "detail": "the service failed (TypeError); its log says how"
+        }
+        assert 'status="500"' in client.get("/metrics").text
+        monkeypatch.undo()
+        assert len(predicted(client, picture())) == 1
+
+
+def mutated(rng, data):
+    """Return bytes with some changed, cut off or repeated."""
+    data = bytearray(data)
+    for _ in range(rng.integers(1, 8)):
+        place = int(rng.integers(0, max(1, len(data))))
+        kind = rng.integers(0, 4)
+        if kind == 0 and data:
+            data[place] = rng.integers(0, 256)
+        elif kind == 1:
+            del data[place:]
+        elif kind == 2:
+            data[place:place] = rng.bytes(int(rng.integers(1, 40)))
+        else:
+            data[place:place] = data[place : place + 64]
+    return bytes(data)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # which the programs silence
+def test_a_hundred_random_requests_are_answered_in_json_without_a_fault(client, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    rng = np.random.default_rng(0)
+    files = sorted(path for path in BAD.rglob("*") if path.is_file() and path.stat().st_size < 300_000)
+    good = [picture(suffix=suffix) for suffix in (".png", ".jpg", ".bmp", ".tiff", ".webp")]
+    keys = ["conf", "iou", "max_det", "classes", "agnostic", "size", "masks", "pixels", "model", "foo"]
+    values = ["0.5", "-1", "1e9", "nan", "", "true", "rle", "boxes", "masks", "pixels", "whole", "\x00", "é", "5", "64"]
+    seen = set()
+    for number in range(100):
+        data = files[number % len(files)].read_bytes() if files and number % 4 == 0 else mutated(rng, good[number % 5])
+        chosen = {str(rng.choice(keys)): str(rng.choice(values)) for _ in range(rng.integers(0, 3))}
+        if number % 3:
+            body, kind = data, str(rng.choice(["image/png", "application/octet-stream", "image/x; charset=é"]))
+        else:
+            start = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+            body = start + data + b"\r\n--x--\r\n"
+            body, kind = (mutated(rng, body) if number % 2 else body), "multipart/form-data; boundary=x"
+        headers = {"Content-Type": kind.encode("latin-1")}
+        answer = client.post("/v1/predict", params={**chosen, "max_det": 3} | chosen, content=body, headers=headers)
+        documented(client, answer)
+        assert answer.status_code < 500, (number, answer.text)
+        seen.add(answer.status_code)
+    assert {200, 400, 422} <= seen
+    assert list(tmp_path.iterdir()) == []
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"conf_thres": 2}, "--conf-thres 2: from 0 to 1"),
+        ({"timeout": float("nan")}, "--timeout nan: from 0.001"),
+        ({"max_batch": 0}, "--max-batch 0: from 1"),
+        ({"port": 70000}, "--port 70000"),
+        ({"imgsz": 8}, "--imgsz 8: from 32"),
+        ({"max_images": 9, "max_queue": 8}, "--max-images 9: more than --max-queue 8"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(wrong, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        ServiceSettings(**wrong)
+
+
+def test_models_are_called_after_their_file_or_run_and_two_of_a_name_are_refused(networks, tmp_path):
+    assert model_name("a/yolov5n.pt") == "yolov5n" and model_name("runs/train/exp3/weights/best.pt") == "exp3"
+    twin = tmp_path / "boxes.pt"
+    twin.write_bytes(networks["boxes"].read_bytes())
+    with pytest.raises(UserError, match="another checkpoint is called 'boxes'"):
+        Predictor(ServiceSettings(weights=(str(networks["boxes"]), str(twin)), device="cpu"))
+
+
+def test_json_of_answers_is_compact_and_utf8(networks, tmp_path):
+    weights = tmp_path / "größe.pt"
+    weights.write_bytes(networks["whole"].read_bytes())
+    with serving([weights]) as client:
+        answer = client.post("/v1/predict", files=form(picture()))
+        assert answer.content.startswith('{"model":"größe",'.encode()) and json.loads(answer.content)
+        assert torch.get_num_threads() > 0

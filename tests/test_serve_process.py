@@ -1,0 +1,90 @@
+"""serve.py as a process: it stops gracefully, takes its key from the environment, and says what is wrong."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+from helpers_run import ROOT, command, environment, free_port, script
+
+for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+    pytest.importorskip(package, reason="needs requirements-serve.txt")
+
+from helpers_bad import two_class_network  # noqa: E402
+from helpers_networks import picture  # noqa: E402
+
+from utils.core.errors import UserError  # noqa: E402
+from utils.programs import serve  # noqa: E402
+
+HEADERS = {"X-API-Key": "from the environment", "Content-Type": "image/png"}
+
+
+@pytest.fixture
+def weights(tmp_path):
+    return two_class_network(tmp_path / "two.pt")
+
+
+def asked(port, answers):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("POST", "/v1/predict?conf=0&max_det=3", picture(height=1200, width=1600), HEADERS)
+    answer = connection.getresponse()
+    answers.append((answer.status, len(json.loads(answer.read())["images"][0]["detections"])))
+    connection.close()
+
+
+def test_sigterm_lets_requests_finish_and_leaves_with_zero(weights, tmp_path):
+    line = command(
+        str(ROOT / "serve.py"), "--weights", weights, "--port", "0", "--device", "cpu", "--max-wait-ms", "1500"
+    )
+    env = environment() | {"API_KEY": HEADERS["X-API-Key"], "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(line, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        said = ""
+        while "listening" not in said:
+            said = process.stdout.readline()
+            assert said, process.wait()
+        port = int(said.split("127.0.0.1:")[1].split()[0])
+        probe = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        probe.request("GET", "/v1/models")
+        assert probe.getresponse().status == 401
+        probe.close()
+        answers = []
+        thread = threading.Thread(target=asked, args=(port, answers))
+        thread.start()
+        time.sleep(0.7)  # the image waits for others to come
+        assert not answers
+        process.send_signal(signal.SIGTERM)
+        thread.join(20)
+        assert answers == [(200, 3)]
+        assert process.wait(20) == 0
+        assert "Traceback" not in process.stdout.read()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert {path.name for path in tmp_path.iterdir()} == {"two.pt"}
+
+
+def test_a_taken_port_and_missing_weights_are_one_line(weights):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        text = script("serve.py", "--weights", weights, "--port", port, "--device", "cpu", status=2)
+        assert f"--port {port}: cannot listen there" in text
+    assert "nowhere.pt" in script("serve.py", "--weights", "nowhere.pt", "--port", free_port(), status=2)
+
+
+def test_missing_packages_are_named(monkeypatch):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(serve.importlib, "import_module", missing)
+    with pytest.raises(UserError, match=r"serve\.py needs fastapi: pip install -r requirements-serve\.txt"):
+        serve._require_packages()
+    assert os.environ.get("API_KEY") is None

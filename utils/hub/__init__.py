@@ -1,0 +1,1 @@
+"""A checkpoint as a Python object that takes images as people have them."""

@@ -1,0 +1,65 @@
+"""From the options of serve.py to a running server."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+from typing import Any
+
+from utils.core.errors import UserError
+from utils.core.log import LOGGER
+
+_NEEDED = {
+    "fastapi": "fastapi",
+    "uvicorn": "uvicorn",
+    "python_multipart": "python-multipart",
+    "prometheus_client": "prometheus-client",
+}
+
+
+def serve_models(options: argparse.Namespace) -> None:
+    """Serve until SIGTERM or Ctrl-C; requests that run then are finished first."""
+    _require_packages()
+    import uvicorn
+
+    from utils.backends.opening import find_weights
+    from utils.service.app import build_app
+    from utils.service.settings import ServiceSettings
+
+    values = {**vars(options), "api_key": options.api_key or os.environ.get("API_KEY", "")}
+    values["weights"] = tuple(str(path) for path in find_weights(options.weights, options.download))
+    settings = ServiceSettings(**values)
+    app = build_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        timeout_graceful_shutdown=int(settings.timeout) + 1,
+        server_header=False,
+    )
+
+    class Server(uvicorn.Server):
+        async def startup(self, *arguments: Any, **keywords: Any) -> None:
+            await super().startup(*arguments, **keywords)
+            port = self.servers[0].sockets[0].getsockname()[1]  # the system's choice for --port 0
+            LOGGER.info(f"listening on http://{settings.host}:{port} (page), /docs, /v1/predict; Ctrl-C stops")
+
+    server = Server(config)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # which uvicorn hands back once it has stopped: leave with 0
+    try:
+        server.run()
+    except SystemExit as error:  # uvicorn leaves like this when it cannot listen
+        raise UserError(f"--host {settings.host} --port {settings.port}: cannot listen there") from error
+    if not server.started:
+        raise UserError(f"--host {settings.host} --port {settings.port}: cannot listen there")
+
+
+def _require_packages() -> None:
+    for module, package in _NEEDED.items():
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(f"serve.py needs {package}: pip install -r requirements-serve.txt") from error

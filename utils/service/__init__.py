@@ -1,0 +1,1 @@
+"""Networks behind HTTP: requests in, batches through the network, JSON out."""
