@@ -23,6 +23,9 @@ KINDS = {
     "annotations": Kind("warning", "Oddities of annotation files", "Look at what was left out, and whether it should."),
     "unreadable": Kind("error", "Images that cannot be read", "Replace or remove them; training leaves them out."),
     "truncated": Kind("error", "Images that are cut short", "Fetch them again: part of the picture is missing."),
+    "flat-end": Kind(
+        "warning", "Images whose lower part is one colour", "A download that broke off, closed properly afterwards?"
+    ),
     "too-small": Kind("error", "Images with a side below 10 pixels", "Remove them; training leaves them out."),
     "blank": Kind("warning", "Images of a single colour", "A fault of the camera or of a conversion? Remove them."),
     "turned": Kind(

@@ -36,16 +36,22 @@ def gather(data: DataConfig, imgsz: int, fast: bool = False) -> Gathered:
     looked = _on_all_cores(partial(look_at, fast=fast), list(paths), "looking at images")
     pictures = dict(zip(paths, looked, strict=True))
     for split, listing in listings.items():
-        twin = next((other for other in gathered.splits if listings[other].images == listing.images), None)
-        same = twin is not None and listings[twin].label_files == listing.label_files
-        gathered.splits[split] = gathered.splits[twin] if twin and same else _labelled(listing, pictures, split)
-    for split, semantic in maps.items():
-        twin = next((other for other in gathered.maps if maps[other].images == semantic.images), None)
-        same = twin is not None and maps[twin].masks == semantic.masks
-        gathered.maps[split] = (
-            gathered.maps[twin] if twin and same else _mapped(gathered, semantic, pictures, split, fast)
+        files = (listing.images, listing.label_files)
+        twin = next(
+            (other for other in gathered.splits if (listings[other].images, listings[other].label_files) == files), ""
         )
+        gathered.splits[split] = gathered.splits[twin] if twin else _labelled(listing, pictures, split)
+    for split, semantic in maps.items():
+        files = (semantic.images, semantic.masks)
+        same = [other for other in gathered.maps if (maps[other].images, maps[other].masks) == files]
+        gathered.maps[split] = gathered.maps[same[0]] if same else _mapped(gathered, semantic, pictures, split, fast)
     return gathered
+
+
+def _first_like(listing: Listing, others: dict[str, Listing]) -> str:
+    """Return which of `others` has the same images and labels, "" if none has."""
+    files = (listing.images, listing.label_files)
+    return next((name for name, other in others.items() if (other.images, other.label_files) == files), "")
 
 
 def _unread(split: str, error: UserError) -> Finding:

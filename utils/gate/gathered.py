@@ -20,6 +20,7 @@ class Picture:
     size_hw: tuple[int, int] | None = None  # as it is meant to be seen; None: unreadable
     fault: str = ""  # why it cannot be read
     cut: str = ""  # what shows that it is cut short
+    flat_end: float = 0.0  # of the height of a JPEG, one grey from side to side at its end
     orientation: int = 1  # EXIF's
     format: str = ""  # as its bytes say: JPEG, PNG, …
     print: Fingerprint | None = None  # of its pixels; None: not looked at, or unreadable

@@ -46,6 +46,17 @@ def look_at(path: str, fast: bool = False) -> Picture:
     return picture
 
 
+def _flat_end(grey: np.ndarray) -> float:
+    """Return how much of the height, from below, has one level that is neither black nor white.
+
+    That is what decoders make of blocks that are missing: they go on with the last brightness they know.
+    """
+    last = int(grey[-1, -1])
+    rows = np.abs(grey.astype(np.int16) - last).max(axis=1) <= 1
+    length = len(rows) if rows.all() else int(rows[::-1].argmin())
+    return length / len(rows) if 8 < last < 247 and length < len(rows) else 0.0
+
+
 def _coarse_jpeg(data: bytes, picture: Picture) -> np.ndarray | None:
     """Return grey pixels at an eighth of the size, None if the file does not give them all.
 
@@ -59,4 +70,5 @@ def _coarse_jpeg(data: bytes, picture: Picture) -> np.ndarray | None:
         except (OSError, ValueError, SyntaxError) as error:
             picture.cut = picture.cut or f"{path}: {str(error).splitlines()[0][:120]}"
             return None
+    picture.flat_end = _flat_end(pixels)
     return upright(pixels, picture.orientation)

@@ -11,6 +11,7 @@ from utils.gate.findings import Finding
 from utils.gate.gathered import Gathered, Picture
 
 _BLANK_LEVELS = 2  # grey levels that a picture of nothing may have
+_FLAT_SHARE = 0.1  # of the height
 SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".mpo"), "MPO": (".jpg", ".jpeg", ".mpo"), "PNG": (".png",), "BMP": (".bmp",),
     "WEBP": (".webp",), "TIFF": (".tif", ".tiff", ".dng"), "AVIF": (".avif",), "HEIF": (".heic", ".heif"),
@@ -39,6 +40,8 @@ def _faults(picture: Picture) -> Iterator[tuple[str, str]]:
         yield "too-small", f"{path}: {width} x {height} pixels"
     if picture.print is not None and picture.print.levels <= _BLANK_LEVELS:
         yield "blank", f"{path}: one colour all over"
+    if picture.flat_end > _FLAT_SHARE and not picture.cut:
+        yield "flat-end", f"{path}: the lower {100 * picture.flat_end:.0f} % are one colour"
     if picture.orientation != 1:
         yield "turned", f"{path}: EXIF orientation {picture.orientation}"
     suffix = Path(path).suffix.lower()
