@@ -36,10 +36,7 @@ def gather(data: DataConfig, imgsz: int, fast: bool = False) -> Gathered:
     looked = _on_all_cores(partial(look_at, fast=fast), list(paths), "looking at images")
     pictures = dict(zip(paths, looked, strict=True))
     for split, listing in listings.items():
-        files = (listing.images, listing.label_files)
-        twin = next(
-            (other for other in gathered.splits if (listings[other].images, listings[other].label_files) == files), ""
-        )
+        twin = _first_like(listing, {other: listings[other] for other in gathered.splits})
         gathered.splits[split] = gathered.splits[twin] if twin else _labelled(listing, pictures, split)
     for split, semantic in maps.items():
         files = (semantic.images, semantic.masks)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from utils.core.config import load_data
 from utils.core.errors import UserError
 from utils.core.files import run_folder, write_text
 from utils.core.log import LOGGER, progress
+from utils.datasets.fetch import provide
 from utils.datasets.generators.prepare import ensure
 from utils.gate import CHECKS
 from utils.gate.anchors import fit_to
@@ -33,7 +33,7 @@ def run_gate(settings: GateSettings) -> Report:
     """
     if settings.imgsz < 32:
         raise UserError(f"--imgsz {settings.imgsz}: at least 32 pixels")
-    data = load_data(settings.data)
+    data = provide(settings.data, settings.download)
     ensure(data)
     gathered = gather(data, settings.imgsz, settings.fast)
     report = Report(gathered, judge(gathered))
