@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"], key=lambda path: path.name
 )
-PROGRAMS = ("train", "val", "detect", "segment/train", "segment/val", "segment/predict", "convert")
+PROGRAMS = ("train", "val", "detect", "segment/train", "segment/val", "segment/predict", "convert", "check")
 PLACEHOLDERS = {"data/animals.yaml"}  # what readers are to write themselves
 OURS = re.compile(
     r"(?:utils|models|data|docs|tests|benchmarks|\.ci)/[\w./{},-]*|[\w-]+\.(?:py|toml)|requirements[\w-]*\.txt"

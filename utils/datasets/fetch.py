@@ -29,6 +29,7 @@ class Piece:
     to: str = "."  # folder below the data set's
     strip: int = 0  # leading folders of the archive that are left out
     keep: bool = False  # the file itself, though it is an archive
+    gives: str = ""  # below the data set's folder; where this is there already, nothing is fetched
 
     @property
     def name(self) -> str:
@@ -49,7 +50,7 @@ def pieces_of(data: DataConfig) -> list[Piece]:
 
 def _piece(entry: Any, where: str) -> Piece:
     values = {"url": entry} if isinstance(entry, str) else entry
-    kinds = {"url": str, "size": int, "sha256": str, "md5": str, "to": str, "strip": int, "keep": bool}
+    kinds = {"url": str, "size": int, "sha256": str, "md5": str, "to": str, "strip": int, "keep": bool, "gives": str}
     if not isinstance(values, dict) or "url" not in values:
         raise UserError(f"{where}: an address, or a table with `url:` is expected")
     for key, value in values.items():
@@ -64,10 +65,11 @@ def _piece(entry: Any, where: str) -> Piece:
     for name, digits in _HEX.items():
         if name in values and not re.fullmatch(rf"[0-9a-fA-F]{{{digits}}}", values[name]):
             raise UserError(f"{where}: `{name}:` has {digits} hexadecimal digits")
-    if Path(to).is_absolute() or ".." in Path(to).parts or "\\" in to:
-        raise UserError(f"{where}: `to: {to}` leads out of the data set's folder")
+    for key, place in (("to", to), ("gives", values.get("gives", ""))):
+        if Path(place).is_absolute() or ".." in Path(place).parts or "\\" in place:
+            raise UserError(f"{where}: `{key}: {place}` leads out of the data set's folder")
     wanted = Wanted(url, values.get("size"), values.get("sha256"), values.get("md5"))
-    piece = Piece(wanted, to, values.get("strip", 0), values.get("keep", False))
+    piece = Piece(wanted, to, values.get("strip", 0), values.get("keep", False), values.get("gives", ""))
     if piece.name in ("", ".", "..") or "/" in piece.name or "\\" in piece.name or "\0" in piece.name:
         raise UserError(f"{where}: {url[:80]!r} ends in no name of a file")
     return piece
@@ -84,8 +86,8 @@ def provide(text: str, download: bool) -> DataConfig:
         return data
     if dist.world_size() > 1:
         raise UserError(f"{data.source}: fetch the data before several processes start: check.py --data … --download")
-    pieces = pieces_of(data)
     root = destination(data)
+    pieces = [piece for piece in pieces_of(data) if not piece.gives or not (root / piece.gives).exists()]
     LOGGER.info(f"fetching {len(pieces)} files to {root}; the data have their own licence")
     fetch(pieces, root)
     data = load_data(text)
@@ -96,10 +98,12 @@ def provide(text: str, download: bool) -> DataConfig:
 
 
 def missing_places(data: DataConfig) -> list[Path]:
-    """Return the places for training and validation that are not there."""
-    places = [place for split in ("train", "val") for place in data.splits.get(split, ())]
-    if data.semantic is not None:
-        places += [place for split in ("train", "val") for place in data.semantic.splits.get(split, ())]
+    """Return the places and annotations of training and validation that are not there."""
+    places: list[Path] = []
+    for split in ("train", "val"):
+        places += [*data.splits.get(split, ()), *([data.annotations[split]] if split in data.annotations else [])]
+        if data.semantic is not None:
+            places += [*data.semantic.splits.get(split, ()), *data.semantic.masks.get(split, ())]
     return [place for place in places if not place.exists()]
 
 

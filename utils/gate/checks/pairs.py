@@ -22,7 +22,7 @@ def check_pairs(gathered: Gathered) -> Iterator[Finding]:
     """Yield images that lack a label file, label files and class maps that lack an image."""
     beside: dict[str, list[tuple[str, str]]] = {}  # by suffix of the label files: images and label files
     for split, images in gathered.splits.items():
-        if gathered.formats[split] not in ("yolo", "voc", "labelme"):
+        if gathered.formats[split] not in ("yolo", "voc", "labelme", "visdrone"):
             continue
         lacking = [one for one in images if not one.labels.present]
         for one in lacking:
