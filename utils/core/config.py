@@ -46,6 +46,7 @@ class DataConfig:
     defaults: dict[str, Any] = field(default_factory=dict)  # training options recommended for this data
     label_names: tuple[str, ...] = ()  # what the classes in the labels are called, where `names` are others
     semantic: SemanticConfig | None = None
+    download: Any = None  # as the YAML has it; utils/datasets/fetch.py knows what it means
 
     @property
     def num_classes(self) -> int:
@@ -71,7 +72,7 @@ class DataConfig:
         for place in self.splits[name]:
             if not place.exists():
                 tried = ", ".join(str(path) for path in _tried(self.source, self.root, place))
-                raise UserError(f"{self.source}: `{name}:` is not there; looked for {tried}")
+                raise UserError(f"{self.source}: `{name}:` is not there; looked for {tried}{self._how_to_fetch()}")
         return self.splits[name]
 
     def semantic_split(self, name: str) -> tuple[Path, ...]:
@@ -86,12 +87,21 @@ class DataConfig:
             for place in places:
                 if not place.exists():
                     tried = ", ".join(str(path) for path in _tried(self.source, root, place, "semantic"))
-                    raise UserError(f"{self.source}: `semantic.{what}:` is not there; looked for {tried}")
+                    where = f"{self.source}: `semantic.{what}:` is not there; looked for {tried}"
+                    raise UserError(where + self._how_to_fetch())
         return self.semantic.splits[name]
+
+    def _how_to_fetch(self) -> str:
+        """Return the end of a message about missing data: the command that fetches it, if the YAML says from where."""
+        if not isinstance(self.download, list) or not self.download:
+            return ""
+        name = self.source.name if self.source.parent == ROOT / "data" else self.source
+        return f"; to fetch it: python check.py --data {name} --download"
 
     def single_class(self) -> DataConfig:
         """Return the same data with every object of one class (`--single-cls`)."""
-        return self if self.num_classes == 1 else replace(self, names=("item",), label_names=self.names)
+        called = self.label_names or self.names
+        return self if self.num_classes == 1 else replace(self, names=("item",), label_names=called)
 
 
 def find_data(text: str) -> Path:
@@ -168,6 +178,8 @@ def load_data(text: str) -> DataConfig:
         generate=checked.generate,
         annotations={split: _place(root, text) for split, text in checked.annotations.items()},
         defaults=checked.defaults,
+        label_names=_label_names(path, checked.label_names, names),
+        download=checked.download,
         semantic=semantic,
     )
 
@@ -183,6 +195,12 @@ def _names(path: Path, given: list[Any] | dict[Any, Any], nc: int | None, block:
     if nc is not None and nc != len(given):
         raise UserError(f"{path}: `{block}nc: {nc}` but `{block}names` lists {len(given)} classes")
     return tuple(str(name) for name in given)
+
+
+def _label_names(path: Path, given: list[Any] | None, names: tuple[str, ...]) -> tuple[str, ...]:
+    if given is not None and len(given) != len(names):
+        raise UserError(f"{path}: `label_names` lists {len(given)} classes, `names` {len(names)}")
+    return tuple(str(name) for name in given or ())
 
 
 def _places(checked: Any) -> dict[str, tuple[str, ...]]:

@@ -54,6 +54,8 @@ def forms() -> tuple[Any, Any]:
         annotations: dict[str, str] = {}
         defaults: dict[str, Any] = {}
         semantic: SemanticYaml | None = None
+        download: Any = None  # of other tools it may be a program, which is no fault as long as nobody runs it
+        label_names: list[str | int] | None = None
 
     return DataYaml, SemanticYaml
 
@@ -66,6 +68,7 @@ _WANTED = {
     "generate": "a table of settings",
     "annotations": "a table of COCO JSON files by split (val: file.json)",
     "defaults": "a table of training options",
+    "label_names": "a list of what the labels or folders call the classes, in the order of `names`",
     "semantic": "a table that says where images with a class per pixel are",
     "semantic.names": "a list of class names, a table of them by number (0: road), or a file with one name a line",
     "semantic.masks": "a table of folders by split (train, val, test)",

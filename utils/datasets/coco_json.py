@@ -105,7 +105,7 @@ class _Building:
         self.annotation_faults: list[tuple[int, str]] = []
 
     def image(self, item: dict[str, Any]) -> None:
-        key, name = item.get("id"), item.get("file_name")
+        key, name = item.get("id"), item.get("file_name") or item.get("name")  # Argoverse-HD's key
         if not isinstance(key, (int, str)) or not isinstance(name, str) or not name:
             raise UserError(f"{self.path}: image number {len(self.names) + 1} needs an `id` and a `file_name`")
         if key in self.image_rows:

@@ -81,7 +81,7 @@ def _line(error: BaseException) -> str:
     return "unknown format or damaged header" if "cannot identify image file" in text else text[:160]
 
 
-def _orientation(image: PilImage) -> int:
+def orientation_of(image: PilImage) -> int:
     """Return the EXIF orientation, 1 to 8; 1 when there is none or it cannot be read."""
     try:
         value = image.getexif().get(274, 1)
@@ -90,7 +90,7 @@ def _orientation(image: PilImage) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Return the image as it is meant to be seen (EXIF 2.3, tag 274)."""
     if orientation >= 5:
         pixels = cv2.transpose(pixels)
@@ -118,7 +118,7 @@ def probe_image(path: Path, notes: list[str] | None = None, max_pixels: int = MA
             file.seek(max(0, file.tell() - _TAIL_BYTES))
             tail = file.read()
         with open_header(path, path, head, max_pixels) as image:
-            orientation, (width, height) = _orientation(image), image.size
+            orientation, (width, height) = orientation_of(image), image.size
             if notes is not None and image.format in ("JPEG", "MPO") and lacks_end(tail):
                 notes.append(f"{path}: JPEG cut short (no end marker); what is there is used")
             if image.format == "PNG" and b"IEND" not in tail:
@@ -145,7 +145,7 @@ def read_image(path: Path, notes: list[str] | None = None, max_pixels: int = MAX
 def decode_image(data: bytes, path: Path, notes: list[str] | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return the (H, W, 3) uint8 BGR image that the bytes of `path` hold; see `read_image`."""
     with open_header(io.BytesIO(data), path, data[:32], max_pixels) as header:
-        orientation = _orientation(header)
+        orientation = orientation_of(header)
         if header.format in ("JPEG", "MPO") and lacks_end(data):
             if notes is not None:
                 notes.append(f"{path}: JPEG cut short (no end marker); what is there is used")
@@ -155,7 +155,7 @@ def decode_image(data: bytes, path: Path, notes: list[str] | None = None, max_pi
         pixels = _decode_with_opencv(data)
         if pixels is None or sorted(pixels.shape[:2]) != sorted(header.size):
             pixels = _decode_with_pillow(header, path)
-    return np.ascontiguousarray(_upright(pixels, orientation))
+    return np.ascontiguousarray(upright(pixels, orientation))
 
 
 def _decode_with_opencv(data: bytes) -> np.ndarray | None:

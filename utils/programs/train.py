@@ -7,15 +7,16 @@ from functools import partial
 from typing import Any
 
 from utils.core.cli import explain, resolve_training
-from utils.core.config import DataConfig, load_data
+from utils.core.config import DataConfig
 from utils.core.errors import UserError
 from utils.core.files import ROOT
 from utils.core.log import LOGGER
+from utils.datasets.fetch import provide
 
 
 def train_task(task: str, parser: argparse.ArgumentParser, chosen: dict[str, Any]) -> dict[str, float]:
     """Train with the options `chosen` by name, the others as the data set recommends or `parser` has them."""
-    data = load_data(str(chosen.get("data", parser.get_default("data"))))
+    data = provide(str(chosen.get("data", parser.get_default("data"))), bool(chosen.get("download")))
     settings, origin = resolve_training(parser, chosen, recommended_for(task, data), data.source)
     if not settings.resume:
         LOGGER.info(explain(settings, origin))

@@ -17,6 +17,7 @@ from utils.core.cli import (
     to_namespace,
 )
 from utils.core.settings import ScoreSettings
+from utils.datasets.fetch import provide
 
 
 def scoring_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
@@ -78,6 +79,9 @@ def score_task(task: str, parser: argparse.ArgumentParser, chosen: dict[str, Any
     Without weights it is the newest training below `runs` that is scored.
     """
     settings = ScoreSettings.from_dict(vars(to_namespace(parser, chosen)))
+
+    if settings.data:
+        provide(settings.data, settings.download)
 
     from utils.backends.opening import open_subject  # torch is loaded here, so that --help answers at once
     from utils.engine.score import score

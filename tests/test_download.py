@@ -1,0 +1,356 @@
+"""Data sets from a web server: whole or not at all, continued where it broke off, and nothing in them is trusted."""
+
+import hashlib
+import http.server
+import io
+import tarfile
+import threading
+import zipfile
+from functools import partial
+
+import cv2
+import pytest
+from helpers_gate import scene
+
+import check
+from utils.core.config import load_data
+from utils.core.errors import UserError
+from utils.core.yaml_file import write_yaml
+from utils.datasets import http_file, unpack
+from utils.datasets.fetch import Piece, destination, fetch, pieces_of, provide
+from utils.datasets.http_file import Wanted, fetch_file
+
+BODY = bytes(range(256)) * 1000
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Gives out `files`; breaks off after `cuts[path]` bytes, each number once; notes what was asked for."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.cuts, self.asked, self.ranges, self.lies, self.version = {}, {}, [], True, {}, '"1"'
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def url(self, name):
+        return f"http://127.0.0.1:{self.server_port}/{name}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """One request."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        server, name = self.server, self.path[1:]
+        asked = self.headers.get("Range")
+        server.asked.append((name, asked))
+        if name not in server.files:
+            self.send_error(404, "Not Found")
+            return
+        data = server.files[name]
+        start = 0
+        if asked and server.ranges and self.headers.get("If-Range") == server.version:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        else:
+            self.send_response(200)
+        self.send_header("ETag", server.version)
+        if server.lies.get(name) is not None:
+            self.send_header("Content-Length", str(server.lies[name]))
+        else:
+            self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        cuts = server.cuts.get(name, [])
+        end = cuts.pop(0) if cuts else len(data)
+        self.wfile.write(data[start:end])
+        self.close_connection = True
+
+
+@pytest.fixture
+def server():
+    running = Server()
+    yield running
+    running.shutdown()
+    running.server_close()
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(http_file.time, "sleep", lambda seconds: None)
+
+
+def zip_of(files):
+    """Return the bytes of a zip; names may be ZipInfo."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return data.getvalue()
+
+
+def tar_of(files, mode="w:gz", **special):
+    """Return the bytes of a tar of files, and of one special member (name, type, linkname)."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode=mode) as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        if special:
+            info = tarfile.TarInfo(special["name"])
+            info.type, info.linkname = special["type"], special.get("linkname", "")
+            archive.addfile(info)
+    return data.getvalue()
+
+
+def everything(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# One file
+
+
+def test_a_file_is_fetched_checked_and_not_fetched_again(server, tmp_path):
+    server.files["a.bin"] = BODY
+    wanted = Wanted(server.url("a.bin"), len(BODY), hashlib.sha256(BODY).hexdigest(), hashlib.md5(BODY).hexdigest())
+    for _ in range(2):
+        fetch_file(wanted, tmp_path / "x" / "a.bin")
+    assert everything(tmp_path) == {"x/a.bin": BODY} and len(server.asked) == 1
+
+
+def test_what_broke_off_is_continued_in_the_same_run(server, tmp_path):
+    server.files["a.bin"], server.cuts["a.bin"] = BODY, [1000, 90_000]
+    fetch_file(Wanted(server.url("a.bin"), sha256=hashlib.sha256(BODY).hexdigest()), tmp_path / "a.bin")
+    assert everything(tmp_path) == {"a.bin": BODY}
+    assert [asked for _, asked in server.asked] == [None, "bytes=1000-", "bytes=90000-"]
+
+
+def test_what_an_earlier_run_left_is_continued_unless_the_file_has_changed(server, tmp_path):
+    for version, old in (('"1"', "bytes=5000-"), ('"2"', "bytes=5000-")):
+        server.files["a.bin"], server.version, server.asked = BODY, version, []
+        target = tmp_path / version.strip('"') / "a.bin"
+        target.parent.mkdir()
+        (target.parent / "a.bin.part").write_bytes(BODY[:5000])
+        (target.parent / "a.bin.part.version").write_text('"1"')
+        fetch_file(Wanted(server.url("a.bin")), target)
+        assert target.read_bytes() == BODY and server.asked == [("a.bin", old)]
+
+
+def test_a_server_that_knows_no_ranges_sends_everything_again(server, tmp_path):
+    server.files["a.bin"], server.cuts["a.bin"], server.ranges = BODY, [1000], False
+    fetch_file(Wanted(server.url("a.bin")), tmp_path / "a.bin")
+    assert (tmp_path / "a.bin").read_bytes() == BODY
+
+
+def test_a_server_that_keeps_breaking_off_ends_in_one_line_and_the_part_is_kept(server, tmp_path):
+    server.files["a.bin"], server.cuts["a.bin"] = BODY, [1000] * 9
+    with pytest.raises(UserError, match=r"cannot be fetched \(broke off after 1000 of 256000 bytes\); .* is kept"):
+        fetch_file(Wanted(server.url("a.bin")), tmp_path / "a.bin")
+    assert (tmp_path / "a.bin.part").read_bytes() == BODY[:1000] and not (tmp_path / "a.bin").exists()
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        ({"sha256": "0" * 64}, "sha256 .* instead of 0000"),
+        ({"md5": "0" * 32}, "md5 .* instead of 0000"),
+        ({"size": 5}, "has 256000 bytes, 5 are expected"),
+    ],
+)
+def test_another_file_than_expected_is_not_kept(known, message, server, tmp_path):
+    server.files["a.bin"] = BODY
+    with pytest.raises(UserError, match=message):
+        fetch_file(Wanted(server.url("a.bin"), **known), tmp_path / "a.bin")
+    assert everything(tmp_path) == {}
+
+
+def test_a_missing_file_or_server_is_one_line(server, tmp_path):
+    with pytest.raises(UserError, match="answers 404 Not Found"):
+        fetch_file(Wanted(server.url("none.bin")), tmp_path / "a.bin")
+    with pytest.raises(UserError, match="cannot be fetched"):
+        fetch_file(Wanted("http://127.0.0.1:9/none.bin"), tmp_path / "a.bin")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Archives
+
+
+@pytest.mark.parametrize(("name", "make"), [
+    ("a.zip", zip_of), ("a.tar", partial(tar_of, mode="w")), ("a.tar.gz", tar_of), ("a.tgz", tar_of),
+    ("a.tar.xz", partial(tar_of, mode="w:xz")), ("a.tar.bz2", partial(tar_of, mode="w:bz2")),
+])  # fmt: skip
+def test_archives_are_unpacked_without_leading_folders_and_leavings_of_macs(name, make, tmp_path):
+    files = {f"set/images/{number}.txt": b"%d" % number for number in range(30)}
+    (tmp_path / name).write_bytes(make(files | {"__MACOSX/set/._x": b"?", "set/.DS_Store": b"?"}))
+    assert unpack.unpack(tmp_path / name, tmp_path / "out", strip=1) == 30
+    assert everything(tmp_path / "out") == {f"images/{number}.txt": b"%d" % number for number in range(30)}
+
+
+def linked(name):
+    info = zipfile.ZipInfo(name)
+    info.external_attr = 0o120777 << 16
+    return info
+
+
+HOSTILE = {
+    "a way out": ("a.zip", zip_of({"../evil.txt": b"x"}), "outside of its folder"),
+    "a way out in the middle": ("a.zip", zip_of({"a/../../evil.txt": b"x"}), "outside of its folder"),
+    "a way out with backslashes": ("a.zip", zip_of({"..\\evil.txt": b"x"}), "outside of its folder"),
+    "an absolute path": ("a.zip", zip_of({"/evil.txt": b"x"}), "outside of its folder"),
+    "a drive": ("a.zip", zip_of({"C:/evil.txt": b"x"}), "outside of its folder"),
+    "a link in a zip": ("a.zip", zip_of({linked("evil"): b"/etc"}), "link or a device"),
+    "a way out of a tar": ("a.tar.gz", tar_of({"../evil.txt": b"x"}), "outside of its folder"),
+    "a symbolic link": ("a.tgz", tar_of({}, name="evil", type=tarfile.SYMTYPE, linkname="/etc"), "link or a device"),
+    "a hard link": ("a.tgz", tar_of({}, name="evil", type=tarfile.LNKTYPE, linkname="/etc/passwd"), "link or a device"),
+    "a device": ("a.tgz", tar_of({}, name="evil", type=tarfile.CHRTYPE), "link or a device"),
+    "a pipe": ("a.tgz", tar_of({}, name="evil", type=tarfile.FIFOTYPE), "link or a device"),
+    "half a zip": ("a.zip", zip_of({"a": BODY})[:-30], "damaged archive"),
+    "half a tar": ("a.tar.gz", tar_of({"a": BODY})[:-300], "damaged archive"),
+    "no zip": ("a.zip", b"<!doctype html>", "damaged archive"),
+    "no tar": ("a.tar", b"<!doctype html>", "damaged archive"),
+    "nothing": ("a.zip", zip_of({}), "no files in it"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_and_damaged_archives_are_refused_and_nothing_lies_outside(what, tmp_path):
+    name, data, message = HOSTILE[what]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        unpack.unpack(tmp_path / name, tmp_path / "deep" / "out")
+    assert all(path.startswith("deep/out/") for path in everything(tmp_path) if path != name)
+    assert not [path for path in tmp_path.rglob("*") if path.is_symlink() or path.is_fifo()]
+
+
+def test_a_flipped_byte_in_a_zip_is_noticed(tmp_path):
+    data = bytearray(zip_of({"a.bin": BODY}))
+    data[200] ^= 255
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(UserError, match="damaged archive"):
+        unpack.unpack(tmp_path / "a.zip", tmp_path / "out")
+
+
+@pytest.mark.parametrize("make", [zip_of, tar_of])
+def test_a_bomb_is_stopped_by_what_comes_out_of_it(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(unpack, "ALLOWANCE", 1000)
+    path = tmp_path / ("a.zip" if make is zip_of else "a.tgz")
+    path.write_bytes(make({"zeros": bytes(20_000_000)}))
+    with pytest.raises(UserError, match="unpacks to more than"):
+        unpack.unpack(path, tmp_path / "out")
+    assert (tmp_path / "out" / "zeros").stat().st_size <= 1000 + 100 * path.stat().st_size
+
+
+def test_too_many_files_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpack, "MAX_FILES", 3)
+    (tmp_path / "a.zip").write_bytes(zip_of({f"{number}": b"" for number in range(5)}))
+    with pytest.raises(UserError, match="more than 3 files"):
+        unpack.unpack(tmp_path / "a.zip", tmp_path / "out")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Data sets
+
+
+def picture_bytes(seed):
+    return cv2.imencode(".jpg", scene(seed, (48, 64)))[1].tobytes()
+
+
+def served_set(server, folder, **entry):
+    """Serve images and labels as two archives; return a data YAML that names them."""
+    names = [f"set/images/{split}/{number}.jpg" for split in ("train", "val") for number in range(3)]
+    images = {name: picture_bytes(seed) for seed, name in enumerate(names)}
+    labels = {name.replace("images", "labels").replace("jpg", "txt"): b"0 .5 .5 .4 .4\n" for name in images}
+    server.files |= {"images.zip": zip_of(images), "labels.tgz": tar_of(labels)}
+    checksum = hashlib.sha256(server.files["images.zip"]).hexdigest()
+    first = {"url": server.url("images.zip"), "sha256": checksum, "strip": 1} | entry
+    download = [first, {"url": server.url("labels.tgz"), "strip": 1}]
+    folder.mkdir(exist_ok=True)
+    write_yaml(folder / "set.yaml", {
+        "path": "set", "train": "images/train", "val": "images/val", "names": ["a"], "download": download,
+    })  # fmt: skip
+    return folder / "set.yaml"
+
+
+def test_nothing_is_fetched_unasked_and_the_error_names_the_command(server, tmp_path):
+    path = served_set(server, tmp_path)
+    with pytest.raises(UserError, match=rf"to fetch it: python check.py --data {path} --download"):
+        provide(str(path), download=False).split("train")
+    assert server.asked == [] and not (tmp_path / "set").exists()
+
+
+def test_a_data_set_is_fetched_once_and_then_checked(server, tmp_path):
+    path = served_set(server, tmp_path)
+    line = ["--data", str(path), "--download", "--project", str(tmp_path / "runs"), "--imgsz", "64"]
+    check.main(line)
+    assert sorted(everything(tmp_path / "set"))[::5] == ["images/train/0.jpg", "images/val/2.jpg", "labels/val/1.txt"]
+    assert [name for name, _ in server.asked] == ["images.zip", "labels.tgz"]
+    check.main(line)
+    assert len(server.asked) == 2 and not (tmp_path / "set.download").exists()
+
+
+def test_a_run_that_failed_in_the_middle_leaves_nothing_in_place_and_goes_on_later(server, tmp_path):
+    path = served_set(server, tmp_path)
+    whole = server.files.pop("labels.tgz")
+    with pytest.raises(UserError, match="404"):
+        provide(str(path), download=True)
+    assert not (tmp_path / "set").exists()
+    server.files["labels.tgz"] = whole
+    provide(str(path), download=True)
+    assert len(everything(tmp_path / "set")) == 12
+    assert [name for name, _ in server.asked] == ["images.zip", "labels.tgz", "labels.tgz"]
+
+
+def test_files_that_are_there_already_stay_as_they_are(server, tmp_path):
+    path = served_set(server, tmp_path)
+    (tmp_path / "set" / "labels" / "train").mkdir(parents=True)
+    (tmp_path / "set" / "labels" / "train" / "0.txt").write_text("my own")
+    provide(str(path), download=True)
+    assert (tmp_path / "set" / "labels" / "train" / "0.txt").read_text() == "my own"
+    assert len(everything(tmp_path / "set")) == 12
+
+
+def test_a_wrong_checksum_or_an_archive_of_something_else_leaves_no_data_set(server, tmp_path):
+    path = served_set(server, tmp_path, sha256="0" * 64)
+    with pytest.raises(UserError, match="not the file that is expected"):
+        provide(str(path), download=True)
+    assert not (tmp_path / "set").exists()
+    path = served_set(server, tmp_path / "other", to="elsewhere")
+    with pytest.raises(UserError, match=r"was fetched .* is not there"):
+        provide(str(path), download=True)
+
+
+def test_files_may_be_kept_as_they_are_in_a_folder_of_their_own(server, tmp_path):
+    server.files |= {"a.json": b"{}", "b.zip": zip_of({"x": b""})}
+    pieces = [Piece(Wanted(server.url("a.json")), "annotations"), Piece(Wanted(server.url("b.zip")), keep=True)]
+    fetch(pieces, tmp_path / "set")
+    assert everything(tmp_path / "set") == {"annotations/a.json": b"{}", "b.zip": server.files["b.zip"]}
+
+
+WRONG = {
+    "a program": ("bash get_data.sh", "programs are never run"),
+    "Python": ("from x import y\ny()", "programs are never run"),
+    "a file of this machine": (["file:///etc/passwd"], "no http or https address"),
+    "a folder": (["https://a.org/b/"], "no http or https address"),
+    "an unknown key": ([{"url": "https://a.org/b.zip", "run": "x"}], "unknown key 'run'"),
+    "no address": ([{"size": 3}], "an address, or a table"),
+    "half a checksum": ([{"url": "https://a.org/b.zip", "sha256": "12"}], "64 hexadecimal digits"),
+    "a way out": ([{"url": "https://a.org/b.zip", "to": "../x"}], "leads out"),
+    "a way out in the name": (["https://a.org/b/%2e%2e"], "no name of a file"),
+    "a negative size": ([{"url": "https://a.org/b.zip", "size": -1}], "does not fit"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_download_that_is_no_list_of_addresses_is_refused_but_the_yaml_still_loads(what, tmp_path):
+    value, message = WRONG[what]
+    write_yaml(tmp_path / "a.yaml", {"train": "x", "val": "x", "names": ["a"], "download": value})
+    with pytest.raises(UserError, match=message):
+        pieces_of(load_data(str(tmp_path / "a.yaml")))
+
+
+def test_sets_of_ours_go_where_data_sets_lie(tmp_path, monkeypatch):
+    monkeypatch.setenv("YOLOv5_DATASETS_DIR", str(tmp_path))
+    assert destination(load_data("VOC")) == tmp_path / "VOC"
