@@ -32,8 +32,10 @@ from utils.core.seed import generator, seed_everything
 from utils.core.settings import TrainSettings
 from utils.engine.ema import ModelEma
 from utils.engine.optim import build_optimizer
+from utils.engine.optimizers import OPTIMIZERS
 from utils.engine.run import Run
 from utils.engine.schedule import Schedule
+from utils.engine.schedules import SCHEDULES
 from utils.engine.state import find_last, load_resumable, restore
 from utils.loggers import Loggers
 from utils.losses import LOSSES
@@ -49,6 +51,8 @@ def assemble(choose: Callable[[Collection[str]], Task], settings: TrainSettings)
     if settings.resume:
         checkpoint = load_resumable(find_last(settings.resume, Path(settings.project)))
         settings = _resumed_settings(settings, checkpoint)
+    for registry, name in ((OPTIMIZERS, settings.optimizer), (SCHEDULES, settings.curve)):
+        registry.get(name)  # a wrong name is an error before anything is loaded
     device = select_device(settings.device)
     dist.start(device)
     seed_everything(settings.seed + dist.rank())
@@ -69,6 +73,7 @@ def assemble(choose: Callable[[Collection[str]], Task], settings: TrainSettings)
         _fit_anchors(network, train_loader, hyp, settings)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = ModelEma(network)
+    network.checkpointing = settings.checkpointing
     mixed = autocast_dtype(device, settings.amp)
     run = Run(
         task=task,
@@ -82,9 +87,9 @@ def assemble(choose: Callable[[Collection[str]], Task], settings: TrainSettings)
         ema=ema,
         losses=build_losses(network, hyp, settings.imgsz[0], device),
         gains=task.gains(hyp),
-        optimizer=build_optimizer(network, settings.optimizer, hyp, settings.batch_size, device),
+        optimizer=_optimizer(network, settings, hyp, device),
         scaler=torch.amp.GradScaler(device.type, enabled=mixed is torch.float16),
-        schedule=Schedule(hyp, settings.epochs, train_loader.num_batches, settings.batch_size, settings.cos_lr),
+        schedule=Schedule.of(settings, hyp, train_loader.num_batches),
         train_loader=train_loader,
         val_loader=val_loader,
         loggers=Loggers(("csv", *settings.log)),
@@ -272,6 +277,25 @@ def _fit_anchors(network: Network, loader: Loader, hyp: Hyp, settings: TrainSett
         if new is not None:
             levels = torch.from_numpy(new).float().reshape(len(spec.strides), -1, 2)
             network.set_anchors(name, levels.half().float())  # what a half-precision checkpoint can hold
+
+
+def _optimizer(network: Network, settings: TrainSettings, hyp: Hyp, device: torch.device) -> Any:
+    """Build the optimizer; options about layers need a network that is described layer by layer."""
+    for option, given, rows in (
+        ("--layer-decay", settings.layer_decay < 1, min(network.head_rows.values())),
+        ("--backbone-warmup", settings.backbone_warmup > 0, len(network.architecture["backbone"])),
+    ):
+        if given and not rows:
+            raise UserError(f"{option}: this network is one layer, {settings.cfg or settings.weights}")
+    return build_optimizer(
+        network,
+        settings.optimizer,
+        hyp,
+        int(settings.batch_size),
+        device,
+        layer_decay=settings.layer_decay,
+        backbone_apart=settings.backbone_warmup > 0,
+    )
 
 
 def build_losses(network: Network, hyp: Hyp, image_size: int, device: torch.device) -> dict[str, Any]:
