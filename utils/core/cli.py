@@ -135,7 +135,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("schedule")
     add, switch, alias = group.add_argument, switches(group), aliases(group)
     add("--epochs", type=int, default=100, help="passes over the training images")
-    add("--batch-size", type=int, default=16, help="images per step over all processes")
+    add_batch_size(group, 16)
     add_optimizer(group, "SGD")
     alias("--adam", "optimizer", "Adam", "the same as --optimizer Adam")
     add("--label-smoothing", type=float, default=None, help="label smoothing epsilon; replaces the hyp file's")
@@ -146,6 +146,18 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     switch("--multi-scale", "random image size, 0.5 to 1.5 times, per batch")
     switch("--noautoanchor", "keep the anchors whatever the labels look like")
     switch("--autobalance", "balance the objectness loss of the levels during training")
+
+
+def add_batch_size(group: Any, default: int) -> None:
+    """Add --batch-size of a training, which may be left to the device."""
+    text = "images per step over all processes; -1: what suits the device; 0.6: what fits 60 %% of its free memory"
+    group.add_argument("--batch-size", type=batch_size, default=default, help=text)
+
+
+def batch_size(text: str) -> float:
+    """Return what --batch-size says, a whole number where it can be one."""
+    number = float(text)
+    return int(number) if number == int(number) else number
 
 
 def add_optimizer(group: Any, default: str) -> None:
@@ -286,7 +298,7 @@ def _recommended(action: argparse.Action, value: Any, source: Path) -> Any:
     if action.nargs == 0:
         fits = isinstance(value, bool)
     else:
-        kinds: Any = {int: int, float: (int, float)}.get(action.type, str)  # type: ignore[call-overload]
+        kinds: Any = {int: int, float: (int, float), batch_size: (int, float)}.get(action.type, str)
         fits = all(isinstance(one, kinds) and not isinstance(one, bool) for one in values)
         fits = fits and (action.choices is None or all(one in action.choices for one in values))
     if not fits:

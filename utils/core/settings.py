@@ -52,7 +52,7 @@ class TrainSettings:
     data: str = "data/shapes.yaml"
     hyp: str = "hyp.scratch-low.yaml"
     epochs: int = 100
-    batch_size: int = 16
+    batch_size: float = 16  # -1, or a share of the free memory below 1: chosen when the network is known
     imgsz: tuple[int, ...] = (640,)
     rect: bool = False
     resume: str = ""
@@ -113,9 +113,9 @@ class TrainSettings:
     download: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch_size == -1:
-            raise UserError("--batch-size -1: choosing the batch by itself is not there yet; give a number")
-        for name, low in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("patience", 0), ("save_steps", 0),
+        if not self.auto_batch and (self.batch_size < 1 or self.batch_size % 1):
+            raise UserError(f"--batch-size {self.batch_size:g}: a number of images, -1, or a share of memory like 0.8")
+        for name, low in (("epochs", 1), ("workers", 0), ("patience", 0), ("save_steps", 0),
                           ("mosaic_window", 0), ("mask_ratio", 1), ("seg_interval", 1)):  # fmt: skip
             if getattr(self, name) < low:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {low}")
@@ -132,11 +132,16 @@ class TrainSettings:
                 raise UserError(f"--{name} {getattr(self, name)}: one of {', '.join(filter(None, allowed))}")
         if self.label_smoothing is not None and not 0 <= self.label_smoothing < 1:
             raise UserError(f"--label-smoothing {self.label_smoothing}: from 0 to below 1")
-        if self.quad and self.batch_size % 4:
+        if self.quad and not self.auto_batch and self.batch_size % 4:
             raise UserError(f"--quad joins four images into one: --batch-size {self.batch_size} must divide by 4")
         self._check_schedule()
         self._check_pixels()
         self._check_classifier()
+
+    @property
+    def auto_batch(self) -> bool:
+        """Tell whether the batch size is to be chosen by the device."""
+        return self.batch_size == -1 or 0 < self.batch_size < 1
 
     @property
     def curve(self) -> str:

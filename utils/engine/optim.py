@@ -32,7 +32,7 @@ def parameter_groups(network: nn.Module) -> dict[str, list[nn.Parameter]]:
     return groups
 
 
-def layer_scales(network: nn.Module, decay: float) -> dict[str, float]:
+def layer_scales(network: Any, decay: float) -> dict[str, float]:
     """Return by which factor each layer's rate differs, by the prefix of its parameters' names.
 
     Heads learn at the full rate, and every layer `decay` times as fast as the one after it (Howard and Ruder 2018).
@@ -41,7 +41,7 @@ def layer_scales(network: nn.Module, decay: float) -> dict[str, float]:
     return {f"model.{row}.": decay ** max(first_head - row, 0) for row in range(len(network.model))}
 
 
-def _grouped(network: nn.Module, layer_decay: float, backbone_apart: bool) -> list[dict[str, Any]]:
+def _grouped(network: Any, layer_decay: float, backbone_apart: bool) -> list[dict[str, Any]]:
     """Return the groups of parameters by role, and where layers learn at rates of their own also by layer."""
     by_role = parameter_groups(network)
     if layer_decay == 1 and not backbone_apart:
@@ -55,7 +55,7 @@ def _grouped(network: nn.Module, layer_decay: float, backbone_apart: bool) -> li
             name = names[parameter]
             scale = next((scale for prefix, scale in scales.items() if name.startswith(prefix)), 1.0)
             in_backbone = backbone_apart and name.startswith(backbone)
-            blank = {"params": [], "role": role, "scale": scale, "backbone": in_backbone}
+            blank: dict[str, Any] = {"params": [], "role": role, "scale": scale, "backbone": in_backbone}
             groups.setdefault((role, scale, in_backbone), blank)["params"].append(parameter)
     return list(groups.values())
 

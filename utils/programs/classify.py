@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.core.cli import (
+    add_batch_size,
     add_device,
     add_download,
     add_image_size,
@@ -42,7 +43,7 @@ def class_training_parser(description: str | None) -> argparse.ArgumentParser:
     group = parser.add_argument_group("schedule")
     add, switch = group.add_argument, switches(group)
     add("--epochs", type=int, default=10, help="passes over the training images")
-    add("--batch-size", type=int, default=64, help="images per step over all processes")
+    add_batch_size(group, 64)
     add_optimizer(group, "Adam")
     add("--lr0", type=float, default=None, help="learning rate at the start; empty: the hyp file's (0.001)")
     add("--decay", type=float, default=None, help="weight decay; empty: the hyp file's (0.00005)")
