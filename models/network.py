@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.classes import main_head
+from models.sparing import run_sparingly
 from utils.core.contracts import Decoded, HeadSpec, Raw
 
 INPUT = -1  # as a source: the images
@@ -42,9 +43,11 @@ class Network(nn.Module):
         for name, values in architecture.get("normalise", {}).items():  # constants: not part of the weights
             self.register_buffer(f"_{name}", torch.tensor(values).view(-1, 1, 1), persistent=False)
         self._head_rows = {str(layer.name): i for i, layer in enumerate(layers) if hasattr(layer, "decode")}
+        self._heads_at = frozenset(self._head_rows.values())
         self.task = str(main_head(list(self.heads.values())).name)
         self.names = self.class_names[self.task]
         last_use = {source: row for row, route in enumerate(self.routes) for source in route.sources}
+        self.checkpointing = False  # in training: keep layers' inputs only, and compute what is inside them twice
         self._used = frozenset(last_use)
         self._finished = tuple(
             tuple(source for source, last in last_use.items() if last == row) for row in range(len(self.routes))
@@ -93,7 +96,9 @@ class Network(nn.Module):
         raw: dict[str, Raw] = {}
         for row, (layer, route) in enumerate(zip(self.model, self.routes, strict=True)):
             inputs = [kept[source] for source in route.sources]
-            output = layer(inputs if route.joined else inputs[0])
+            given = inputs if route.joined else inputs[0]
+            spared = self.checkpointing and self.training and row not in self._heads_at
+            output = run_sparingly(layer, given) if spared else layer(given)
             if isinstance(output, dict):
                 raw[str(layer.name)] = output
             elif row in self._used:

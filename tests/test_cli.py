@@ -100,7 +100,7 @@ def test_an_unknown_recommendation_is_an_error():
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("--batch-size -1", "batch"), ("--epochs 0", "epochs"), ("--imgsz 8", "imgsz"), ("--imgsz 1 2 3", "imgsz"),
+        ("--batch-size 0", "batch"), ("--epochs 0", "epochs"), ("--imgsz 8", "imgsz"), ("--imgsz 1 2 3", "imgsz"),
         ("--workers -2", "workers"), ("--label-smoothing 1", "label-smoothing"), ("--quad --batch-size 6", "quad"),
     ],
 )  # fmt: skip

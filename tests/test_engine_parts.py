@@ -9,17 +9,19 @@ from torch import nn
 from utils.core.hyp import Hyp
 from utils.engine.ema import ModelEma, decay_at
 from utils.engine.optim import build_optimizer, clip_gradients, parameter_groups
-from utils.engine.schedule import Schedule, cosine, linear
+from utils.engine.schedule import Schedule
+from utils.engine.schedules import Moment
+from utils.engine.schedules.curves import cosine, linear
 
 
 @pytest.mark.parametrize(("epoch", "factor"), [(0, 1), (1, 0.9967), (150, 0.505), (299, 0.0133), (300, 0.01)])
 def test_linear_rate_g9(epoch, factor):
-    assert linear(epoch / 300, 0.01) == pytest.approx(factor, abs=5e-5)
+    assert linear(Moment(epoch, 300)) == pytest.approx(factor, abs=5e-5)
 
 
 def test_cosine_rate_g9():
-    assert cosine(1 / 300, 0.01) == pytest.approx(0.999973, abs=1e-6)
-    assert cosine(299 / 300, 0.01) == pytest.approx(0.010027, abs=1e-6)
+    assert cosine(Moment(1, 300)) == pytest.approx(0.999973, abs=1e-6)
+    assert cosine(Moment(299, 300)) == pytest.approx(0.010027, abs=1e-6)
 
 
 def network():
@@ -41,7 +43,7 @@ def test_decay_falls_on_weights_alone_and_follows_the_images_per_update():
         assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, pytest.approx(decay), 0.0]
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSProp"])
 def test_fused_steps_equal_the_plain_optimizer(name):
     torch.manual_seed(0)
     ours = network().to(memory_format=torch.channels_last)
@@ -55,8 +57,11 @@ def test_fused_steps_equal_the_plain_optimizer(name):
     ]
     if name == "SGD":
         reference = torch.optim.SGD(groups, lr=0.1, momentum=hyp.momentum, nesterov=True, foreach=False)
+    elif name == "RMSProp":
+        reference = torch.optim.RMSprop(groups, lr=0.1, momentum=hyp.momentum, foreach=False)
     else:
-        reference = getattr(torch.optim, name)(groups, lr=0.1, betas=(hyp.momentum, 0.999), foreach=False)
+        more = {"decoupled_weight_decay": True} if name in ("NAdam", "RAdam") else {}
+        reference = getattr(torch.optim, name)(groups, lr=0.1, betas=(hyp.momentum, 0.999), foreach=False, **more)
     for step in range(3):
         for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
             b.grad = torch.randn(b.shape, generator=torch.Generator().manual_seed(step))

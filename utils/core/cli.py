@@ -13,7 +13,15 @@ from typing import Any, NoReturn
 from utils.core import dist
 from utils.core.errors import UserError
 from utils.core.log import LOGGER, set_up_console
-from utils.core.settings import DESIGNS, OPTIMIZERS, PRECISIONS, SEG_MODES, TrainSettings
+from utils.core.settings import (
+    DESIGNS,
+    MINDSPORE_SCHEDULES,
+    OPTIMIZERS,
+    PRECISIONS,
+    SCHEDULES,
+    SEG_MODES,
+    TrainSettings,
+)
 
 _MISSING = object()
 _USERS_FAULT = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EMFILE, errno.ENAMETOOLONG}
@@ -127,11 +135,9 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("schedule")
     add, switch, alias = group.add_argument, switches(group), aliases(group)
     add("--epochs", type=int, default=100, help="passes over the training images")
-    add("--batch-size", type=int, default=16, help="images per step over all processes")
-    add("--optimizer", choices=OPTIMIZERS, default="SGD", help="optimizer")
+    add_batch_size(group, 16)
+    add_optimizer(group, "SGD")
     alias("--adam", "optimizer", "Adam", "the same as --optimizer Adam")
-    switch("--cos-lr", "cosine instead of linear learning-rate curve")
-    alias("--linear-lr", "cos_lr", False, "linear learning-rate curve (the default)")
     add("--label-smoothing", type=float, default=None, help="label smoothing epsilon; replaces the hyp file's")
     add("--patience", type=int, default=100, help="epochs without a better result before stopping; 0: never stop")
     add("--fitness", nargs="+", type=float, default=[], metavar="WEIGHT", help="of the scores that rank epochs")
@@ -142,6 +148,57 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     switch("--autobalance", "balance the objectness loss of the levels during training")
 
 
+def add_batch_size(group: Any, default: int) -> None:
+    """Add --batch-size of a training, which may be left to the device."""
+    text = "images per step over all processes; -1: what suits the device; 0.6: what fits 60 %% of its free memory"
+    group.add_argument("--batch-size", type=batch_size, default=default, help=text)
+
+
+def batch_size(text: str) -> float:
+    """Return what --batch-size says, a whole number where it can be one."""
+    number = float(text)
+    return int(number) if number == int(number) else number
+
+
+def add_optimizer(group: Any, default: str) -> None:
+    """Add the optimizer, the learning-rate curve, and how fast layers of a trained network learn."""
+    add, switch, alias = group.add_argument, switches(group), aliases(group)
+    add("--optimizer", default=default, metavar="NAME", help=f"one of {', '.join(OPTIMIZERS)}")
+    add("--schedule", default="", metavar="NAME", help=f"learning-rate curve: {', '.join(SCHEDULES)}; empty: linear")
+    switch("--cos-lr", "the same as --schedule cosine")
+    alias("--linear-lr", "cos_lr", False, "linear learning-rate curve (the default)")
+    group.add_argument(
+        "--lr_scheduler", dest="schedule", action=_MindSporeName, default=argparse.SUPPRESS, metavar="NAME",
+        help="learning-rate curve by MindSpore's names; its exponential is multi-step",
+    )  # fmt: skip
+    add("--lr-epochs", nargs="+", type=int, default=[], metavar="N", help="epochs at which multi-step falls")
+    group.add_argument(
+        "--lr_epochs", dest="lr_epochs", type=_comma_list, default=argparse.SUPPRESS, metavar="N,N",
+        help="the same in MindSpore's spelling",
+    )  # fmt: skip
+    add("--lr-gamma", "--lr_gamma", type=float, default=0.1, help="factor of multi-step")
+    add("--lr-cycles", type=int, default=3, help="cycles of cosine-restarts")
+    add("--lr-power", type=float, default=0.9, help="exponent of polynomial")
+    add("--layer-decay", type=float, default=1.0, help="each layer learns so many times as fast as the next; 1: alike")
+    add("--backbone-warmup", type=float, default=0.0, help="epochs in which the backbone's rate rises from 0")
+
+
+class _MindSporeName(argparse.Action):
+    """Put MindSpore's name of a schedule down as ours."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        if values not in MINDSPORE_SCHEDULES:
+            raise argparse.ArgumentError(self, f"{values!r}: one of {', '.join(MINDSPORE_SCHEDULES)}")
+        setattr(namespace, self.dest, MINDSPORE_SCHEDULES[values])
+
+
+def _comma_list(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: numbers of epochs like 220,250") from error
+
+
 def add_regime(parser: argparse.ArgumentParser) -> None:
     """Add precision, processes and seed of a training."""
     group = parser.add_argument_group("precision and processes")
@@ -149,6 +206,7 @@ def add_regime(parser: argparse.ArgumentParser) -> None:
     add_device(group)  # type: ignore[arg-type]
     add("--amp", choices=PRECISIONS, default="auto", help="precision; auto: mixed where the device has it in hardware")
     switch("--compile", "compile the network with torch.compile")
+    switch("--checkpointing", "less memory: compute what is between layers again when gradients need it")
     switch("--sync-bn", "share BatchNorm statistics between GPUs")
     add("--workers", type=int, default=8, help="data-loading processes per process, at most one a core")
     add("--seed", type=int, default=0, help="seed of everything random")
@@ -220,6 +278,9 @@ def resolve_training(
     if not {"weights", "cfg", "hyp"} & {name for name, value in chosen.items() if str(value).strip()}:
         values |= recommended
         origin |= dict.fromkeys(recommended, str(source))
+    for one, other in (("schedule", "cos_lr"), ("cos_lr", "schedule")):  # two ways to say the same thing
+        if one in chosen and other not in chosen:
+            values[other] = parser.get_default(other)
     values |= chosen
     origin |= dict.fromkeys(chosen, "command line")
     for name in ("weights", "cfg"):
@@ -237,7 +298,7 @@ def _recommended(action: argparse.Action, value: Any, source: Path) -> Any:
     if action.nargs == 0:
         fits = isinstance(value, bool)
     else:
-        kinds: Any = {int: int, float: (int, float)}.get(action.type, str)  # type: ignore[call-overload]
+        kinds: Any = {int: int, float: (int, float), batch_size: (int, float)}.get(action.type, str)
         fits = all(isinstance(one, kinds) and not isinstance(one, bool) for one in values)
         fits = fits and (action.choices is None or all(one in action.choices for one in values))
     if not fits:

@@ -3,11 +3,23 @@
 import dataclasses
 import math
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 from utils.core.errors import UserError
 
-OPTIMIZERS = ("SGD", "Adam", "AdamW", "RMSProp")
+OPTIMIZERS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSProp")  # what the help lists; files may add others
+SCHEDULES = (
+    "linear", "cosine", "exponential", "multi-step", "cosine-restarts", "polynomial", "one-cycle", "constant",
+)  # fmt: skip
+MINDSPORE_SCHEDULES = {  # its names to ours (behaviour.md 13.7)
+    "exponential": "multi-step",
+    "step": "multi-step",
+    "multi_step": "multi-step",
+    "cosine_annealing": "cosine",
+    "cosine_annealing_V2": "cosine_annealing_V2",
+    "cosine_annealing_sample": "cosine_annealing_sample",
+}
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 MAX_IMAGE_PX = 16384  # no memory holds the feature maps of more
 DESIGNS = ("psp", "bise", "lab", "base")  # of semantic heads
@@ -40,7 +52,7 @@ class TrainSettings:
     data: str = "data/shapes.yaml"
     hyp: str = "hyp.scratch-low.yaml"
     epochs: int = 100
-    batch_size: int = 16
+    batch_size: float = 16  # -1, or a share of the free memory below 1: chosen when the network is known
     imgsz: tuple[int, ...] = (640,)
     rect: bool = False
     resume: str = ""
@@ -62,7 +74,15 @@ class TrainSettings:
     quad: bool = False
     mask_ratio: int = 4
     no_overlap: bool = False
+    schedule: str = ""
     cos_lr: bool = False
+    lr_epochs: tuple[int, ...] = ()
+    lr_gamma: float = 0.1
+    lr_cycles: int = 3
+    lr_power: float = 0.9
+    layer_decay: float = 1.0
+    backbone_warmup: float = 0.0
+    checkpointing: bool = False
     label_smoothing: float | None = None
     lr0: float | None = None
     decay: float | None = None
@@ -93,10 +113,9 @@ class TrainSettings:
     download: bool = False
 
     def __post_init__(self) -> None:
-        self._check_overrides()
-        if self.batch_size == -1:
-            raise UserError("--batch-size -1: choosing the batch by itself is not there yet; give a number")
-        for name, low in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("patience", 0), ("save_steps", 0),
+        if not self.auto_batch and (self.batch_size < 1 or self.batch_size % 1):
+            raise UserError(f"--batch-size {self.batch_size:g}: a number of images, -1, or a share of memory like 0.8")
+        for name, low in (("epochs", 1), ("workers", 0), ("patience", 0), ("save_steps", 0),
                           ("mosaic_window", 0), ("mask_ratio", 1), ("seg_interval", 1)):  # fmt: skip
             if getattr(self, name) < low:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {low}")
@@ -107,14 +126,40 @@ class TrainSettings:
             raise UserError(f"--seed {self.seed}: from {-MAX_SEED} to {MAX_SEED}")
         if min(self.freeze, default=0) < 0:
             raise UserError(f"--freeze {' '.join(map(str, self.freeze))}: numbers of layers, from 0 up")
-        choices = {"optimizer": OPTIMIZERS, "amp": PRECISIONS, "cache": (None, "ram", "disk", "val")}
+        choices = {"amp": PRECISIONS, "cache": (None, "ram", "disk", "val")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"--{name} {getattr(self, name)}: one of {', '.join(filter(None, allowed))}")
-        if self.quad and self.batch_size % 4:
+        if self.quad and not self.auto_batch and self.batch_size % 4:
             raise UserError(f"--quad joins four images into one: --batch-size {self.batch_size} must divide by 4")
+        self._check_schedule()
         self._check_pixels()
         self._check_overrides()
+
+    @property
+    def auto_batch(self) -> bool:
+        """Tell whether the batch size is to be chosen by the device."""
+        return self.batch_size == -1 or 0 < self.batch_size < 1
+
+    @property
+    def curve(self) -> str:
+        """Return the name of the learning-rate curve."""
+        return self.schedule or ("cosine" if self.cos_lr else "linear")
+
+    def _check_schedule(self) -> None:
+        if self.cos_lr and self.schedule not in ("", "cosine"):
+            raise UserError(f"--cos-lr and --schedule {self.schedule}: give one of them")
+        if any(later <= earlier for earlier, later in pairwise((0, *self.lr_epochs))):
+            raise UserError(f"--lr-epochs {' '.join(map(str, self.lr_epochs))}: rising numbers from 1")
+        for name, fits, allowed in (
+            ("lr_gamma", 0 < self.lr_gamma <= 1, "above 0, at most 1"),
+            ("lr_cycles", self.lr_cycles >= 1, "at least 1"),
+            ("lr_power", 0 < self.lr_power <= 10, "above 0, at most 10"),
+            ("layer_decay", 0 < self.layer_decay <= 1, "above 0, at most 1"),
+            ("backbone_warmup", 0 <= self.backbone_warmup < math.inf, "at least 0"),
+        ):
+            if not fits:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {allowed}")
 
     def _check_pixels(self) -> None:
         check_semantic(self.semantic, self.base_size, self.seg_mode)

@@ -30,10 +30,13 @@ from utils.core.hyp import Hyp, find_hyp
 from utils.core.log import LOGGER
 from utils.core.seed import generator, seed_everything
 from utils.core.settings import TrainSettings
+from utils.engine.autobatch import SHARE, choose_batch
 from utils.engine.ema import ModelEma
 from utils.engine.optim import build_optimizer
+from utils.engine.optimizers import OPTIMIZERS
 from utils.engine.run import Run
 from utils.engine.schedule import Schedule
+from utils.engine.schedules import SCHEDULES
 from utils.engine.state import find_last, load_resumable, restore
 from utils.loggers import Loggers
 from utils.losses import LOSSES
@@ -49,6 +52,8 @@ def assemble(choose: Callable[[Collection[str]], Task], settings: TrainSettings)
     if settings.resume:
         checkpoint = load_resumable(find_last(settings.resume, Path(settings.project)))
         settings = _resumed_settings(settings, checkpoint)
+    for registry, name in ((OPTIMIZERS, settings.optimizer), (SCHEDULES, settings.curve)):
+        registry.get(name)  # a wrong name is an error before anything is loaded
     device = select_device(settings.device)
     dist.start(device)
     seed_everything(settings.seed + dist.rank())
@@ -60,16 +65,19 @@ def assemble(choose: Callable[[Collection[str]], Task], settings: TrainSettings)
     task = choose(network.heads)
     require_heads(task.name, set(task.heads), set(network.heads), settings.weights or settings.cfg)
     freeze(network, settings.freeze)
+    network.checkpointing = settings.checkpointing
     if checkpoint is None and settings.weights and not settings.freeze_bn and has_folded_statistics(network):
         LOGGER.warning(f"{settings.weights}: BatchNorm is folded into its weights; going on as with --freeze-bn")
         settings = replace(settings, freeze_bn=True)
     settings = _fitting_sizes(settings, network)
+    mixed = autocast_dtype(device, settings.amp)
+    settings = _with_batch(settings, network, device, mixed)
+    hyp = hyp if hyp.nominal_batch else replace(hyp, nominal_batch=float(settings.batch_size))
     train_loader, val_loader = _loaders(task, settings, hyp, data, network.stride)
     if task.fit_anchors and checkpoint is None and not settings.noautoanchor:
         _fit_anchors(network, train_loader, hyp, settings)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = ModelEma(network)
-    mixed = autocast_dtype(device, settings.amp)
     run = Run(
         task=task,
         settings=settings,
@@ -82,9 +90,9 @@ def assemble(choose: Callable[[Collection[str]], Task], settings: TrainSettings)
         ema=ema,
         losses=build_losses(network, hyp, settings.imgsz[0], device),
         gains=task.gains(hyp),
-        optimizer=build_optimizer(network, settings.optimizer, hyp, settings.batch_size, device),
+        optimizer=_optimizer(network, settings, hyp, device),
         scaler=torch.amp.GradScaler(device.type, enabled=mixed is torch.float16),
-        schedule=Schedule(hyp, settings.epochs, train_loader.num_batches, settings.batch_size, settings.cos_lr),
+        schedule=Schedule.of(settings, hyp, train_loader.num_batches),
         train_loader=train_loader,
         val_loader=val_loader,
         loggers=Loggers(("csv", *settings.log)),
@@ -118,7 +126,6 @@ def _hyp(settings: TrainSettings, checkpoint: Checkpoint | None) -> Hyp:
         "lr0": settings.lr0,
         "weight_decay": settings.decay,
         "autobalance": 1.0 if settings.autobalance else None,
-        "nominal_batch": None if hyp.nominal_batch else float(settings.batch_size),
     }
     return replace(hyp, **{name: value for name, value in given.items() if value is not None})
 
@@ -204,16 +211,28 @@ def _fitting_sizes(settings: TrainSettings, network: Network) -> TrainSettings:
     return replace(settings, imgsz=sizes)
 
 
+def _with_batch(
+    settings: TrainSettings, network: Network, device: torch.device, mixed: torch.dtype | None
+) -> TrainSettings:
+    """Return the settings with a batch size that suits the device where it is left to it."""
+    if not settings.auto_batch:
+        return settings
+    share = SHARE if settings.batch_size < 0 else float(settings.batch_size)
+    batch = choose_batch(network, settings.imgsz[0], device, mixed, share)
+    step = 4 * dist.world_size() if settings.quad else 1  # --quad joins four images into one
+    return replace(settings, batch_size=max(batch // step * step, step))
+
+
 def _loaders(task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig, stride: int) -> tuple[Loader, Loader]:
-    world = dist.world_size()
-    if settings.batch_size % world:
-        raise UserError(f"--batch-size {settings.batch_size} must divide by the {world} processes")
+    world, batch = dist.world_size(), int(settings.batch_size)
+    if batch % world:
+        raise UserError(f"--batch-size {batch} must divide by the {world} processes")
     request = LoadRequest(
         data=data,
         split="train",
         training=True,
         image_size=settings.imgsz[0],
-        batch_size=settings.batch_size // world,
+        batch_size=batch // world,
         stride=max(stride, 32),
         hyp=hyp,
         workers=settings.workers,
@@ -233,9 +252,9 @@ def _loaders(task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig, st
         split="val",
         training=False,
         image_size=settings.imgsz[-1],
-        batch_size=max(2 * settings.batch_size // world, 1),
+        batch_size=max(2 * batch // world, 1),
         rect=True,
-        rect_group=2 * settings.batch_size,  # the same shapes however many processes share the work
+        rect_group=2 * batch,  # the same shapes however many processes share the work
         pad=0.5,
         cache="ram" if settings.cache == "val" else settings.cache,
         quad=False,
@@ -268,6 +287,25 @@ def _fit_anchors(network: Network, loader: Loader, hyp: Hyp, settings: TrainSett
         if new is not None:
             levels = torch.from_numpy(new).float().reshape(len(spec.strides), -1, 2)
             network.set_anchors(name, levels.half().float())  # what a half-precision checkpoint can hold
+
+
+def _optimizer(network: Network, settings: TrainSettings, hyp: Hyp, device: torch.device) -> Any:
+    """Build the optimizer; options about layers need a network that is described layer by layer."""
+    for option, given, rows in (
+        ("--layer-decay", settings.layer_decay < 1, min(network.head_rows.values())),
+        ("--backbone-warmup", settings.backbone_warmup > 0, len(network.architecture["backbone"])),
+    ):
+        if given and not rows:
+            raise UserError(f"{option}: this network is one layer, {settings.cfg or settings.weights}")
+    return build_optimizer(
+        network,
+        settings.optimizer,
+        hyp,
+        int(settings.batch_size),
+        device,
+        layer_decay=settings.layer_decay,
+        backbone_apart=settings.backbone_warmup > 0,
+    )
 
 
 def build_losses(network: Network, hyp: Hyp, image_size: int, device: torch.device) -> dict[str, Any]:

@@ -195,8 +195,14 @@ def _image_weights(run: Run) -> Any:
 
 
 def _rates(run: Run) -> dict[str, float]:
-    """Return the learning rate of every group, in the order of results.csv."""
-    return {f"lr/{index}": group["lr"] for index, group in enumerate(run.optimizer.param_groups)}
+    """Return the learning rate of every role (biases, weights, norms), in the order of results.csv.
+
+    Where layers learn at rates of their own, it is the highest.
+    """
+    rates: dict[str, float] = {}
+    for group in run.optimizer.param_groups:
+        rates[group["role"]] = max(rates.get(group["role"], 0.0), group["lr"])
+    return {f"lr/{index}": rate for index, rate in enumerate(rates.values())}
 
 
 def _title(run: Run, names: list[str] | None = None, sums: Tensor | None = None, batch: Batch | None = None) -> str:

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from utils.core.cli import (
+    add_batch_size,
     add_device,
     add_download,
     add_image_size,
+    add_optimizer,
     add_regime,
     add_run_folder,
     add_running,
-    aliases,
     new_parser,
     switches,
 )
 from utils.core.errors import UserError
-from utils.core.settings import OPTIMIZERS
 
 CHECKPOINTS = {".pt", ".pth", ".safetensors"}
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -28,7 +28,7 @@ def class_training_parser(description: str | None) -> argparse.ArgumentParser:
     """Return the options of a script that trains classifiers (cli.md 2.10, and what all training scripts have)."""
     parser = new_parser(description)
     group = parser.add_argument_group("model and data")
-    add, switch, alias = group.add_argument, switches(group), aliases(group)
+    add, switch = group.add_argument, switches(group)
     add("--model", default="", help="checkpoint of a classifier or detector, or a name: yolov5s-cls, yolov5s, resnet50")
     add("--weights", default="", help="checkpoint to start from; empty: from scratch")
     add("--cfg", default="", help="model YAML or name; empty: the checkpoint's own, else yolov5n-cls")
@@ -41,15 +41,13 @@ def class_training_parser(description: str | None) -> argparse.ArgumentParser:
     add("--cache", nargs="?", const="ram", choices=["ram", "disk", "val"], help="keep decoded images in ram or on disk")
     switch("--download", "fetch official or published weights that are not on disk")
     group = parser.add_argument_group("schedule")
-    add, switch, alias = group.add_argument, switches(group), aliases(group)
+    add, switch = group.add_argument, switches(group)
     add("--epochs", type=int, default=10, help="passes over the training images")
-    add("--batch-size", type=int, default=64, help="images per step over all processes")
-    add("--optimizer", choices=OPTIMIZERS, default="Adam", help="optimizer")
+    add_batch_size(group, 64)
+    add_optimizer(group, "Adam")
     add("--lr0", type=float, default=None, help="learning rate at the start; empty: the hyp file's (0.001)")
     add("--decay", type=float, default=None, help="weight decay; empty: the hyp file's (0.00005)")
     add("--label-smoothing", type=float, default=None, help="label smoothing epsilon; empty: the hyp file's (0.1)")
-    switch("--cos-lr", "cosine instead of linear learning-rate curve")
-    alias("--linear-lr", "cos_lr", False, "linear learning-rate curve (the default)")
     add("--patience", type=int, default=100, help="epochs without a better result before stopping; 0: never stop")
     add("--freeze", nargs="+", type=int, default=[0], help="one number n: layers 0 to n-1; several: exactly those")
     switch("--freeze-bn", "keep BatchNorm statistics as they are")

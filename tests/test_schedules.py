@@ -1,0 +1,200 @@
+"""Learning-rate curves worked out by hand; optimizers, rates of layers and memory savers in real trainings."""
+
+import importlib
+import math
+
+import pytest
+import torch
+from helpers_run import same, tiny_data, weights
+
+from models.builder import build_network
+from utils.core.cli import given, resolve_training, training_parser
+from utils.core.errors import UserError
+from utils.core.hyp import Hyp
+from utils.core.settings import MINDSPORE_SCHEDULES, OPTIMIZERS, SCHEDULES, TrainSettings
+from utils.core.yaml_file import write_yaml
+from utils.engine.optim import build_optimizer
+from utils.engine.optimizers import OPTIMIZERS as OPTIMIZER_FUNCTIONS
+from utils.engine.schedule import Schedule
+from utils.engine.schedules import SCHEDULES as CURVES
+from utils.engine.schedules import Moment
+
+CPU = torch.device("cpu")
+
+
+def at(name, epoch, **more):
+    return CURVES.get(name)(Moment(epoch, **({"epochs": 100, "final": 0.01} | more)))
+
+
+@pytest.mark.parametrize(
+    ("name", "epoch", "more", "factor"),
+    [
+        ("constant", 73, {}, 1.0),
+        ("exponential", 0, {}, 1.0),
+        ("exponential", 50, {}, 0.1),  # the root of 0.01
+        ("exponential", 100, {}, 0.01),
+        ("polynomial", 50, {"power": 2.0, "final": 0.2}, 0.25 * 0.8 + 0.2),
+        ("polynomial", 50, {"power": 1.0}, 0.505),  # a straight line
+        ("multi-step", 219, {"epochs": 300}, 1.0),
+        ("multi-step", 220, {"epochs": 300}, 0.1),
+        ("multi-step", 250, {"epochs": 300}, 0.01),
+        ("multi-step", 8, {"steps": (3, 8), "gamma": 0.5}, 0.25),
+        ("cosine-restarts", 0, {"cycles": 4}, 1.0),
+        ("cosine-restarts", 25, {"cycles": 4}, 1.0),
+        ("cosine-restarts", 12.5, {"cycles": 4}, 0.505),
+        ("cosine-restarts", 37.5, {"cycles": 4}, 0.505),
+        ("one-cycle", 0, {}, 0.04),
+        ("one-cycle", 15, {}, 0.52),  # half-way between 0.04 and 1
+        ("one-cycle", 30, {}, 1.0),
+        ("one-cycle", 65, {}, 0.505),
+        ("one-cycle", 100, {}, 0.01),
+        ("cosine_annealing_V2", 30, {"epochs": 90, "final": 0.0}, 0.75),  # a third of a half cosine: cos 60 degrees
+        ("cosine_annealing_V2", 60, {"epochs": 90, "final": 0.0}, (1 + math.cos(math.pi * 59 / 90)) / 2),
+        ("cosine_annealing_V2", 75, {"epochs": 90, "final": 0.0}, (1 + math.cos(math.pi * 59 / 90)) / 4),
+        ("cosine_annealing_sample", 60, {"epochs": 300, "final": 0.0}, (1 + math.cos(math.pi * 60 / 300)) / 2),
+        ("cosine_annealing_sample", 100, {"epochs": 300, "final": 0.0}, (1 + math.cos(math.pi * 140 / 300)) / 2),
+        ("cosine_annealing_sample", 200, {"epochs": 300, "final": 0.0}, (1 + math.cos(math.pi * 260 / 300)) / 2),
+        ("cosine_annealing_sample", 290, {"epochs": 300, "final": 0.0}, 0.0),
+    ],
+)
+def test_curves_at_points_worked_out_by_hand(name, epoch, more, factor):
+    assert at(name, epoch, **more) == pytest.approx(factor, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", CURVES.names())
+def test_every_curve_stays_between_nothing_and_the_full_rate(name):
+    for epochs in (1, 2, 3, 100):
+        factors = [at(name, epoch, epochs=epochs) for epoch in range(epochs)]
+        assert all(0 < factor <= 1 for factor in factors) and max(factors[:40]) > 0.03
+
+
+def test_the_help_lists_what_there_is():
+    assert set(SCHEDULES) <= set(CURVES.names()) and set(MINDSPORE_SCHEDULES.values()) <= set(CURVES.names())
+    assert set(OPTIMIZERS) == set(OPTIMIZER_FUNCTIONS.names())
+
+
+def settings_of(line, recommended=None):
+    parser = training_parser("")
+    return resolve_training(parser, given(parser, line.split()), recommended or {}, "data.yaml")[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "curve"),
+    [
+        ("", "linear"), ("--cos-lr", "cosine"), ("--linear-lr", "linear"), ("--schedule one-cycle", "one-cycle"),
+        ("--schedule cosine --cos-lr", "cosine"), ("--lr_scheduler exponential", "multi-step"),
+        ("--lr_scheduler cosine_annealing", "cosine"), ("--schedule exponential", "exponential"),
+    ],
+)  # fmt: skip
+def test_every_spelling_of_a_schedule(line, curve):
+    assert settings_of(line).curve == curve
+
+
+def test_the_command_line_beats_the_data_sets_recommendation():
+    assert settings_of("--schedule constant", {"cos_lr": True}).curve == "constant"
+    assert settings_of("--linear-lr", {"schedule": "constant"}).curve == "linear"
+    assert settings_of("", {"schedule": "constant"}).curve == "constant"
+    assert settings_of("--lr_epochs 220,250 --lr_gamma 0.2").lr_epochs == (220, 250)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--schedule constant --cos-lr", "give one of them"), ("--lr-epochs 5 5", "rising"), ("--lr-gamma 0", "above"),
+        ("--layer-decay 1.5", "at most 1"), ("--lr-cycles 0", "at least 1"), ("--lr_epochs 2,x", "220,250"),
+        ("--lr_scheduler warm", "cosine_annealing_V2"), ("--backbone-warmup -1", "at least 0"),
+    ],
+)  # fmt: skip
+def test_what_no_schedule_takes_is_an_error(line, says):
+    with pytest.raises(UserError, match=says):
+        settings_of(line)
+
+
+def network():
+    return build_network("yolov5n.yaml", head_names={"detect": ("a", "b")})
+
+
+def test_layers_nearer_to_the_images_learn_slower():
+    net = network()
+    optimizer = build_optimizer(net, "SGD", Hyp(), 64, CPU, layer_decay=0.5)
+    scale = {id(p): group["scale"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(scale) == sum(len(group["params"]) for group in optimizer.param_groups) == len(list(net.parameters()))
+    for row, expected in ((24, 1.0), (23, 0.5), (21, 0.125), (0, 0.5**24)):
+        assert {scale[id(p)] for p in net.model[row].parameters()} == {expected}
+    plan = Schedule(Hyp(warmup_epochs=0), 10, 5, 64)
+    plan.apply(optimizer, 0, 0)
+    assert {group["lr"] for group in optimizer.param_groups if group["scale"] == 0.5} == {0.005}
+
+
+def test_the_backbone_warms_up_while_the_head_learns():
+    net = network()
+    optimizer = build_optimizer(net, "AdamW", Hyp(), 64, CPU, backbone_apart=True)
+    backbone = {id(p) for row in range(10) for p in net.model[row].parameters()}
+    marked = {id(p) for group in optimizer.param_groups if group["backbone"] for p in group["params"]}
+    assert marked == backbone and len(optimizer.param_groups) == 6
+    plan = Schedule(Hyp(warmup_epochs=0), 10, 5, 64, "constant", backbone_warmup=2.0)
+    for step, share in ((0, 0.0), (5, 0.5), (10, 1.0), (40, 1.0)):
+        plan.apply(optimizer, step // 5, step)
+        rates = {group["backbone"]: group["lr"] for group in optimizer.param_groups}
+        assert rates == {True: pytest.approx(0.01 * share), False: 0.01}
+
+
+BASE = {"cfg": "yolov5n", "imgsz": [64], "batch_size": 4, "workers": 0, "noplots": True, "noval": True}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_data(tmp_path_factory.mktemp("data"), train=12, val=4, size=64)
+
+
+def train(data, runs, name, **chosen):
+    write_yaml(runs / "hyp.yaml", {"nominal_batch": 4, "warmup_epochs": 0.0})
+    options = BASE | {"data": str(data), "project": str(runs), "hyp": str(runs / "hyp.yaml"), "name": name}
+    importlib.import_module("train").run(**(options | chosen))
+    return runs / name / "weights"
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"optimizer": "NAdam", "schedule": "one-cycle", "layer_decay": 0.7, "checkpointing": True},
+        {"optimizer": "RAdam", "schedule": "cosine-restarts", "lr_cycles": 2, "backbone_warmup": 2.0},
+    ],
+    ids=["nadam", "radam"],
+)
+def test_a_resumed_run_ends_with_equal_bytes(data, tmp_path, chosen):
+    folder = train(data, tmp_path, "run", epochs=3, save_period=1, **chosen)
+    whole = weights(folder / "last.pt")
+    importlib.import_module("train").run(resume=str(folder / "epoch0.pt"), workers=0)
+    assert same(weights(folder / "last.pt"), whole)
+
+
+def test_checkpointing_changes_no_byte_of_the_result(data, tmp_path):
+    """BatchNorm statistics and counters among them: the second pass must not count."""
+    plain = train(data, tmp_path, "plain", epochs=1)
+    sparing = train(data, tmp_path, "sparing", epochs=1, checkpointing=True)
+    assert same(weights(sparing / "last.pt"), weights(plain / "last.pt"))
+
+
+def test_checkpointing_keeps_less_memory():
+    net = network().train()
+
+    def kept_bytes(checkpointing):
+        net.checkpointing = checkpointing
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
+            net(torch.rand(2, 3, 64, 64))
+        return sum(sizes)
+
+    assert kept_bytes(True) < 0.5 * kept_bytes(False)
+
+
+def test_a_training_with_each_wrong_name_says_what_there_is(data, tmp_path):
+    for chosen, says in (({"optimizer": "adam"}, "did you mean 'Adam'"), ({"schedule": "cosin"}, "mean 'cosine'")):
+        with pytest.raises(UserError, match=says):
+            train(data, tmp_path, "bad", **chosen)
+    assert not (tmp_path / "bad").exists()
+
+
+def test_settings_of_older_checkpoints_still_load():
+    assert TrainSettings.from_dict({"cos_lr": True, "epochs": 3}).curve == "cosine"
