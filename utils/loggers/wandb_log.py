@@ -30,6 +30,7 @@ class Wandb:
             raise UserError("--log wandb needs a package: pip install wandb") from error
         self._package, self.errors = wandb, (wandb.Error,)
         id_file = run_dir / _ID_FILE
+        mode: Any = os.environ.get("WANDB_MODE") or "offline"
         self._run = wandb.init(
             project=Path(str(settings.get("project") or "polyolo")).name,
             entity=settings.get("entity") or None,
@@ -38,7 +39,7 @@ class Wandb:
             resume="allow",
             dir=str(run_dir),
             config=dict(settings),
-            mode=os.environ.get("WANDB_MODE") or "offline",
+            mode=mode,
         )
         id_file.write_text(f"{self._run.id}\n", encoding="utf-8")
 
