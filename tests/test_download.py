@@ -329,6 +329,16 @@ def test_files_may_be_kept_as_they_are_in_a_folder_of_their_own(server, tmp_path
     assert everything(tmp_path / "set") == {"annotations/a.json": b"{}", "b.zip": server.files["b.zip"]}
 
 
+def test_what_is_there_already_is_not_fetched_again(server, tmp_path):
+    path = served_set(server, tmp_path, gives="images/train")
+    for split in ("train", "val"):
+        (tmp_path / "set" / "images" / split).mkdir(parents=True)
+    (tmp_path / "set" / "images" / "val").rmdir()
+    with pytest.raises(UserError, match=r"was fetched .* is not there"):
+        provide(str(path), download=True)  # of the images only part was there
+    assert [name for name, _ in server.asked] == ["labels.tgz"]
+
+
 WRONG = {
     "a program": ("bash get_data.sh", "programs are never run"),
     "Python": ("from x import y\ny()", "programs are never run"),

@@ -1,17 +1,27 @@
 """The data-set gate: it finds what was planted, and nothing else."""
 
+import json
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 
+import cv2
+import numpy as np
 import pytest
-from helpers_gate import PLANTS, sound_set
+from helpers_gate import NAMES, PLANTS, scene, sound_set
+from helpers_labels import coco_file, labelme_file, picture, voc_file
 
-from utils.core.config import load_data
+import check
+from utils.core.config import DataConfig, load_data
+from utils.core.errors import UserError
 from utils.core.yaml_file import write_yaml
 from utils.gate.findings import KINDS
+from utils.gate.fingerprint import alike, fingerprint, groups, near_pairs
 from utils.gate.gather import gather
-from utils.gate.run import judge
+from utils.gate.run import judge, run_gate
+from utils.gate.settings import GateSettings
 
 OF_CLASSES = {"empty-class", "rare-class", "imbalance"}  # say something about the set as a whole
 
@@ -94,3 +104,253 @@ def test_faults_planted_into_coco128_are_found_and_its_own_oddities_are_no_error
     expected = plant_all(root, chosen)
     found = findings_of(root / "data.yaml")
     assert found - before == expected and before <= found
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Other formats
+
+
+def found_in(data):
+    """Return how often each kind is found, without what is said about classes."""
+    return Counter(one.kind for one in judge(gather(data, 640)) if one.kind not in OF_CLASSES)
+
+
+def test_coco_json_its_boxes_outlines_and_objects_outside_are_checked(tmp_path):
+    for number in range(4):
+        cv2.imwrite(str(picture(tmp_path / "images" / f"{number}.png")), scene(number, (60, 80)))
+    square = [[10, 10, 40, 10, 40, 40, 10, 40]]
+    rows = [
+        {"segmentation": square, "bbox": [10, 10, 30, 30]},
+        {"segmentation": square, "bbox": [50, 10, 20, 30], "category_id": 7},  # drawn elsewhere
+        {"image_id": 20, "bbox": [90, 10, 20, 20]},  # outside
+        {"image_id": 20, "bbox": [10, 10, 20, 0]},
+        {"image_id": 20, "bbox": [20, 20, 30, 30]},
+        {"image_id": 30, "segmentation": [[10, 10, 40, 40, 10, 10]], "bbox": [10, 10, 30, 30]},  # a line
+    ]
+    coco_file(tmp_path / "a.json", rows)
+    places, files = {"train": (tmp_path / "images",)}, {"train": tmp_path / "a.json"}
+    data = DataConfig(tmp_path / "d.yaml", tmp_path, NAMES[:2], places, format="coco", annotations=files)
+    assert found_in(data) == {"outline": 1, "degenerate": 2, "flat-outline": 1, "annotations": 1}
+
+
+@pytest.mark.parametrize(("suffix", "write"), [
+    (".xml", lambda path: voc_file(path, [("cat", 10, 10, 40, 40, 0)])),
+    (".json", lambda path: labelme_file(path, [{"label": "cat", "points": [[9, 9], [40, 9], [40, 40]]}])),
+])  # fmt: skip
+def test_voc_and_labelme_faults_missing_files_and_other_sizes_are_found(suffix, write, tmp_path):
+    for number in range(4):
+        cv2.imwrite(str(picture(tmp_path / f"{number}.png")), scene(number, (60, 80)))
+        write(tmp_path / f"{number}{suffix}")
+    data = DataConfig(tmp_path / "d.yaml", tmp_path, NAMES, {"train": (tmp_path,)})
+    assert found_in(data) == {}
+    cv2.imwrite(str(tmp_path / "0.png"), scene(0, (80, 60)))  # turned after it was labelled
+    (tmp_path / f"1{suffix}").write_text("<annotation>" if suffix == ".xml" else "{")
+    (tmp_path / f"2{suffix}").unlink()
+    write(tmp_path / f"9{suffix}")
+    path = tmp_path / f"3{suffix}"
+    path.write_text(path.read_text().replace("cat", "cats"))
+    kinds = {"size-differs": 1, "label-fault": 1, "missing-label": 1, "orphan-label": 1, "unknown-class": 1}
+    assert found_in(data) == kinds
+
+
+def class_maps(root):
+    """Write eight images, boxes and class maps that agree: a dog on the ground; return the data YAML."""
+    for number in range(8):
+        for folder in ("images", "labels", "masks"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(root / "images" / f"{number}.png"), scene(number, (60, 80)))
+        (root / "labels" / f"{number}.txt").write_text("1 0.5 0.5 0.5 0.5\n")
+        mask = np.zeros((60, 80), np.uint8)
+        mask[15:45, 20:60] = 1
+        cv2.imwrite(str(root / "masks" / f"{number}.png"), mask)
+    semantic = {"train": "images", "names": ["ground", "dog", "cat"]}
+    write_yaml(root / "d.yaml", {"train": "images", "names": list(NAMES), "semantic": semantic})
+    return root / "d.yaml"
+
+
+def test_class_maps_that_cannot_be_used_or_disagree_with_boxes_are_found(tmp_path):
+    path = class_maps(tmp_path)
+    assert found_in(load_data(str(path))) == {}
+    masks = tmp_path / "masks"
+    (masks / "0.png").unlink()
+    cv2.imwrite(str(masks / "1.png"), np.zeros((30, 40), np.uint8))
+    cv2.imwrite(str(masks / "2.png"), np.full((60, 80), 9, np.uint8))
+    cv2.imwrite(str(masks / "3.png"), np.zeros((60, 80, 3), np.uint8))
+    cv2.imwrite(str(masks / "4.png"), np.zeros((60, 80), np.uint8))  # no dog in the box
+    (tmp_path / "labels" / "5.txt").write_text("")  # no box on the dog
+    cv2.imwrite(str(masks / "99.png"), np.zeros((60, 80), np.uint8))
+    assert found_in(load_data(str(path))) == {"mask": 4, "mask-lacks-box": 1, "box-lacks-mask": 1, "orphan-mask": 1}
+
+
+def test_folders_of_classes_are_checked_for_damage_copies_and_leaks(tmp_path):
+    for split, count in (("train", 4), ("val", 2)):
+        for number, name in enumerate(NAMES):
+            for i in range(count):
+                path = picture(tmp_path / split / name / f"{i}.jpg")
+                cv2.imwrite(str(path), scene(100 * number + 10 * count + i))
+    data = load_data(str(tmp_path))
+    assert found_in(data) == {}
+    shutil.copy(tmp_path / "train" / "cat" / "0.jpg", tmp_path / "val" / "cat" / "leak.jpg")
+    shutil.copy(tmp_path / "train" / "cat" / "1.jpg", tmp_path / "train" / "dog" / "same.jpg")  # cat or dog?
+    (tmp_path / "train" / "cow" / "0.jpg").write_bytes(b"")
+    assert found_in(data) == {"leak": 1, "duplicate-image": 1, "conflict": 1, "unreadable": 1}
+
+
+def test_a_class_that_only_validation_shows_an_absent_test_split_and_unlabelled_images_are_told(tmp_path):
+    path = sound_set(tmp_path, train=4, val=2)
+    (tmp_path / "labels" / "val" / "000.txt").write_text("2 0.5 0.5 0.2 0.2\n")
+    for number in range(3):
+        (tmp_path / "labels" / "train" / f"{number:03}.txt").unlink()
+    values = {"train": "images/train", "val": "images/val", "test": "images/test", "names": list(NAMES)}
+    write_yaml(path, values)
+    assert found_in(load_data(str(path))) == {
+        "never-trained": 1, "no-test": 1, "missing-label": 3, "many-unlabelled": 1,
+    }  # fmt: skip
+
+
+def test_splits_that_are_the_same_images_are_no_leak_and_nothing_is_told_twice(tmp_path):
+    path = sound_set(tmp_path, train=4, val=2)
+    (tmp_path / "images" / "train" / "000.jpg").write_bytes(b"")
+    write_yaml(path, {"train": "images/train", "val": "images/train", "names": list(NAMES)})
+    report = run_gate(GateSettings(str(path), project=tmp_path / "runs"))
+    assert Counter(one.kind for one in report.findings) - Counter(OF_CLASSES) == {"unreadable": 1, "same-split": 1}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Looks
+
+
+def test_images_that_only_resemble_each_other_are_not_taken_for_copies():
+    def seen(image):
+        grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+        return fingerprint(image.tobytes(), grey, image.shape[:2])
+
+    image = scene(1)
+    changed = [
+        cv2.resize(image, (300, 225)),
+        np.clip(image * 0.8 + 20, 0, 255).astype(np.uint8),
+        cv2.blur(image, (3, 3)),
+    ]
+    other = [cv2.flip(image, 1), scene(2), np.ascontiguousarray(image[:, :64]), np.full_like(image, 90)]
+    assert all(alike(seen(image), seen(one)) for one in changed)
+    prints = [seen(one) for one in (image, *changed, *other, np.full_like(image, 91))]
+    assert groups(len(prints), near_pairs(prints)) == [[0, 1, 2, 3]]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Reports, anchors, the cleaned copy
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_names_do_not_become_markup(tmp_path):
+    path = sound_set(tmp_path / "set", train=3, val=2)
+    evil = tmp_path / "set" / "images" / "train" / "<script>alert(1)<&>'.jpg"
+    (tmp_path / "set" / "images" / "train" / "000.jpg").rename(evil)
+    evil.write_bytes(evil.read_bytes()[:-900])
+    write_yaml(path, {"train": "images/train", "val": "images/val", "names": ["<b>cat</b>", "dog", "cow"]})
+    report = run_gate(GateSettings(str(path), anchors=9, project=tmp_path / "runs"))
+    text = (tmp_path / "runs" / "exp" / "report.html").read_text()
+    assert "<script" not in text and "<b>cat" not in text and "&lt;script&gt;alert(1)" in text
+    addresses = re.findall(r"""(?:src|href|srcset)\s*=\s*['"]?([^'">\s]*)""", text)
+    assert addresses and all(one.startswith("data:image/jpeg;base64,") for one in addresses) and "url(" not in text
+    assert "prefers-color-scheme:dark" in text and text.count("data:image/jpeg") >= 1
+    values = json.loads((tmp_path / "runs" / "exp" / "report.json").read_text())
+    assert values["summary"] == {
+        "errors": report.counts["error"],
+        "warnings": report.counts["warning"],
+        "notes": report.counts["note"],
+    }
+    assert [row["kind"] for row in values["findings"]][:1] == ["truncated"]
+    assert values["splits"]["val"]["per_class"] == [2, 2, 0] and sum(values["splits"]["val"]["sizes_px"]) == 4
+
+
+def test_anchors_fit_two_sizes_of_boxes_at_the_image_size_asked_for(tmp_path):
+    path = sound_set(tmp_path / "set", train=24, val=2)
+    sides = ((0.25, 0.25), (0.5, 0.75), (0.75, 0.5))
+    for number, label in enumerate(sorted((tmp_path / "set" / "labels" / "train").iterdir())):
+        w, h = sides[number % 3]
+        label.write_text(f"0 0.5 0.5 {w} {h}\n")
+    values = []
+    for size in (128, 256):
+        report = run_gate(GateSettings(str(path), imgsz=size, anchors=3, project=tmp_path / "runs"))
+        values.append(report.anchors.anchors.reshape(-1, 2))
+    # images of 128 x 96: a box of a quarter is 32 x 24, of half and three quarters 64 x 72, the other way 96 x 48
+    assert values[0] == pytest.approx(np.array([[32, 24], [64, 72], [96, 48]])[[0, 1, 2]], rel=0.02) or values[
+        0
+    ] == pytest.approx(np.array([[32, 24], [96, 48], [64, 72]]), rel=0.02)
+    assert sorted(map(tuple, values[1].round())) == sorted(map(tuple, (2 * values[0]).round()))
+    with pytest.raises(UserError, match="3 for each level"):
+        run_gate(GateSettings(str(path), anchors=7, project=tmp_path / "runs"))
+
+
+def everything(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_cleaned_copy_has_no_errors_left_and_the_source_is_as_it_was(tmp_path):
+    path = sound_set(tmp_path / "set")
+    plant_all(tmp_path / "set", sorted((tmp_path / "set" / "images" / "train").iterdir()))
+    before = everything(tmp_path / "set")
+    run_gate(GateSettings(str(path), fix=tmp_path / "clean", project=tmp_path / "runs"))
+    assert everything(tmp_path / "set") == before
+    left = found_in(load_data(str(tmp_path / "clean" / "data.yaml")))
+    # what no rule can decide stays: which of two boxes, whether a needle is one, whether grey is a picture
+    assert left == {
+        "twin-box": 1,
+        "odd-shape": 1,
+        "tiny": 1,
+        "flat-end": 1,
+        "blank": 1,
+        "near-duplicate": 1,
+        "missing-label": 1,
+    }
+    about = json.loads((tmp_path / "clean" / "fix-report.json").read_text())
+    assert {row["image"].rpartition("/")[2] for row in about["left_out"] if "leak" in row["image"]} == set()
+    assert about["changed"] == {
+        "repeated labels dropped": 1, "impossible objects dropped": 1, "boxes cut at the edge": 1,
+        "images turned upright": 1, "suffixes corrected": 1,
+    }  # fmt: skip
+    with pytest.raises(UserError, match="is there and not empty"):
+        run_gate(GateSettings(str(path), fix=tmp_path / "clean", project=tmp_path / "runs"))
+
+
+def test_class_maps_and_folders_of_classes_are_cleaned_as_such(tmp_path):
+    path = class_maps(tmp_path / "maps")
+    (tmp_path / "maps" / "masks" / "0.png").unlink()
+    run_gate(GateSettings(str(path), fix=tmp_path / "clean", project=tmp_path / "runs"))
+    gathered = gather(load_data(str(tmp_path / "clean" / "data.yaml")), 640)
+    assert [len(gathered.splits["train"]), len(gathered.maps["train"])] == [7, 7] and not [
+        one for one in judge(gathered) if one.kind not in OF_CLASSES
+    ]
+    for number in range(3):
+        cv2.imwrite(str(picture(tmp_path / "folders" / "train" / "cat" / f"{number}.jpg")), scene(number))
+        cv2.imwrite(str(picture(tmp_path / "folders" / "val" / "cat" / f"{number}.jpg")), scene(9 + number))
+    (tmp_path / "folders" / "train" / "cat" / "0.jpg").write_bytes(b"")
+    run_gate(GateSettings(str(tmp_path / "folders"), fix=tmp_path / "clean2", project=tmp_path / "runs"))
+    assert len([name for name in everything(tmp_path / "clean2") if name.endswith(".jpg")]) == 5
+    assert found_in(load_data(str(tmp_path / "clean2" / "data.yaml"))) == {}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The program
+
+
+def test_the_status_says_whether_there_are_errors(tmp_path, monkeypatch):
+    path = sound_set(tmp_path / "set", train=3, val=2)
+    line = ["--data", str(path), "--project", str(tmp_path / "runs")]
+    check.main(line)
+    PLANTS["a box over the edge"][1](None, tmp_path / "set" / "labels" / "train" / "000.txt")
+    check.main(line)  # a warning
+    with pytest.raises(SystemExit) as left:
+        check.main([*line, "--strict"])
+    assert left.value.code == 1
+    PLANTS["no width"][1](None, tmp_path / "set" / "labels" / "train" / "001.txt")
+    with pytest.raises(SystemExit) as left:
+        check.main([*line, "--fast"])
+    assert left.value.code == 1
+
+
+def test_help_and_a_missing_set_are_quick_and_one_line(root, tmp_path):
+    line = [sys.executable, str(root / "check.py"), "--data", "nothing-there.yaml"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: nothing-there.yaml: no such data-set YAML")
+    assert len(done.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())

@@ -76,9 +76,9 @@ def add_run_folder(parser: argparse.ArgumentParser, project: str) -> None:
     parser.add_argument("--exist-ok", action="store_true", help="write into the run folder even when it exists")
 
 
-def add_download(parser: argparse.ArgumentParser) -> None:
-    """Add --download, the only option that lets a script use the network for weights."""
-    parser.add_argument("--download", action="store_true", help="fetch official weights that are not on disk")
+def add_download(parser: argparse.ArgumentParser, what: str = "official weights") -> None:
+    """Add --download, the only option that lets a script use the network for weights and data."""
+    parser.add_argument("--download", action="store_true", help=f"fetch {what} that are not on disk")
 
 
 def training_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
@@ -109,7 +109,7 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
     alias("--cache-images", "cache", "ram", "the same as --cache ram")
     add("--mosaic-window", type=int, default=64, help="mosaic partners come from this many neighbours in the epoch")
     switch("--allow-label-faults", "go on when more than 1 %% of the label files are faulty")
-    switch("--download", "fetch official weights that are not on disk")
+    add_download(group, "official weights, and data that the YAML has addresses of,")  # type: ignore[arg-type]
 
 
 def _add_semantic(parser: argparse.ArgumentParser) -> None:

@@ -43,6 +43,7 @@ class _Copy:
     sink: Sink
     left_out: dict[tuple[str, str], str]  # split and image -> why
     changed: Counter[str] = field(default_factory=Counter)
+    stems: dict[tuple[str, str], str] = field(default_factory=dict)  # split and image -> what the copy is called
 
 
 def write_fixed(report: Report, out: Path) -> Path:
@@ -94,8 +95,9 @@ def _boxes(copy: _Copy, split: str) -> str:
     for other in splits:
         if other == split:
             break
-        if [one.picture.path for one in splits[other]] == paths:
-            return other if whole else f"images/{other}"  # the same images under two names
+        if [one.picture.path for one in splits[other]] == paths:  # the same images under two names
+            copy.stems |= {(split, path): stem for (name, path), stem in copy.stems.items() if name == other}
+            return other if whole else f"images/{other}"
     images = [one for one in splits[split] if (split, one.picture.path) not in copy.left_out]
     for one in progress(images, len(images), f"{split}: copying", "image"):
         name = _name(one.picture.path, data.splits[split], data.root)
@@ -105,6 +107,7 @@ def _boxes(copy: _Copy, split: str) -> str:
             continue
         stem = _unused(copy, f"{split}/{name}", one.picture)
         _put(copy, one.picture, f"images/{stem}")
+        copy.stems[split, one.picture.path] = stem
         if one.labels.present:
             copy.sink.write(f"labels/{stem}.txt", _lines(copy, one))
     place = split if whole else f"images/{split}"
@@ -112,20 +115,38 @@ def _boxes(copy: _Copy, split: str) -> str:
 
 
 def _maps(copy: _Copy) -> dict[str, Any]:
-    """Write images with class maps; return the `semantic:` block, nothing if there are none."""
-    config, places = copy.gathered.data.semantic, {}
-    for split, images in copy.gathered.maps.items():
-        sound = [one for one in images if not one.fault and (split, one.picture.path) not in copy.left_out]
-        for one in progress(sound, len(sound), f"{split}: copying maps", "image"):
-            name = _name(one.picture.path, config.splits[split] if config else (), copy.gathered.data.root)
-            stem = _unused(copy, f"seg/{split}/{name}", one.picture).removeprefix("seg/")
-            _put(copy, one.picture, f"segimages/{stem}")
-            _, data = cv2.imencode(".png", class_numbers(read_values(Path(one.mask)), one.table))
-            copy.sink.write(f"seglabels/{stem}.png", data.tobytes())
-            places[split] = f"segimages/{split}"
-    if config is None or not places:
+    """Write class maps, beside the boxes' images if these are the same; return the `semantic:` block, if any."""
+    config = copy.gathered.data.semantic
+    sound = {
+        split: [one for one in images if not one.fault and (split, one.picture.path) not in copy.left_out]
+        for split, images in copy.gathered.maps.items()
+    }
+    sound = {split: images for split, images in sound.items() if images}
+    if config is None or not sound:
         return {}
-    return {"semantic": {"format": "folders", **places, "names": dict(enumerate(config.names))}}
+    shared = all((split, one.picture.path) in copy.stems for split, images in sound.items() for one in images)
+    for split, images in sound.items():
+        for one in progress(images, len(images), f"{split}: copying maps", "image"):
+            path = one.picture.path
+            if shared:
+                stem = copy.stems[split, path]
+            else:
+                name = _name(path, config.splits[split], copy.gathered.data.root)
+                stem = _unused(copy, f"seg/{split}/{name}", one.picture).removeprefix("seg/")
+                _put(copy, one.picture, f"segimages/{stem}")
+            _, data = cv2.imencode(".png", class_numbers(read_values(Path(one.mask)), one.table))
+            copy.sink.write(f"{'masks' if shared else 'seglabels'}/{stem}.png", data.tobytes())
+    block: dict[str, Any] = {"format": "folders", **{split: f"segimages/{split}" for split in sound}}
+    if shared:  # not every image with boxes need have a map: that is what the format coco allows
+        block = {"format": "coco", **{split: f"images/{_first(copy, split)}" for split in sound}}
+        block |= {"masks": {split: f"masks/{_first(copy, split)}" for split in sound}}
+        block |= {"ids": {number: number for number in range(len(config.names))}}
+    return {"semantic": {**block, "names": dict(enumerate(config.names))}}
+
+
+def _first(copy: _Copy, split: str) -> str:
+    """Return the split that the copies of a split's images are called after."""
+    return next(stem.split("/")[0] for (name, _), stem in copy.stems.items() if name == split)
 
 
 def _name(path: str, places: tuple[Path, ...], root: Path) -> str:

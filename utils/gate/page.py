@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -70,11 +72,15 @@ def _tiles(report: Report) -> str:
 
 def _findings(report: Report) -> str:
     labelled = {one.picture.path: one for images in report.gathered.splits.values() for one in images}
+    root = f"{report.gathered.data.root}{os.sep}"
     kinds = report.by_kind()
     if not kinds:
         return "<h2>Findings</h2><p>None.</p>"
     bar = progress(kinds.items(), len(kinds), "drawing", "kind")
-    return "<h2>Findings</h2>" + "".join(_of_kind(kind, found, labelled) for kind, found in bar)
+    return "<h2>Findings</h2>" + "".join(
+        _of_kind(kind, [replace(one, text=one.text.replace(root, "")) for one in found], labelled)
+        for kind, found in bar
+    )
 
 
 def _of_kind(kind: str, found: Sequence[Finding], labelled: dict[str, Labelled]) -> str:

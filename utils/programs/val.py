@@ -58,7 +58,7 @@ def scoring_parser(description: str | None, **defaults: Any) -> argparse.Argumen
     add("--allow-label-faults", action="store_true", help="go on when more than 1 %% of the label files are faulty")
     add_device(parser)
     add_run_folder(parser, "runs/val")
-    add_download(parser)
+    add_download(parser, "official weights, and data that the YAML has addresses of,")
     parser.set_defaults(**defaults)
     return parser
 

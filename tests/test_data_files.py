@@ -1,0 +1,92 @@
+"""The data files' own formats: VisDrone, SKU-110K, xView, Argoverse, folders called otherwise than their classes."""
+
+import json
+
+import pytest
+from helpers_labels import coco_file, picture
+
+from utils.core.config import DataConfig, load_data
+from utils.core.errors import UserError
+from utils.core.yaml_file import write_yaml
+from utils.datasets.readers.xview import TYPES
+from utils.datasets.scan import build_index
+
+
+def boxes_of(index):
+    return [index.labels(number).astype(float).round(4).tolist() for number in range(len(index))]
+
+
+def test_visdrone_rows_become_boxes_and_ignored_regions_are_none(tmp_path):
+    picture(tmp_path / "images" / "a.jpg")  # 80 x 60
+    picture(tmp_path / "images" / "b.jpg", 1)
+    (tmp_path / "annotations").mkdir()
+    rows = ["8,6,16,12,1,4,0,0", "0,0,80,60,0,0,0,0", "0,0,8,8,0,4,0,0", "0,0,8,8,1,11,0,0", "40,30,40,30,1,1,1,2,", ""]
+    (tmp_path / "annotations" / "a.txt").write_text("\n".join(rows))
+    data = DataConfig(tmp_path / "d.yaml", tmp_path, tuple("abcdefghij"), {"train": (tmp_path / "images",)}, "visdrone")
+    index = build_index(data, "train")
+    assert boxes_of(index) == [[[3, 0.2, 0.2, 0.2, 0.2], [0, 0.75, 0.75, 0.5, 0.5]], []]
+    (tmp_path / "annotations" / "b.txt").write_text("1,2,3,4,1,4,0,0\n1,2,3\n")
+    with pytest.raises(UserError, match=r"b\.txt:2: 8 whole numbers"):
+        build_index(data, "train")
+
+
+def test_sku_tables_name_the_images_of_a_split(tmp_path):
+    for name in ("train_0.jpg", "train_1.jpg", "val_0.jpg"):
+        picture(tmp_path / "images" / name)
+    (tmp_path / "annotations").mkdir()
+    table = tmp_path / "annotations" / "annotations_train.csv"
+    table.write_text("train_0.jpg,8,6,24,18,object,80,60\ntrain_1.jpg,0,0,40,60,object,80,60\n")
+    data = DataConfig(tmp_path / "d.yaml", tmp_path, ("object",), {"train": (table,)}, "sku110k")
+    assert boxes_of(build_index(data, "train")) == [[[0, 0.2, 0.2, 0.2, 0.2]], [[0, 0.25, 0.5, 0.5, 1.0]]]
+    table.write_text("train_0.jpg,8,6,24,18,object,80,60\n../evil.jpg,0,0,40,60,object,80,60\n")
+    with pytest.raises(UserError, match=r"annotations_train\.csv:2: image,x1"):
+        build_index(data, "train")
+
+
+def test_xview_types_become_classes_and_other_types_are_left_out(tmp_path):
+    picture(tmp_path / "train_images" / "5.tif")
+    picture(tmp_path / "train_images" / "6.tif", 1)
+
+    def feature(image, kind, bounds):
+        return {"properties": {"image_id": image, "type_id": kind, "bounds_imcoords": bounds}, "type": "Feature"}
+
+    features = [feature("5.tif", 94, "8,6,24,18"), feature("5.tif", 75, "0,0,9,9"), feature("9.tif", 11, "0,0,9,9")]
+    (tmp_path / "xView_train.geojson").write_text(json.dumps({"type": "x", "features": features}))
+    names = tuple(f"type {kind}" for kind in TYPES)
+    data = DataConfig(tmp_path / "d.yaml", tmp_path, names, {"train": (tmp_path / "train_images",)}, "xview")
+    index = build_index(data, "train")
+    assert boxes_of(index) == [[[59, 0.2, 0.2, 0.2, 0.2]]] and index.path(0).endswith("5.tif")
+    assert len(load_data("xView").names) == 60 == len(set(TYPES)) and list(TYPES) == sorted(TYPES)
+
+
+def test_argoverse_calls_the_file_of_an_image_its_name(tmp_path):
+    picture(tmp_path / "train" / "log" / "0.png")
+    path = coco_file(tmp_path / "a.json", [{"category_id": 3}], images=1)
+    path.write_text(path.read_text().replace("file_name", "name"))
+    places, files = {"train": (tmp_path / "train",)}, {"train": path}
+    data = DataConfig(tmp_path / "d.yaml", tmp_path, ("cat", "dog"), places, format="coco", annotations=files)
+    assert boxes_of(build_index(data, "train")) == [[[0, 0.2, 0.2, 0.2, 0.2]]]
+
+
+def test_folders_may_be_called_otherwise_than_their_classes(tmp_path):
+    for number, name in enumerate(("n01", "n02")):
+        picture(tmp_path / "train" / name / "0.jpg", number)
+    values = {"train": "train", "val": "train", "format": "folders", "names": ["tench", "dog"]}
+    write_yaml(tmp_path / "d.yaml", values | {"label_names": ["n01", "n02"]})
+    data = load_data(str(tmp_path / "d.yaml"))
+    assert data.names == ("tench", "dog") and [row[0][0] for row in boxes_of(build_index(data, "train"))] == [0, 1]
+    assert data.single_class().label_names == ("n01", "n02")
+    write_yaml(tmp_path / "d.yaml", values | {"label_names": ["n01"]})
+    with pytest.raises(UserError, match="`label_names` lists 1 classes, `names` 2"):
+        load_data(str(tmp_path / "d.yaml"))
+
+
+@pytest.mark.parametrize(("name", "count", "some"), [
+    ("VOC", 20, {0: "aeroplane", 19: "tvmonitor"}), ("VisDrone", 10, {3: "car", 9: "motor"}), ("SKU-110K", 1, {}),
+    ("Objects365", 365, {0: "Person", 364: "Table Tennis"}), ("ImageNet", 1000, {0: "tench", 999: "toilet tissue"}),
+    ("imagewoof160", 10, {9: "dingo"}), ("coco128-seg", 80, {79: "toothbrush"}), ("Argoverse", 8, {7: "stop_sign"}),
+])  # fmt: skip
+def test_data_files_know_their_classes(name, count, some):
+    names = load_data(name).names
+    assert len(names) == len(set(names)) == count
+    assert {number: names[number] for number in some} == some
