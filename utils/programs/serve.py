@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import signal
 from typing import Any
@@ -47,6 +48,7 @@ def serve_models(options: argparse.Namespace) -> None:
             port = self.servers[0].sockets[0].getsockname()[1]  # the system's choice for --port 0
             LOGGER.info(f"listening on http://{settings.host}:{port} (page), /docs, /v1/predict; Ctrl-C stops")
 
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # clients' broken forms are answered, not logged
     server = Server(config)
     signal.signal(signal.SIGTERM, lambda *_: None)  # which uvicorn hands back once it has stopped: leave with 0
     try:
