@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from helpers_run import ROOT, command, environment, free_port, script
+from helpers_run import ROOT, command, environment
 
 for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
     pytest.importorskip(package, reason="needs requirements-serve.txt")
@@ -18,6 +18,8 @@ for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
 from helpers_bad import two_class_network  # noqa: E402
 from helpers_networks import picture  # noqa: E402
 
+import serve as program  # noqa: E402
+from benchmarks import machine, serve_load  # noqa: E402
 from utils.core.errors import UserError  # noqa: E402
 from utils.programs import serve  # noqa: E402
 
@@ -71,13 +73,16 @@ def test_sigterm_lets_requests_finish_and_leaves_with_zero(weights, tmp_path):
 
 
 def test_a_taken_port_and_missing_weights_are_one_line(weights):
+    before = signal.getsignal(signal.SIGTERM)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        text = script("serve.py", "--weights", weights, "--port", port, "--device", "cpu", status=2)
-        assert f"--port {port}: cannot listen there" in text
-    assert "nowhere.pt" in script("serve.py", "--weights", "nowhere.pt", "--port", free_port(), status=2)
+        with pytest.raises(UserError, match=f"--port {port}: cannot listen there"):
+            program.run(weights=[str(weights)], port=port, device="cpu")
+    with pytest.raises(UserError, match=r"nowhere\.pt"):
+        program.run(weights=["nowhere.pt"])
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_missing_packages_are_named(monkeypatch):
@@ -88,3 +93,22 @@ def test_missing_packages_are_named(monkeypatch):
     with pytest.raises(UserError, match=r"serve\.py needs fastapi: pip install -r requirements-serve\.txt"):
         serve._require_packages()
     assert os.environ.get("API_KEY") is None
+
+
+def test_the_load_program_counts_answers_batches_and_faults(weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(machine, "RESULTS", tmp_path / "results")
+    line = ["--weights", str(weights), "--seconds", "0.6", "--rounds", "1", "--clients", "3", "--write"]
+    one, several = serve_load.main(line)
+    for phase, clients in ((one, 1), (several, 3)):
+        assert phase.clients == clients and phase.faults == [] and len(phase.latencies_ms) >= clients
+        assert phase.per_second > 0 and 0 < phase.percentile(50) <= phase.percentile(95)
+        images = sum(int(size) * count for size, count in phase.batches.items() if "to" not in size)
+        assert images == len(phase.latencies_ms)  # three clients fill no batch whose size is told as a range
+    assert "| 3 |" in (tmp_path / "results" / "serve_load.md").read_text()
+
+
+def test_batches_between_two_looks_are_told_by_size():
+    name = 'polyolo_batch_images_bucket{le="%s"}'
+    before = {name % "1.0": 1.0, name % "2.0": 1.0, name % "4.0": 2.0}
+    now = {name % "1.0": 4.0, name % "2.0": 4.0, name % "4.0": 7.0, "polyolo_batch_images_count": 7.0}
+    assert serve_load.batch_sizes(now, before) == {"1": 3, "3 to 4": 2}

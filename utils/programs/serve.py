@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from utils.core.errors import UserError
@@ -47,14 +51,28 @@ def serve_models(options: argparse.Namespace) -> None:
             port = self.servers[0].sockets[0].getsockname()[1]  # the system's choice for --port 0
             LOGGER.info(f"listening on http://{settings.host}:{port} (page), /docs, /v1/predict; Ctrl-C stops")
 
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # clients' broken forms are answered, not logged
     server = Server(config)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # which uvicorn hands back once it has stopped: leave with 0
     try:
-        server.run()
+        with _sigterm_is_no_fault():
+            server.run()
     except SystemExit as error:  # uvicorn leaves like this when it cannot listen
         raise UserError(f"--host {settings.host} --port {settings.port}: cannot listen there") from error
     if not server.started:
         raise UserError(f"--host {settings.host} --port {settings.port}: cannot listen there")
+
+
+@contextmanager
+def _sigterm_is_no_fault() -> Iterator[None]:
+    """Leave with status 0 after SIGTERM: uvicorn, once it has stopped, raises the signal again for who was there before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # then uvicorn takes no signals either
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _require_packages() -> None:
