@@ -90,12 +90,12 @@ def test_a_data_yaml_that_is_no_text_is_one_line(tmp_path, content):
 DEFAULTS = [
     "epochs: three",
     "imgsz: [a]",
-    "batch_size: 2.5",
+    "batch_size: many",
     "freeze: x",
     "noval: maybe",
     "patience: [1]",
     "seed: null",
-    "optimizer: LION",
+    "optimizer: 3",
     "name: 7",
     "epoch_count: 3",
 ]

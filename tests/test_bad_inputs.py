@@ -190,7 +190,7 @@ def test_a_table_that_the_disk_did_not_take_is_named(tmp_path):
         ("train", "--seed", "x 99999999999999999999"),
         ("train", "--freeze", "-1 26 99999999999999999999"),
         ("train", "--mosaic-window", "-1 x"),
-        ("train", "--batch-size", "-1 0 1e9"),
+        ("train", "--batch-size", "-2 0 2.5"),
         ("train", "--label-smoothing", "-1 1 nan inf"),
         ("train", "--patience", "-1"),
         ("train", "--optimizer", "LION"),

@@ -52,8 +52,11 @@ def assemble(choose: Callable[[Collection[str]], Task], settings: TrainSettings)
     if settings.resume:
         checkpoint = load_resumable(find_last(settings.resume, Path(settings.project)))
         settings = _resumed_settings(settings, checkpoint)
-    for registry, name in ((OPTIMIZERS, settings.optimizer), (SCHEDULES, settings.curve)):
-        registry.get(name)  # a wrong name is an error before anything is loaded
+    for registry, name, option in (
+        (OPTIMIZERS, settings.optimizer, "--optimizer"),
+        (SCHEDULES, settings.curve, "--schedule"),
+    ):
+        registry.get(name, option)  # a wrong name is an error before anything is loaded
     device = select_device(settings.device)
     dist.start(device)
     seed_everything(settings.seed + dist.rank())
