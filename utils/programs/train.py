@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from utils.core.cli import explain, resolve_training
 from utils.core.config import DataConfig, load_data
+from utils.core.contracts import Logger
 from utils.core.errors import UserError
 from utils.core.files import ROOT
 from utils.core.log import LOGGER
 
 
-def train_task(task: str, parser: argparse.ArgumentParser, chosen: dict[str, Any]) -> dict[str, float]:
-    """Train with the options `chosen` by name, the others as the data set recommends or `parser` has them."""
+def train_task(
+    task: str, parser: argparse.ArgumentParser, chosen: dict[str, Any], loggers: Sequence[Logger] = ()
+) -> dict[str, float]:
+    """Train with the options `chosen` by name, the others as the data set recommends or `parser` has them.
+
+    `loggers` are told beside those of --log.
+    """
     data = load_data(str(chosen.get("data", parser.get_default("data"))))
     settings, origin = resolve_training(parser, chosen, recommended_for(task, data), data.source)
     if not settings.resume:
@@ -23,7 +30,7 @@ def train_task(task: str, parser: argparse.ArgumentParser, chosen: dict[str, Any
     from utils.engine.fit import fit  # torch is loaded here, so that --help answers at once
     from utils.tasks.choice import task_for
 
-    return fit(partial(task_for, task, settings), settings)
+    return fit(partial(task_for, task, settings), settings, loggers)
 
 
 def recommended_for(task: str, data: DataConfig) -> dict[str, Any]:
