@@ -9,8 +9,10 @@ The loop itself is utils/engine/fit.py.
 """
 
 import argparse
+from collections.abc import Sequence
 
 from utils.core.cli import given, run_script, to_namespace, training_parser
+from utils.core.contracts import Logger
 from utils.programs.train import train_task
 
 
@@ -19,10 +21,10 @@ def build_parser() -> argparse.ArgumentParser:
     return training_parser(__doc__)
 
 
-def run(**overrides: object) -> dict[str, float]:
-    """Train from Python with the options' names and defaults; return the final numbers."""
+def run(loggers: Sequence[Logger] = (), **overrides: object) -> dict[str, float]:
+    """Train from Python with the options' names and defaults, and loggers of your own; return the final numbers."""
     to_namespace(build_parser(), dict(overrides))
-    return train_task("detect", build_parser(), dict(overrides))
+    return train_task("detect", build_parser(), dict(overrides), loggers)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ The folder has train/<class>/ and val/<class>/ with images. The loop itself is u
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.core.cli import given, run_script, to_namespace
+from utils.core.contracts import Logger
 from utils.programs.classify import class_training_options, class_training_parser
 from utils.programs.train import train_task
 
@@ -25,10 +27,10 @@ def build_parser() -> argparse.ArgumentParser:
     return class_training_parser(__doc__)
 
 
-def run(**overrides: object) -> dict[str, float]:
-    """Train from Python with the options' names and defaults; return the final numbers."""
+def run(loggers: Sequence[Logger] = (), **overrides: object) -> dict[str, float]:
+    """Train from Python with the options' names and defaults, and loggers of your own; return the final numbers."""
     to_namespace(build_parser(), dict(overrides))
-    return train_task("classify", build_parser(), class_training_options(dict(overrides)))
+    return train_task("classify", build_parser(), class_training_options(dict(overrides)), loggers)
 
 
 if __name__ == "__main__":

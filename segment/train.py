@@ -10,11 +10,13 @@ The loop itself is utils/engine/fit.py.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.core.cli import given, run_script, to_namespace, training_parser
+from utils.core.contracts import Logger
 from utils.programs.train import train_task
 
 
@@ -27,10 +29,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(**overrides: object) -> dict[str, float]:
-    """Train from Python with the options' names and defaults; return the final numbers."""
+def run(loggers: Sequence[Logger] = (), **overrides: object) -> dict[str, float]:
+    """Train from Python with the options' names and defaults, and loggers of your own; return the final numbers."""
     to_namespace(build_parser(), dict(overrides))
-    return train_task("segment", build_parser(), dict(overrides))
+    return train_task("segment", build_parser(), dict(overrides), loggers)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,23 @@
 """Every logger accepts a run; what it wrote can be read back; one that fails harms nobody."""
 
+import json
 import logging
+import socket
+import subprocess
 import sys
+import threading
+import time
+import zipfile
 
 import cv2
 import numpy as np
 import pytest
+from helpers_run import ROOT, tiny_data
 
+from utils.core.contracts import StopTraining
 from utils.core.errors import UserError
-from utils.loggers import LOGGERS, Loggers
+from utils.core.settings import SERVICES
+from utils.loggers import LOGGERS, Loggers, courier
 from utils.loggers.csv_file import CsvFile, read_results
 
 NUMBERS = {"train/box_loss": 0.123456789, "metrics/mAP_0.5": 0.5, "metrics/mAP_0.5:0.95": 1e-7, "x/lr0": 0.07}
@@ -21,17 +30,40 @@ def picture(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("name", LOGGERS.names())
+PACKAGES = {"csv": "csv", "comet": "comet_ml"}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    """Block the network, and keep what services would write into the user's home below the test's folder."""
+
+    def refuse(self, address):
+        if self.family != getattr(socket, "AF_UNIX", None) and str(address[0]) not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"a test reached for {address}")
+        return connect(self, address)
+
+    connect = socket.socket.connect
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("WANDB_MODE", "COMET_MODE", "CLEARML_OFFLINE_MODE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+
+OWN_TESTS = {"wandb", "mlflow", "clearml", "comet"}  # below, which do the same and read it back
+
+
+@pytest.mark.filterwarnings("ignore")  # packages of services warn about themselves
+@pytest.mark.parametrize("name", [name for name in LOGGERS.names() if name not in OWN_TESTS])
 def test_every_logger_accepts_a_run(name, tmp_path, picture, caplog):
-    if name != "csv":
-        pytest.importorskip(name, reason=f"{name} is not installed")
+    package = PACKAGES.get(name, name)
+    pytest.importorskip(package, reason=f"{package} is not installed")
     loggers = Loggers([name])
     loggers.start(tmp_path, {"epochs": 2, "imgsz": [64], "entity": None, "project": "runs/train"})
     loggers.picture(picture, 0)
     for epoch in range(2):
         loggers.epoch(epoch, NUMBERS)
     loggers.finish({"detect/map50": 0.5}, [])
-    assert "switched off" not in caplog.text
+    assert "switched off" not in caplog.text and loggers.active == [name]
 
 
 def test_csv_has_yolov5s_layout(tmp_path):
@@ -107,26 +139,106 @@ def test_tensorboard_is_not_started_unless_asked(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
 
 
-def test_wandb_is_offline_and_continues_its_run(tmp_path, picture, monkeypatch):
-    pytest.importorskip("wandb")
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+def twice(name, tmp_path, picture):
+    """Log a run of one epoch that is resumed for another; return the run's folder."""
+    folder, checkpoint = tmp_path / "runs" / "exp", tmp_path / "best.pt"
+    folder.mkdir(parents=True)
+    checkpoint.write_bytes(b"weights")
     for epoch in range(2):
-        loggers = Loggers(["wandb"])
-        loggers.start(tmp_path, {"project": "runs/train", "imgsz": [64]})
-        assert loggers._active["wandb"]._run.settings._offline
-        loggers.epoch(epoch, NUMBERS)
+        loggers = Loggers([name])
+        loggers.start(folder, {"project": "runs/train", "imgsz": [64], "entity": None})
+        loggers.epoch(epoch, NUMBERS | {"metrics/mAP_0.5": 0.25 * (epoch + 1), "nothing": float("nan")})
         loggers.picture(picture, epoch)
-        loggers.finish({"detect/map50": 0.5}, [])
-        assert list(loggers._active) == ["wandb"]
-    name = (tmp_path / "wandb_id.txt").read_text().strip()
-    assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{name}*"))) == 2
+        loggers.finish(*(({}, []) if epoch == 0 else ({"detect/map50": 0.5}, [checkpoint])))
+        assert loggers.active == [name]
+    return folder
 
 
-@pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
-def test_a_missing_package_is_named_at_the_start(tmp_path, monkeypatch, name, module):
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=f"--log {name} needs a package: pip install {name}"):
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_is_offline_and_continues_its_run(tmp_path, picture):
+    pytest.importorskip("wandb")
+    folder = twice("wandb", tmp_path, picture)
+    name = (folder / "wandb_id.txt").read_text().strip()
+    runs = sorted((folder / "wandb").glob(f"offline-run-*-{name}*"))
+    assert len(runs) == 2 and all(list(run.glob("files/media/images/labels_*.png")) for run in runs)
+    stored = [run.joinpath(f"run-{name}.wandb").read_bytes() for run in runs]
+    assert b"metrics/mAP_0.5:0.95" in stored[0] and f"run_{name}_model".encode() not in stored[0]
+    assert b"best.pt" in stored[1] and f"run_{name}_model".encode() in stored[1]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_keeps_everything_in_one_run_beside_the_folders(tmp_path, picture):
+    pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    from mlflow.tracking import MlflowClient
+
+    folder = twice("mlflow", tmp_path, picture)
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder.parent / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("train").experiment_id])
+    assert (run.info.run_name, run.info.status, run.data.params["imgsz"]) == ("exp", "FINISHED", "[64]")
+    history = client.get_metric_history(run.info.run_id, "metrics/mAP_0.5")
+    assert [(point.step, point.value) for point in history] == [(0, 0.25), (1, 0.5)]
+    assert run.data.metrics["final/detect/map50"] == 0.5 and "nothing" not in run.data.metrics
+    files = tmp_path / "runs" / "mlflow-files" / run.info.run_id / "artifacts"
+    assert (files / "weights" / "best.pt").read_bytes() == b"weights" and (files / "pictures" / "labels.png").is_file()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_clearml_writes_sessions_below_the_run(tmp_path, picture):
+    pytest.importorskip("clearml")
+    folder = twice("clearml", tmp_path, picture)
+    sessions = sorted((folder / "clearml" / "offline").glob("*.zip"), key=lambda path: path.stat().st_mtime)
+    assert len(sessions) == 2
+    with zipfile.ZipFile(sessions[1]) as archive:
+        names = archive.namelist()
+        events = [json.loads(line) for line in archive.read("metrics.jsonl").decode().splitlines()]
+        assert json.loads(archive.read("task.json"))["name"] == "exp"
+    found = {(e.get("metric"), e.get("variant"), e.get("iter")): e.get("value") for batch in events for e in batch}
+    assert found["metrics", "mAP_0.5", 1] == 0.5
+    assert any(name.endswith("artifacts/best/best.pt") for name in names) and any("labels" in name for name in names)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_comet_writes_archives_below_the_run(tmp_path, picture):
+    pytest.importorskip("comet_ml")
+    folder = twice("comet", tmp_path, picture)
+    name = (folder / "comet_id.txt").read_text().strip()
+    archives = sorted((folder / "comet").glob(f"{name}*.zip"), key=lambda path: path.stat().st_mtime)
+    assert len(archives) == 2
+    with zipfile.ZipFile(archives[1]) as archive:
+        text = archive.read("messages.json").decode()
+        messages = [json.loads(line) for line in text.splitlines()]
+        names = archive.namelist()
+    metrics = [message["payload"].get("metric") or {} for message in messages]
+    values = {metric["metricName"]: metric["metricValue"] for metric in metrics if "metricName" in metric}
+    assert float(values["metrics/mAP_0.5"]) == 0.5 and float(values["final/detect/map50"]) == 0.5
+    assert any("best.pt" in text for text in (*names, text))
+
+
+MODULES = {"tensorboard": "torch.utils.tensorboard", "comet": "comet_ml", "mlflow": "mlflow.entities"}
+
+
+@pytest.mark.parametrize("name", [name for name in LOGGERS.names() if name != "csv"])
+def test_a_missing_package_is_named_at_the_start(tmp_path, monkeypatch, name):
+    package = PACKAGES.get(name, name)
+    monkeypatch.setitem(sys.modules, MODULES.get(name, name), None)
+    with pytest.raises(UserError, match=f"--log {name} needs a package: pip install {package}"):
         Loggers([name]).start(tmp_path, {})
+
+
+def test_loggers_that_nobody_asked_for_are_not_loaded():
+    code = (
+        "import sys; from utils.loggers import LOGGERS, Loggers; LOGGERS.names(); Loggers(['csv'])\n"
+        "print([name for name in ('wandb', 'mlflow', 'clearml', 'comet_ml', 'torch') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_help_lists_every_logger():
+    assert {"csv", *SERVICES} == set(LOGGERS.names())
 
 
 def test_an_unknown_logger_is_a_user_error():
@@ -139,8 +251,8 @@ class PackageError(Exception):
 
 
 class Failing:
-    def __init__(self, error, errors=()):
-        self.error, self.errors, self.calls = error, errors, 0
+    def __init__(self, error):
+        self.error, self.calls = error, 0
 
     def start(self, run_dir, settings):
         pass
@@ -156,13 +268,17 @@ class Failing:
         self.calls += 1
 
 
-@pytest.mark.parametrize(
-    "error",
-    [OSError("disk full\nmore"), RuntimeError("disk full"), ValueError("disk full"), PackageError("disk full")],
-    ids=lambda error: type(error).__name__,
-)
-def test_a_failing_logger_warns_once_and_the_others_go_on(tmp_path, monkeypatch, caplog, error):
-    failing = Failing(error, (PackageError,))
+ERRORS = [
+    (OSError("disk full\nmore"), "disk full"),
+    (RuntimeError("disk full"), "disk full"),
+    (PackageError("disk full"), "PackageError: disk full"),
+    (TypeError(), "TypeError"),
+]
+
+
+@pytest.mark.parametrize(("error", "says"), ERRORS, ids=lambda value: type(value).__name__)
+def test_a_failing_logger_warns_once_and_the_others_go_on(tmp_path, monkeypatch, caplog, error, says):
+    failing = Failing(error)
     monkeypatch.setitem(LOGGERS._entries, "failing", lambda: failing)
     loggers = Loggers(["failing", "csv"])
     loggers.start(tmp_path, {})
@@ -170,17 +286,76 @@ def test_a_failing_logger_warns_once_and_the_others_go_on(tmp_path, monkeypatch,
         for epoch in range(3):
             loggers.epoch(epoch, NUMBERS)
         loggers.finish({}, [])
-    assert failing.calls == 1
-    assert [record.getMessage() for record in caplog.records] == [
-        "logger failing failed and is switched off: disk full"
-    ]
+    assert failing.calls == 1 and loggers.active == ["csv"]
+    assert [record.getMessage() for record in caplog.records] == [f"logger failing failed and is switched off: {says}"]
     assert list(read_results(tmp_path / "results.csv")) == [0, 1, 2]
 
 
-def test_a_mistake_of_ours_in_a_logger_is_not_hidden(tmp_path, monkeypatch):
-    monkeypatch.setitem(LOGGERS._entries, "failing", lambda: Failing(TypeError("a bug")))
+class Slow(Failing):
+    """Waits in every epoch until it is let go."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.gate, self.epochs = threading.Event(), []
+
+    def epoch(self, epoch, numbers):
+        self.gate.wait(20)
+        self.epochs.append(epoch)
+
+
+def test_a_slow_logger_keeps_nobody_waiting_and_gets_all_in_order(tmp_path, monkeypatch):
+    slow = Slow()
+    monkeypatch.setitem(LOGGERS._entries, "slow", lambda: slow)
+    loggers = Loggers(["slow"])
+    loggers.start(tmp_path, {})
+    start = time.perf_counter()
+    for epoch in range(50):
+        loggers.epoch(epoch, NUMBERS)
+    assert time.perf_counter() - start < 1 and slow.epochs == []
+    slow.gate.set()
+    loggers.finish({}, [])
+    assert slow.epochs == list(range(50)) and slow.calls == 1
+
+
+def test_a_logger_that_never_answers_is_left_behind(tmp_path, monkeypatch, caplog):
+    slow = Slow()
+    monkeypatch.setitem(LOGGERS._entries, "slow", lambda: slow)
+    monkeypatch.setattr(courier, "FINISH_SECONDS", 0.05)
+    monkeypatch.setattr(courier, "WAITING", 4)
+    loggers = Loggers(["slow"])
+    loggers.start(tmp_path, {})
+    with caplog.at_level(logging.WARNING, logger="polyolo"):
+        for epoch in range(20):
+            loggers.epoch(epoch, NUMBERS)
+        loggers.finish({}, [])
+    slow.gate.set()
+    assert "too slow" in caplog.text and "did not finish" in caplog.text and "messages were left out" in caplog.text
+    assert len(caplog.records) == 3
+
+
+class Stopping(Failing):
+    def epoch(self, epoch, numbers):
+        self.seen = numbers
+        if epoch == 1:
+            raise StopTraining("good enough")
+
+
+def test_a_logger_of_ones_own_is_told_and_may_end_the_training(tmp_path):
+    import train
+
+    own = Stopping(None)
+    data = tiny_data(tmp_path, train=4, val=4, size=64)
+    train.run(
+        [own], data=str(data), cfg="yolov5n", imgsz=[64], batch_size=4, workers=0, epochs=9, noplots=True,
+        project=str(tmp_path / "runs"),
+    )  # fmt: skip
+    assert len(read_results(tmp_path / "runs" / "exp" / "results.csv")) == 2 and own.calls == 1
+    assert "metrics/mAP_0.5" in own.seen and (tmp_path / "runs" / "exp" / "results.json").is_file()
+
+
+def test_a_mistake_in_a_logger_of_ones_own_is_not_hidden():
     with pytest.raises(TypeError, match="a bug"):
-        Loggers(["failing"]).epoch(0, {})
+        Loggers([], [Failing(TypeError("a bug"))]).epoch(0, {})
 
 
 def test_a_results_file_that_cannot_be_written_does_not_stop_the_run(tmp_path, caplog):

@@ -20,6 +20,7 @@ from utils.core.settings import (
     PRECISIONS,
     SCHEDULES,
     SEG_MODES,
+    SERVICES,
     TrainSettings,
 )
 
@@ -232,7 +233,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         help="keep a checkpoint every so many epochs; below 1: off",
     )
     add("--save-steps", type=int, default=1000, help="also write last.pt every so many steps; 0: off")
-    add("--log", nargs="+", default=[], metavar="NAME", help="also log to: tensorboard, wandb")
+    add("--log", nargs="+", default=[], metavar="NAME", help=f"also log to: {', '.join(SERVICES)}")
     add("--entity", default=None, help="W&B entity")
 
 

@@ -277,8 +277,18 @@ class Runner(Protocol):
         ...
 
 
+class StopTraining(Exception):  # noqa: N818 - a wish, not a fault
+    """A logger given to `run(loggers=...)` raises it in `epoch`: the training ends as if patience had run out."""
+
+
 class Logger(Protocol):
-    """One destination. A logger that fails says so once and never stops the run."""
+    """One destination. A logger that fails says so once and never stops the run.
+
+    `start` comes first, `finish` last; it has no numbers and checkpoints when the run was interrupted, and a resumed
+    run starts again in the same folder. `epoch` gets the columns of results.csv after every epoch (from 0), `picture`
+    the file of one that has been drawn. Those named in `--log` are called in a thread of their own, unless the class
+    says `direct = True`.
+    """
 
     def start(self, run_dir: Path, settings: Mapping[str, Any]) -> None: ...
 

@@ -20,6 +20,7 @@ MINDSPORE_SCHEDULES = {  # its names to ours (behaviour.md 13.7)
     "cosine_annealing_V2": "cosine_annealing_V2",
     "cosine_annealing_sample": "cosine_annealing_sample",
 }
+SERVICES = ("tensorboard", "wandb", "mlflow", "clearml", "comet")  # what the help of --log lists
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 MAX_IMAGE_PX = 16384  # no memory holds the feature maps of more
 DESIGNS = ("psp", "bise", "lab", "base")  # of semantic heads

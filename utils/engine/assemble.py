@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from models.start import starting_point
 from models.transfer import transfer
 from utils.core import dist
 from utils.core.config import DataConfig, load_data
-from utils.core.contracts import Loader, LoadRequest, SemanticRequest, Task
+from utils.core.contracts import Loader, LoadRequest, Logger, SemanticRequest, Task
 from utils.core.device import autocast_dtype, describe, select_device
 from utils.core.errors import UserError
 from utils.core.files import run_folder
@@ -43,10 +43,12 @@ from utils.losses import LOSSES
 from utils.ops.anchors import check_anchors
 
 
-def assemble(choose: Callable[[Collection[str]], Task], settings: TrainSettings) -> Run:
+def assemble(
+    choose: Callable[[Collection[str]], Task], settings: TrainSettings, own_loggers: Sequence[Logger] = ()
+) -> Run:
     """Build the run that `settings` describe, or put back the one they resume.
 
-    `choose` returns the task for the heads that the network has.
+    `choose` returns the task for the heads that the network has; `own_loggers` are told beside those in settings.
     """
     checkpoint = None
     if settings.resume:
@@ -98,7 +100,7 @@ def assemble(choose: Callable[[Collection[str]], Task], settings: TrainSettings)
         schedule=Schedule.of(settings, hyp, train_loader.num_batches),
         train_loader=train_loader,
         val_loader=val_loader,
-        loggers=Loggers(("csv", *settings.log)),
+        loggers=Loggers(("csv", *settings.log), own_loggers),
         resumed=checkpoint is not None,
         folder=_folder(settings, checkpoint),  # last: what fails before leaves nothing behind
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from models.runner import NetworkRunner
 from models.summary import summarize
 from utils.core import dist
 from utils.core.config import DataConfig
-from utils.core.contracts import Batch, Results, Task
+from utils.core.contracts import Batch, Logger, Results, Task
 from utils.core.errors import UserError
 from utils.core.files import drop_if_empty, write_text
 from utils.core.interrupt import Interrupt
@@ -31,14 +31,16 @@ from utils.metrics.average_precision import weighted_sum
 DRAWN_BATCHES = 3  # of training and validation images
 
 
-def fit(choose: Callable[[Collection[str]], Task], settings: TrainSettings) -> dict[str, float]:
+def fit(
+    choose: Callable[[Collection[str]], Task], settings: TrainSettings, own_loggers: Sequence[Logger] = ()
+) -> dict[str, float]:
     """Train until the epochs are done, patience runs out or the user stops; return the final numbers.
 
-    `choose` returns the task that trains a network with certain heads.
+    `choose` returns the task that trains a network with certain heads. `own_loggers` are told beside those in settings.
 
     Whatever happens, `weights/last.pt` in the run's folder continues the run with `--resume`.
     """
-    run = assemble(choose, settings)
+    run = assemble(choose, settings, own_loggers)
     try:
         _open(run)
     except UserError:
@@ -53,6 +55,7 @@ def fit(choose: Callable[[Collection[str]], Task], settings: TrainSettings) -> d
                 if _finish_epoch(run, numbers, report):
                     break
         except RunInterruptedError:
+            run.loggers.finish({}, [])
             LOGGER.info(f"saved; continue with --resume {run.folder / 'weights' / 'last.pt'}")
             raise KeyboardInterrupt from None
     LOGGER.info(f"{run.state.epoch} epochs in {duration(watch.seconds)}")
@@ -143,6 +146,9 @@ def _finish_epoch(run: Run, numbers: dict[str, float], report: Report | None) ->
     row = {column: numbers.get(name, float("nan")) for column, name in run.task.columns.items()}
     if dist.is_main():
         run.loggers.epoch(epoch, row)
+    if reason := run.loggers.stop_wanted():
+        LOGGER.info(f"stopping after epoch {epoch + 1}: {reason}")
+        stop = True
     _keep(run, epoch, best, last=stop or state.epoch == settings.epochs)
     return stop
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.core.contracts import Logger
-from utils.core.dist import is_main
+from utils.core.contracts import Logger, StopTraining
+from utils.core.dist import from_main, is_main
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
 from utils.core.registry import Registry
+from utils.loggers.courier import Call, Courier, reason_of
 
 LOGGERS = Registry("logger", "utils.loggers")
 
@@ -20,32 +21,51 @@ _FAILURES = (OSError, RuntimeError, ValueError)
 class Loggers:
     """Several loggers as one, on the first rank only.
 
-    A logger that fails is named in one warning and switched off; the others and the run go on. The exception is
-    `start`, where what the user can put right, such as a missing package, is a UserError: nothing is lost yet.
-    A logger may name failures of its package in an attribute `errors`, a tuple of exception classes.
+    Loggers by name work in threads of their own (`Courier`), but those with an attribute `direct`, and those that are
+    given in `own`: these are called where the run is. A logger that fails is named in one warning and switched off; the
+    others and the run go on. The exception is `start`, where what the user can put right, such as a missing package,
+    is a UserError: nothing is lost yet.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self._active: dict[str, Logger] = {}
+    def __init__(self, names: Iterable[str], own: Sequence[Logger] = ()) -> None:
+        self._direct: dict[str, Logger] = {}
+        self._couriers: list[Courier] = []
+        self._stop = ""
         for name in dict.fromkeys(names):  # an unknown name is an error on every rank
             make = LOGGERS.get(name)
             if is_main():
-                self._active[name] = make()
+                self._add(name, make())
+        if is_main():
+            self._direct |= {f"{type(logger).__name__} {index}": logger for index, logger in enumerate(own, 1)}
 
-    def _each(self, call: Callable[[Logger], None], passed_on: tuple[type[Exception], ...] = ()) -> None:
-        for name, logger in list(self._active.items()):
+    def _add(self, name: str, logger: Logger) -> None:
+        if getattr(logger, "direct", False):
+            self._direct[name] = logger
+        else:
+            self._couriers.append(Courier(name, logger))
+
+    @property
+    def active(self) -> list[str]:
+        """Return the names of the loggers that have not failed."""
+        return [*self._direct, *(courier.name for courier in self._couriers if courier.active)]
+
+    def _each(self, call: Call, hand_over: Callable[[Courier, Call], None] = Courier.send) -> None:
+        for name, logger in list(self._direct.items()):
             try:
                 call(logger)
-            except passed_on:
-                raise
-            except (*_FAILURES, UserError, *getattr(logger, "errors", ())) as error:
-                reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-                LOGGER.warning(f"logger {name} failed and is switched off: {reason}")
-                del self._active[name]
+            except StopTraining as stop:
+                self._stop = str(stop) or name
+            except (*_FAILURES, UserError) as error:
+                if isinstance(error, UserError) and hand_over is Courier.start:
+                    raise
+                LOGGER.warning(f"logger {name} failed and is switched off: {reason_of(error)}")
+                del self._direct[name]
+        for courier in self._couriers:
+            hand_over(courier, call)
 
     def start(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
         """Tell every logger where the run writes and what its settings are."""
-        self._each(lambda logger: logger.start(run_dir, settings), passed_on=(UserError,))
+        self._each(lambda logger: logger.start(run_dir, settings), Courier.start)
 
     def epoch(self, epoch: int, numbers: Mapping[str, float]) -> None:
         """Pass on the numbers of an epoch, counted from 0."""
@@ -56,5 +76,9 @@ class Loggers:
         self._each(lambda logger: logger.picture(path, epoch))
 
     def finish(self, numbers: Mapping[str, float], checkpoints: Sequence[Path]) -> None:
-        """Pass on the final numbers and checkpoints, and close everything."""
-        self._each(lambda logger: logger.finish(numbers, checkpoints))
+        """Pass on the final numbers and checkpoints, and close everything; without any, the run was interrupted."""
+        self._each(lambda logger: logger.finish(numbers, checkpoints), Courier.finish)
+
+    def stop_wanted(self) -> str:
+        """Return why a logger wants the training to end, empty if none does; the same on every rank."""
+        return str(from_main(self._stop))

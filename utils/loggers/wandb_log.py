@@ -9,8 +9,7 @@ from typing import Any
 
 from utils.core.errors import UserError
 from utils.loggers import LOGGERS
-
-_ID_FILE = "wandb_id.txt"  # so that a resumed run goes on in the same W&B run
+from utils.loggers.continued import keep_id, kept_id, project_of
 
 
 @LOGGERS.register("wandb")
@@ -18,30 +17,29 @@ class Wandb:
     """One W&B run per run folder. Offline files lie in `<run>/wandb`; `wandb sync` uploads them later."""
 
     def __init__(self) -> None:
-        self.errors: tuple[type[Exception], ...] = ()
         self._package: Any = None
         self._run: Any = None
 
     def start(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
-        """Open the W&B run."""
+        """Open the W&B run, the same one when the training is resumed."""
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         try:
             import wandb
         except ImportError as error:
             raise UserError("--log wandb needs a package: pip install wandb") from error
-        self._package, self.errors = wandb, (wandb.Error,)
-        id_file = run_dir / _ID_FILE
+        self._package = wandb
         mode: Any = os.environ.get("WANDB_MODE") or "offline"
         self._run = wandb.init(
-            project=Path(str(settings.get("project") or "polyolo")).name,
+            project=project_of(settings),
             entity=settings.get("entity") or None,
             name=run_dir.name,
-            id=id_file.read_text(encoding="utf-8").strip() if id_file.is_file() else None,
+            id=kept_id(run_dir, "wandb"),
             resume="allow",
             dir=str(run_dir),
             config=dict(settings),
             mode=mode,
         )
-        id_file.write_text(f"{self._run.id}\n", encoding="utf-8")
+        keep_id(run_dir, "wandb", self._run.id)
 
     def epoch(self, epoch: int, numbers: Mapping[str, float]) -> None:
         """Log the epoch's numbers as one step."""
@@ -52,7 +50,12 @@ class Wandb:
         self._run.log({path.stem: self._package.Image(str(path))}, step=epoch)
 
     def finish(self, numbers: Mapping[str, float], checkpoints: Sequence[Path]) -> None:
-        """Put the final numbers into the summary and close the run; checkpoints stay where they are."""
+        """Put the final numbers into the summary, the checkpoints into an artifact, and close the run."""
         for name, value in numbers.items():
             self._run.summary[name] = float(value)
+        if checkpoints:
+            model = self._package.Artifact(f"run_{self._run.id}_model", type="model")
+            for path in checkpoints:
+                model.add_file(str(path), name=path.name)
+            self._run.log_artifact(model, aliases=["latest", "best"])
         self._run.finish()

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from utils.core.cli import explain, resolve_training
 from utils.core.config import DataConfig
+from utils.core.contracts import Logger
 from utils.core.errors import UserError
 from utils.core.files import ROOT
 from utils.core.log import LOGGER
 from utils.datasets.fetch import provide
 
 
-def train_task(task: str, parser: argparse.ArgumentParser, chosen: dict[str, Any]) -> dict[str, float]:
-    """Train with the options `chosen` by name, the others as the data set recommends or `parser` has them."""
+def train_task(
+    task: str, parser: argparse.ArgumentParser, chosen: dict[str, Any], loggers: Sequence[Logger] = ()
+) -> dict[str, float]:
+    """Train with the options `chosen` by name, the others as the data set recommends or `parser` has them.
+
+    `loggers` are told beside those of --log.
+    """
     data = provide(str(chosen.get("data", parser.get_default("data"))), bool(chosen.get("download")))
     settings, origin = resolve_training(parser, chosen, recommended_for(task, data), data.source)
     if not settings.resume:
@@ -24,7 +31,7 @@ def train_task(task: str, parser: argparse.ArgumentParser, chosen: dict[str, Any
     from utils.engine.fit import fit  # torch is loaded here, so that --help answers at once
     from utils.tasks.choice import task_for
 
-    return fit(partial(task_for, task, settings), settings)
+    return fit(partial(task_for, task, settings), settings, loggers)
 
 
 def recommended_for(task: str, data: DataConfig) -> dict[str, Any]:
