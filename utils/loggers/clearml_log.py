@@ -49,7 +49,8 @@ class ClearMl:
         known = kept_id(run_dir, "clearml") if online else None
         Task.set_offline(not online)
         # its reporting process can keep close() waiting for ever when offline (2.1.12); a thread of it reports as well
-        Task._report_subprocess_enabled = False
+        internals: Any = Task
+        internals._report_subprocess_enabled = False
         with _cache_below(run_dir / "clearml"):
             self._task = Task.init(
                 project_name=project_of(settings),
