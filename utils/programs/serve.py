@@ -64,7 +64,7 @@ def serve_models(options: argparse.Namespace) -> None:
 
 @contextmanager
 def _sigterm_is_no_fault() -> Iterator[None]:
-    """Leave with status 0 after SIGTERM: uvicorn, once it has stopped, raises the signal again for who was there before."""
+    """Leave with status 0 after SIGTERM: uvicorn, once stopped, raises the signal again."""
     if threading.current_thread() is not threading.main_thread():
         yield  # then uvicorn takes no signals either
         return
