@@ -141,7 +141,7 @@ def peak_megabytes(job: Job, way: str) -> float:
         before = _kilobytes("VmRSS")
         run()
         run()
-        return (_kilobytes("VmHWM") - before) * 1024 / 1e6
+        return max(_kilobytes("VmHWM") - before, 0) * 1024 / 1e6  # pages may be given back meanwhile
     except OSError:  # only Linux says
         return float("nan")
 

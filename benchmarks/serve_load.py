@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -134,9 +135,15 @@ def started(options: argparse.Namespace) -> tuple[subprocess.Popen[str], int]:
     for text in process.stdout:
         said.append(text)
         if found := re.search(rf"listening on http://{re.escape(HOST)}:(\d+)", text):
-            threading.Thread(target=process.stdout.read, daemon=True).start()  # what else it says
+            threading.Thread(target=_drain, args=(process.stdout,), daemon=True).start()
             return process, int(found[1])
     raise UserError(f"serve.py did not start: {''.join(said)[-500:]}")
+
+
+def _drain(output: IO[str]) -> None:
+    """Read what else a process says, so that it never waits for its reader."""
+    with output:
+        output.read()
 
 
 def bodies_of(folder: str, count: int = 16) -> list[bytes]:
