@@ -64,11 +64,7 @@ def serve_models(options: argparse.Namespace) -> None:
 
 @contextmanager
 def _sigterm_is_no_fault() -> Iterator[None]:
-<<<<<<< HEAD
-    """Leave with status 0 after SIGTERM, which uvicorn, once it has stopped, raises again for who was there before."""
-=======
     """Leave with status 0 after SIGTERM: uvicorn, once stopped, raises the signal again."""
->>>>>>> hub
     if threading.current_thread() is not threading.main_thread():
         yield  # then uvicorn takes no signals either
         return
