@@ -11,21 +11,22 @@ The loop itself is utils/engine/fit.py.
 import argparse
 from collections.abc import Sequence
 
-from utils.core.cli import given, run_script, to_namespace, training_parser
+from utils.core.cli import given, run_script, to_namespace
 from utils.core.contracts import Logger
-from utils.programs.train import train_task
+from utils.programs.train import task_parser
+from utils.programs.tune import add_evolution, train_or_evolve
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the options of this script."""
-    return training_parser(__doc__)
+    return add_evolution(task_parser("detect", __doc__))
 
 
 def run(loggers: Sequence[Logger] = (), **overrides: object) -> dict[str, float]:
     """Train from Python with the options' names and defaults, and loggers of your own; return the final numbers."""
     to_namespace(build_parser(), dict(overrides))
-    return train_task("detect", build_parser(), dict(overrides), loggers)
+    return train_or_evolve("detect", build_parser(), dict(overrides), loggers)
 
 
 if __name__ == "__main__":
-    run_script(lambda: train_task("detect", build_parser(), given(build_parser())))
+    run_script(lambda: train_or_evolve("detect", build_parser(), given(build_parser())))

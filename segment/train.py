@@ -15,25 +15,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.core.cli import given, run_script, to_namespace, training_parser
+from utils.core.cli import given, run_script, to_namespace
 from utils.core.contracts import Logger
-from utils.programs.train import train_task
+from utils.programs.train import task_parser
+from utils.programs.tune import add_evolution, train_or_evolve
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the options of this script."""
-    parser = training_parser(__doc__, project="runs/train-seg")
-    group = parser.add_argument_group("masks")
-    group.add_argument("--mask-ratio", type=int, default=4, help="the labels' masks are this many times smaller")
-    group.add_argument("--no-overlap", action="store_true", help="a mask per object instead of one map per image")
-    return parser
+    return add_evolution(task_parser("segment", __doc__))
 
 
 def run(loggers: Sequence[Logger] = (), **overrides: object) -> dict[str, float]:
     """Train from Python with the options' names and defaults, and loggers of your own; return the final numbers."""
     to_namespace(build_parser(), dict(overrides))
-    return train_task("segment", build_parser(), dict(overrides), loggers)
+    return train_or_evolve("segment", build_parser(), dict(overrides), loggers)
 
 
 if __name__ == "__main__":
-    run_script(lambda: train_task("segment", build_parser(), given(build_parser())))
+    run_script(lambda: train_or_evolve("segment", build_parser(), given(build_parser())))

@@ -13,13 +13,15 @@ OPTIONS = {
     "train": """
         --adam --allow-label-faults --amp --autobalance --backbone-warmup --base-size --batch-size
         --bbox_iou_optim --cache --cache-images --cfg --checkpointing --compile --cos-lr --data --device
-        --download --entity --epochs --exist-ok --fitness --freeze --freeze-bn --help --hyp --image-weights
+        --download --entity --epochs --eval_epoch_interval --eval_start_epoch --evolve --evolve-population
+        --evolve_population --exist-ok --fitness --freeze --freeze-bn --help --hyp --image-weights
         --img --img-size --imgsz --label-smoothing --layer-decay --linear-lr --local-rank --local_rank --log
         --lr-cycles --lr-epochs --lr-gamma --lr-power --lr_epochs --lr_gamma --lr_scheduler --mosaic-window
         --multi-scale --multi_tensor_optimizer --name --noautoanchor --noplots --nosave --notest --noval
-        --optimizer --patience --project --quad --rect --resume --save-period --save-steps --save_period
-        --schedule --seed --seg-interval --seg-mode --seg-mosaic --seg-share --semantic --single-cls --sync-bn
-        --weights --workers""",
+        --optimizer --patience --project --quad --rect --resize-rate --resize_rate --resume --resume-evolve
+        --resume_evolve --save-keep --save-period --save-steps --save_ckpt_interval --save_ckpt_max_num
+        --save_period --schedule --seed --seg-interval --seg-mode --seg-mosaic --seg-share --semantic --single-cls --sync-bn
+        --val-interval --val-start --weights --workers""",
     "val": """
         --absent-as-zero --allow-label-faults --annotations --augment --base-size --batch-size --conf-thres
         --data --device --download --exist-ok --half --help --img --img-size --imgsz --iou-thres --max-det
@@ -39,13 +41,15 @@ def test_the_list_of_options_is_exactly_this(script):
 
 
 def test_every_training_option_has_a_setting_and_the_other_way_round():
-    dests = {action.dest for action in parser_of("train")._actions} - {"help", "local_rank"}
+    of_searches = {"evolve", "evolve_population", "resume_evolve"}
+    dests = {action.dest for action in parser_of("train")._actions} - {"help", "local_rank"} - of_searches
     switches_of_others = {"bbox_iou_optim", "multi_tensor_optimizer"}
     of_masks = {"mask_ratio", "no_overlap"}  # segment/train.py adds them
     of_classes = {"lr0", "decay", "dropout", "cutoff", "pretrained", "verbose"}  # classify/train.py has them
     found = {action.dest for action in parser_of("classify.train")._actions} - {"help", "local_rank", "model"}
     assert of_classes <= found <= dests | of_classes
-    assert {action.dest for action in parser_of("segment.train")._actions} - {"help", "local_rank"} == dests | of_masks
+    of_segmenters = {action.dest for action in parser_of("segment.train")._actions}
+    assert of_segmenters - {"help", "local_rank"} == dests | of_masks | of_searches
     assert dests - switches_of_others | of_masks | of_classes == set(TrainSettings().to_dict())
 
 
@@ -63,6 +67,10 @@ def test_defaults_of_parser_and_record_agree():
         ("--cache-images", "cache", "ram"), ("--cache", "cache", "ram"), ("--cache disk", "cache", "disk"),
         ("--linear-lr", "cos_lr", False), ("--multi_tensor_optimize", "multi_tensor_optimizer", True),
         ("--local_rank 1", "local_rank", 1), ("--local-rank=1", "local_rank", 1), ("--resume", "resume", "newest"),
+        ("--multi-scale", "multi_scale", True), ("--multi-scale 320 352", "multi_scale", [320, 352]),
+        ("--resize_rate 10", "resize_rate", 10), ("--evolve", "evolve", 300), ("--evolve 30", "evolve", 30),
+        ("--eval_start_epoch 100", "val_start", 100), ("--eval_epoch_interval 10", "val_interval", 10),
+        ("--save_ckpt_max_num 5", "save_keep", 5), ("--save_ckpt_interval 2", "save_period", 2),
         ("--freeze 10", "freeze", [10]), ("--freeze 0 1 2", "freeze", [0, 1, 2]), ("--hyp a.yaml", "hyp", "a.yaml"),
     ],
 )  # fmt: skip
@@ -103,6 +111,8 @@ def test_an_unknown_recommendation_is_an_error():
     ("line", "says"),
     [
         ("--batch-size 0", "batch"), ("--epochs 0", "epochs"), ("--imgsz 8", "imgsz"), ("--imgsz 1 2 3", "imgsz"),
+        ("--multi-scale 320 20", "multi-scale"), ("--resize-rate 0", "resize-rate"), ("--val-interval 0", "val-interval"),
+        ("--save-keep -1", "save-keep"), ("--val-start 0", "val-start"),
         ("--workers -2", "workers"), ("--label-smoothing 1", "label-smoothing"), ("--quad --batch-size 6", "quad"),
     ],
 )  # fmt: skip

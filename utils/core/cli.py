@@ -144,7 +144,11 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     add("--fitness", nargs="+", type=float, default=[], metavar="WEIGHT", help="of the scores that rank epochs")
     add("--freeze", nargs="+", type=int, default=[0], help="one number n: layers 0 to n-1; several: exactly those")
     switch("--freeze-bn", "keep BatchNorm statistics as they are")
-    switch("--multi-scale", "random image size, 0.5 to 1.5 times, per batch")
+    add(
+        "--multi-scale", nargs="*", type=int, action=_SwitchOrSizes, default=False, metavar="PX",
+        help="random image size per batch, 0.5 to 1.5 times, or one of these",
+    )  # fmt: skip
+    add("--resize-rate", "--resize_rate", type=int, default=1, metavar="N", help="batches of one size in a row")
     switch("--noautoanchor", "keep the anchors whatever the labels look like")
     switch("--autobalance", "balance the objectness loss of the levels during training")
 
@@ -182,6 +186,13 @@ def add_optimizer(group: Any, default: str) -> None:
     add("--lr-power", type=float, default=0.9, help="exponent of polynomial")
     add("--layer-decay", type=float, default=1.0, help="each layer learns so many times as fast as the next; 1: alike")
     add("--backbone-warmup", type=float, default=0.0, help="epochs in which the backbone's rate rises from 0")
+
+
+class _SwitchOrSizes(argparse.Action):
+    """Take an option alone for a yes, or the numbers behind it."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, values or True)
 
 
 class _MindSporeName(argparse.Action):
@@ -224,14 +235,25 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     add_run_folder(group, "runs/train")  # type: ignore[arg-type]
     switch("--nosave", "keep only the final checkpoint")
     add("--noval", "--notest", action="store_true", help="validate only after the last epoch")
+    add("--val-start", "--eval_start_epoch", type=int, default=1, metavar="N", help="first epoch that is validated")
+    add(
+        "--val-interval",
+        "--eval_epoch_interval",
+        type=int,
+        default=1,
+        metavar="N",
+        help="epochs from one validation to the next; the last epoch always is",
+    )
     switch("--noplots", "draw no pictures")
     add(
         "--save-period",
         "--save_period",
+        "--save_ckpt_interval",
         type=int,
         default=-1,
         help="keep a checkpoint every so many epochs; below 1: off",
     )
+    add("--save-keep", "--save_ckpt_max_num", type=int, default=0, metavar="N", help="of these the newest N; 0: all")
     add("--save-steps", type=int, default=1000, help="also write last.pt every so many steps; 0: off")
     add("--log", nargs="+", default=[], metavar="NAME", help=f"also log to: {', '.join(SERVICES)}")
     add("--entity", default=None, help="W&B entity")
@@ -294,9 +316,9 @@ def resolve_training(
 
 def _recommended(action: argparse.Action, value: Any, source: Path) -> Any:
     """Return a value of `defaults:` as the option would give it; one the option does not take is a UserError."""
-    several = isinstance(action.nargs, str) and action.nargs in "+*"
+    several = isinstance(action.nargs, str) and action.nargs in "+*" and not isinstance(value, bool)
     values = value if several and isinstance(value, list) else [value]
-    if action.nargs == 0:
+    if action.nargs == 0 or (isinstance(action, _SwitchOrSizes) and not several):
         fits = isinstance(value, bool)
     else:
         kinds: Any = {int: int, float: (int, float), batch_size: (int, float)}.get(action.type, str)

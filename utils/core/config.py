@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.core.cityscapes import NAMES as CITYSCAPES
+from utils.core.coco_folder import category_names, coco_annotations
 from utils.core.data_yaml import expected, forms
 from utils.core.errors import UserError
 from utils.core.files import ROOT
@@ -62,12 +63,14 @@ class DataConfig:
     @property
     def named_by_folders(self) -> bool:
         """Tell whether there is no YAML, and the classes are called as the folders of images are."""
-        return self.source == self.root
+        return self.source == self.root and self.format == "folders"
 
     def split(self, name: str) -> tuple[Path, ...]:
         """Return the places of a split; a split the YAML does not name, or that is not there, is a UserError."""
         if name not in self.splits:
             missing = f"folder {name}" if self.named_by_folders else f"`{name}:` key"
+            if self.source == self.root and self.format == "coco":
+                missing = f"annotations/instances_{name}*.json with a folder of images"
             raise UserError(f"{self.source}: no {missing}, so there is no {name} split to read")
         for place in self.splits[name]:
             if not place.exists():
@@ -107,7 +110,8 @@ class DataConfig:
 def find_data(text: str) -> Path:
     """Return the data YAML that `--data text` names: a path, or a name in data/ with or without suffix.
 
-    Else the folder it names, with a folder of images per class in each split: a path, or below the data sets.
+    Else the folder it names, with a folder of images per class in each split, or in COCO's layout: a path, or below
+    the data sets.
     """
     names = (Path(text).name, f"{text}.yaml")
     for path in (Path(text), ROOT / text, *(ROOT / "data" / name for name in names)):
@@ -123,16 +127,27 @@ def find_data(text: str) -> Path:
 
 
 def _load_folders(root: Path) -> DataConfig:
-    """Return the data of a folder with train, val and test, which have a folder of images per class.
+    """Return the data of a folder: COCO's own layout, or train, val and test with a folder of images per class.
 
-    Without val the test images stand in. The classes are the training images' folders, sorted by name.
+    Of the latter the test images stand in for missing val; the classes are the training images' folders by name.
     """
+    if parts := coco_annotations(root, SPLITS):
+        return DataConfig(
+            source=root,
+            root=root,
+            names=category_names([file for _, file in parts.values()]),
+            splits={split: (folder,) for split, (folder, _) in parts.items()},
+            format="coco",
+            annotations={split: file for split, (_, file) in parts.items()},
+        )
     splits: dict[str, tuple[Path, ...]] = {split: (root / split,) for split in SPLITS if (root / split).is_dir()}
     if "val" not in splits and "test" in splits:
         splits["val"] = splits["test"]
     first = splits.get("train") or splits.get("val")
     if first is None:
-        raise UserError(f"{root}: a data-set YAML is expected, or a folder with train/<class>/ and val/<class>/ in it")
+        raise UserError(
+            f"{root}: a data-set YAML is expected, or a folder with train/<class>/ and val/<class>/, or COCO's layout"
+        )
     names = sorted(entry.name for entry in first[0].iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise UserError(f"{first[0]}: no folders of images there, one per class")
@@ -140,7 +155,7 @@ def _load_folders(root: Path) -> DataConfig:
 
 
 def load_data(text: str) -> DataConfig:
-    """Read and check the data YAML, or the folder of classes, that `text` names; its faults come in one UserError.
+    """Read and check the data YAML, or the folder, that `text` names; its faults come in one UserError.
 
     A data set has boxes (`names`, `train`, `val`), pixels with classes (`semantic`, or multiyolov5's `segtrain` and
     `segval`), or both.

@@ -21,6 +21,7 @@ SEMANTIC_LOSSES = ("ce", "ohem", "prob_ohem", "focal")
 _MAY_BE_UNSET = ("anchors", "seg_threshold", "seg_aux", "seg_class_weights")
 _NOT_NUMBERS = ("seg_loss", "seg_aux", "seg_class_weights")
 
+SPACE_KEY = "search"  # of hyper-parameter files: ranges for a search (tune.py); no hyper-parameter
 _ABOVE_ZERO = ("lr0", "cls_pw", "obj_pw")
 _LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("scale", "translate", "warmup_momentum", "hsv_h", "hsv_s", "hsv_v"), (0, 1)),
@@ -162,8 +163,9 @@ class Hyp:
 
     @classmethod
     def from_file(cls, path: Path) -> "Hyp":
-        """Read a hyper-parameter YAML."""
-        return cls.from_dict(read_yaml(path, "hyper-parameter file"), str(path))
+        """Read a hyper-parameter YAML; ranges for a search that stand in it are left alone."""
+        values = read_yaml(path, "hyper-parameter file")
+        return cls.from_dict({key: value for key, value in values.items() if key != SPACE_KEY}, str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values that are set, for writing."""

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+_PAUSE = 0.05  # seconds between attempts
 
 
 class FileLock:
@@ -39,3 +44,13 @@ class FileLock:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Wait until the lock is ours, and let go at the end of the `with` block."""
+        while not self.take():
+            time.sleep(_PAUSE)
+        try:
+            yield
+        finally:
+            self.drop()

@@ -59,12 +59,15 @@ class TrainSettings:
     resume: str = ""
     nosave: bool = False
     noval: bool = False
+    val_start: int = 1
+    val_interval: int = 1
     noautoanchor: bool = False
     noplots: bool = False
     cache: str | None = None
     image_weights: bool = False
     device: str = ""
-    multi_scale: bool = False
+    multi_scale: bool | tuple[int, ...] = False  # True: from half to one and a half times the size; or these sizes
+    resize_rate: int = 1
     single_cls: bool = False
     optimizer: str = "SGD"
     sync_bn: bool = False
@@ -95,6 +98,7 @@ class TrainSettings:
     freeze: tuple[int, ...] = (0,)
     freeze_bn: bool = False
     save_period: int = -1
+    save_keep: int = 0
     save_steps: int = 1000
     seed: int = 0
     amp: str = "auto"
@@ -117,12 +121,15 @@ class TrainSettings:
         if not self.auto_batch and (self.batch_size < 1 or self.batch_size % 1):
             raise UserError(f"--batch-size {self.batch_size:g}: a number of images, -1, or a share of memory like 0.8")
         for name, low in (("epochs", 1), ("workers", 0), ("patience", 0), ("save_steps", 0),
-                          ("mosaic_window", 0), ("mask_ratio", 1), ("seg_interval", 1)):  # fmt: skip
+                          ("mosaic_window", 0), ("mask_ratio", 1), ("seg_interval", 1), ("resize_rate", 1),
+                          ("val_start", 1), ("val_interval", 1), ("save_keep", 0)):  # fmt: skip
             if getattr(self, name) < low:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {low}")
         if not 1 <= len(self.imgsz) <= 2 or min(self.imgsz) < 32 or max(self.imgsz) > MAX_IMAGE_PX:
             sizes = " ".join(map(str, self.imgsz))
             raise UserError(f"--imgsz {sizes}: one size, or two (train, val), from 32 to {MAX_IMAGE_PX}")
+        if not isinstance(self.multi_scale, bool) and not all(32 <= size <= MAX_IMAGE_PX for size in self.multi_scale):
+            raise UserError(f"--multi-scale {' '.join(map(str, self.multi_scale))}: sizes from 32 to {MAX_IMAGE_PX}")
         if abs(self.seed) > MAX_SEED:
             raise UserError(f"--seed {self.seed}: from {-MAX_SEED} to {MAX_SEED}")
         if min(self.freeze, default=0) < 0:

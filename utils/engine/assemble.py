@@ -62,7 +62,8 @@ def assemble(
     device = select_device(settings.device)
     dist.start(device)
     seed_everything(settings.seed + dist.rank())
-    hyp, data = _hyp(settings, checkpoint), load_data(settings.data)
+    hyp = read_hyp(settings) if checkpoint is None else _resumed_hyp(checkpoint)
+    data = load_data(settings.data)
     data = data.single_class() if settings.single_cls else data
     network = _network(choose(()), settings, hyp, data, checkpoint)
     if (channels := network.architecture.get("ch", 3)) != 3:
@@ -122,9 +123,12 @@ def _resumed_settings(settings: TrainSettings, checkpoint: Checkpoint) -> TrainS
     return replace(stored, resume=str(path), device=settings.device or stored.device, workers=settings.workers)
 
 
-def _hyp(settings: TrainSettings, checkpoint: Checkpoint | None) -> Hyp:
-    if checkpoint is not None:
-        return Hyp.from_dict((checkpoint.training or {})["hyp"], "checkpoint")
+def _resumed_hyp(checkpoint: Checkpoint) -> Hyp:
+    return Hyp.from_dict((checkpoint.training or {})["hyp"], "checkpoint")
+
+
+def read_hyp(settings: TrainSettings) -> Hyp:
+    """Return the hyper-parameters of a new run: those of the file, over them those that are options."""
     hyp = Hyp.from_file(find_hyp(settings.hyp))
     given: dict[str, Any] = {
         "label_smoothing": settings.label_smoothing,
@@ -213,6 +217,8 @@ def _fitting_sizes(settings: TrainSettings, network: Network) -> TrainSettings:
     sizes = tuple(max(math.ceil(size / step) * step, 2 * step) for size in settings.imgsz)
     if sizes != settings.imgsz:
         LOGGER.warning(f"--imgsz {settings.imgsz[0]} is no multiple of {step}; using {sizes[0]}")
+    if isinstance(settings.multi_scale, tuple) and (odd := [size for size in settings.multi_scale if size % step]):
+        raise UserError(f"--multi-scale {odd[0]}: no multiple of {step}, the network's stride")
     return replace(settings, imgsz=sizes)
 
 

@@ -132,12 +132,17 @@ def _forward_backward(run: Run, batch: Batch) -> dict[str, Tensor]:
 
 
 def _resized(run: Run, images: Tensor) -> Tensor:
-    """Return the images at this step's size (`--multi-scale`, behaviour.md 3.9)."""
-    if not run.settings.multi_scale:
+    """Return the images at this step's size (`--multi-scale`, behaviour.md 3.9), the same on every rank."""
+    settings = run.settings
+    if not settings.multi_scale:
         return images
-    stride, size = max(run.network.stride, 32), run.settings.imgsz[0]
-    rng = generator(run.settings.seed, run.state.epoch, run.state.step, stream=_SIZES)
-    wanted = int(rng.integers(int(size * 0.5), int(size * 1.5) + stride)) // stride * stride
+    stride, size = max(run.network.stride, 32), settings.imgsz[0]
+    first = run.state.step // settings.resize_rate * settings.resize_rate  # of the batches that share a size
+    rng = generator(settings.seed, run.state.epoch, first, stream=_SIZES)
+    if isinstance(settings.multi_scale, tuple):
+        wanted = int(settings.multi_scale[rng.integers(len(settings.multi_scale))])
+    else:
+        wanted = int(rng.integers(int(size * 0.5), int(size * 1.5) + stride)) // stride * stride
     # two cells at least: BatchNorm cannot normalise a single image of one cell
     ratio = max(wanted, 2 * stride) / max(images.shape[2:])
     if ratio == 1:

@@ -104,7 +104,7 @@ def _save_last(run: Run) -> None:
 def _validate(run: Run, interrupt: Interrupt) -> Report | None:
     """Score the averaged network, unless it is not wanted in this epoch."""
     run.ema.share()
-    if run.settings.noval and run.state.epoch + 1 < run.settings.epochs:
+    if not _is_scored(run.settings, run.state.epoch + 1):
         return None
 
     def check(batch: Batch, results: list[Results]) -> None:
@@ -121,6 +121,12 @@ def _validate(run: Run, interrupt: Interrupt) -> Report | None:
         on_batch=check,
         without=run.left_out(run.state.epoch),
     )
+
+
+def _is_scored(settings: TrainSettings, epoch: int) -> bool:
+    """Tell whether the network is scored after an epoch, counted from 1: after the last one always."""
+    later = epoch - settings.val_start
+    return epoch == settings.epochs or not (settings.noval or later < 0 or later % settings.val_interval)
 
 
 def _finish_epoch(run: Run, numbers: dict[str, float], report: Report | None) -> bool:
@@ -164,6 +170,15 @@ def _keep(run: Run, epoch: int, best: bool, last: bool) -> None:
         save(run, weights / "best.pt", training=None)
     if settings.save_period > 0 and epoch % settings.save_period == 0:
         save(run, weights / f"epoch{epoch}.pt", training=training)
+        _drop_old(weights, settings)
+
+
+def _drop_old(weights: Path, settings: TrainSettings) -> None:
+    """Remove all but the newest of the checkpoints that `save_period` made, if their number is limited."""
+    if settings.save_keep and dist.is_main():
+        made = sorted((int(path.stem[5:]), path) for path in weights.glob("epoch*.pt") if path.stem[5:].isdigit())
+        for _, path in made[: -settings.save_keep]:
+            path.unlink(missing_ok=True)
 
 
 def _conclude(run: Run) -> dict[str, float]:

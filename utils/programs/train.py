@@ -7,13 +7,29 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from utils.core.cli import explain, resolve_training
+from utils.core.cli import explain, resolve_training, training_parser
 from utils.core.config import DataConfig
 from utils.core.contracts import Logger
 from utils.core.errors import UserError
 from utils.core.files import ROOT
 from utils.core.log import LOGGER
 from utils.datasets.fetch import provide
+from utils.programs.classify import class_training_parser
+
+TASKS = ("detect", "segment", "classify", "semantic")  # by the names of their records in utils/tasks
+
+
+def task_parser(task: str, description: str | None) -> argparse.ArgumentParser:
+    """Return the options of a script that trains `task`."""
+    if task == "classify":
+        return class_training_parser(description)
+    if task != "segment":
+        return training_parser(description)
+    parser = training_parser(description, project="runs/train-seg")
+    group = parser.add_argument_group("masks")
+    group.add_argument("--mask-ratio", type=int, default=4, help="the labels' masks are this many times smaller")
+    group.add_argument("--no-overlap", action="store_true", help="a mask per object instead of one map per image")
+    return parser
 
 
 def train_task(

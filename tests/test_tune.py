@@ -1,0 +1,435 @@
+"""Searches for hyper-parameters: ranges, proposals, one study in several processes, kills, pruning, files."""
+
+import csv
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers_run import ROOT, environment, tiny_data
+from tune_worker import TASK, build, score
+
+from utils.core.cli import given
+from utils.core.errors import UserError
+from utils.core.hyp import Hyp
+from utils.core.yaml_file import read_yaml, write_yaml
+from utils.engine.search import report
+from utils.engine.search.confirm import compared, confirmed
+from utils.engine.search.mutation import choose_parent, mutated
+from utils.engine.search.space import choose_genes, default_genes, start_value
+from utils.engine.search.study import SearchSettings
+from utils.programs.tune import task_in, tune
+
+pytest.importorskip("optuna")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Ranges
+
+
+def hyp_file(folder, **values):
+    write_yaml(folder / "hyp.yaml", {"lr0": 0.01, **values})
+    return folder / "hyp.yaml"
+
+
+def genes_of(folder, keys=(), space="", task="detect", **values):
+    path = hyp_file(folder, **values)
+    return {gene.name: gene for gene in choose_genes(task, Hyp.from_file(path), path, space, keys)}
+
+
+def test_what_varies_by_itself_is_what_the_task_reads(tmp_path):
+    found = genes_of(tmp_path)
+    assert (
+        len(found) == 23 and not {"anchors", "copy_paste", "perspective", "fliplr", "fl_gamma", "iou_t"} & found.keys()
+    )
+    assert (found["lr0"].low, found["lr0"].high, found["lr0"].log) == (1e-5, 0.1, True)
+    assert found["momentum"].gain == 0.3 and found["degrees"].high == 45
+    assert "copy_paste" in genes_of(tmp_path, task="segment") and "anchors" in genes_of(tmp_path, anchors=3)
+    assert "crop" in genes_of(tmp_path, task="classify") and "box" not in genes_of(tmp_path, task="classify")
+    for task in ("detect", "segment", "classify", "semantic"):
+        for gene in default_genes(task, Hyp(anchors=3)):  # both ends are values that a file may have
+            Hyp(**{gene.name: gene.low}), Hyp(**{gene.name: gene.high})
+
+
+def test_a_range_is_widened_to_what_the_search_begins_with(tmp_path):
+    found = genes_of(tmp_path, keys=("lr0", "weight_decay", "anchors"), lr0=0.5, weight_decay=0.002)
+    assert found["lr0"].high == 0.5 and found["weight_decay"].high == 0.002
+    assert start_value(Hyp(lr0=0.5), found["lr0"]) == 0.5 and start_value(Hyp(), found["anchors"]) == 3
+
+
+def test_ranges_stand_in_the_hyp_file_or_in_one_of_their_own(tmp_path):
+    block = {
+        "lr0": [0.001, 0.05],
+        "seg_loss": {"choices": ["ce", "ohem"]},
+        "mixup": {"low": 0.1, "high": 0.3, "log": True},
+    }
+    found = genes_of(tmp_path, search=block)
+    assert list(found) == ["lr0", "seg_loss", "mixup"]
+    assert (found["lr0"].low, found["lr0"].high, found["seg_loss"].choices) == (0.001, 0.05, ("ce", "ohem"))
+    assert found["mixup"].low == 0 and not found["mixup"].log  # the file's 0 has no logarithm
+    write_yaml(tmp_path / "space.yaml", {"box": [0.01, 0.3]})
+    assert list(genes_of(tmp_path, space=str(tmp_path / "space.yaml"), search=block)) == ["box"]
+    assert list(genes_of(tmp_path, keys=("lr0", "cls"), search=block)) == ["lr0", "cls"]
+
+
+@pytest.mark.parametrize(
+    ("block", "says"),
+    [
+        ({"lr": [0, 1]}, "did you mean 'lr0'"), ({"lr0": [1]}, "low, high"), ({"lr0": [0.1, 0.01]}, "below high"),
+        ({"lr0": {"low": 0, "high": 1, "log": True}}, "above 0"), ({"mosaic": [0, 2]}, "probability"),
+        ({"lr0": {"choices": []}}, "list of numbers"), ({"seg_loss": {"choices": ["x"]}}, "seg_loss"), ([1], "table"),
+        ({"lr0": {"choices": [0.1], "low": 1}}, "without a range"), ({"lr0": {"step": 1}}, "choices"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_ranges_name_file_and_key(tmp_path, block, says):
+    with pytest.raises(UserError, match=f"hyp.yaml.*{says}"):
+        genes_of(tmp_path, search=block)
+
+
+def test_an_unknown_key_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"--keys.*momentun.*momentum"):
+        genes_of(tmp_path, keys=("momentun",))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Mutation
+
+
+def test_parents_are_among_the_five_best_and_mostly_the_best():
+    rng = np.random.default_rng(0)
+    drawn = [choose_parent([0.1, 0.9, 0.2, 0.3, 0.4, 0.5, 0.0], rng) for _ in range(2000)]
+    counts = np.bincount(drawn, minlength=7)
+    assert counts[[0, 6]].sum() == 0 and counts.argmax() == 1
+    assert counts[1] / 2000 == pytest.approx(0.7 / 1.3, abs=0.04)  # 0.9 - 0.2 of all that is above the fifth
+
+
+def test_children_differ_a_little_and_stay_in_range(tmp_path):
+    genes = list(genes_of(tmp_path).values())
+    parent = {gene.name: start_value(Hyp(), gene) for gene in genes}
+    rng = np.random.default_rng(1)
+    children = [mutated(parent, genes, rng) for _ in range(500)]
+    for gene in genes:
+        values = np.array([child[gene.name] for child in children])
+        assert gene.low <= values.min() and values.max() <= gene.high
+        if parent[gene.name] == 0:
+            assert not values.any()  # what is multiplied stays 0
+    lr = np.array([child["lr0"] for child in children]) / 0.01
+    assert np.mean(lr == 1) == pytest.approx(0.2, abs=0.06) and 0.05 < lr.std() < 0.15
+    momentum = np.array([child["momentum"] for child in children]) / 0.937
+    assert momentum.std() < 0.05
+    assert all(child["lr0"] == round(child["lr0"], 5) for child in children)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Trials
+
+
+def trains(hyp, folder, watcher):
+    watcher.task = TASK
+    return {"score": score(hyp)}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "nsga2", "random", "mutation"])
+def test_every_sampler_begins_with_the_defaults_and_finds_better(tmp_path, sampler):
+    search = build(tmp_path, 25, trains, sampler=sampler)
+    search.run()
+    story = report.story_of(search.study)
+    assert len(story.complete) == 25 and story.defaults.number == 0
+    assert story.defaults.hyps == {"lr0": 0.01, "momentum": 0.937}
+    assert story.best.values[0] > story.defaults.values[0] and "is better than the defaults" in report.verdict(story)
+    assert len({trial.hyps["lr0"] for trial in story.trials}) > 15
+    report.write_best(story, search.hyp, tmp_path / "best.yaml")
+    assert Hyp.from_file(tmp_path / "best.yaml").lr0 == story.best.hyps["lr0"]
+    assert f"*{story.best.number:>6}" in report.table(story)
+
+
+def test_defaults_that_nobody_beats_are_said_to_be_best(tmp_path):
+    def worse(hyp, folder, watcher):
+        watcher.task = TASK
+        return {"score": -abs(read_yaml(hyp)["lr0"] - 0.01)}
+
+    search = build(tmp_path, 5, worse)
+    search.run()
+    assert "no trial is better than the defaults (trial 0" in report.verdict(report.story_of(search.study))
+
+
+def test_several_goals_end_in_a_front(tmp_path):
+    def two(hyp, folder, watcher):
+        watcher.task = TASK
+        return {"score": read_yaml(hyp)["lr0"], "other": -read_yaml(hyp)["lr0"]}
+
+    search = build(tmp_path, 6, two, sampler="nsga2", maximize=("score", "other"))
+    search.run()
+    story = report.story_of(search.study)
+    assert len(story.front) == 6 and "in every goal: none" in report.verdict(story)
+
+
+def test_bad_trainings_end_early_but_never_the_defaults(tmp_path):
+    from utils.core.contracts import StopTraining
+
+    def falling(hyp, folder, watcher):
+        watcher.task = TASK
+        good = read_yaml(hyp)["momentum"] > 0.9
+        number = int(folder.name)
+        worth = 0.0 if number == 0 else 1.0 - number / 100
+        for epoch in range(10):
+            try:
+                watcher.epoch(epoch, {"metrics/score": worth})
+            except StopTraining:
+                break
+        (folder / f"epochs{epoch}").touch()
+        return {"score": worth + 0 * good}
+
+    search = build(tmp_path, 10, falling, pruner="median")
+    search.run()
+    states = [trial.state for trial in report.story_of(search.study).trials]
+    assert states[0] == "complete" and "pruned" in states[6:] and states[:5] == ["complete"] * 5
+    last = tmp_path / "trials" / f"{len(states) - 1:04d}"
+    assert (last / "epochs1").is_file() and (tmp_path / "trials" / "0000" / "epochs9").is_file()
+
+
+def test_what_fails_is_named_and_ends_a_search_that_has_nothing_else(tmp_path):
+    def fails(hyp, folder, watcher):
+        raise UserError("no memory left")
+
+    with pytest.raises(UserError, match="last training failed: no memory left"):
+        build(tmp_path, 3, fails).run()
+
+
+def test_checkpoints_of_all_but_the_best_are_removed(tmp_path):
+    def leaves(hyp, folder, watcher):
+        (folder / "weights").mkdir()
+        return trains(hyp, folder, watcher)
+
+    search = build(tmp_path, 6, leaves, sampler="random")
+    search.run()
+    kept = [path.parent.name for path in tmp_path.glob("trials/*/weights")]
+    assert kept == [f"{report.story_of(search.study).best.number:04d}"]
+
+
+def test_others_that_join_must_search_the_same(tmp_path):
+    build(tmp_path, 2, trains).run()
+    with pytest.raises(UserError, match="maximizes fitness, not score"):
+        build(tmp_path, 2, trains, maximize=("score",))
+    (tmp_path / "hyp.yaml").write_text("lr0: 0.7\n")
+    from utils.engine.search.study import open_study
+
+    genes = choose_genes("detect", Hyp(lr0=0.7), tmp_path / "hyp.yaml", keys=("lr0", "momentum"))
+    with pytest.raises(UserError, match="other ranges for lr0"):
+        open_study(SearchSettings(pruner="none"), tmp_path, genes, [{}], 10, 0)
+
+
+def test_a_database_that_is_none_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"--storage .*cannot be opened"):
+        build(tmp_path, 2, trains, storage=f"sqlite:///{tmp_path}/no/such/folder/x.db")
+
+
+def test_ctrl_c_puts_the_trial_back_and_the_next_run_goes_on_with_it(tmp_path):
+    places = []
+
+    def interrupted(hyp, folder, watcher):
+        places.append((folder.name, read_yaml(hyp)))
+        if len(places) == 3:
+            raise KeyboardInterrupt
+        return trains(hyp, folder, watcher)
+
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path, 4, interrupted).run()
+    search = build(tmp_path, 4, interrupted)
+    search.run()
+    assert places[2] == places[3] and len(places) == 5  # the same values in the same folder
+    assert [trial.state for trial in report.story_of(search.study).trials].count("complete") == 4
+
+
+def worker(folder, hang="none", trials=8):
+    line = [sys.executable, str(ROOT / "tests" / "tune_worker.py"), str(folder), str(trials), hang]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return subprocess.Popen(
+        line, env=environment() | {"PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def test_two_processes_share_a_study_and_a_killed_one_is_continued(tmp_path):
+    """SIGKILL in the middle of a trial: it is marked failed and done again in its folder; none is lost or doubled."""
+    folder = tmp_path / "hunt"
+    first = worker(folder, hang="0002")
+    deadline = time.monotonic() + 60
+    while not (folder / "hangs").exists():
+        assert time.monotonic() < deadline and first.poll() is None, first.stdout.read().decode()
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    begun = (folder / "trials" / "0002" / "begun").read_text().splitlines()
+    both = [worker(folder), worker(folder)]
+    texts = [process.communicate(timeout=90)[0].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0], texts
+    trials = report.story_of(build(folder, 8, trains).study).trials
+    assert [trial.state for trial in trials].count("complete") == 8
+    assert next(trial.number for trial in trials if trial.state == "failed") == 2
+    again = (folder / "trials" / "0002" / "begun").read_text().splitlines()
+    assert len(again) == 2 and again[0] == begun[0] == again[1]  # the same hyper-parameters
+    values = [tuple(trial.hyps.values()) for trial in trials if trial.state == "complete"]
+    assert len(set(values)) == 8
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Confirming
+
+
+@pytest.mark.parametrize(
+    ("pairs", "says"),
+    [
+        ([(0.1, 0.3), (0.2, 0.41), (0.1, 0.3)], "higher in 3 of 3 .*: better"),
+        ([(0.3, 0.1), (0.4, 0.2), (0.3, 0.12)], "higher in 0 of 3 .*: worse"),
+        ([(0.1, 0.3), (0.3, 0.1)], "not told apart"), ([(0.1, 0.2)], "one more seed proves little"),
+    ],
+)  # fmt: skip
+def test_repeated_trainings_are_compared_in_pairs(pairs, says):
+    import re
+
+    assert re.search(says, compared(pairs, "fitness"))
+
+
+def test_confirming_trains_both_with_every_seed_once(tmp_path):
+    search = build(tmp_path, 6, trains)
+    search.run()
+    story, calls = report.story_of(search.study), []
+
+    def with_seed(seed):
+        def train(hyp, folder, watcher):
+            calls.append((seed, read_yaml(hyp)["lr0"]))
+            return trains(hyp, folder, watcher)
+
+        return train
+
+    for _ in range(2):  # what is there is not trained again
+        text = confirmed(search, with_seed, story.defaults, story.best, range(1, 3))
+    assert calls == [(seed, lr) for seed in (1, 2) for lr in (0.01, story.best.hyps["lr0"])] and "better" in text
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The programs
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_data(tmp_path_factory.mktemp("data"), train=8, val=4, size=64)
+
+
+BASE = {"cfg": "yolov5n", "imgsz": [64], "batch_size": 4, "workers": 0}
+
+
+def test_a_whole_search_is_continued_and_leaves_its_files(data, tmp_path):
+    program = importlib.import_module("tune")
+    keys = ["lr0", "hsv_h"]
+    options = BASE | {"data": str(data), "project": str(tmp_path), "epochs": 2, "keys": keys, "seed": 5}
+    program.run(**options, trials=2)
+    folder = tmp_path / "exp"
+    numbers = program.run(resume=str(folder), trials=3, workers=0)
+    assert "detect/map50" in numbers and "fitness" in numbers
+    rows = list(csv.DictReader((folder / "trials.csv").open()))
+    assert [row["trial"] for row in rows] == ["0", "1", "2"] and rows[0]["defaults"] == "1"
+    assert float(rows[0]["lr0"]) == 0.01 and {"fitness", "hsv_h", "detect/map50_95", "seconds"} <= rows[0].keys()
+    assert {"history.png", "slices.png", "study.db", "search.yaml"} <= {path.name for path in folder.iterdir()}
+    Hyp.from_file(folder / "best_hyp.yaml")
+    assert (folder / "best_hyp.yaml").read_text().startswith("# trial ")
+    settings = read_yaml(folder / "trials" / "0001" / "args.yaml")
+    assert settings["seed"] == 5 and settings["imgsz"] == [64]
+    assert read_yaml(folder / "trials" / "0001" / "hyp.yaml")["lr0"] == float(rows[1]["lr0"])
+
+
+def test_evolve_writes_yolov5s_files(data, tmp_path):
+    program = importlib.import_module("train")
+    write_yaml(tmp_path / "some" / "own.yaml", {"lr0": 0.02})
+    options = BASE | {"data": str(data), "project": str(tmp_path / "evolve"), "epochs": 1}
+    program.run(**options, evolve=2, evolve_population=str(tmp_path / "some"))
+    folder = tmp_path / "evolve" / "exp"
+    program.run(resume_evolve=str(folder), evolve=3)
+    lines = (folder / "evolve.csv").read_text().splitlines()
+    head = [cell.strip() for cell in lines[0].split(",")]
+    assert head[:7] == [
+        "metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95", "val/box_loss",
+        "val/obj_loss", "val/cls_loss",
+    ]  # fmt: skip
+    assert head[7:10] == ["lr0", "lrf", "momentum"] and len(lines) == 4 and len(lines[1].split(",")[0]) == 20
+    column = head.index("lr0")
+    assert [float(line.split(",")[column]) for line in lines[1:3]] == [0.01, 0.02]
+    assert (folder / "evolve.png").is_file() and not (folder / "trials.csv").exists()
+    assert Hyp.from_file(folder / "hyp_evolve.yaml") and (folder / "hyp_evolve.yaml").read_text().startswith("#")
+
+
+def parsed(line):
+    words = line.split()
+    return given(importlib.import_module("tune").build_parser(task_in(words)), words)
+
+
+def test_every_task_has_the_options_of_its_own_training():
+    assert parsed("--task segment --mask-ratio 2")["mask_ratio"] == 2
+    assert parsed("--task classify --model yolov5n-cls --lr0 0.1")["model"] == "yolov5n-cls"
+    assert parsed("--task=semantic --base-size 64")["base_size"] == 64
+    with pytest.raises(UserError, match="invalid choice"):
+        parsed("--task pose")
+    with pytest.raises(UserError, match="--mask-ratio"):
+        parsed("--mask-ratio 2")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--trials 0", "at least 1"), ("--sampler best", "tpe, cmaes"), ("--pruner x", "hyperband"),
+        ("--confirm -1", "seeds"),
+        ("--maximize a b --sampler cmaes --pruner none", "one goal"), ("--maximize a b", "give --pruner none"),
+        ("--maximize a a", "twice"), ("--noval", "give --pruner none"),
+        ("--keys nothing", "no hyper-parameter 'nothing'"),
+        ("--resume no/such", "no search.yaml"), ("--space no.yaml", "no.yaml"), ("--resume", "no search under"),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_one_line_and_leave_nothing(tmp_path, data, monkeypatch, line, says):
+    options = parsed(line) | {"project": str(tmp_path / "runs")}
+    if "resume" not in options:
+        options |= {"data": str(data)}
+    with pytest.raises(UserError, match=says):
+        tune(importlib.import_module("tune").build_parser(), options)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_several_processes_of_a_launcher_are_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for options in ({"evolve": 2}, {"evolve": 2, "batch_size": 8}):
+        with pytest.raises(UserError, match="without torchrun"):
+            importlib.import_module("train").run(data=str(data), project=str(tmp_path / "runs"), **options)
+
+
+def test_what_belongs_to_an_evolution_is_refused_without_one(tmp_path):
+    program = importlib.import_module("train")
+    with pytest.raises(UserError, match="goes with --evolve"):
+        program.run(evolve_population=str(tmp_path))
+    with pytest.raises(UserError, match="no folder with hyper-parameter"):
+        program.run(evolve=2, evolve_population=str(tmp_path))
+    with pytest.raises(UserError, match="--resume_evolve"):
+        program.run(evolve=2, resume="newest")
+    with pytest.raises(UserError, match="description of a search"):
+        program.run(resume_evolve=str(tmp_path))
+
+
+def test_those_who_go_on_may_change_little(tmp_path):
+    write_yaml(tmp_path / "search.yaml", {"task": "detect", "training": {}, "search": {}, "evolves": False})
+    with pytest.raises(UserError, match="--epochs: everything but"):
+        importlib.import_module("tune").run(resume=str(tmp_path), epochs=3)
+    write_yaml(tmp_path / "search.yaml", {"task": "detect"})
+    with pytest.raises(UserError, match="damaged"):
+        importlib.import_module("tune").run(resume=str(tmp_path))
+
+
+def test_the_missing_package_is_named(monkeypatch):
+    from utils.engine.search.study import require_optuna
+
+    monkeypatch.setitem(sys.modules, "cmaes", None)
+    with pytest.raises(UserError, match=r"requirements-tune.txt \(cmaes\)"):
+        require_optuna("cmaes")
+    assert (Path(ROOT) / "requirements-tune.txt").is_file()

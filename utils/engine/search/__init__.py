@@ -1,0 +1,1 @@
+"""Search for hyper-parameters: what varies, who proposes, and one training per proposal."""
