@@ -20,8 +20,8 @@ OPTIONS = {
         --multi-scale --multi_tensor_optimizer --name --noautoanchor --noplots --nosave --notest --noval
         --optimizer --patience --project --quad --rect --resize-rate --resize_rate --resume --resume-evolve
         --resume_evolve --save-keep --save-period --save-steps --save_ckpt_interval --save_ckpt_max_num
-        --save_period --schedule --seed --seg-interval --seg-mode --seg-mosaic --seg-share --semantic --single-cls --sync-bn
-        --val-interval --val-start --weights --workers""",
+        --save_period --schedule --seed --seg-interval --seg-mode --seg-mosaic --seg-share --semantic --single-cls
+        --sync-bn --val-interval --val-start --weights --workers""",
     "val": """
         --absent-as-zero --allow-label-faults --annotations --augment --base-size --batch-size --conf-thres
         --data --device --download --exist-ok --half --help --img --img-size --imgsz --iou-thres --max-det
@@ -111,7 +111,8 @@ def test_an_unknown_recommendation_is_an_error():
     ("line", "says"),
     [
         ("--batch-size 0", "batch"), ("--epochs 0", "epochs"), ("--imgsz 8", "imgsz"), ("--imgsz 1 2 3", "imgsz"),
-        ("--multi-scale 320 20", "multi-scale"), ("--resize-rate 0", "resize-rate"), ("--val-interval 0", "val-interval"),
+        ("--multi-scale 320 20", "multi-scale"), ("--resize-rate 0", "resize-rate"),
+        ("--val-interval 0", "val-interval"),
         ("--save-keep -1", "save-keep"), ("--val-start 0", "val-start"),
         ("--workers -2", "workers"), ("--label-smoothing 1", "label-smoothing"), ("--quad --batch-size 6", "quad"),
     ],

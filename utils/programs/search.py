@@ -107,8 +107,7 @@ def search(
         )
     from utils.engine.search.study import SearchSettings
 
-    lists = {name: tuple(value) for name, value in plan.search.items() if isinstance(value, (list, tuple))}
-    goals = SearchSettings(**{**plan.search, **lists})
+    goals = SearchSettings.from_dict(plan.search)
     settings, origin = _settings(plan)
     if settings.noval and goals.pruner != "none":
         raise UserError(f"--noval: without scores --pruner {goals.pruner} has nothing to go by; give --pruner none")
@@ -131,6 +130,7 @@ def search(
 def _settings(plan: Plan) -> tuple[TrainSettings, dict[str, str]]:
     """Return the settings of the trainings, and where they come from."""
     parser, chosen = task_parser(plan.task, None), dict(plan.training)
+    parser.set_defaults(project="runs/evolve" if plan.evolves else "runs/tune", noval=plan.evolves)
     if plan.task == "classify":
         chosen = class_training_options(chosen)
     data = provide(str(chosen.get("data", parser.get_default("data"))), bool(chosen.get("download")))
@@ -206,6 +206,8 @@ def _conclude(run: Search, story: Story, plan: Plan, trainings: Trainings, confi
     from utils.engine.search.report import table, verdict
 
     LOGGER.info(table(story))
+    if others := run.running:
+        LOGGER.info(f"others are still at trial {', '.join(map(str, others))}")
     LOGGER.info(verdict(story))
     best, defaults = story.best, story.defaults
     if best is None:

@@ -84,7 +84,7 @@ def tune(parser: argparse.ArgumentParser, chosen: dict[str, Any]) -> dict[str, f
         return search(plan, folder, confirm=confirm)
     task = str(options.pop("task", "detect"))
     goals = {name: options.pop(name) for name in _OF_SEARCH if name in options}
-    return search(Plan(task, {"project": "runs/tune", **options}, goals), confirm=confirm)
+    return search(Plan(task, options, goals), confirm=confirm)
 
 
 def train_or_evolve(
@@ -103,10 +103,11 @@ def train_or_evolve(
         folder = Path(str(resumed)) if Path(str(resumed)).is_dir() else Path(str(resumed)).parent
         plan = _with_changes(Plan.read(folder), options | ({"trials": evolve} if evolve else {}), folder)
         return search(plan, folder, loggers)
+    if int(evolve or 0) < 1:
+        raise UserError(f"--evolve {evolve}: a number of trainings, at least 1")
     first = _population(Path(str(population))) if population else []
     goals = {"trials": evolve, "sampler": "mutation", "pruner": "none", "first": first}
-    training = {"project": "runs/evolve", "noval": True, **options}
-    return search(Plan(task, training, goals, evolves=True), loggers=loggers)
+    return search(Plan(task, options, goals, evolves=True), loggers=loggers)
 
 
 def _population(folder: Path) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from utils.core.files import write_text
 from utils.core.hyp import Hyp
+from utils.core.lock import FileLock
 from utils.core.log import LOGGER
 from utils.engine.search.report import Tried
 from utils.engine.search.space import with_values
@@ -33,8 +34,9 @@ def confirmed(
 
 def _measured(train: Train, hyp: Hyp, folder: Path, goal: str) -> float:
     path = folder / _NUMBERS
-    if not path.is_file():
-        write_text(path, json.dumps(trained(train, hyp, folder, Watcher(None, "")), indent=2) + "\n")
+    with FileLock(folder / ".lock").held():  # another process may be at it
+        if not path.is_file():
+            write_text(path, json.dumps(trained(train, hyp, folder, Watcher(None, "")), indent=2) + "\n")
     return float(json.loads(path.read_text(encoding="utf-8"))[goal])
 
 

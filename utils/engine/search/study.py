@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,16 @@ class SearchSettings:
     storage: str = ""
     study: str = "polyolo"
     first: tuple[str, ...] = ()  # hyper-parameter files that are tried first, after the one the search begins with
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SearchSettings:
+        """Return the record of plain values; a key or a kind of value that it does not have is a UserError."""
+        own: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        kinds = {entry.name: type(entry.default) for entry in fields(cls)}
+        for name, value in own.items():
+            if type(value) is not kinds.get(name):
+                raise UserError(f"search: {name}: {value!r} is nothing a search can be told")
+        return cls(**own)
 
     def __post_init__(self) -> None:
         if self.trials < 1:

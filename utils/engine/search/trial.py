@@ -113,6 +113,11 @@ class Search:
         states = require_optuna().trial.TrialState
         return list(self.study.get_trials(deepcopy=False, states=[states[name] for name in names]))
 
+    @property
+    def running(self) -> list[int]:
+        """Return the numbers of the trials that somebody is at."""
+        return [trial.number for trial in self._in_states("RUNNING")]
+
     def _finished(self) -> list[Any]:
         return self._in_states("COMPLETE", "PRUNED")
 
