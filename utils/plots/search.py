@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,13 @@ def draw_history(rows: Sequence[Mapping[str, Any]], goal: str, path: Path) -> Pa
     return save_figure(figure, path)
 
 
-def draw_slices(trials: Sequence[tuple[float, Mapping[str, Any], bool]], goal: str, path: Path) -> Path | None:
+def draw_slices(
+    trials: Sequence[tuple[float, Mapping[str, Any], bool]], goal: str, path: Path, logarithmic: Collection[str] = ()
+) -> Path | None:
     """Draw the goal over every hyper-parameter that varied; the best trial is marked, and the defaults.
 
-    A trial is its value, its hyper-parameters, and whether they are the defaults. None without any.
+    A trial is its value, its hyper-parameters, and whether they are the defaults; those in `logarithmic` get such an
+    axis. None without any.
     """
     names = list(dict.fromkeys(name for _, hyps, _ in trials for name in hyps))
     if not trials or not names:
@@ -72,10 +75,13 @@ def draw_slices(trials: Sequence[tuple[float, Mapping[str, Any], bool]], goal: s
                     [trials[index][1][name]], [trials[index][0]], color=colour, marker=marker, s=110, facecolors="none",
                     label=label,
                 )  # fmt: skip
-        axes.set_title(f"{name} = {_text(trials[best][1].get(name))}", fontsize=10)
+        if name in logarithmic:
+            axes.set_xscale("log")
+        axes.set_title(f"{name}, best {_text(trials[best][1].get(name))}", fontsize=10)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
     figure.supylabel(goal)
+    figure.supxlabel("dark: the first trials, yellow: the last", fontsize=9)
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False)
     return save_figure(figure, path)

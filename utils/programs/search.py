@@ -184,7 +184,8 @@ def _draw(run: Search, story: Story, plan: Plan) -> None:
     folder, goal = run.folder, story.goals[0]
     tried = sorted(story.complete, key=lambda trial: trial.number)
     points = [(trial.values[0], trial.hyps, trial.defaults) for trial in tried]
-    draw_slices(points, goal, folder / ("evolve.png" if plan.evolves else "slices.png"))
+    logarithmic = [gene.name for gene in run.genes if gene.log]
+    draw_slices(points, goal, folder / ("evolve.png" if plan.evolves else "slices.png"), logarithmic)
     if plan.evolves:
         return
     rows = [

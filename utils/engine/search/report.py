@@ -16,7 +16,7 @@ from utils.core.timing import duration
 from utils.core.yaml_file import write_yaml
 from utils.engine.search.space import with_values
 from utils.engine.search.study import DEFAULTS, FITNESS, GOALS
-from utils.engine.search.trial import COLUMNS, NUMBERS
+from utils.engine.search.trial import COLUMNS, NUMBERS, best_numbers
 
 SHOWN = 10  # trials in the printed table
 FEWEST = 10  # complete trials, before it is said which hyper-parameters matter
@@ -75,8 +75,7 @@ def story_of(study: Any) -> Story:
         defaults, curve = bool(trial.user_attrs.get(DEFAULTS)), trial.intermediate_values
         state = words[trial.state.name]
         trials.append(Tried(trial.number, state, values, trial.params, numbers, took, defaults, curve))
-    front = tuple(trial.number for trial in study.best_trials) if any(t.state == "complete" for t in trials) else ()
-    return Story(goals, tuple(trials), study.user_attrs.get(COLUMNS, {}), front)
+    return Story(goals, tuple(trials), study.user_attrs.get(COLUMNS, {}), best_numbers(study))
 
 
 def table(story: Story) -> str:

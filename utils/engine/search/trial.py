@@ -206,7 +206,7 @@ class Search:
 
     def _drop_weights(self) -> None:
         """Remove the checkpoints of finished trials that are not the best: a search makes many."""
-        kept = {trial.number for trial in self.study.best_trials} if self._in_states("COMPLETE") else set()
+        kept = best_numbers(self.study)
         for trial in self._finished():
             if trial.number not in kept:
                 shutil.rmtree(self._folder_of(trial) / "weights", ignore_errors=True)
@@ -220,6 +220,15 @@ def trained(train: Train, hyp: Hyp, folder: Path, watcher: Watcher) -> dict[str,
     if watcher.task is not None:
         numbers[FITNESS] = weighted_sum(numbers, watcher.task.headline)
     return numbers
+
+
+def best_numbers(study: Any) -> tuple[int, ...]:
+    """Return the numbers of the best trials: one, or with several goals those that no other beats."""
+    if not study.get_trials(deepcopy=False, states=(require_optuna().trial.TrialState.COMPLETE,)):
+        return ()
+    if len(study.directions) == 1:
+        return (study.best_trial.number,)
+    return tuple(trial.number for trial in study.best_trials)
 
 
 def _lock_of(folder: Path) -> Path:
