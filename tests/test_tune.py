@@ -80,7 +80,7 @@ def test_ranges_stand_in_the_hyp_file_or_in_one_of_their_own(tmp_path):
 @pytest.mark.parametrize(
     ("block", "says"),
     [
-        ({"lr": [0, 1]}, "did you mean 'lr0'"), ({"lr0": [1]}, "low, high"), ({"lr0": [0.1, 0.01]}, "below high"),
+        ({"lr_0": [0, 1]}, "did you mean 'lr0'"), ({"lr0": [1]}, "low, high"), ({"lr0": [0.1, 0.01]}, "below high"),
         ({"lr0": {"low": 0, "high": 1, "log": True}}, "above 0"), ({"mosaic": [0, 2]}, "probability"),
         ({"lr0": {"choices": []}}, "list of numbers"), ({"seg_loss": {"choices": ["x"]}}, "seg_loss"), ([1], "table"),
         ({"lr0": {"choices": [0.1], "low": 1}}, "without a range"), ({"lr0": {"step": 1}}, "choices"),
@@ -136,13 +136,13 @@ def trains(hyp, folder, watcher):
 
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes", "nsga2", "random", "mutation"])
 def test_every_sampler_begins_with_the_defaults_and_finds_better(tmp_path, sampler):
-    search = build(tmp_path, 25, trains, sampler=sampler)
+    search = build(tmp_path, 10, trains, sampler=sampler)
     search.run()
     story = report.story_of(search.study)
-    assert len(story.complete) == 25 and story.defaults.number == 0
+    assert len(story.complete) == 10 and story.defaults.number == 0
     assert story.defaults.hyps == {"lr0": 0.01, "momentum": 0.937}
     assert story.best.values[0] > story.defaults.values[0] and "is better than the defaults" in report.verdict(story)
-    assert len({trial.hyps["lr0"] for trial in story.trials}) > 15
+    assert len({tuple(trial.hyps.values()) for trial in story.trials}) > 7
     report.write_best(story, search.hyp, tmp_path / "best.yaml")
     assert Hyp.from_file(tmp_path / "best.yaml").lr0 == story.best.hyps["lr0"]
     assert f"*{story.best.number:>6}" in report.table(story)
@@ -332,7 +332,7 @@ def test_a_whole_search_is_continued_and_leaves_its_files(data, tmp_path):
     folder = tmp_path / "exp"
     numbers = program.run(resume=str(folder), trials=3, workers=0)
     assert "detect/map50" in numbers and "fitness" in numbers
-    rows = list(csv.DictReader((folder / "trials.csv").open()))
+    rows = list(csv.DictReader((folder / "trials.csv").read_text().splitlines()))
     assert [row["trial"] for row in rows] == ["0", "1", "2"] and rows[0]["defaults"] == "1"
     assert float(rows[0]["lr0"]) == 0.01 and {"fitness", "hsv_h", "detect/map50_95", "seconds"} <= rows[0].keys()
     assert {"history.png", "slices.png", "study.db", "search.yaml"} <= {path.name for path in folder.iterdir()}
