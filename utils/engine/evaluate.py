@@ -177,3 +177,9 @@ def speed_line(report: Report, shape: tuple[int, ...]) -> str:
         f"Speed: {times['preprocess']:.1f} ms pre-process, {times['inference']:.1f} ms inference, "
         f"{times['postprocess']:.1f} ms {report.last_step} per image at shape {shape}"
     )
+
+
+def coco_line(numbers: dict[str, float]) -> str:
+    """Return COCO's numbers as one line, "" if there are none."""
+    found = {name.removeprefix("coco/"): value for name, value in numbers.items() if name.startswith("coco/")}
+    return f"COCO: {', '.join(f'{name} {value:.3f}' for name, value in found.items())}" if found else ""

@@ -23,7 +23,7 @@ from utils.core.timing import Stopwatch, duration
 from utils.core.yaml_file import write_yaml
 from utils.engine.assemble import assemble
 from utils.engine.epoch import RunInterruptedError, bottleneck, header, train_one_epoch
-from utils.engine.evaluate import MANY_CLASSES, Report, evaluate, speed_line, table
+from utils.engine.evaluate import MANY_CLASSES, Report, coco_line, evaluate, speed_line, table
 from utils.engine.run import Run
 from utils.engine.state import save, snapshot
 from utils.metrics.average_precision import weighted_sum
@@ -199,6 +199,8 @@ def _conclude(run: Run) -> dict[str, float]:
     report = evaluate(runner, run.val_loader, run.eval_settings(), run.device, run.losses, on_batch=pictures)
     for scores in report.scores.values():
         LOGGER.info(table(scores, verbose=run.settings.verbose or run.data.num_classes < MANY_CLASSES))
+    if line := coco_line(report.numbers):
+        LOGGER.info(line)
     LOGGER.info(speed_line(report, (1, 3, run.settings.imgsz[-1], run.settings.imgsz[-1])))
     if dist.is_main():
         write_results(run.folder / "results.json", report, {"epochs": run.state.epoch, "checkpoint": best.name})

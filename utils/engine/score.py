@@ -33,7 +33,7 @@ from utils.core.hyp import Hyp
 from utils.core.log import LOGGER
 from utils.core.settings import ScoreSettings
 from utils.engine.assemble import require_heads
-from utils.engine.evaluate import MANY_CLASSES, Report, evaluate, speed_line, table
+from utils.engine.evaluate import MANY_CLASSES, Report, coco_line, evaluate, speed_line, table
 from utils.engine.fit import BatchPictures, write_results
 from utils.metrics import EVALUATORS
 from utils.ops.text import box_lines
@@ -244,12 +244,6 @@ def _careful(runner: Runner, settings: ScoreSettings) -> Runner | None:
     if settings.seg_scales or settings.seg_flip:
         return MultiScale(wrapped or runner, settings.seg_scales or (1.0,), settings.seg_flip)
     return wrapped
-
-
-def coco_line(numbers: dict[str, float]) -> str:
-    """Return COCO's numbers as one line, "" if there are none."""
-    found = {name.removeprefix("coco/"): value for name, value in numbers.items() if name.startswith("coco/")}
-    return f"COCO: {', '.join(f'{name} {value:.3f}' for name, value in found.items())}" if found else ""
 
 
 class _Watcher:
