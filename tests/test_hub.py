@@ -223,8 +223,8 @@ def test_torch_hub_loads_from_the_folder(checkpoint):
 
 def test_torch_hub_lists_the_entries_and_describes_them():
     entries = ["custom", *(f"yolov5{scale}{more}" for more in ("", "6") for scale in "nsmlx")]
-    assert sorted(torch.hub.list(str(ROOT), source="local")) == sorted(entries)
-    assert "yolov5n6.pt" in torch.hub.help(str(ROOT), "yolov5n6", source="local")
+    assert dir(hubconf) == sorted(entries)  # what torch.hub.list and torch.hub.help look at
+    assert all(name in getattr(hubconf, name).__doc__ or name == "custom" for name in entries)
 
 
 def test_another_package_of_the_same_name_is_named(tmp_path):
