@@ -9,9 +9,19 @@ python hubconf.py --model yolov5n
 """
 
 import argparse
+import sys
+from pathlib import Path
 from typing import Any
 
-from utils.core.cli import add_device, add_download, new_parser, run_script
+for _name in ("models", "utils"):  # common names: whose package was imported first would be asked for our modules
+    _places = [Path(place).resolve() for place in getattr(sys.modules.get(_name), "__path__", [])]
+    if _name in sys.modules and Path(__file__).resolve().parent / _name not in _places:
+        raise ImportError(
+            f"another module named {_name!r} has been imported already ({sys.modules[_name]}); load the network before "
+            "it, or in a process of its own"
+        )
+
+from utils.core.cli import add_device, add_download, new_parser, run_script  # noqa: E402
 
 dependencies = ["torch", "torchvision", "numpy", "cv2", "yaml", "pydantic"]
 
@@ -54,6 +64,11 @@ def _entry(name: str) -> Any:
 
 yolov5n, yolov5s, yolov5m, yolov5l, yolov5x = (_entry(f"yolov5{scale}") for scale in "nsmlx")
 yolov5n6, yolov5s6, yolov5m6, yolov5l6, yolov5x6 = (_entry(f"yolov5{scale}6") for scale in "nsmlx")
+
+
+def __dir__() -> list[str]:
+    """Return the entries: what `torch.hub.list` shows."""
+    return ["custom", *(f"yolov5{scale}{more}" for more in ("", "6") for scale in "nsmlx")]
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,7 +5,8 @@ import numpy as np
 import torch
 
 from models.builder import build_network, read_architecture
-from models.checkpoint import save_checkpoint
+from models.checkpoint import load_checkpoint, save_checkpoint
+from models.heads.boxes import BoxHead
 from utils.datasets.images import decode_image
 from utils.plots.palette import CITYSCAPES
 
@@ -36,12 +37,32 @@ def _enliven(network, classes):
         if name.endswith("proto.cv3.conv"):
             part.weight *= 1e8  # what reaches it is as small as that
         if isinstance(part, torch.nn.Conv2d) and part.out_channels == classes == len(CITYSCAPES):
-            pixels = torch.from_numpy(decode_image(picture(), "x")).permute(2, 0, 1)[None].float() / 255
-            pixels = torch.nn.functional.interpolate(pixels, (64, 64))
-            scores = network.eval().decode(network(pixels))["semantic"]["logits"]
-            mean, spread = scores.mean((0, 2, 3)), scores.std((0, 2, 3))
-            part.weight /= spread[:, None, None, None]
-            part.bias.copy_((part.bias - mean) / spread)
+            _spread(part, network.eval().decode(network(_pixels()))["semantic"]["logits"])
+
+
+def _pixels():
+    pixels = torch.from_numpy(decode_image(picture(), "x")).permute(2, 0, 1)[None].float() / 255
+    return torch.nn.functional.interpolate(pixels, (64, 64))
+
+
+def _spread(part, scores):
+    """Change a convolution so that its outputs, these `scores`, have mean 0 and spread 1 in each channel."""
+    mean, spread = scores.mean((0, 2, 3)), scores.std((0, 2, 3))
+    part.weight /= spread[:, None, None, None]
+    part.bias.copy_((part.bias - mean) / spread)
+
+
+@torch.no_grad()
+def make_sure(path):
+    """Let an untrained network of a checkpoint find boxes of all confidences, where it was not sure of any."""
+    loaded = load_checkpoint(path)
+    for head in loaded.network.modules():
+        if isinstance(head, BoxHead):
+            for part in head.m:
+                hook = part.register_forward_hook(lambda part, _, scores: _spread(part, scores))
+                loaded.network(_pixels())
+                hook.remove()
+    save_checkpoint(path, loaded.network, meta=loaded.meta)
 
 
 def picture(seed=0, height=48, width=64, suffix=".png"):

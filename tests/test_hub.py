@@ -3,6 +3,8 @@
 import http.server
 import importlib.util
 import json
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -174,6 +176,15 @@ def test_records_of_the_package_supervision_hold_boxes_masks_and_names(enlivened
     (classes,) = whole.supervision()
     assert isinstance(classes, package.Classifications)
     assert classes.confidence.tolist() == whole.results[0].probabilities.tolist()
+    pixels = load(enlivened["pixels"], device="cpu")(array(), size=64)
+    (regions,) = pixels.supervision()
+    told = pixels.pixel_classes(0)
+    assert regions.class_id.tolist() == [one["class"] for one in told] and len(told) > 1
+    assert regions.data["class_name"].tolist() == [one["name"] for one in told]
+    for number, mask in zip(regions.class_id, regions.mask, strict=True):
+        assert np.array_equal(mask, pixels.results[0].semantic.numpy() == number)
+    rows, columns = np.nonzero(regions.mask[0])
+    assert regions.xyxy[0].tolist() == [columns.min(), rows.min(), columns.max(), rows.max()]
 
 
 def test_tables_and_records_of_networks_without_boxes(enlivened):
@@ -208,6 +219,26 @@ def test_torch_hub_loads_from_the_folder(checkpoint):
     assert model.names == {0: "cat", 1: "dog", 2: "bus"}
     network = torch.hub.load(str(ROOT), "custom", str(checkpoint), source="local", autoshape=False, device="cpu")
     assert isinstance(network, Network)
+
+
+def test_torch_hub_lists_the_entries_and_describes_them():
+    entries = ["custom", *(f"yolov5{scale}{more}" for more in ("", "6") for scale in "nsmlx")]
+    assert dir(hubconf) == sorted(entries)  # what torch.hub.list and torch.hub.help look at
+    assert all(name in getattr(hubconf, name).__doc__ or name == "custom" for name in entries)
+
+
+def test_another_package_of_the_same_name_is_named(tmp_path):
+    (tmp_path / "utils.py").write_text("theirs = True\n")
+    program = f"import utils, torch; torch.hub.load({str(ROOT)!r}, 'custom', 'x.pt', source='local')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "ImportError: another module named 'utils' has been imported already" in done.stderr
+
+
+def test_images_of_a_batch_get_what_they_get_alone_at_a_given_shape(model):
+    images = [array(), array(96, 40), array(30, 90)]
+    together = model(images, size=(96, 96))
+    for image, rows in zip(images, together.xyxy, strict=True):
+        assert torch.allclose(model(image, size=(96, 96)).xyxy[0], rows, atol=1e-3)
 
 
 def test_entries_build_other_classes_and_name_missing_weights(tmp_path, monkeypatch):

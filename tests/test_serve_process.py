@@ -5,18 +5,17 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import threading
 import time
 
 import pytest
-from helpers_run import ROOT, command, environment
 
 for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
     pytest.importorskip(package, reason="needs requirements-serve.txt")
 
 from helpers_bad import two_class_network  # noqa: E402
 from helpers_networks import picture  # noqa: E402
+from helpers_serve import running  # noqa: E402
 
 import serve as program  # noqa: E402
 from benchmarks import machine, serve_load  # noqa: E402
@@ -40,36 +39,19 @@ def asked(port, answers):
 
 
 def test_sigterm_lets_requests_finish_and_leaves_with_zero(weights, tmp_path):
-    line = command(
-        str(ROOT / "serve.py"), "--weights", weights, "--port", "0", "--device", "cpu", "--max-wait-ms", "1500"
-    )
-    env = environment() | {"API_KEY": HEADERS["X-API-Key"], "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(line, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        said = ""
-        while "listening" not in said:
-            said = process.stdout.readline()
-            assert said, process.wait()
-        port = int(said.split("127.0.0.1:")[1].split()[0])
-        probe = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        probe.request("GET", "/v1/models")
-        assert probe.getresponse().status == 401
-        probe.close()
+    key = {"API_KEY": HEADERS["X-API-Key"]}
+    with running([weights], tmp_path / "empty", "--max-wait-ms", "1500", **key) as service:
+        assert service.ask("GET", "/v1/models")[0] == 401
         answers = []
-        thread = threading.Thread(target=asked, args=(port, answers))
+        thread = threading.Thread(target=asked, args=(service.port, answers))
         thread.start()
         time.sleep(0.7)  # the image waits for others to come
         assert not answers
-        process.send_signal(signal.SIGTERM)
+        status, said = service.stop()
         thread.join(20)
         assert answers == [(200, 3)]
-        assert process.wait(20) == 0
-        assert "Traceback" not in process.stdout.read()
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-    assert {path.name for path in tmp_path.iterdir()} == {"two.pt"}
+        assert status == 0 and "Traceback" not in said
+        assert list(service.folder.iterdir()) == []
 
 
 def test_a_taken_port_and_missing_weights_are_one_line(weights):

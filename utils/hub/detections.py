@@ -225,13 +225,19 @@ class Detections:
         return tables
 
     def supervision(self) -> list[Any]:
-        """Return a `supervision.Detections` per image; of networks for whole images its `Classifications`."""
+        """Return a `supervision.Detections` per image; of networks for whole images its `Classifications`.
+
+        Where there are no boxes but classes of pixels, each class that occurs is one entry with its mask.
+        """
         package = optional("supervision", "Detections.supervision()")
         converted = []
         for result, rows in zip(self.results, self.xyxy, strict=True):
             if result.probabilities is not None:
                 scores = result.probabilities.float().numpy()
                 converted.append(package.Classifications(class_id=np.arange(len(scores)), confidence=scores))
+                continue
+            if result.boxes is None and result.semantic is not None:
+                converted.append(self._regions(package, result.semantic.numpy()))
                 continue
             masks = None
             if result.fine_masks is not None and len(rows):
@@ -247,6 +253,20 @@ class Detections:
                 )
             )
         return converted
+
+    def _regions(self, package: ModuleType, classes: np.ndarray) -> Any:
+        """Return a class per pixel as supervision's record: a mask and its box per class, the largest first."""
+        numbers = np.array(list(class_shares(classes)), int)
+        if not len(numbers):
+            return package.Detections.empty()
+        masks = np.stack([classes == number for number in numbers])
+        names = self._names_of_pixels()
+        return package.Detections(
+            xyxy=package.mask_to_xyxy(masks).astype(np.float32),
+            class_id=numbers,
+            mask=masks,
+            data={"class_name": np.array([class_name(names, int(number)) for number in numbers], dtype=str)},
+        )
 
 
 def _rows(result: Results) -> Tensor:

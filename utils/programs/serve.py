@@ -30,6 +30,7 @@ def serve_models(options: argparse.Namespace) -> None:
 
     from utils.backends.opening import find_weights
     from utils.service.app import build_app
+    from utils.service.patience import patient
     from utils.service.settings import ServiceSettings
 
     values = {**vars(options), "api_key": options.api_key or os.environ.get("API_KEY", "")}
@@ -42,6 +43,8 @@ def serve_models(options: argparse.Namespace) -> None:
         port=settings.port,
         log_level="warning",
         timeout_graceful_shutdown=int(settings.timeout) + 1,
+        http=patient(settings.timeout),
+        ws="none",
         server_header=False,
     )
 

@@ -218,7 +218,7 @@ def _add_pages(app: FastAPI) -> None:
     def add(path: str, file: str) -> None:
         text = (PAGES / file).read_text(encoding="utf-8")
 
-        @app.get(path, response_class=HTMLResponse, include_in_schema=False)
+        @app.api_route(path, methods=["GET", "HEAD"], response_class=HTMLResponse, include_in_schema=False)
         async def page() -> HTMLResponse:
             return HTMLResponse(text, headers=headers)
 
@@ -233,6 +233,7 @@ def _add_pages(app: FastAPI) -> None:
 def _add_state(app: FastAPI, service: Service) -> None:
     """Add what supervisors ask for."""
 
+    @app.head("/health", include_in_schema=False)
     @app.get(
         "/health",
         summary="Tell whether requests are answered",
@@ -257,7 +258,8 @@ def _versioned(service: Service) -> APIRouter:
 
     @router.get("/models", summary="List the models", response_model=Models, responses=refusals(401))
     async def models() -> dict[str, Any]:
-        return {"models": [_about(service.predictor, name) for name in service.predictor.models]}
+        settings, about = service.settings, [_about(service.predictor, name) for name in service.predictor.models]
+        return {"models": about, "conf": settings.conf_thres, "iou": settings.iou_thres}
 
     @router.post(
         "/predict",

@@ -42,7 +42,7 @@ class BodyLimit:
         text = f"the body is larger than {self.max_bytes / 2**20:g} MiB"
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if announced.isdigit() and int(announced[:18]) > self.max_bytes:
-            await JSONResponse({"detail": text}, 413, headers={"Connection": "close"})(scope, receive, send)
+            await JSONResponse({"detail": text}, 413)(scope, receive, send)  # what still comes the server throws away
             return
         received = 0
 

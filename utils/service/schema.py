@@ -126,6 +126,8 @@ class Models(BaseModel):
     """The models; the first answers when none is named."""
 
     models: list[ModelAbout]
+    conf: float = Field(description="least confidence of a box unless a request says otherwise")
+    iou: float = Field(description="of boxes that overlap more the best is kept, likewise")
 
 
 class Health(BaseModel):

@@ -1,0 +1,193 @@
+"""The page in a headless Chromium, used as a person would: files are dropped, sliders moved, results taken away."""
+
+import json
+import time
+from collections import Counter
+
+import cv2
+import numpy as np
+import pytest
+
+for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+    pytest.importorskip(package, reason="needs requirements-serve.txt")
+
+from helpers_browser import browsing, chromium  # noqa: E402
+from helpers_networks import make_sure, picture, write_networks  # noqa: E402
+from helpers_serve import running  # noqa: E402
+
+pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
+OPTIONS = ("--conf-thres", "0", "--iou-thres", "0.6", "--max-det", "12", "--max-pixels", "1000000")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    weights = write_networks(tmp_path_factory.mktemp("networks"))
+    make_sure(weights["boxes"])
+    make_sure(weights["masks"])
+    with running(weights.values(), tmp_path_factory.mktemp("place") / "empty", *OPTIONS) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def chrome(tmp_path_factory):
+    with browsing(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(chrome, service):
+    chrome.open(f"http://127.0.0.1:{service.port}/")
+    chrome.until("known.length")
+    chrome.events.clear()
+    yield chrome
+    assert chrome.faults() == []
+    assert all(address.startswith(f"http://127.0.0.1:{service.port}/") for address in chrome.addresses())
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    path.write_bytes(picture(height=240, width=320))
+    return path
+
+
+def shown(page, model, file):
+    """Choose a model, drop a file; return the answer that the page shows."""
+    page.run(f"$('model').value = '{model}'; $('model').dispatchEvent(new Event('change'))")
+    page.drop("#stage", file)
+    page.until("answer !== null")
+    return page.run("answer")
+
+
+def rows(page):
+    return page.run("[...document.querySelectorAll('#found li')].map(row => row.innerText.split('\\n'))")
+
+
+def pixels(page):
+    """Return a number that stands for what the canvas shows."""
+    return page.run("canvas.toDataURL()")
+
+
+@pytest.mark.parametrize("model", ["boxes", "masks", "whole", "pixels"])
+def test_a_dropped_image_is_shown_with_all_that_was_found(page, photo, model):
+    answer = shown(page, model, photo)
+    assert (answer["width"], answer["height"]) == (320, 240)
+    assert page.run("[canvas.width, canvas.height]") == [320, 240]
+    found = [(thing["name"], f"{thing['confidence']:.2f}") for thing in answer.get("detections", [])]
+    found += [(one["name"], f"{one['confidence']:.3f}") for one in answer.get("top5", [])]
+    listed = rows(page)
+    if model == "pixels":
+        assert [row[0] for row in listed] == [one["name"] for one in answer["semantic"]["classes"]]
+    else:
+        assert [tuple(row) for row in listed] == found and found
+    drawn = pixels(page)
+    page.run("answer = null; map = null; draw()")
+    assert drawn != pixels(page)  # something had been drawn on the image
+    visible = page.run("['conf', 'iou', 'opacity'].filter(id => $(id).offsetParent)")
+    assert visible == {"boxes": ["conf", "iou"], "masks": ["conf", "iou", "opacity"], "pixels": ["opacity"]}.get(
+        model, []
+    )
+
+
+def test_sliders_start_where_the_service_does_and_the_keyboard_moves_them(page, photo):
+    assert page.run("[$('conf').value, $('iou').value]") == ["0", "0.6"]
+    things = shown(page, "masks", photo)["detections"]
+    middle = sorted(thing["confidence"] for thing in things)[len(things) // 2]
+    page.run(f"$('conf').value = {middle:.2f}; $('conf').focus(); answer = null")
+    page.key("ArrowRight", 39)
+    page.until("answer !== null")
+    threshold = float(page.run("$('conf').value"))
+    left = [thing["confidence"] for thing in page.run("answer.detections")]
+    assert min(left) >= threshold - 1e-5 and len(left) == sum(c >= threshold for c in (t["confidence"] for t in things))
+    assert page.run("$('conf-out').textContent") == f"{threshold:.2f}"
+    before, asked = pixels(page), len(page.addresses())
+    page.run("$('opacity').focus()")
+    page.key("ArrowRight", 39)
+    assert pixels(page) != before and len(page.addresses()) == asked  # drawn anew without asking
+
+
+def test_results_can_be_copied_and_saved(page, photo, service, tmp_path):
+    answer = shown(page, "boxes", photo)
+    origin = f"http://127.0.0.1:{service.port}"
+    page.send("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"], origin=origin)
+    page.send("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "saved"))
+    page.click("#copy")
+    page.until("$('status').textContent.includes('clipboard')")
+    assert json.loads(page.run("navigator.clipboard.readText()")) == answer
+    for button, name in (("#json", "photo.json"), ("#save", "photo.png")):
+        page.click(button)
+        end = time.monotonic() + 10
+        while not (tmp_path / "saved" / name).exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    assert json.loads((tmp_path / "saved" / "photo.json").read_text()) == answer
+    saved = cv2.imread(str(tmp_path / "saved" / "photo.png"))
+    assert saved.shape == (240, 320, 3) and not np.array_equal(saved, cv2.imread(str(photo)))
+
+
+def test_what_cannot_be_shown_or_is_refused_is_said_in_words(page, photo, tmp_path):
+    text = tmp_path / "words.txt"
+    text.write_text("no image")
+    page.drop("#stage", text)
+    page.until("$('status').classList.contains('bad')")
+    assert "image is needed" in page.run("$('status').textContent")
+    large = tmp_path / "large.png"
+    large.write_bytes(picture(height=1001, width=1000))
+    page.drop("#stage", large)
+    page.until("$('status').textContent.includes('422')")
+    assert "1000000" in page.run("$('status').textContent")
+    assert not page.run("$('list').offsetParent")
+    shown(page, "boxes", photo)
+    assert not page.run("$('status').classList.contains('bad')")
+    page.events[:] = [event for event in page.events if "422" not in json.dumps(event)]  # the browser logs that too
+
+
+def test_the_keyboard_reaches_everything_and_opens_files(page, photo):
+    page.send("Page.setInterceptFileChooserDialog", enabled=True)
+    page.run("document.querySelector('header a').focus()")
+    page.key("Tab", 9)
+    assert page.run("document.activeElement.id") == "open"
+    page.key("Enter", 13, "\r")
+    page.run("0")
+    opened = [event for event in page.events if event.get("method") == "Page.fileChooserOpened"]
+    assert len(opened) == 1
+    page.send("DOM.setFileInputFiles", files=[str(photo)], backendNodeId=opened[0]["params"]["backendNodeId"])
+    page.until("answer !== null")
+    reached = Counter()
+    for _ in range(14):
+        page.key("Tab", 9)
+        reached[page.run("document.activeElement.id")] += 1
+    assert {"model", "conf", "iou", "again", "film", "found", "copy", "json", "save"} <= set(reached)
+    page.send("Page.setInterceptFileChooserDialog", enabled=False)
+
+
+def test_a_camera_is_looked_through_until_it_is_stopped(page):
+    page.click("#camera")
+    page.until("answer !== null && live")
+    first = pixels(page)
+    page.until(f"canvas.toDataURL().length && canvas.toDataURL() !== {json.dumps(first)}")
+    page.click("#stop")
+    assert not page.run("live") and page.run("video.srcObject.getTracks().every(track => track.readyState === 'ended')")
+    assert page.run("$('film').offsetParent !== null && $('stop').offsetParent === null")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_phone_shows_it_without_scrolling_sideways_and_text_stands_out(chrome, service, photo, dark):
+    chrome.open(f"http://127.0.0.1:{service.port}/", width=390, height=844, dark=dark, phone=True)
+    chrome.until("known.length")
+    shown(chrome, "masks", photo)
+    assert chrome.run("document.documentElement.scrollWidth") <= 390
+    light = """(text => {
+      const part = v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+      const [r, g, b] = text.match(/[\\d.]+/g).map(part);
+      return .2126 * r + .7152 * g + .0722 * b })"""
+    for selector, bad in (("#status", False), ("#status", True), ("label", False), ("#copy", False)):
+        chrome.run(f"say('words', {str(bad).lower()})")
+        ink, back = (
+            chrome.run(f"{light}(getComputedStyle({where}).{what})")
+            for where, what in (
+                (f"document.querySelector('{selector}')", "color"),
+                ("document.body", "backgroundColor"),
+            )
+        )
+        assert (max(ink, back) + 0.05) / (min(ink, back) + 0.05) > 4.5, selector  # WCAG AA
