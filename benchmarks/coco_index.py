@@ -1,4 +1,4 @@
-"""Time and memory of indexing a large COCO JSON: the first look at it, and the start with what was kept.
+"""Time and memory of a large COCO JSON: the first look at it, the start with what was kept, the workers' epochs.
 
 python benchmarks/coco_index.py
 python benchmarks/coco_index.py --images 10000 --boxes 100000 --polygons
@@ -6,7 +6,8 @@ python benchmarks/coco_index.py --folder ../coco-index --write
 
 The JSON and its images are made (noise of few pixels, each file a hard link to one of eight where the file system can
 do that) and removed unless `--folder` says where to keep them. Each measurement is a fresh process that opens the data
-as training does; its greatest memory is what Linux counts as resident bytes.
+as training does; its greatest memory is what Linux counts as resident bytes. Then two workers make all batches of some
+epochs; after each of them their own memory is read, which is what they do not share with the main process.
 """
 
 from __future__ import annotations
@@ -43,6 +44,23 @@ seconds = time.perf_counter() - started
 with open("/proc/self/status", encoding="ascii") as file:  # the usual counter has the parent's memory in it
     memory = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
 print(seconds, time.process_time(), memory, len(index), len(index.boxes))
+"""
+
+EPOCHS = """
+import multiprocessing, sys
+from utils.core.config import load_data
+from utils.core.contracts import LoadRequest
+from utils.core.hyp import Hyp
+from utils.datasets.loader import open_loader
+yaml, workers, epochs = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+request = LoadRequest(load_data(yaml), "train", True, 64, 64, 32, Hyp(), workers=workers)
+loader = open_loader(request)
+def own(process):
+    with open(f"/proc/{process.pid}/smaps_rollup", encoding="ascii") as file:
+        return sum(int(line.split()[1]) * 1024 for line in file if line.startswith("Private_"))
+for epoch in range(epochs):
+    objects = sum(len(batch.boxes) for batch in loader.epoch(epoch))
+    print("epoch", objects, *map(own, multiprocessing.active_children()))
 """
 
 
@@ -97,15 +115,27 @@ def _outline(x: float, y: float, w: float, h: float) -> list[float]:
     return [round(value, 2) for value in points.ravel().tolist()]
 
 
-def measure(yaml: Path, cache: Path) -> tuple[float, float, float, int, int]:
-    """Return seconds, seconds of CPU, greatest GiB of memory, images and objects of one start in a fresh process."""
+def _run(code: str, cache: Path, *words: str) -> str:
+    """Run `code` in a fresh process that keeps what it finds out in `cache`; return what it printed."""
     environment = os.environ | {"POLYOLO_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
-    line = [sys.executable, "-c", MEASURE, str(yaml)]
+    line = [sys.executable, "-c", code, *words]
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
-    seconds, cpu, memory, images, objects = done.stdout.split()[-5:]
+    return done.stdout
+
+
+def measure(yaml: Path, cache: Path) -> tuple[float, float, float, int, int]:
+    """Return seconds, seconds of CPU, greatest GiB of memory, images and objects of one start in a fresh process."""
+    seconds, cpu, memory, images, objects = _run(MEASURE, cache, str(yaml)).split()[-5:]
     return float(seconds), float(cpu), float(memory) / 2**30, int(images), int(objects)
+
+
+def follow(yaml: Path, cache: Path, workers: int, epochs: int) -> list[tuple[int, float]]:
+    """Return for every epoch how many boxes its batches had and MiB of memory of the average worker's own."""
+    lines = [line.split()[1:] for line in _run(EPOCHS, cache, str(yaml), str(workers), str(epochs)).splitlines()
+             if line.startswith("epoch ")]  # fmt: skip
+    return [(int(boxes), sum(map(int, own)) / len(own) / 2**20) for boxes, *own in lines]
 
 
 @contextmanager
@@ -123,6 +153,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=100_000, help="images in the JSON")
     parser.add_argument("--boxes", type=int, default=1_000_000, help="annotations in the JSON")
     parser.add_argument("--polygons", action="store_true", help="give every object an outline of 25 points")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of the workers")
+    parser.add_argument("--workers", type=int, default=2, help="processes that make batches")
     parser.add_argument("--folder", default="", help="where to keep the data; empty: it is removed afterwards")
     return parser
 
@@ -137,6 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         for kept in folder.glob("*.polyolo-cache.*"):
             kept.unlink()
         found = {name: measure(yaml, folder / "cache") for name in ("first start", "with what was kept")}
+        epochs = follow(yaml, folder / "cache", options.workers, options.epochs)
     if any(row[3:] != (options.images, options.boxes) for row in found.values()):
         raise RuntimeError(f"{options.images} images and {options.boxes} objects were expected, found {found}")
     body = [
@@ -145,9 +178,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         "| | seconds | of CPU, with imports | GiB of memory |",
         "|---|---|---|---|",
         *(f"| {name} | {row[0]:.1f} | {row[1]:.1f} | {row[2]:.2f} |" for name, row in found.items()),
+        "",
+        "| epoch | boxes in its batches | MiB of each worker's own |",
+        "|---|---|---|",
+        *(f"| {number} | {boxes} | {own:.1f} |" for number, (boxes, own) in enumerate(epochs, 1)),
     ]
     publish(report("Index of a COCO JSON", NAME, line, body, None), NAME, options.write)
-    return {f"{name}, {unit}": row[at] for name, row in found.items() for at, unit in ((0, "seconds"), (2, "GiB"))}
+    numbers = {f"{name}, {unit}": row[at] for name, row in found.items() for at, unit in ((0, "seconds"), (2, "GiB"))}
+    return numbers | {f"epoch {number}, MiB": own for number, (_, own) in enumerate(epochs, 1)}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """What tests share: the reference data, if it is there, and a quiet, small, offline process."""
 
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,44 @@ def coco128(shared: Path) -> Path:
 def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep caches of the tests out of the user's home."""
     monkeypatch.setenv("POLYOLO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+HOME_NAMES = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "::", "", None)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Refuse every look-up and connection that leaves this machine; the test fails even if the error was swallowed."""
+    reached: list[str] = []
+    own = (*HOME_NAMES, socket.gethostname())
+
+    def check(host: object) -> None:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name not in own and not str(name).startswith("127."):
+            reached.append(str(name))
+            raise ConnectionRefusedError(f"a test reached for {name}")
+
+    def guarded(method: str) -> None:
+        original = getattr(socket.socket, method)
+
+        def call(self: socket.socket, *given: object) -> object:
+            if isinstance(given[-1], tuple):  # an address of IP; those of other families are names of files
+                check(given[-1][0])
+            return original(self, *given)
+
+        monkeypatch.setattr(socket.socket, method, call)
+
+    for method in ("connect", "connect_ex", "sendto"):
+        guarded(method)
+    look_up = socket.getaddrinfo
+
+    def look_up_at_home(host: object, *more: object, **options: object) -> object:
+        check(host)
+        return look_up(host, *more, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up_at_home)
+    yield reached
+    assert not reached, f"a test reached for {', '.join(dict.fromkeys(reached))}"
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,8 @@ def test_folders_may_be_called_otherwise_than_their_classes(tmp_path):
 @pytest.mark.parametrize(("name", "count", "some"), [
     ("VOC", 20, {0: "aeroplane", 19: "tvmonitor"}), ("VisDrone", 10, {3: "car", 9: "motor"}), ("SKU-110K", 1, {}),
     ("Objects365", 365, {0: "Person", 364: "Table Tennis"}), ("ImageNet", 1000, {0: "tench", 999: "toilet tissue"}),
-    ("imagewoof160", 10, {9: "dingo"}), ("coco128-seg", 80, {79: "toothbrush"}), ("Argoverse", 8, {7: "stop_sign"}),
+    ("imagewoof160", 10, {9: "dingo"}), ("mnist", 10, {7: "7"}), ("cifar100", 100, {0: "apple", 99: "worm"}),
+    ("coco128-seg", 80, {79: "toothbrush"}), ("Argoverse", 8, {7: "stop_sign"}),
 ])  # fmt: skip
 def test_data_files_know_their_classes(name, count, some):
     names = load_data(name).names

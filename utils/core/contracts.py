@@ -288,6 +288,10 @@ class Logger(Protocol):
     run starts again in the same folder. `epoch` gets the columns of results.csv after every epoch (from 0), `picture`
     the file of one that has been drawn. Those named in `--log` are called in a thread of their own, unless the class
     says `direct = True`.
+
+    Two more methods are called where a logger has them: `batch(step, numbers)` after every batch of the training,
+    counted from 1 over the run, with its loss terms (`train/detect/box`); this makes the loop wait for the device.
+    `checkpoint(path, epoch, best)` when `last.pt`, a better `best.pt` or one of `--save-period` has been written.
     """
 
     def start(self, run_dir: Path, settings: Mapping[str, Any]) -> None: ...

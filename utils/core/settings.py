@@ -115,6 +115,7 @@ class TrainSettings:
     allow_label_faults: bool = False
     log: tuple[str, ...] = ()
     entity: str | None = None
+    picture_interval: int = -1
     download: bool = False
 
     def __post_init__(self) -> None:

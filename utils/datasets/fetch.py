@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from utils.core.errors import UserError
 from utils.core.files import ROOT
 from utils.core.log import LOGGER
 from utils.core.yaml_file import read_yaml
+from utils.datasets import arrays
 from utils.datasets.http_file import Wanted, fetch_file
 from utils.datasets.unpack import is_archive, unpack
 
@@ -29,6 +31,7 @@ class Piece:
     to: str = "."  # folder below the data set's
     strip: int = 0  # leading folders of the archive that are left out
     keep: bool = False  # the file itself, though it is an archive
+    pictures: str = ""  # arrays of this kind, which become image files when all is there: a name in arrays.KINDS
     gives: str = ""  # below the data set's folder; where this is there already, nothing is fetched
 
     @property
@@ -51,6 +54,7 @@ def pieces_of(data: DataConfig) -> list[Piece]:
 def _piece(entry: Any, where: str) -> Piece:
     values = {"url": entry} if isinstance(entry, str) else entry
     kinds = {"url": str, "size": int, "sha256": str, "md5": str, "to": str, "strip": int, "keep": bool, "gives": str}
+    kinds["pictures"] = str
     if not isinstance(values, dict) or "url" not in values:
         raise UserError(f"{where}: an address, or a table with `url:` is expected")
     for key, value in values.items():
@@ -68,8 +72,11 @@ def _piece(entry: Any, where: str) -> Piece:
     for key, place in (("to", to), ("gives", values.get("gives", ""))):
         if Path(place).is_absolute() or ".." in Path(place).parts or "\\" in place:
             raise UserError(f"{where}: `{key}: {place}` leads out of the data set's folder")
+    if values.get("pictures", "idx") not in arrays.KINDS:
+        raise UserError(f"{where}: `pictures: {values['pictures']:.40}` is none of {', '.join(arrays.KINDS)}")
     wanted = Wanted(url, values.get("size"), values.get("sha256"), values.get("md5"))
-    piece = Piece(wanted, to, values.get("strip", 0), values.get("keep", False), values.get("gives", ""))
+    own = {key: value for key, value in values.items() if key in ("strip", "keep", "gives", "pictures")}
+    piece = Piece(wanted, to, **own)
     if piece.name in ("", ".", "..") or "/" in piece.name or "\\" in piece.name or "\0" in piece.name:
         raise UserError(f"{where}: {url[:80]!r} ends in no name of a file")
     return piece
@@ -89,7 +96,7 @@ def provide(text: str, download: bool) -> DataConfig:
     root = destination(data)
     pieces = [piece for piece in pieces_of(data) if not piece.gives or not (root / piece.gives).exists()]
     LOGGER.info(f"fetching {len(pieces)} files to {root}; the data have their own licence")
-    fetch(pieces, root)
+    fetch(pieces, root, data.label_names or data.names)
     data = load_data(text)
     still = missing_places(data)
     if still:
@@ -115,10 +122,11 @@ def destination(data: DataConfig) -> Path:
     return data.root
 
 
-def fetch(pieces: list[Piece], root: Path) -> None:
+def fetch(pieces: list[Piece], root: Path, names: Sequence[str] = ()) -> None:
     """Fetch and unpack, then move everything to `root` at once; files that are there already stay as they are.
 
     Until then all lies in a folder beside it, where an interrupted run goes on: whole archives are not fetched again.
+    `names` are the folders of the classes, where arrays become pictures.
     """
     work = root.with_name(f"{root.name}.download")
     whole = work / "whole"
@@ -128,11 +136,24 @@ def fetch(pieces: list[Piece], root: Path) -> None:
             continue
         _one(piece, work / f"{number}.{piece.name}", work / "unpacking", whole)
         done.write_text(repr(piece), encoding="utf-8")
+    for number, (kind, to) in enumerate(dict.fromkeys((piece.pictures, piece.to) for piece in pieces)):
+        if kind:
+            _draw(kind, whole / to, names, work / f"{number}.drawn")
     try:
         _merge(whole, root)
         shutil.rmtree(work)
     except OSError as error:
         raise UserError(f"{root}: cannot write there ({error.strerror or error})") from error
+
+
+def _draw(kind: str, folder: Path, names: Sequence[str], mark: Path) -> None:
+    """Have pictures written in place of arrays, unless an interrupted run has done so and left `mark`."""
+    if not mark.exists():
+        arrays.write_pictures(kind, folder, names)
+        mark.touch()
+    for path in list(folder.iterdir()):
+        if path.is_file():
+            path.unlink()
 
 
 def _one(piece: Piece, file: Path, scratch: Path, whole: Path) -> None:

@@ -72,6 +72,8 @@ def train_one_epoch(run: Run, interrupt: Interrupt, save_last: Any) -> dict[str,
         updated = _maybe_update(run, batch)
         state.step += 1
         state.global_step += 1
+        if run.loggers.follows_batches:
+            _tell_batch(run, names, values)
         save_due |= settings.save_steps > 0 and state.global_step % settings.save_steps == 0
         stop = updated and _asked_to_stop(run, interrupt)
         if updated and (save_due or stop):
@@ -86,6 +88,11 @@ def train_one_epoch(run: Run, interrupt: Interrupt, save_last: Any) -> dict[str,
     _bank(run, names, sums)
     means = {f"train/{name}": value / max(state.step, 1) for name, value in state.loss_sums.items()}
     return means | _rates(run) | {"time/epoch": seconds, "time/loader": waiting.seconds}
+
+
+def _tell_batch(run: Run, names: list[str], values: Tensor) -> None:
+    numbers = {f"train/{name}": value * dist.world_size() for name, value in zip(names, values.tolist(), strict=True)}
+    run.loggers.batch(run.state.global_step, numbers)
 
 
 def _asked_to_stop(run: Run, interrupt: Interrupt) -> bool:

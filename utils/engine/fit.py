@@ -107,20 +107,29 @@ def _validate(run: Run, interrupt: Interrupt) -> Report | None:
     if not _is_scored(run.settings, run.state.epoch + 1):
         return None
 
-    def check(batch: Batch, results: list[Results]) -> None:
+    every, epoch = run.settings.picture_interval, run.state.epoch
+    wanted = every > 0 and (epoch + 1) % every == 0 and not run.settings.noplots
+    folder = run.folder / "pictures" / f"epoch{epoch}"
+    pictures = BatchPictures(run.task, folder, run.data, enabled=wanted)
+
+    def watch(batch: Batch, results: list[Results]) -> None:
         if interrupt.requested and dist.world_size() == 1:
             _save_last(run)
             raise RunInterruptedError
+        pictures(batch, results)
 
-    return evaluate(
+    report = evaluate(
         run.runner(),
         run.val_loader,
         run.eval_settings(),
         run.device,
         run.losses,
-        on_batch=check,
-        without=run.left_out(run.state.epoch),
+        on_batch=watch,
+        without=run.left_out(epoch),
     )
+    for path in pictures.drawn:
+        run.loggers.picture(path, epoch)
+    return report
 
 
 def _is_scored(settings: TrainSettings, epoch: int) -> bool:
@@ -165,12 +174,15 @@ def _keep(run: Run, epoch: int, best: bool, last: bool) -> None:
     if settings.nosave and not last:
         return
     training = snapshot(run)
-    save(run, weights / "last.pt", training=training)
+    written: list[tuple[str, dict[str, Any] | None]] = [("last.pt", training)]
     if best or (last and not (weights / "best.pt").exists()):
-        save(run, weights / "best.pt", training=None)
+        written.append(("best.pt", None))
     if settings.save_period > 0 and epoch % settings.save_period == 0:
-        save(run, weights / f"epoch{epoch}.pt", training=training)
-        _drop_old(weights, settings)
+        written.append((f"epoch{epoch}.pt", training))
+    for name, state in written:
+        save(run, weights / name, training=state)
+        run.loggers.checkpoint(weights / name, epoch, best)
+    _drop_old(weights, settings)
 
 
 def _drop_old(weights: Path, settings: TrainSettings) -> None:
@@ -227,6 +239,7 @@ class BatchPictures:
         if not self.enabled or index >= DRAWN_BATCHES:
             return
         self._counts[prefix] += 1
+        self.folder.mkdir(parents=True, exist_ok=True)
         for kind, found in (("labels", None), ("pred", results)):
             path = self.folder / f"{prefix}val_batch{index}_{kind}.jpg"
             self.task.draw_batch(batch, path, self.data, found)

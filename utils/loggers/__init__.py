@@ -49,6 +49,9 @@ class Loggers:
         """Return the names of the loggers that have not failed."""
         return [*self._direct, *(courier.name for courier in self._couriers if courier.active)]
 
+    def _all(self) -> list[Logger]:
+        return [*self._direct.values(), *(courier.logger for courier in self._couriers if courier.active)]
+
     def _each(self, call: Call, hand_over: Callable[[Courier, Call], None] = Courier.send) -> None:
         for name, logger in list(self._direct.items()):
             try:
@@ -75,6 +78,19 @@ class Loggers:
         """Pass on a picture that was written to `path`."""
         self._each(lambda logger: logger.picture(path, epoch))
 
+    @property
+    def follows_batches(self) -> bool:
+        """Tell whether somebody wants the numbers of every batch."""
+        return any(hasattr(logger, "batch") for logger in self._all())
+
+    def batch(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Pass on the loss terms of a batch, counted from 1 over the run, to those who want them."""
+        self._each(lambda logger: _told(logger, "batch", step, numbers))
+
+    def checkpoint(self, path: Path, epoch: int, best: bool) -> None:
+        """Pass on that a checkpoint was written after an epoch, counted from 0, to those who want to know."""
+        self._each(lambda logger: _told(logger, "checkpoint", path, epoch, best))
+
     def finish(self, numbers: Mapping[str, float], checkpoints: Sequence[Path]) -> None:
         """Pass on the final numbers and checkpoints, and close everything; without any, the run was interrupted."""
         self._each(lambda logger: logger.finish(numbers, checkpoints), Courier.finish)
@@ -82,3 +98,9 @@ class Loggers:
     def stop_wanted(self) -> str:
         """Return why a logger wants the training to end, empty if none does; the same on every rank."""
         return str(from_main(self._stop))
+
+
+def _told(logger: Logger, hook: str, *what: Any) -> None:
+    """Call a method that a logger may have."""
+    if method := getattr(logger, hook, None):
+        method(*what)

@@ -43,6 +43,7 @@ class ClearMl:
         """Open the task; of a resumed run the same one when online, else another session."""
         try:
             from clearml import Task
+            from clearml.utilities import check_updates
         except ImportError as error:
             raise UserError("--log clearml needs a package: pip install clearml") from error
         online = os.environ.get("CLEARML_OFFLINE_MODE", "1") == "0"
@@ -51,6 +52,8 @@ class ClearMl:
         # its reporting process can keep close() waiting for ever when offline (2.1.12); a thread of it reports as well
         internals: Any = Task
         internals._report_subprocess_enabled = False
+        news: Any = check_updates.CheckPackageUpdates
+        news._package_version_checked = True  # else it asks updates.clear.ml for a newer version, offline too (2.1.12)
         with _cache_below(run_dir / "clearml"):
             self._task = Task.init(
                 project_name=project_of(settings),

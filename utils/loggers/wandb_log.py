@@ -49,13 +49,21 @@ class Wandb:
         """Log the picture with the numbers of its epoch."""
         self._run.log({path.stem: self._package.Image(str(path))}, step=epoch)
 
+    def checkpoint(self, path: Path, epoch: int, best: bool) -> None:
+        """Keep a checkpoint of --save-period as a version of the artifact that `finish` completes."""
+        if path.name.startswith("epoch"):
+            self._keep([path], [path.stem, *(["best"] if best else [])])
+
+    def _keep(self, paths: Sequence[Path], aliases: list[str]) -> None:
+        model = self._package.Artifact(f"run_{self._run.id}_model", type="model")
+        for path in paths:
+            model.add_file(str(path), name=path.name)
+        self._run.log_artifact(model, aliases=aliases)
+
     def finish(self, numbers: Mapping[str, float], checkpoints: Sequence[Path]) -> None:
         """Put the final numbers into the summary, the checkpoints into an artifact, and close the run."""
         for name, value in numbers.items():
             self._run.summary[name] = float(value)
         if checkpoints:
-            model = self._package.Artifact(f"run_{self._run.id}_model", type="model")
-            for path in checkpoints:
-                model.add_file(str(path), name=path.name)
-            self._run.log_artifact(model, aliases=["latest", "best"])
+            self._keep(checkpoints, ["latest", "best"])
         self._run.finish()
