@@ -17,8 +17,9 @@ OPTIONS = {
         --img --img-size --imgsz --label-smoothing --layer-decay --linear-lr --local-rank --local_rank --log
         --lr-cycles --lr-epochs --lr-gamma --lr-power --lr_epochs --lr_gamma --lr_scheduler --mosaic-window
         --multi-scale --multi_tensor_optimizer --name --noautoanchor --noplots --nosave --notest --noval
-        --optimizer --patience --project --quad --rect --resume --save-period --save-steps --save_period
-        --schedule --seed --seg-interval --seg-mode --seg-mosaic --seg-share --semantic --single-cls --sync-bn
+        --optimizer --patience --profile --project --quad --rect --resume --save-period --save-steps --save_period
+        --schedule --seed --seg-interval --seg-mode --seg-mosaic --seg-share --semantic --single-cls --slimming
+        --sync-bn
         --weights --workers""",
     "val": """
         --absent-as-zero --allow-label-faults --annotations --augment --base-size --batch-size --conf-thres

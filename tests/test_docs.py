@@ -17,7 +17,7 @@ PAGES = sorted(
 PROGRAMS = (
     "train", "val", "detect", "segment/train", "segment/val", "segment/predict", "classify/train", "classify/val",
     "classify/predict", "convert", "export", "benchmark", "hubconf",
-    "serve", "check",
+    "serve", "check", "prune",
 )  # fmt: skip
 PLACEHOLDERS = {"data/animals.yaml"}  # what readers are to write themselves
 OURS = re.compile(

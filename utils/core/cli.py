@@ -182,6 +182,7 @@ def add_optimizer(group: Any, default: str) -> None:
     add("--lr-power", type=float, default=0.9, help="exponent of polynomial")
     add("--layer-decay", type=float, default=1.0, help="each layer learns so many times as fast as the next; 1: alike")
     add("--backbone-warmup", type=float, default=0.0, help="epochs in which the backbone's rate rises from 0")
+    add("--slimming", type=float, default=0.0, help="weight of the L1 norm of BatchNorm's factors in the loss (1e-4)")
 
 
 class _MindSporeName(argparse.Action):
@@ -233,6 +234,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         help="keep a checkpoint every so many epochs; below 1: off",
     )
     add("--save-steps", type=int, default=1000, help="also write last.pt every so many steps; 0: off")
+    switch("--profile", "time what the training does: a table, and a trace of a few steps")
     add("--log", nargs="+", default=[], metavar="NAME", help=f"also log to: {', '.join(SERVICES)}")
     add("--entity", default=None, help="W&B entity")
 

@@ -112,15 +112,16 @@ def _validate(run: Run, interrupt: Interrupt) -> Report | None:
             _save_last(run)
             raise RunInterruptedError
 
-    return evaluate(
-        run.runner(),
-        run.val_loader,
-        run.eval_settings(),
-        run.device,
-        run.losses,
-        on_batch=check,
-        without=run.left_out(run.state.epoch),
-    )
+    with run.phase("validation"):
+        return evaluate(
+            run.runner(),
+            run.val_loader,
+            run.eval_settings(),
+            run.device,
+            run.losses,
+            on_batch=check,
+            without=run.left_out(run.state.epoch),
+        )
 
 
 def _finish_epoch(run: Run, numbers: dict[str, float], report: Report | None) -> bool:
