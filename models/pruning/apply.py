@@ -29,7 +29,7 @@ def without_channels(network: Network, removed: Removed, fixed: frozenset[str]) 
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
     for name, module in network.named_modules():
         for key, tensor in _narrowed(module, removed.get((name, OUT)), removed.get((name, IN))).items():
-            state[f"{name}.{key}"] = tensor
+            state[f"{name}.{key}"] = tensor.cpu()
     architecture = {**network.architecture, "widths": _record(network, removed, fixed)}
     base = architecture["name"].removesuffix("-pruned")
     with torch.random.fork_rng(devices=[]):
@@ -56,7 +56,7 @@ def _narrowed(module: nn.Module, out: np.ndarray | None, into: np.ndarray | None
             if side is not None:
                 kept = np.setdiff1d(np.arange(tensor.shape[dimension]), side)
                 tensor = tensor.index_select(dimension, torch.from_numpy(kept).to(tensor.device))
-        found[name] = tensor.detach().cpu()
+        found[name] = tensor.detach()
     return found
 
 

@@ -129,9 +129,10 @@ def choose(
         prices = {}
         for index, group in enumerate(groups):
             step = _step(group.channels, gone[index], limits)
-            if step:
+            saved = costs.saved(group, step / group.channels) if step else 0.0
+            if saved > 0:  # branches that only training has cost nothing
                 loss = float(ranked[index][gone[index] : gone[index] + step].sum())
-                prices[index] = _price(costs, group, gone[index], step, loss, limits)
+                prices[index] = _price(group, gone[index] + step, loss / step, loss / saved, limits)
         if not prices:
             raise UserError(
                 f"{costs.total / whole:.0%} of the operations are left and no layer may lose more; raise --max-cut "
@@ -151,12 +152,11 @@ def _step(channels: int, gone: int, limits: Limits) -> int:
     return step if left - step >= max(channels * (1 - limits.most), 1) - 1e-9 else 0
 
 
-def _price(costs: Costs, group: Group, gone: int, step: int, loss: float, limits: Limits) -> float:
+def _price(group: Group, gone: int, per_channel: float, per_operation: float, limits: Limits) -> float:
+    """Return by what the next step of a group is compared with those of others; `gone` counts it, too."""
     if limits.uniform:
-        return (gone + step) / group.channels
-    if not limits.weigh_cost:
-        return loss / step
-    return loss / max(costs.saved(group, step / group.channels), 1.0)
+        return gone / group.channels
+    return per_operation if limits.weigh_cost else per_channel
 
 
 def removed_places(groups: Sequence[Group], chosen: Sequence[np.ndarray]) -> Mapping[tuple[str, str], np.ndarray]:

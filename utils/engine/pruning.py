@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -16,9 +16,14 @@ from utils.core.contracts import Batch, Loader
 from utils.core.log import progress
 
 
-def _some(loader: Loader, batches: int, text: str) -> Iterator[Batch]:
-    count = min(batches, loader.num_batches)
-    yield from progress(islice(loader.epoch(0), count), total=count, text=text, unit="batch")
+def _some(loader: Loader, batches: int, text: str) -> Iterator[tuple[Batch, Collection[str]]]:
+    """Yield some batches of each part, and the heads that it has labels for (none: all)."""
+    counts = [min(batches, part.num_batches) for part in loader.parts]
+    with progress(total=sum(counts), text=text, unit="batch") as bar:
+        for part, count in zip(loader.parts, counts, strict=True):
+            for batch in islice(part.epoch(0), count):
+                yield batch, part.heads
+                bar.update()
 
 
 def gather_gradients(
@@ -35,13 +40,14 @@ def gather_gradients(
     training = network.training
     network.to(device).eval().requires_grad_(True)
     try:
-        for batch in _some(loader, batches, "importance of channels"):
+        for batch, heads in _some(loader, batches, "importance of channels"):
             moved = batch.to(device)
             raw = network(to_input(moved.images, device))
             total = torch.zeros((), device=device)
             for head, loss in losses.items():
-                terms = loss.eval()(raw[head], moved)
-                total = total + torch.stack(list(terms.values())).sum() * gains.get(head, 1.0)
+                if head in heads or not heads:
+                    terms = loss.eval()(raw[head], moved)
+                    total = total + torch.stack(list(terms.values())).sum() * gains.get(head, 1.0)
             total.backward()
             importance.add()
             network.zero_grad(set_to_none=True)
@@ -63,7 +69,7 @@ def renew_statistics(network: Network, loader: Loader, device: torch.device, bat
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over all batches
         norm.train()
-    for batch in _some(loader, batches, "statistics"):
+    for batch, _ in _some(loader, batches, "statistics"):
         network(to_input(batch.images, device))
     for norm, momentum, count in zip(norms, momenta, counts, strict=True):
         norm.momentum = momentum
