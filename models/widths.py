@@ -30,6 +30,12 @@ def attributes_of(module: nn.Module) -> tuple[str, ...]:
     return next((names for kind, names in ATTRIBUTES.items() if isinstance(module, kind)), ())
 
 
+def width_of(module: nn.Module, out: bool) -> int:
+    """Return how many channels a module that has widths gives, or takes."""
+    names = attributes_of(module)
+    return int(getattr(module, next((name for name in names if name.startswith("out_") == out), names[0])))
+
+
 def check_widths(value: Any, source: str) -> Widths:
     """Return the record with numbers of rows as text; one that is no such record raises UserError."""
     if not isinstance(value, dict):

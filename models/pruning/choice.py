@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from models.network import Network
 from models.pruning.coupling import OUT, Group, is_depthwise
-from models.widths import attributes_of
+from models.widths import attributes_of, width_of
 from utils.core.errors import UserError
 
 PER_NORMALISED = 8  # operations, as in models.summary
@@ -39,7 +39,7 @@ class Costs:
     def __init__(self, network: Network, size_hw: tuple[int, int]) -> None:
         self.modules = {name: module for name, module in network.named_modules() if attributes_of(module)}
         self.sides: dict[str, list[float]] = {  # inputs, outputs
-            name: [float(side) for side in _sides(module)] for name, module in self.modules.items()
+            name: [float(width_of(module, out)) for out in (False, True)] for name, module in self.modules.items()
         }
         self._per_pair = dict.fromkeys(self.modules, 0.0)
         self._measure(network, size_hw)
@@ -48,7 +48,7 @@ class Costs:
         names = {module: name for name, module in self.modules.items()}
 
         def count(module: nn.Module, _: object, output: Tensor) -> None:
-            pixels = output[0].numel() / max(_sides(module)[1], 1)
+            pixels = output[0].numel() / width_of(module, out=True)
             self._per_pair[names[module]] += pixels * _per_pixel(module)
 
         hooks = [module.register_forward_hook(count) for module in self.modules.values()]
@@ -90,16 +90,6 @@ class Costs:
         """Take the share of a group's channels, of as many as there were at first, out of all modules."""
         for part in group.slices:
             self.sides[part.module][1 if part.side == OUT else 0] -= share * len(part.places)
-
-
-def _sides(module: nn.Module) -> tuple[int, int]:
-    """Return how many channels a module takes and gives."""
-    if isinstance(module, nn.BatchNorm2d):
-        return module.num_features, module.num_features
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    assert isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))
-    return module.in_channels, module.out_channels
 
 
 def _per_pixel(module: nn.Module) -> float:

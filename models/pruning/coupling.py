@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.layers.common import Sum
 from models.network import Network
-from models.widths import attributes_of
+from models.widths import attributes_of, width_of
 from utils.core.errors import UserError
 
 PROBE_PX = 256
@@ -121,14 +121,17 @@ def _whole(network: Network) -> set[str]:
 def _group(graph: Any, found: Any, names: dict[nn.Module, str]) -> tuple[Group | None, set[str]]:
     """Return a group in our terms, and the modules that give its channels.
 
-    The group is None if it reaches the network's outputs, or weights that belong to no layer.
+    The group is None if it reaches the network's outputs, weights that belong to no layer, or channels that are not
+    there, which shows that it was not followed all the way.
     """
     slices: list[Slice] = []
     whole = True
     for item in found:
         module = item.dep.target.module
         if module in names:
-            slices += _slices(graph, item, module, names[module])
+            found_here = list(_slices(graph, item, module, names[module]))
+            slices += found_here
+            whole = whole and all(part.places.max() < width_of(module, part.side == OUT) for part in found_here)
         elif isinstance(module, nn.Parameter) or type(module).__name__ == "_OutputOp":
             whole = False
     givers = {part.module for part in slices if part.side == OUT}
