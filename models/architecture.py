@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models.heads.torchvision import classifier_names
+from models.widths import check_widths
 from utils.core.errors import UserError
 from utils.core.yaml_file import parse_yaml, read_yaml
 
@@ -143,6 +144,8 @@ def _check_keys(values: dict[str, Any], source: str) -> None:
         value = values.setdefault(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1_000_000:
             raise UserError(f"{source}: `{key}: {value}` must be a whole number from 1 up")
+    if "widths" in values:
+        values["widths"] = check_widths(values["widths"], source)
     if "anchors" in values:
         _check_anchors(values["anchors"], source)
     if "normalise" in values:

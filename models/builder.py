@@ -17,6 +17,7 @@ from models.layers.activations import parse_activation
 from models.layers.common import set_activation
 from models.network import INPUT, Network, Route
 from models.plan import Plan, Row, find_kind
+from models.widths import put_on, without_rows
 from utils.core.errors import UserError
 
 __all__ = [
@@ -122,6 +123,9 @@ def _build_rows(description: dict[str, Any], rows: list[Any], source: str) -> tu
     for index, written in enumerate(rows):
         try:
             layer, route, width = _build_row(index, written, widths, words, description["ch"])
+            if narrower := description.get("widths", {}).get(str(index)):
+                put_on(layer, narrower)
+                width = int(narrower.get("out", width))
         except UserError as error:
             raise _fault(source, index, rows, error) from error
         except _FAULTS as error:
@@ -274,6 +278,7 @@ def classifier_description(description: dict[str, Any], cutoff: int = 10) -> dic
     if not 2 <= cutoff < len(rows):
         raise UserError(f"{description['source']}: cannot cut a network of {len(rows)} rows after row {cutoff}")
     head = [rows[cutoff - 1][0], 1, "Classify", ["nc"]]
+    description = without_rows(description, range(cutoff - 1, len(rows)))
     description |= {"backbone": rows[: cutoff - 1], "head": [head], "normalise": IMAGENET}
     return description | {"name": f"{description['name']}-cls"}
 

@@ -13,6 +13,7 @@ from models.builder import build_network, measure_rows
 from models.classes import is_head
 from models.network import INPUT, Network
 from models.plan import HEADS
+from models.widths import without_rows
 from utils.core.errors import UserError
 
 STRIDES = (8, 16, 32)
@@ -50,7 +51,7 @@ def with_semantic(
     added = [inputs, 1, word, ["n_segcls", REPEATS, channels, False]]
     old = next((index for index, layer in enumerate(network.model) if getattr(layer, "name", "") == "semantic"), None)
     if old is not None and not alone and max(inputs) < old:
-        rows[old] = added
+        rows[old], away = added, {old}
     else:
         rows.append(added)
         heads = {index for index, layer in enumerate(network.model) if is_head(layer)}
@@ -59,6 +60,7 @@ def with_semantic(
         while alone and len(rows) - 2 in away:
             del rows[-2]
     split = min(len(description["backbone"]), len(rows) - 1)
+    description = without_rows(description, away)
     count = num_classes or len(names or ()) or description.get("n_segcls") or CLASSES
     description |= {"backbone": rows[:split], "head": rows[split:], "n_segcls": count}
     description |= {"nc": count} if alone else {}

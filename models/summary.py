@@ -2,10 +2,13 @@
 
 python -m models.summary --cfg yolov5s.yaml
 python -m models.summary --weights yolov5n.pt --img 1280
+python -m models.summary --weights yolov5n.pt --line-profile
+python -m models.summary --test
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +18,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.architecture import known_names
 from models.builder import build_network, read_architecture
 from models.checkpoint import load_checkpoint
+from models.layer_times import layer_table, time_layers, time_network
 from models.network import INPUT, Network
-from utils.core.cli import add_image_size, new_parser, run_script
+from utils.core.cli import add_device, add_image_size, new_parser, run_script
+from utils.core.device import describe, select_device
+from utils.core.errors import UserError
 from utils.core.log import LOGGER
 
 OPERATIONS_PER_NORMALISED = 8  # the published tables count normalisation so; a folded network has none
@@ -109,20 +116,69 @@ def _rows(network: Network) -> tuple[tuple[str, ...], ...]:
     return tuple(rows)
 
 
-def main() -> None:
-    """Print the table for a model YAML or a checkpoint."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the options of this program."""
     parser = new_parser(__doc__)
-    parser.add_argument("--cfg", default="yolov5n", help="model YAML or name")
-    parser.add_argument("--weights", default="", help="checkpoint, in place of --cfg")
+    add = parser.add_argument
+    add("--cfg", default="yolov5n", help="model YAML or name")
+    add("--weights", default="", help="checkpoint, in place of --cfg")
     add_image_size(parser, [640], "image size in pixels: one number, or height and width")
-    options = parser.parse_args()
+    add("--profile", action="store_true", help="time the network, BatchNorm folded")
+    add("--line-profile", action="store_true", help="time every layer")
+    add("--batch-size", type=int, default=1, help="images per pass when timing")
+    add("--runs", type=int, default=20, help="passes when timing; their median counts")
+    add("--test", action="store_true", help="build every network that has a name; status 2 if one fails")
+    add_device(parser)
+    return parser
+
+
+def main() -> None:
+    """Print the table for a model YAML or a checkpoint, and what it costs."""
+    options = build_parser().parse_args()
+    for name in ("batch_size", "runs"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least 1")
+    if options.test:
+        build_all()
+        return
+    timed = options.profile or options.line_profile
     if options.weights:
         network = load_checkpoint(options.weights).network
     else:
-        with torch.device("meta"):
+        with torch.device("cpu" if timed else "meta"):
             network = build_network(read_architecture(options.cfg))
     summary = summarize(network, options.imgsz)
     LOGGER.info(f"{summary} at {summary.size_hw[0]}x{summary.size_hw[1]}")
+    if timed:
+        _time(network, summary.size_hw, options)
+
+
+def _time(network: Network, size_hw: tuple[int, int], options: argparse.Namespace) -> None:
+    device = select_device(options.device)
+    how = (size_hw, options.batch_size, device, options.runs)
+    if options.line_profile:
+        LOGGER.info(layer_table(time_layers(network, *how)))
+    milliseconds = time_network(network, *how)
+    per_image = milliseconds / options.batch_size
+    LOGGER.info(
+        f"{milliseconds:.2f} ms for {options.batch_size} image(s), {per_image:.2f} ms each, BatchNorm folded; "
+        f"{describe(device)}, {torch.get_num_threads()} thread(s)"
+    )
+
+
+def build_all() -> None:
+    """Build every network that has a name, without memory for its weights; raise UserError if one cannot be built."""
+    failed = []
+    for name in known_names():
+        try:
+            with torch.device("meta"):
+                network = build_network(read_architecture(name))
+            LOGGER.info(f"{name:<28}{sum(p.numel() for p in network.parameters()):>12} parameters, {network.task}")
+        except UserError as error:
+            failed.append(name)
+            LOGGER.error(f"{name}: {error}")
+    if failed:
+        raise UserError(f"cannot be built: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

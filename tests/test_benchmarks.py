@@ -20,10 +20,13 @@ from benchmarks import (
     mask_step,
     mosaic_window,
     plain,
+    pruning,
     semantic_heads,
     semantic_loss,
     train_step,
 )
+from models.builder import build_network, read_architecture
+from models.checkpoint import save_checkpoint
 from models.layers import coarse
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
@@ -226,3 +229,16 @@ def test_both_ways_of_semantic_heads_give_the_same_logits():
             plain = network(image)["semantic"]["logits"]
     assert not torch.equal(short, plain)
     torch.testing.assert_close(short, plain, rtol=1e-3, atol=1e-4)
+
+
+def test_pruning_compares_two_exported_files(results, shapes, tmp_path):
+    names = ["circle", "square", "triangle", "star", "cross", "ring", "crescent"]
+    files = [str(tmp_path / f"{name}.pt") for name in ("yolov5n", "yolov3-tiny", "yolov5n-cls")]
+    for path in files:
+        name = path.rpartition("/")[2].removesuffix(".pt")
+        save_checkpoint(path, build_network(read_architecture(name), 7, names), {})
+    small = ("--imgsz", "64", "--rounds", "2", "--calls", "1")
+    assert pruning.main(["--weights", *files[:2], "--data", str(shapes), *small, "--write"]) > 0
+    check_report(results / "pruning.md", 2)
+    with pytest.raises(UserError, match="one task"):
+        pruning.main(["--weights", files[0], files[2], *small])

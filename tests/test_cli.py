@@ -18,10 +18,10 @@ OPTIONS = {
         --imgsz --label-smoothing --layer-decay --linear-lr --local-rank --local_rank --log --lr-cycles --lr-epochs
         --lr-gamma --lr-power --lr_epochs --lr_gamma --lr_scheduler --mosaic-window --multi-scale
         --multi_tensor_optimizer --name --noautoanchor --noplots --nosave --notest --noval --optimizer --patience
-        --picture-interval --project --quad --rect --resize-rate --resize_rate --resume --resume-evolve
+        --picture-interval --profile --project --quad --rect --resize-rate --resize_rate --resume --resume-evolve
         --resume_evolve --save-keep --save-period --save-steps --save_ckpt_interval --save_ckpt_max_num
         --save_period --schedule --seed --seg-interval --seg-mode --seg-mosaic --seg-share --semantic --single-cls
-        --sync-bn --val-interval --val-start --weights --workers""",
+        --slimming --sync-bn --val-interval --val-start --weights --workers""",
     "val": """
         --absent-as-zero --allow-label-faults --annotations --augment --base-size --batch-size --conf-thres --data
         --device --download --exist-ok --half --help --img --img-size --imgsz --iou-thres --max-det --name --noplots

@@ -17,7 +17,7 @@ PAGES = sorted(
 PROGRAMS = (
     "train", "val", "detect", "segment/train", "segment/val", "segment/predict", "classify/train", "classify/val",
     "classify/predict", "convert", "export", "benchmark", "hubconf",
-    "serve", "check", "tune",
+    "serve", "check", "tune", "prune",
 )  # fmt: skip
 PLACEHOLDERS = {"data/animals.yaml"}  # what readers are to write themselves
 OURS = re.compile(

@@ -186,6 +186,7 @@ def add_optimizer(group: Any, default: str) -> None:
     add("--lr-power", type=float, default=0.9, help="exponent of polynomial")
     add("--layer-decay", type=float, default=1.0, help="each layer learns so many times as fast as the next; 1: alike")
     add("--backbone-warmup", type=float, default=0.0, help="epochs in which the backbone's rate rises from 0")
+    add("--slimming", type=float, default=0.0, help="weight of the L1 norm of BatchNorm's factors in the loss (1e-4)")
 
 
 class _SwitchOrSizes(argparse.Action):
@@ -255,6 +256,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     )
     add("--save-keep", "--save_ckpt_max_num", type=int, default=0, metavar="N", help="of these the newest N; 0: all")
     add("--save-steps", type=int, default=1000, help="also write last.pt every so many steps; 0: off")
+    switch("--profile", "time what the training does: a table, and a trace of a few steps")
     add("--log", nargs="+", default=[], metavar="NAME", help=f"also log to: {', '.join(SERVICES)}")
     add("--entity", default=None, help="W&B entity")
     text = "draw what is found in validation images every so many epochs, and show it to the loggers; below 1: off"

@@ -86,6 +86,7 @@ class TrainSettings:
     lr_power: float = 0.9
     layer_decay: float = 1.0
     backbone_warmup: float = 0.0
+    slimming: float = 0.0
     checkpointing: bool = False
     label_smoothing: float | None = None
     lr0: float | None = None
@@ -113,6 +114,7 @@ class TrainSettings:
     seg_interval: int = 10
     fitness: tuple[float, ...] = ()
     allow_label_faults: bool = False
+    profile: bool = False
     log: tuple[str, ...] = ()
     entity: str | None = None
     picture_interval: int = -1
@@ -166,6 +168,7 @@ class TrainSettings:
             ("lr_power", 0 < self.lr_power <= 10, "above 0, at most 10"),
             ("layer_decay", 0 < self.layer_decay <= 1, "above 0, at most 1"),
             ("backbone_warmup", 0 <= self.backbone_warmup < math.inf, "at least 0"),
+            ("slimming", 0 <= self.slimming < math.inf, "at least 0"),
         ):
             if not fits:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {allowed}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,6 +33,21 @@ class Stopwatch:
     def __exit__(self, *exception: object) -> None:
         self.last = self._now() - self._start
         self.seconds += self.last
+
+
+def in_turns(
+    actions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 3, target: device | None = None
+) -> dict[str, list[float]]:
+    """Return the seconds of every action, `rounds` each; they take turns, so that a busy moment meets all alike."""
+    watch = Stopwatch(target)
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    for turn in range(warm_up + rounds):
+        for name, action in actions.items():
+            with watch:
+                action()
+            if turn >= warm_up:
+                seconds[name].append(watch.last)
+    return seconds
 
 
 def duration(seconds: float) -> str:

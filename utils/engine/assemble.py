@@ -34,9 +34,11 @@ from utils.engine.autobatch import SHARE, choose_batch
 from utils.engine.ema import ModelEma
 from utils.engine.optim import build_optimizer
 from utils.engine.optimizers import OPTIMIZERS
+from utils.engine.profile import Profile, untimed
 from utils.engine.run import Run
 from utils.engine.schedule import Schedule
 from utils.engine.schedules import SCHEDULES
+from utils.engine.slimming import add_slimming
 from utils.engine.state import find_last, load_resumable, restore
 from utils.loggers import Loggers
 from utils.losses import LOSSES
@@ -84,6 +86,7 @@ def assemble(
         _fit_anchors(network, train_loader, hyp, settings)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = ModelEma(network)
+    profile = Profile(device) if settings.profile and dist.is_main() else None
     run = Run(
         task=task,
         settings=settings,
@@ -101,8 +104,9 @@ def assemble(
         schedule=Schedule.of(settings, hyp, train_loader.num_batches),
         train_loader=train_loader,
         val_loader=val_loader,
-        loggers=Loggers(("csv", *settings.log), own_loggers),
+        loggers=Loggers(("csv", *settings.log), [*own_loggers, *([profile] if profile else [])]),
         resumed=checkpoint is not None,
+        phase=profile.phase if profile else untimed,
         folder=_folder(settings, checkpoint),  # last: what fails before leaves nothing behind
     )
     if checkpoint is not None:
@@ -308,7 +312,7 @@ def _optimizer(network: Network, settings: TrainSettings, hyp: Hyp, device: torc
     ):
         if given and not rows:
             raise UserError(f"{option}: this network is one layer, {settings.cfg or settings.weights}")
-    return build_optimizer(
+    optimizer = build_optimizer(
         network,
         settings.optimizer,
         hyp,
@@ -317,6 +321,9 @@ def _optimizer(network: Network, settings: TrainSettings, hyp: Hyp, device: torc
         layer_decay=settings.layer_decay,
         backbone_apart=settings.backbone_warmup > 0,
     )
+    if settings.slimming:
+        add_slimming(network, optimizer, settings.slimming, max(hyp.nominal_batch, settings.batch_size))
+    return optimizer
 
 
 def build_losses(network: Network, hyp: Hyp, image_size: int, device: torch.device) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from models.runner import to_input
 from utils.core import dist
-from utils.core.contracts import Batch
+from utils.core.contracts import Batch, Raw
 from utils.core.errors import UserError
 from utils.core.files import atomic_path
 from utils.core.interrupt import Interrupt
@@ -21,6 +21,7 @@ from utils.core.log import LOGGER, progress
 from utils.core.seed import generator
 from utils.core.timing import duration
 from utils.engine.optim import clip_gradients
+from utils.engine.profile import Phase
 from utils.engine.run import Run
 
 MAX_BAD_STEPS = 20  # updates in one run that may be left out before the run is given up
@@ -34,15 +35,15 @@ class RunInterruptedError(Exception):
 class _Timed:
     """Iterate, adding up the seconds spent waiting for the next item."""
 
-    def __init__(self, items: Iterator[Any]) -> None:
-        self._items, self.seconds = items, 0.0
+    def __init__(self, items: Iterator[Any], phase: Phase) -> None:
+        self._items, self._phase, self.seconds = items, phase, 0.0
 
     def __iter__(self) -> Iterator[Any]:
         while True:
             start = time.perf_counter()
-            try:
-                item = next(self._items)
-            except StopIteration:
+            with self._phase("data"):
+                item = next(self._items, None)
+            if item is None:
                 return
             self.seconds += time.perf_counter() - start
             yield item
@@ -57,7 +58,7 @@ def train_one_epoch(run: Run, interrupt: Interrupt, save_last: Any) -> dict[str,
     state, settings = run.state, run.settings
     _set_modes(run)
     run.optimizer.zero_grad(set_to_none=True)
-    waiting = _Timed(run.train_loader.epoch(state.epoch, state.step, _image_weights(run)))
+    waiting = _Timed(run.train_loader.epoch(state.epoch, state.step, _image_weights(run)), run.phase)
     start, save_due = time.perf_counter(), False
     sums: Tensor | None = None
     names: list[str] = []
@@ -120,11 +121,22 @@ def _bank(run: Run, names: list[str], sums: Tensor | None) -> None:
 
 def _forward_backward(run: Run, batch: Batch) -> dict[str, Tensor]:
     """Add the gradient of one batch; return its loss terms by `head/term` (this rank's share of the global mean)."""
-    batch = batch.to(run.device)
-    images = _resized(run, to_input(batch.images, run.device))
-    with torch.autocast(run.device.type, dtype=run.mixed, enabled=run.mixed is not None):
+    with run.phase("transfer"):
+        batch = batch.to(run.device)
+        images = _resized(run, to_input(batch.images, run.device))
+    with run.phase("forward"), torch.autocast(run.device.type, dtype=run.mixed, enabled=run.mixed is not None):
         raw = run.model(images)
-    total = images.new_zeros(())
+    with run.phase("loss"):
+        total, terms = _losses(run, raw, batch)
+    # terms are this rank's share of the mean over all ranks' images (contracts.Loss), and DDP averages gradients
+    with run.phase("backward"):
+        run.scaler.scale(total * dist.world_size()).backward()
+    return terms
+
+
+def _losses(run: Run, raw: dict[str, Raw], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the weighted sum of all losses, and their terms by `head/term`."""
+    total = torch.zeros((), device=run.device)
     terms: dict[str, Tensor] = {}
     labelled = [total + batch.num_labelled(loss.labels) for loss in run.losses.values()]
     images_of_all = dist.sum_over_ranks(torch.stack(labelled))
@@ -133,9 +145,7 @@ def _forward_backward(run: Run, batch: Batch) -> dict[str, Tensor]:
         weight = run.gains.get(head, 1.0) * (images_of_all[index] if loss.per_image else 1)
         total = total + torch.stack(list(found.values())).sum() * weight
         terms |= {f"{head}/{name}": value for name, value in found.items()}
-    # terms are this rank's share of the mean over all ranks' images (contracts.Loss), and DDP averages gradients
-    run.scaler.scale(total * dist.world_size()).backward()
-    return terms
+    return total, terms
 
 
 def _resized(run: Run, images: Tensor) -> Tensor:
@@ -163,6 +173,16 @@ def _maybe_update(run: Run, batch: Batch) -> bool:
     state = run.state
     if state.global_step - state.last_update < run.schedule.accumulate(state.global_step):
         return False
+    with run.phase("optimizer"):
+        _step(run, batch)
+    with run.phase("ema"):
+        run.ema.update()
+    state.last_update = state.global_step
+    return True
+
+
+def _step(run: Run, batch: Batch) -> None:
+    """Move the weights, unless a gradient is not finite."""
     run.scaler.unscale_(run.optimizer)
     norm = clip_gradients(parameter for group in run.optimizer.param_groups for parameter in group["params"])
     if run.scaler.is_enabled() or bool(torch.isfinite(norm)):  # the scaler leaves out such steps by itself
@@ -171,9 +191,6 @@ def _maybe_update(run: Run, batch: Batch) -> bool:
         _report_bad(run, batch)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
-    run.ema.update()
-    state.last_update = state.global_step
-    return True
 
 
 def _report_bad(run: Run, batch: Batch) -> None:

@@ -118,15 +118,16 @@ def _validate(run: Run, interrupt: Interrupt) -> Report | None:
             raise RunInterruptedError
         pictures(batch, results)
 
-    report = evaluate(
-        run.runner(),
-        run.val_loader,
-        run.eval_settings(),
-        run.device,
-        run.losses,
-        on_batch=watch,
-        without=run.left_out(epoch),
-    )
+    with run.phase("validation"):
+        report = evaluate(
+            run.runner(),
+            run.val_loader,
+            run.eval_settings(),
+            run.device,
+            run.losses,
+            on_batch=watch,
+            without=run.left_out(epoch),
+        )
     for path in pictures.drawn:
         run.loggers.picture(path, epoch)
     return report

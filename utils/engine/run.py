@@ -17,6 +17,7 @@ from utils.core.contracts import EvalSettings, Loader, Task
 from utils.core.hyp import Hyp
 from utils.core.settings import TrainSettings
 from utils.engine.ema import ModelEma
+from utils.engine.profile import Phase, untimed
 from utils.engine.schedule import Schedule
 from utils.loggers import Loggers
 
@@ -63,6 +64,7 @@ class Run:
     loggers: Loggers
     state: TrainState = field(default_factory=TrainState)
     resumed: bool = False
+    phase: Phase = untimed  # times what the loop does (`--profile`)
 
     def meta(self) -> dict[str, Any]:
         """Return what a checkpoint says about its training besides the weights."""

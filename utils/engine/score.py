@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.scoring import MultiScale, SlidingWindow
 from utils.core import dist
-from utils.core.config import DataConfig, find_data, find_semantic, load_data
+from utils.core.config import DataConfig, find_semantic, load_data
 from utils.core.contracts import (
     Batch,
     EvalSettings,
@@ -38,8 +38,6 @@ from utils.engine.fit import BatchPictures, write_results
 from utils.metrics import EVALUATORS
 from utils.ops.text import box_lines
 
-STUDY_SIZES = range(256, 1537, 128)
-
 
 class Subject(Protocol):
     """What is scored: a runner, and what its checkpoint says about itself."""
@@ -60,12 +58,11 @@ class Subject(Protocol):
         ...
 
 
-DrawStudy = Callable[[Sequence[Sequence[float]], Sequence[str], Path], object]
 OpenSubject = Callable[[ScoreSettings, torch.device], Subject]
 
 
 def score(
-    choose: Callable[[Collection[str]], Task], settings: ScoreSettings, open_subject: OpenSubject, draw_study: DrawStudy
+    choose: Callable[[Collection[str]], Task], settings: ScoreSettings, open_subject: OpenSubject
 ) -> dict[str, float]:
     """Score one checkpoint, or an ensemble, on one split; return the numbers. Works under torchrun.
 
@@ -73,21 +70,10 @@ def score(
     """
     device = select_device(settings.device)
     dist.start(device)
-    subject = open_subject(settings, device)
-    task = choose(subject.runner.specs)
-    require_heads(task.name, set(task.heads), set(subject.runner.specs), subject.name)
-    for head in subject.runner.specs:
-        if head not in EVALUATORS:
-            known = ", ".join(EVALUATORS.names())
-            raise UserError(f"{subject.name}: its head {head!r} cannot be scored here (known: {known})")
-    if settings.save_hybrid and any(spec.num_masks for spec in subject.runner.specs.values()):
-        raise UserError("--save-hybrid joins boxes; labels cannot be joined with the masks this network finds")
-    data = _data(task, settings, subject)
-    folder = _folder(settings)
+    task, subject, data = prepare(choose, settings, open_subject, device)
+    folder = results_folder(settings)
     try:
-        if settings.task == "study" and subject.runner.fixed_hw is None:
-            return _study(task, settings, subject, data, device, folder, draw_study)
-        report = _score_at(task, settings, subject, data, device, folder, _size(settings, subject))
+        report = score_at(task, settings, subject, data, device, folder, _size(settings, subject))
         if dist.is_main():
             about = {
                 "weights": list(settings.weights),
@@ -102,7 +88,24 @@ def score(
             drop_if_empty(folder)  # nothing came of it
 
 
-def _folder(settings: ScoreSettings) -> Path:
+def prepare(
+    choose: Callable[[Collection[str]], Task], settings: ScoreSettings, open_subject: OpenSubject, device: torch.device
+) -> tuple[Task, Subject, DataConfig]:
+    """Open what `settings` name; return it with its task and data. What cannot be scored raises UserError."""
+    subject = open_subject(settings, device)
+    task = choose(subject.runner.specs)
+    require_heads(task.name, set(task.heads), set(subject.runner.specs), subject.name)
+    for head in subject.runner.specs:
+        if head not in EVALUATORS:
+            known = ", ".join(EVALUATORS.names())
+            raise UserError(f"{subject.name}: its head {head!r} cannot be scored here (known: {known})")
+    if settings.save_hybrid and any(spec.num_masks for spec in subject.runner.specs.values()):
+        raise UserError("--save-hybrid joins boxes; labels cannot be joined with the masks this network finds")
+    return task, subject, _data(task, settings, subject)
+
+
+def results_folder(settings: ScoreSettings) -> Path:
+    """Return the folder that the settings name; the first rank makes it."""
     return dist.made_by_main(lambda: run_folder(Path(settings.project), settings.name, settings.exist_ok))
 
 
@@ -161,9 +164,8 @@ def _fixed_size(settings: ScoreSettings, name: str, fixed_hw: tuple[int, int]) -
     """Return the side of the squares that an exported file without open sizes takes."""
     height, width = fixed_hw
     wanted = settings.imgsz[0] if settings.imgsz else height
-    if settings.task == "study" or (wanted, wanted) != (height, width):
+    if (wanted, wanted) != (height, width):
         what = "scores squares" if height != width else f"asks for {wanted} x {wanted}"
-        what = "--task study needs many sizes" if settings.task == "study" else what
         raise UserError(f"{name}: takes {height} x {width} pixels only, {what}; export it with --dynamic")
     return height
 
@@ -191,7 +193,7 @@ def _loader(task: Task, settings: ScoreSettings, data: DataConfig, size: int, ru
     )
 
 
-def _score_at(
+def score_at(
     task: Task,
     settings: ScoreSettings,
     subject: Subject,
@@ -200,6 +202,7 @@ def _score_at(
     folder: Path,
     size: int,
 ) -> Report:
+    """Score one network at one image size; print and draw what was found."""
     split = "val" if settings.task == "speed" else settings.task
     given = Path(settings.annotations) if settings.annotations else data.annotations.get(split)
     if given is not None and not given.is_file():
@@ -284,32 +287,3 @@ def add_labels(outputs: Outputs, batch: Batch) -> None:
             extra[image, : len(rows), 4] = 1.0
             extra[image, torch.arange(len(rows)), 5 + rows[:, 1].long()] = 1.0
         decoded["predictions"] = torch.cat([predictions, extra], dim=1)
-
-
-def _study(
-    task: Task,
-    settings: ScoreSettings,
-    subject: Subject,
-    data: DataConfig,
-    device: torch.device,
-    folder: Path,
-    draw_study: DrawStudy,
-) -> dict[str, float]:
-    """Score over a range of image sizes; write one row per size."""
-    rows: list[Sequence[float]] = []
-    numbers: dict[str, float] = {}
-    plain = replace(settings, task="val", noplots=True)
-    for size in STUDY_SIZES:
-        LOGGER.info(f"size {size}")
-        report = _score_at(task, plain, subject, data, device, folder, size)
-        numbers, times = report.numbers, report.milliseconds
-        scores = [numbers[name] for column, name in task.columns.items() if column.startswith("metrics/")]
-        rows.append([size, *scores, times["preprocess"], times["inference"], times["postprocess"]])
-    if dist.is_main():
-        path = folder / f"study_{find_data(str(data.source)).stem}_{subject.name}.txt"
-        write_text(path, "".join("".join(f"{value:10.4g}" for value in row) + "\n" for row in rows))
-        columns = [column.removeprefix("metrics/") for column in task.columns if column.startswith("metrics/")]
-        LOGGER.info(f"{path}: size, {', '.join(columns)}, milliseconds before, in and after the network")
-        if not settings.noplots:
-            draw_study(rows, columns, path.with_name("study.png"))
-    return numbers

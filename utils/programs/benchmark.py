@@ -8,20 +8,19 @@ import platform
 import statistics
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.core.cli import add_device, add_download, add_image_size, add_run_folder, new_parser
 from utils.core.errors import UserError
 from utils.core.files import run_folder, write_text
-from utils.core.log import LOGGER, progress
+from utils.core.log import LOGGER
 
 if TYPE_CHECKING:  # what needs torch is imported after parsing, so that --help answers at once
     import torch
 
     from utils.core.contracts import Runner
-
-WARM_UP = 3  # runs that are not counted
 
 
 def benchmark_parser(description: str | None) -> argparse.ArgumentParser:
@@ -145,17 +144,11 @@ def _measure(
     """Time every runner on the same images, in turns; the first runs of each do not count."""
     import torch
 
-    from utils.core.timing import Stopwatch
+    from utils.core.timing import in_turns
 
     images = torch.randint(0, 256, (options.batch_size, 3, size, size), dtype=torch.uint8)
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
-    watch = Stopwatch(device)
-    for turn in progress(range(WARM_UP + options.runs), text="timing", unit="turn"):
-        for name, runner in runners.items():
-            with watch:
-                runner.run(images)
-            if turn >= WARM_UP:
-                seconds[name].append(watch.last)
+    actions = {name: partial(runner.run, images) for name, runner in runners.items()}
+    seconds = in_turns(actions, options.runs, target=device)
     for row in rows:
         if times := seconds.get(row.format):
             row.milliseconds = 1000 * statistics.median(times) / options.batch_size

@@ -85,7 +85,11 @@ def score_task(task: str, parser: argparse.ArgumentParser, chosen: dict[str, Any
 
     from utils.backends.opening import open_subject  # torch is loaded here, so that --help answers at once
     from utils.engine.score import score
+    from utils.engine.study import study
     from utils.plots.study import draw_study
     from utils.tasks.choice import task_of
 
-    return score(partial(task_of, task), settings, partial(open_subject, runs=Path(runs)), draw_study)
+    choose, opener = partial(task_of, task), partial(open_subject, runs=Path(runs))
+    if settings.task == "study":
+        return study(choose, settings, opener, draw_study)
+    return score(choose, settings, opener)

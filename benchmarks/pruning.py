@@ -1,0 +1,109 @@
+"""What a pruned checkpoint gains once it is exported: two ONNX files turn about, with their scores beside the times.
+
+    python benchmarks/pruning.py --weights yolov5n.pt pruned.pt --data coco128.yaml --write
+
+The second checkpoint is what prune.py and its fine-tuning left of the first. Times are of the whole call of the runtime
+for one image; scores are val.py's, on the checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from benchmarks.machine import given, new_parser, publish, ratios, report, spread, turn_about
+from models.checkpoint import load_checkpoint
+from models.fuse import fuse
+from models.runner import NetworkRunner
+from models.summary import count_operations
+from utils.backends.opening import open_weights
+from utils.core.cli import run_script
+from utils.core.config import load_data
+from utils.core.errors import UserError
+from utils.core.timing import Stopwatch
+from utils.programs.certify import accuracy
+from utils.programs.export import export_parser, export_task, size_bytes
+
+NAME = "pruning"
+
+
+def exported(weights: str, size: int, folder: Path) -> Path:
+    """Write the ONNX file of a checkpoint for square images of `size`; return it."""
+    line = ["--weights", weights, "--include", "onnx", "--imgsz", str(size), "--output", str(folder)]
+    return export_task(export_parser(None).parse_args(line), gather=False)[0]
+
+
+def timed(runner: Any, images: torch.Tensor, calls: int) -> float:
+    """Return the milliseconds of one call, the mean of `calls` in a row."""
+    with Stopwatch() as watch:
+        for _ in range(calls):
+            runner.run(images)
+    return 1000 * watch.seconds / calls
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the options of this script."""
+    parser = new_parser(__doc__, NAME)
+    add = parser.add_argument
+    add("--weights", nargs=2, required=True, metavar=("BEFORE", "AFTER"), help="two checkpoints of one task")
+    add("--data", default="", help="data-set YAML to score on; empty: no scores")
+    add("--imgsz", type=int, default=640)
+    add("--rounds", type=int, default=15, help="pairs of measurements; the median counts")
+    add("--calls", type=int, default=5, help="calls in a measurement")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> float:
+    """Measure, print and on request write the report; return how many times as fast the second file is."""
+    line = given(arguments)
+    options = build_parser().parse_args(line)
+    device, size = torch.device("cpu"), options.imgsz
+    checkpoints = [load_checkpoint(path) for path in options.weights]
+    if checkpoints[0].task != checkpoints[1].task:
+        raise UserError("--weights: two checkpoints of one task")
+    images = torch.rand(1, 3, size, size)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [exported(path, size, Path(folder) / str(i)) for i, path in enumerate(options.weights)]
+        runners = [open_weights([str(file)], device).runner for file in files]
+        found = turn_about(
+            {str(i): lambda runner=runner: timed(runner, images, options.calls) for i, runner in enumerate(runners)},
+            options.rounds,
+            warm_up=2,
+        )
+        megabytes = [size_bytes(file) / 1e6 for file in files]
+    rows = []
+    for index, checkpoint in enumerate(checkpoints):
+        network = checkpoint.network
+        parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+        gflops = count_operations(network, (size, size)) / 1e9
+        cells = [f"{parameters:.2f}", f"{gflops:.2f}", f"{megabytes[index]:.1f}", spread(found[str(index)]).text()]
+        if options.data:
+            runner = NetworkRunner(fuse(network).eval(), device)
+            scores = accuracy(checkpoint.task, runner, load_data(options.data), size)
+            cells.append(", ".join(f"{name.rpartition('/')[2]} {value:.3f}" for name, value in scores.items()))
+        rows.append(f"| {'before' if index == 0 else 'after'} | {' | '.join(cells)} |")
+    faster = ratios(found["0"], found["1"])
+    scored = " score |" if options.data else ""
+    body = [
+        f"One image of {size} pixels, onnxruntime: median, range of {options.rounds} rounds, {options.calls} calls.",
+        "",
+        f"| checkpoint | million parameters | GFLOPs | MB of the ONNX file | ms |{scored}",
+        "|---|---|---|---|---|" + ("---|" if options.data else ""),
+        *rows,
+        "",
+        f"The file after pruning is **{faster.text()}** times as fast.",
+    ]
+    publish(report("Pruning", NAME, line, body, device), NAME, options.write)
+    return faster.median
+
+
+if __name__ == "__main__":
+    run_script(main)

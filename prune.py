@@ -1,0 +1,31 @@
+"""Make a checkpoint smaller and faster: take channels out of its layers, and fine-tune what is left.
+
+    python prune.py --weights yolov5n.pt --data coco128.yaml --target-flops 0.7
+    python prune.py --weights best.pt --data data/animals.yaml --target-flops 0.7 --epochs 20
+    python prune.py --weights best.pt --target-latency 0.8 --importance l2
+    python prune.py --weights best.pt --sparsity 0.3
+
+Writes pruned.pt, prune.json and prune.png. The work is done by models/pruning.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from utils.core.cli import run_script, to_namespace
+from utils.programs.prune import prune_parser, prune_task
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the options of this script."""
+    return prune_parser(__doc__)
+
+
+def run(**overrides: Any) -> list[dict[str, Any]]:
+    """Prune from Python with the options' names and defaults; return a row per network: before, pruned, fine-tuned."""
+    return prune_task(to_namespace(build_parser(), overrides))
+
+
+if __name__ == "__main__":
+    run_script(lambda: prune_task(build_parser().parse_args()))

@@ -1,0 +1,118 @@
+"""prune.py from end to end, and everything that loads what it wrote."""
+
+import json
+
+import pytest
+import torch
+from helpers_run import script, tiny_data
+
+import prune
+from models.builder import build_network, read_architecture
+from models.checkpoint import load_checkpoint, save_checkpoint
+from models.fuse import fuse
+from utils.core.errors import UserError
+from utils.plots.pruning import draw_pruning
+
+pytest.importorskip("torch_pruning", reason="pruning needs torch-pruning")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "seven.pt"
+    names = ["circle", "square", "triangle", "star", "cross", "ring", "crescent"]
+    save_checkpoint(path, build_network(read_architecture("yolov5n"), 7, names), {"task": "detect", "imgsz": 64})
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, data, weights):
+    """A run with two epochs of fine-tuning."""
+    runs = tmp_path_factory.mktemp("runs")
+    text = script(
+        "prune.py", "--weights", weights, "--data", data, "--target-flops", 0.7, "--samples", 8, "--batch-size", 4,
+        "--workers", 0, "--epochs", 2, "--project", runs,
+    )  # fmt: skip
+    return runs / "exp", text
+
+
+def test_a_run_leaves_checkpoint_table_and_picture(done):
+    folder, text = done
+    found = json.loads((folder / "prune.json").read_text())["networks"]
+    assert [row["network"] for row in found] == ["before", "pruned", "fine-tuned"]
+    assert found[1]["gflops"] <= 0.705 * found[0]["gflops"] and found[1]["parameters"] < found[0]["parameters"]
+    assert found[2]["gflops"] == found[1]["gflops"] and found[1]["megabytes"] < found[0]["megabytes"]
+    assert all(row["milliseconds"] > 0 and "detect/map50_95" in row["scores"] for row in found)
+    assert (folder / "prune.png").is_file() and (folder / "finetune" / "weights" / "best.pt").is_file()
+    assert "fine-tuned" in text and "GFLOPs" in text
+
+
+def test_what_was_written_is_a_checkpoint_like_any_other(done, data, tmp_path):
+    pruned = done[0] / "pruned.pt"
+    torch.load(pruned, weights_only=True)
+    common = ("--weights", pruned, "--img", 64, "--project", tmp_path)
+    script("val.py", *common, "--data", data, "--workers", 0, "--noplots", "--name", "v")
+    source = data.parent / "tiny" / "images" / "val"
+    script("detect.py", *common, "--source", source, "--nosave", "--name", "d")
+    script("export.py", "--weights", pruned, "--include", "onnx", "--img", 64, "--output", tmp_path)
+    assert (tmp_path / "pruned.onnx").is_file()
+    again = prune.run(
+        weights=[str(pruned)], target_flops=0.9, importance="l2", noval=True, noplots=True, project=str(tmp_path)
+    )
+    assert again[1]["gflops"] < again[0]["gflops"]
+    assert load_checkpoint(again[1]["weights"]).meta["pruning"]["from"] == "pruned.pt"
+    onnx = str(tmp_path / "pruned.onnx")
+    with pytest.raises(UserError, match="exported file"):
+        prune.run(weights=[onnx], target_flops=0.9, project=str(tmp_path))
+
+
+def test_a_latency_is_reached_or_said_not_to_be(weights, tmp_path):
+    common = {"weights": [str(weights)], "data": "", "importance": "l1", "noplots": True, "project": str(tmp_path)}
+    rows = prune.run(target_latency="1000ms", **common)
+    assert rows[1]["gflops"] <= rows[0]["gflops"]
+    with pytest.raises(UserError, match="not reached"):
+        prune.run(target_latency="0.001ms", **common)
+    assert len(list(tmp_path.iterdir())) == 1  # what failed left nothing
+
+
+def test_sparsity_keeps_the_shape(weights, tmp_path):
+    rows = prune.run(weights=[str(weights)], sparsity=0.5, project=str(tmp_path), noplots=True)
+    assert rows[1]["zeros"] == pytest.approx(0.5, abs=0.01) and rows[1]["gflops"] == rows[0]["gflops"]
+    assert load_checkpoint(tmp_path / "exp" / "sparse.pt").network.architecture.get("widths") is None
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "one of --target-flops"), ({"target_flops": 0.7, "sparsity": 0.3}, "one of"),
+        ({"target_flops": 1.5}, "between 0 and 1"), ({"sparsity": 0}, "between 0 and 1"),
+        ({"target_latency": "fast"}, "milliseconds"), ({"target_latency": "2"}, "share"),
+        ({"sparsity": 0.3, "epochs": 2}, "fill the zeros"), ({"target_flops": 0.7, "max_cut": 1}, "--max-cut"),
+        ({"target_flops": 0.7, "round_to": 0}, "--round-to"), ({"target_flops": 0.7, "imgsz": [8]}, "--imgsz"),
+        ({"target_flops": 0.7}, "--data"), ({"target_flops": 0.7, "importance": "l2", "epochs": 1}, "--data"),
+        ({"target_flops": 0.7, "data": "shapes.yaml", "weights": ["eighty"]}, "classes"),
+        ({"target_flops": 0.7, "importance": "l2", "weights": ["folded"]}, "folded"),
+        ({"target_flops": 0.1, "importance": "l2"}, "--max-cut"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_one_line(options, says, weights, tmp_path):
+    given = {"weights": [str(weights)], "project": str(tmp_path / "runs"), **options}
+    for name, change in (("eighty", lambda network: network), ("folded", fuse)):
+        if given["weights"] == [name]:
+            path = tmp_path / f"{name}.pt"
+            save_checkpoint(path, change(build_network(read_architecture("yolov5n")).eval()), {"imgsz": 64})
+            given["weights"] = [str(path)]
+    with pytest.raises(UserError, match=says):
+        prune.run(**given)
+    assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_the_picture_without_scores_is_bars(tmp_path):
+    row = {"parameters": 2e6, "gflops": 4.5, "milliseconds": 30.0, "scores": None}
+    rows = [{**row, "network": "before"}, {**row, "network": "pruned", "gflops": 3.1}]
+    assert draw_pruning(rows, tmp_path / "bars.png").stat().st_size > 10_000
