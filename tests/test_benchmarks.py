@@ -20,10 +20,13 @@ from benchmarks import (
     mask_step,
     mosaic_window,
     plain,
+    runtimes,
     semantic_heads,
     semantic_loss,
     train_step,
 )
+from models.builder import build_network, read_architecture
+from models.checkpoint import save_checkpoint
 from models.layers import coarse
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
@@ -225,3 +228,16 @@ def test_both_ways_of_semantic_heads_give_the_same_logits():
             plain = network(image)["semantic"]["logits"]
     assert not torch.equal(short, plain)
     torch.testing.assert_close(short, plain, rtol=1e-3, atol=1e-4)
+
+
+def test_runtimes_times_every_way_of_a_detection(results, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "tiny.pt", build_network(read_architecture("yolov5n"), 2, ("a", "b")), {"imgsz": 64})
+    cv2.imwrite(str(tmp_path / "photo.jpg"), np.zeros((48, 64, 3), np.uint8))
+    kept = [one for one in runtimes.VARIANTS if one.name in ("TorchScript", "onnxruntime INT8")]
+    monkeypatch.setattr(runtimes, "VARIANTS", kept)
+    options = ["--weights", str(tmp_path / "tiny.pt"), "--source", str(tmp_path / "photo.jpg"), "--size", "64"]
+    runtimes.main([*options, "--rounds", "1", "--threads", "1", "--write"])
+    check_report(results / "runtimes.md", rows=3)  # 8-bit integers need --data
+    text = (results / "runtimes.md").read_text()
+    assert "| PyTorch, plain |" in text and "| TorchScript |" in text and "INT8" not in text
