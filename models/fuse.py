@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from models.layers.common import Conv
+from models.layers.shuffle import Focus
 from models.network import Network
 
 
@@ -60,6 +61,15 @@ def fuse_blocks(network: Network) -> Network:
                 block.bn = nn.Identity()
     fused.architecture = {**fused.architecture, "fused": True}
     return fused
+
+
+def without_slices(network: Network) -> Network:
+    """Return a copy for other runtimes in which every `Focus` is an ordinary convolution; not all know its slices."""
+    plain = copy.deepcopy(network)
+    for row, layer in enumerate(plain.model):
+        if isinstance(layer, Focus) and layer.conv.conv.groups == 1:
+            plain.model[row] = layer.as_convolution().requires_grad_(False).train(layer.training)
+    return plain
 
 
 def _fold_pairs(block: nn.Sequential) -> None:

@@ -21,6 +21,7 @@ from benchmarks import (
     mosaic_window,
     plain,
     pruning,
+    runtimes,
     semantic_heads,
     semantic_loss,
     train_step,
@@ -242,3 +243,16 @@ def test_pruning_compares_two_exported_files(results, shapes, tmp_path):
     check_report(results / "pruning.md", 2)
     with pytest.raises(UserError, match="one task"):
         pruning.main(["--weights", files[0], files[2], *small])
+
+
+def test_runtimes_times_every_way_of_a_detection(results, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "tiny.pt", build_network(read_architecture("yolov5n"), 2, ("a", "b")), {"imgsz": 64})
+    cv2.imwrite(str(tmp_path / "photo.jpg"), np.zeros((48, 64, 3), np.uint8))
+    kept = [one for one in runtimes.VARIANTS if one.name in ("TorchScript", "onnxruntime INT8")]
+    monkeypatch.setattr(runtimes, "VARIANTS", kept)
+    options = ["--weights", str(tmp_path / "tiny.pt"), "--source", str(tmp_path / "photo.jpg"), "--size", "64"]
+    runtimes.main([*options, "--rounds", "1", "--threads", "1", "--write"])
+    check_report(results / "runtimes.md", rows=3)  # 8-bit integers need --data
+    text = (results / "runtimes.md").read_text()
+    assert "| PyTorch, plain |" in text and "| TorchScript |" in text and "INT8" not in text

@@ -6,18 +6,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers_export import CLASSES, CPU, lively, needs, noise, reference, written
 from helpers_run import tiny_data
 from torch import nn
 
 import export
-from models.builder import build_network, classification_network, read_architecture
+from models.builder import classification_network
 from models.checkpoint import save_checkpoint
 from models.fuse import fuse
-from models.network import Network
 from models.runner import NetworkRunner
-from utils.backends import BACKENDS
 from utils.backends.description import Description, Foreign, Suppression, from_json, from_yolov5
-from utils.backends.exported import ExportedRunner, installed, predictions_of
+from utils.backends.exported import ExportedRunner, predictions_of
 from utils.backends.flat import Flat, decoded_names
 from utils.backends.onnx_graph import suppress_in_graph
 from utils.backends.opening import open_weights
@@ -27,28 +26,6 @@ from utils.core.version import VERSION
 from utils.core.yaml_file import read_yaml, write_yaml
 from utils.engine.parity import Limits, Looking, compare
 from utils.ops.nms import suppress
-
-CPU = torch.device("cpu")
-CLASSES = ("ant", "bee", "cat")
-
-
-def lively(name: str, seed: int = 0) -> Network:
-    """Return a small network whose features follow the image and whose scores spread, so that boxes are found."""
-    torch.manual_seed(seed)
-    network = build_network(read_architecture(name), 3, CLASSES).train()
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    with torch.no_grad():
-        for module in norms:
-            module.momentum = 1.0  # take the statistics of the one batch that follows
-        network(torch.rand(8, 3, 96, 96))
-        for module in norms:
-            module.momentum = 0.03
-        for head in network.heads.values():
-            for convolution in head.m:
-                nn.init.normal_(convolution.weight, std=0.5 / convolution.in_channels**0.5)
-                convolution.bias.view(3, -1)[:, 4] += 5
-                convolution.bias.view(3, -1)[:, 5:8] += 1
-    return network.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -69,31 +46,6 @@ def checkpoints(tmp_path_factory):
 def few_images(monkeypatch):
     """Compare on two images; eight take longer and show no more here."""
     monkeypatch.setattr("utils.programs.certify.IMAGES", 2)
-
-
-def reference(path) -> NetworkRunner:
-    runner, _ = BACKENDS.get("pytorch").open([path], CPU)
-    return runner
-
-
-def noise(batch: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 256, (batch, 3, height, width), generator=torch.Generator().manual_seed(seed)).byte()
-
-
-def written(checkpoint, folder, name, **options):
-    """Export one format and open it."""
-    (path,) = export.run(weights=[str(checkpoint)], include=[name], output=str(folder), imgsz=[96], **options)
-    return path, open_weights([str(path)], CPU).runner
-
-
-def needs(name: str) -> None:
-    """Skip the test where the format cannot be written and run."""
-    backend = BACKENDS.get(name)
-    for package in backend.packages:
-        if not installed(package):
-            pytest.skip(f"{backend.title} needs the package {package}")
-    if reason := getattr(backend, "cannot_run", str)():
-        pytest.skip(reason)
 
 
 EACH = ("torchscript", "onnx", "openvino", "ncnn", "pt2", "tflite")  # AOTInductor and ExecuTorch take half a minute

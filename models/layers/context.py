@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.layers.coarse import pointwise
 from models.layers.common import Conv, PooledConv, plain_convolution
 from models.layers.csp import C3, Bottleneck
-from models.layers.fusion import broadcast
+from models.layers.fusion import being_exported, broadcast
 from models.layers.pool import SPP
 from models.layers.winograd import WideConv
 from models.plan import LAYERS, Plan, Row, channel_plan, single_input
@@ -191,6 +191,29 @@ def _pyramid_plan(row: Row) -> Plan:
 PYRAMID = (1, 2, 3, 6)
 
 
+def grid_means(x: Tensor, size: int) -> Tensor:
+    """Take (B, c, H, W), return the means over a grid of cells, (B, c, size, size), as adaptive pooling cuts them.
+
+    Formats that know adaptive pooling only where cells are equal get it as two products with small matrices.
+    """
+    if size == 1 or not being_exported():
+        return nn.functional.adaptive_avg_pool2d(x, size)
+    down, along = (_cell_weights(x.shape[axis], size, x) for axis in (2, 3))
+    return torch.matmul(torch.matmul(down, x), along.t())
+
+
+def _cell_weights(length: int, size: int, like: Tensor) -> Tensor:
+    """Return (size, length): row k averages the pixels from floor(k * length / size) up to ceil((k+1) * length / size).
+
+    In whole numbers, so that an open length can become part of an exported graph.
+    """
+    cells = torch.arange(size, device=like.device)[:, None]
+    pixels = torch.arange(length, device=like.device)[None]
+    inside = (pixels * size > cells * length - size) & (pixels * size < (cells + 1) * length)
+    weights = inside.to(like.dtype)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
 @LAYERS.register("PyramidPooling")
 class PyramidPooling(nn.Module):
     """The input and its means over coarse grids, each a quarter as many channels (PSPNet, arXiv 1612.01105)."""
@@ -208,7 +231,7 @@ class PyramidPooling(nn.Module):
 
     def levels(self, x: Tensor) -> list[Tensor]:
         """Take (B, c1, H, W), return (B, c1 // 4, k, k) for each size k."""
-        pooled = [nn.functional.adaptive_avg_pool2d(x, size) for size in self.sizes]
+        pooled = [grid_means(x, size) for size in self.sizes]
         return [self.get_submodule(f"conv{number}")(part) for number, part in enumerate(pooled, start=1)]
 
     def forward(self, x: Tensor) -> Tensor:

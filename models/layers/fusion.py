@@ -25,7 +25,12 @@ def broadcast(x: Tensor, like: Tensor, mode: str = "nearest") -> Tensor:
 
 def on_cpu(x: Tensor) -> bool:
     """Tell whether detours that save work pay: on GPUs the plain way is one fast kernel; exports keep it, too."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    return x.device.type == "cpu" and not being_exported()
+
+
+def being_exported() -> bool:
+    """Tell whether the network is being recorded: traced, exported or compiled."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _joined_plan(row: Row) -> Plan:

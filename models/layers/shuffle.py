@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -32,6 +33,31 @@ class Focus(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Take (B, c1, H, W), return (B, c2, H/2s, W/2s)."""
         return self.conv(self.blocks(x))
+
+    @torch.no_grad()
+    def as_convolution(self) -> Conv:
+        """Return one block that computes the same from the image itself: twice the kernel and stride, no slices.
+
+        Of every two by two weights one block of input channels has each; with more than one group: ValueError.
+        """
+        inner = self.conv.conv
+        assert isinstance(inner, nn.Conv2d)
+        if inner.groups != 1 or isinstance(inner.padding, str):
+            raise ValueError("groups reach across the four blocks")
+        out_channels, channels, (height, width) = inner.out_channels, inner.in_channels // 4, inner.kernel_size
+        even = inner.weight.view(out_channels, 2, 2, channels, height, width)  # column and row offsets, outermost first
+        weight = even.permute(0, 3, 4, 2, 5, 1).reshape(out_channels, channels, 2 * height, 2 * width)
+        block = copy.copy(self.conv)
+        block._modules = dict(self.conv._modules)
+        block.conv = nn.utils.skip_init(
+            nn.Conv2d, channels, out_channels, (2 * height, 2 * width),
+            [2 * step for step in inner.stride], [2 * side for side in inner.padding],
+            bias=inner.bias is not None, device=weight.device, dtype=weight.dtype,
+        )  # fmt: skip
+        block.conv.weight.copy_(weight)
+        if inner.bias is not None and block.conv.bias is not None:
+            block.conv.bias.copy_(inner.bias)
+        return block
 
 
 def _gain(row: Row) -> int:

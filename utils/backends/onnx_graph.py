@@ -36,19 +36,30 @@ def build(job: ExportJob, path: Path) -> Any:
     with _quiet(job.verbose), torch.no_grad():
         (_trace if opset <= MOST_TRACED else _export)(job, path, opset)
     model = onnx.load(str(path))
-    found = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if found != opset:
-        raise UserError(f"--opset {opset}: torch {torch.__version__} wrote operator set {found} instead; ask for that")
+    check_opset(model, opset, f"torch {torch.__version__}")
     if about.suppression:
         for index, (head, key) in enumerate(about.outputs):
             if key == "predictions":
                 suppress_in_graph(model, f"output{index}", about.specs[head], about.suppression)
     if job.simplify:
         model = _simplified(model)
+        check_opset(model, opset, "onnxslim")
     describe(model, about)
     onnx.checker.check_model(model, full_check=not about.suppression)
     onnx.save(model, str(path))
     return model
+
+
+def check_opset(model: Any, wanted: int, who: str) -> None:
+    """Raise UserError unless the model has the operator set `wanted`; `who` wrote it."""
+    found = opset_of(model)
+    if found != wanted:
+        raise UserError(f"--opset {wanted}: {who} wrote operator set {found} instead; ask for that")
+
+
+def opset_of(model: Any) -> int:
+    """Return the version of ONNX's own operators that a model uses."""
+    return int(next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")))
 
 
 def describe(model: Any, about: Description) -> None:
@@ -81,9 +92,10 @@ def _example(job: ExportJob) -> torch.Tensor:
     return job.example(batch=2, image_hw=(4 * step, 6 * step))
 
 
-def _axes(about: Description, rank: int) -> dict[int, str]:
+def _axes(key: str, rank: int) -> dict[int, str]:
     if rank == 4:
-        return {0: "batch", 2: "mask_height", 3: "mask_width"}
+        what = "mask" if key == "prototypes" else "map"
+        return {0: "batch", 2: f"{what}_height", 3: f"{what}_width"}
     return {0: "batch", 1: "anchors"} if rank == 3 else {0: "batch"}
 
 
@@ -93,8 +105,8 @@ def _trace(job: ExportJob, path: Path, opset: int) -> None:
     if about.dynamic:
         sides = (1, 2) if about.colors else (2, 3)
         open_axes["images"] = {0: "batch", sides[0]: "height", sides[1]: "width"}
-        for name, tensor in zip(about.output_names, module(example), strict=True):
-            open_axes[name] = _axes(about, tensor.ndim)
+        for name, (_, key), tensor in zip(about.output_names, about.outputs, module(example), strict=True):
+            open_axes[name] = _axes(key, tensor.ndim)
     try:
         torch.onnx.export(
             module,
@@ -203,7 +215,7 @@ def suppress_in_graph(model: Any, output: str, spec: HeadSpec, how: Suppression)
     import onnx
 
     graph = model.graph
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    opset = opset_of(model)
     place, value = next((i, value) for i, value in enumerate(graph.output) if value.name == output)
     num_classes, columns = spec.num_classes, 5 + spec.num_classes + spec.num_masks
     predictions = f"{output}_before_suppression"

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from utils.backends import BACKENDS
 from utils.backends.description import KEY, Foreign, from_json, from_yolov5
-from utils.backends.exported import ExportedRunner, from_arrays, joined, require, warn_half
+from utils.backends.exported import ExportedRunner, joined, require, warn_half
 from utils.backends.flat import ExportJob
-from utils.backends.onnx_graph import build, describe, last_convolutions
+from utils.backends.onnx_graph import DEFAULT_OPSET, build, check_opset, describe, last_convolutions
 from utils.core.contracts import Runner
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
@@ -29,6 +29,7 @@ class OnnxBackend:
 
     title, suffixes, ending = "ONNX", (".onnx",), ".onnx"
     packages = ("onnx", "onnxruntime")
+    open_sizes = True  # unless a size is named
     can = frozenset(
         {"dynamic", "half", "int8", "nms", "preprocess", "opset", "simplify", "batch", "per_tensor", "verbose"}
     )
@@ -85,7 +86,7 @@ def _open(path: Path, device: torch.device) -> ExportedRunner:
 
     def call(images: Tensor) -> list[Tensor]:
         fed = images.detach().cpu().numpy().astype(kind, copy=False)
-        return from_arrays(session.run(wanted, {name: fed}))
+        return [torch.from_numpy(found) for found in session.run(wanted, {name: fed})]  # new arrays every time
 
     if about is None:
         shape = tuple(side if isinstance(side, int) else -1 for side in inputs[0].shape)
@@ -138,5 +139,6 @@ def _quantize(job: ExportJob, path: Path) -> None:
     finally:
         prepared.unlink(missing_ok=True)
     quantized = onnx.load(str(path))
+    check_opset(quantized, job.opset or DEFAULT_OPSET, "onnxruntime's quantization")
     describe(quantized, job.description)
     onnx.save(quantized, str(path))

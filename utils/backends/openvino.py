@@ -12,7 +12,7 @@ from torch import Tensor
 
 from utils.backends import BACKENDS
 from utils.backends.description import KEY, Foreign, from_json, from_yolov5
-from utils.backends.exported import ExportedRunner, from_arrays, joined, require
+from utils.backends.exported import ExportedRunner, joined, require
 from utils.backends.flat import ExportJob
 from utils.backends.onnx_graph import build
 from utils.core.contracts import Runner
@@ -28,6 +28,7 @@ class OpenVinoBackend:
 
     title, suffixes, ending = "OpenVINO", ("_openvino_model", ".xml"), "_openvino_model"
     packages = ("openvino", "onnx")
+    open_sizes = True  # unless a size is named
     can = frozenset({"dynamic", "half", "int8", "nms", "preprocess", "opset", "simplify", "batch", "per_tensor"})
 
     @staticmethod
@@ -136,8 +137,8 @@ def _open(path: Path, half: bool) -> ExportedRunner:
     request = compiled.create_infer_request()
 
     def call(images: Tensor) -> list[Tensor]:
-        found = request.infer([images.detach().cpu().numpy()])
-        return from_arrays([found[port] for port in compiled.outputs])
+        found = request.infer([images.detach().cpu().numpy()], share_inputs=True)  # outputs are copies
+        return [torch.from_numpy(found[port]) for port in compiled.outputs]
 
     if model.has_rt_info([KEY]):
         return ExportedRunner(from_json(str(model.get_rt_info([KEY]).value), path), call, path)

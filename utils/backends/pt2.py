@@ -71,6 +71,7 @@ class Pt2Backend:
 
     title, suffixes, ending = "torch.export", (".pt2",), ".pt2"
     packages: tuple[str, ...] = ()
+    open_sizes = True  # unless a size is named
     can = frozenset({"dynamic", "half", "preprocess", "batch"})
 
     @staticmethod

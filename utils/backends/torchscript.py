@@ -27,6 +27,7 @@ class TorchScriptBackend:
 
     title, suffixes, ending = "TorchScript", (".torchscript", ".torchscript.pt", ".ptl"), ".torchscript"
     packages: tuple[str, ...] = ()
+    open_sizes = True  # unless a size is named
     can = frozenset({"dynamic", "half", "preprocess", "optimize"})
 
     @staticmethod

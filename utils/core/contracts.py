@@ -329,6 +329,7 @@ class SemanticRequest:
     mode: str = "whole"  # of scoring: whole (at base size), native (at the original's), crop (the centre)
     share: float = 0.5  # of a training batch, when boxes and pixels come from two data sets
     mosaic: bool = False  # boxes and pixels of one data set: the map rides along in the mosaic
+    fixed_hw: tuple[int, int] | None = None  # scoring: the only size the network takes; images get a border
 
 
 @dataclass(frozen=True)

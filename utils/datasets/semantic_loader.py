@@ -39,7 +39,7 @@ def open_semantic_loader(request: LoadRequest, rank: int | None = None, world: i
     draws = layout.draws_for(request.data)
     wanted = request.semantic
     base = wanted.base_size or draws.base or request.image_size
-    fit = Fit(wanted.mode, base, request.image_size, max(request.stride, 32))
+    fit = Fit(wanted.mode, base, request.image_size, max(request.stride, 32), wanted.fixed_hw)
     index = build_semantic_index(request.data, request.split, request.allow_label_faults)
     if request.training and not index.pixel_counts.any():
         raise UserError(f"{request.data.source}: no labelled pixel in any mask of `semantic.{request.split}:`")

@@ -15,6 +15,7 @@ from utils.datasets.order import STREAM_SEMANTIC_SAMPLE, Item
 from utils.datasets.semantic_augment import change_colours, draw_colours, draw_placing, place_into
 from utils.datasets.semantic_layout import Draws
 from utils.datasets.semantic_maps import Maps
+from utils.ops.letterbox import letterbox
 
 MODES = ("whole", "native", "crop")
 
@@ -24,20 +25,26 @@ class Fit:
     """How images are fitted into the network's input for scoring.
 
     whole: the long side becomes `base`, both sides are stretched up to the stride; native: the size stays, with a
-    border right and below; crop: the short side becomes `size`, the centre square is what counts.
+    border right and below; crop: the short side becomes `size`, the centre square is what counts. A network that takes
+    one size only, `fixed_hw`, gets whole images with a border around them, as predictions do.
     """
 
     mode: str
     base: int
     size: int
     stride: int
+    fixed_hw: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UserError(f"scoring mode {self.mode!r}: one of {', '.join(MODES)}")
+        if self.fixed_hw is not None and self.mode != "whole":
+            raise UserError(f"scoring mode {self.mode}: this file takes {self.fixed_hw} pixels only; mode whole fits")
 
     def network_hw(self, original_hw: tuple[int, int]) -> tuple[int, int]:
         """Return the size of the network's input for an image of this size."""
+        if self.fixed_hw is not None:
+            return self.fixed_hw
         if self.mode == "crop":
             return self.size, self.size
         height, width = original_hw
@@ -86,6 +93,11 @@ class SemanticMaker:
         height, width = image.shape[:2]
         network_hw = (out_rgb.shape[0], out_rgb.shape[1])
         scale_xy = (1.0, 1.0)
+        if self.fit.fixed_hw is not None:
+            boxed, geometry = letterbox(image, self.fit.fixed_hw)
+            cv2.cvtColor(boxed, cv2.COLOR_BGR2RGB, dst=out_rgb)
+            out_classes[:] = classes
+            return geometry
         if self.fit.mode == "whole":
             image = _resized(image, network_hw)
             scale_xy = (network_hw[1] / width, network_hw[0] / height)

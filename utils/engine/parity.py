@@ -28,13 +28,13 @@ class Limits:
     scores: float = 1e-4  # of both, and of whole-image probabilities
     relative: float = 1e-3  # of other tensors, as a share of the largest value
     matched: float = 0.99  # share of detections in common
+    classes: float = 1e-3  # share of a map's cells whose best class is another
 
     def of(self, measure: str) -> float:
         """Return the limit for a measure called `head/key/kind`."""
         kind = measure.rpartition("/")[2]
-        return {"pixels": self.pixels, "faint_pixels": self.faint_pixels, "scores": self.scores}.get(
-            kind, self.relative
-        )
+        known = {name: getattr(self, name) for name in ("pixels", "faint_pixels", "scores", "classes")}
+        return known.get(kind, self.relative)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,10 @@ def _errors(key: str, tested: Tensor, reference: Tensor, spec: HeadSpec) -> dict
         error = float((tested - reference).abs().max())
         if key == "probabilities":
             return {"scores": error}
-        return {"relative": error / max(float(reference.abs().max()), 1e-12)}
+        found = {"relative": error / max(float(reference.abs().max()), 1e-12)}
+        if key == "logits" and reference.ndim == 4:
+            found["classes"] = float((tested.argmax(dim=1) != reference.argmax(dim=1)).float().mean())
+        return found
     scores = slice(4, 5 + spec.num_classes)
     sure = torch.maximum(*((part[..., 4:5] * part[..., 5 : scores.stop]).amax(dim=-1) for part in (tested, reference)))
     rows = (sure >= FAINT_FROM) | sure.isnan()

@@ -150,7 +150,7 @@ def _check_classes(data: DataConfig, name: str, spec: HeadSpec, single: bool) ->
 def _size(settings: ScoreSettings, subject: Subject) -> int:
     runner = subject.runner
     if fixed := runner.fixed_hw:
-        return _fixed_size(settings, subject.name, fixed)
+        return _fixed_size(settings, subject, fixed)
     usual = max(spec.usual_px for spec in runner.specs.values())
     size = int(settings.imgsz[0] if settings.imgsz else subject.meta.get("imgsz") or usual)
     step = max(subject.runner.stride, 32)
@@ -160,13 +160,18 @@ def _size(settings: ScoreSettings, subject: Subject) -> int:
     return fitting
 
 
-def _fixed_size(settings: ScoreSettings, name: str, fixed_hw: tuple[int, int]) -> int:
+def _fixed_size(settings: ScoreSettings, subject: Subject, fixed_hw: tuple[int, int]) -> int:
     """Return the side of the squares that an exported file without open sizes takes."""
     height, width = fixed_hw
     wanted = settings.imgsz[0] if settings.imgsz else height
     if (wanted, wanted) != (height, width):
         what = "scores squares" if height != width else f"asks for {wanted} x {wanted}"
-        raise UserError(f"{name}: takes {height} x {width} pixels only, {what}; export it with --dynamic")
+        raise UserError(f"{subject.name}: takes {height} x {width} pixels only, {what}; export it with --dynamic")
+    if any(spec.fit == "letterbox" for spec in subject.runner.specs.values()):
+        LOGGER.info(
+            f"{subject.name}: takes {height} x {width} pixels only, so images get wide borders and scores differ from "
+            "a checkpoint's, which is scored on rectangles; files exported with --dynamic are, too"
+        )
     return height
 
 
@@ -188,7 +193,9 @@ def _loader(task: Task, settings: ScoreSettings, data: DataConfig, size: int, ru
             single_class=settings.single_cls,
             mask_ratio=1 if settings.save_json else LoadRequest.mask_ratio,
             allow_label_faults=settings.allow_label_faults,
-            semantic=SemanticRequest(settings.base_size, settings.seg_mode),
+            semantic=SemanticRequest(
+                settings.base_size, settings.seg_mode, fixed_hw=None if settings.seg_window else runner.fixed_hw
+            ),
         )
     )
 

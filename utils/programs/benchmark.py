@@ -111,13 +111,13 @@ def _formats(options: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def _exported(options: argparse.Namespace, weights: Path, folder: Path, name: str, precision: str) -> Path:
-    """Export one format into the run folder with open sizes where it can; return the file."""
+    """Export one format into the run folder for the size that is measured; return the file."""
     from utils.backends import BACKENDS
     from utils.programs.export import export_parser, export_task
 
     backend = BACKENDS.get(name)
     arguments = ["--weights", str(weights), "--include", name, "--output", str(folder / "files")]
-    arguments += ["--imgsz", *map(str, options.imgsz)] if options.imgsz else []
+    arguments += ["--imgsz", *map(str, options.imgsz)] if options.imgsz else ["--static"]
     arguments += ["--data", options.data] if options.data else []
     arguments += ["--half"] if precision == "fp16" else ["--int8"] if precision == "int8" else []
     if "batch" in backend.can and options.batch_size > 1:
@@ -160,18 +160,16 @@ def _score(
 ) -> None:
     from utils.core.config import load_data
     from utils.programs.certify import accuracy
-    from utils.tasks import TASKS
 
     text = str(options.data or meta.get("data") or "")
-    task = next(iter(runners["PyTorch"].specs))
-    if not text or task not in TASKS:
-        LOGGER.warning("no scores: " + ("give --data" if not text else f"{task} networks are not scored here"))
+    if not text:
+        LOGGER.warning("no scores: give --data")
         return
     data = load_data(text)
     for row in rows:
         if row.format in runners:
             start = time.perf_counter()
-            row.scores = accuracy(task, runners[row.format], data, size, square=True)
+            row.scores = accuracy(runners[row.format], data, size, square=True)
             LOGGER.info(f"{row.format}: {row.scores} ({time.perf_counter() - start:.0f} s)")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.checkpoint import Checkpoint
 from models.network import Network
 from models.runner import NetworkRunner
 from utils.backends.description import Description
 from utils.backends.exported import as_bytes, as_floats
 from utils.backends.flat import ExportJob
 from utils.core.config import DataConfig, load_data
-from utils.core.contracts import EvalSettings, LoadRequest, Runner
+from utils.core.contracts import EvalSettings, LoadRequest, Runner, SemanticRequest
 from utils.core.errors import UserError
 from utils.core.files import write_text
 from utils.core.hyp import Hyp
@@ -34,15 +33,15 @@ from utils.datasets.sources import open_source
 from utils.engine.evaluate import evaluate
 from utils.engine.parity import Limits, Looking, compare
 from utils.ops.letterbox import letterbox
-from utils.tasks import TASKS
+from utils.tasks.choice import task_of_heads
 
 _ANY = float("inf")
 LIMITS = {
     "fp32": Limits(),
     "fp16": Limits(
-        pixels=4.0, faint_pixels=20.0, scores=0.02, relative=0.02, matched=0.5
+        pixels=4.0, faint_pixels=20.0, scores=0.02, relative=0.02, matched=0.5, classes=0.02
     ),  # IoU of 0.99 is strict for small boxes
-    "int8": Limits(_ANY, _ANY, _ANY, _ANY, matched=0.0),  # judged by the accuracy it costs
+    "int8": Limits(_ANY, _ANY, _ANY, _ANY, matched=0.0, classes=_ANY),  # judged by the accuracy it costs
 }
 IMAGES, CALIBRATION_IMAGES = 8, 100
 SHAPES = ["circle", "square", "triangle", "star", "cross", "ring", "crescent"]
@@ -62,12 +61,11 @@ class Certifier:
     """Compares files made from one checkpoint with it."""
 
     def __init__(
-        self, checkpoint: Checkpoint, network: Network, options: argparse.Namespace, device: torch.device
+        self, network: Network, meta: Mapping[str, Any], options: argparse.Namespace, device: torch.device
     ) -> None:
-        self.options, self.device, self.task = options, device, checkpoint.task
-        self.network = network
+        self.options, self.device = options, device
         self.reference = NetworkRunner(network, torch.device("cpu"))
-        self.data_text = str(options.data or checkpoint.meta.get("data") or "")
+        self.data_text = str(options.data or meta.get("data") or "")
         self._before: dict[str, float] | None = None
 
     def certify(self, name: str, backend: Any, job: ExportJob, path: Path, final: bool = True) -> Certificate:
@@ -126,7 +124,8 @@ class Certifier:
             places = [str(Path(self.data_text) / split / "**" / "*.*")]
         else:
             ensure(self.data)
-            places = [str(place) for place in self.data.split(split)]
+            data = self.data
+            places = [str(place) for place in (data.split if data.splits else data.semantic_split)(split)]
         for place in places:
             for group in open_source(place):
                 yield from (frame.image for frame in group)
@@ -161,25 +160,29 @@ class Certifier:
 
     def accuracy(self, runner: Runner, image_hw: tuple[int, int]) -> dict[str, float]:
         """Return the task's headline numbers of `runner` on the validation images of the data."""
-        return accuracy(self.task, runner, self.data, max(image_hw))
+        return accuracy(runner, self.data, max(image_hw))
 
 
-def accuracy(
-    task_name: str, runner: Runner, data: DataConfig, size: int, batch: int = 16, square: bool = False
-) -> dict[str, float]:
-    """Return the numbers that rank a task's networks (mAP50-95 of boxes, of masks, top-1) on the val split.
+def accuracy(runner: Runner, data: DataConfig, size: int, batch: int = 16, square: bool = False) -> dict[str, float]:
+    """Return the numbers that rank networks (mAP50-95 of boxes, of masks, top-1, mean IoU) on the val split.
 
-    Images are squares where the runner takes nothing else, or if `square`; else rectangles with little border.
+    Of each head the one that counts most, if the data has labels for it. Images are squares where the runner takes
+    nothing else, or if `square`; else rectangles with little border.
     """
-    task = TASKS.get(task_name)
-    rect = runner.fixed_hw is None and not square
+    task = task_of_heads(runner.specs)
+    fixed = (size, size) if square else runner.fixed_hw
+    rect = fixed is None
     request = LoadRequest(
         data=data, split="val", training=False, image_size=size, batch_size=batch, stride=max(runner.stride, 32),
-        hyp=Hyp(), workers=0, rect=rect, pad=0.5 if rect else 0.0,
+        hyp=Hyp(), workers=0, rect=rect, pad=0.5 if rect else 0.0, semantic=SemanticRequest(fixed_hw=fixed),
     )  # fmt: skip
     report = evaluate(runner, task.load(request), EvalSettings(names=data.names), torch.device("cpu"))
-    most = max(task.headline.values())
-    return {name: report.numbers[name] for name, weight in task.headline.items() if weight == most}
+    most: dict[str, float] = {}
+    for name, weight in task.headline.items():
+        head = name.partition("/")[0]
+        most[head] = max(weight, most.get(head, 0.0))
+    wanted = [name for name, weight in task.headline.items() if weight == most[name.partition("/")[0]]]
+    return {name: report.numbers[name] for name in wanted if name in report.numbers}
 
 
 def _words(loss: dict[str, Any]) -> str:
@@ -202,7 +205,7 @@ def _looking(job: ExportJob, limits: Limits) -> Looking:
 
 def _scaled(limits: Limits, slack: float) -> Limits:
     pixels, faint = limits.pixels * slack, limits.faint_pixels * slack
-    return Limits(pixels, faint, limits.scores * slack, limits.relative * slack, limits.matched)
+    return Limits(pixels, faint, limits.scores * slack, limits.relative * slack, limits.matched, limits.classes * slack)
 
 
 def _fitted(picture: np.ndarray, image_hw: tuple[int, int], step: int | None = None) -> Tensor:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # what needs torch is imported after parsing, so that --help 
     import torch
 
     from models.checkpoint import Checkpoint
+    from models.network import Network
     from utils.backends.flat import ExportJob
     from utils.programs.certify import Certifier
 
@@ -64,14 +65,16 @@ def export_parser(description: str | None) -> argparse.ArgumentParser:
     add("--data", default="", help="data-set YAML for INT8 calibration, its accuracy, and images to compare on")
     add("--source", default="", help="images to compare on; default: those of --data, else generated ones")
     add_image_size(parser, [], "size of the input, or height and width; empty: the size it was trained at, else 640")
-    add("--batch-size", type=int, default=1, help="images per call of a file without --dynamic")
+    add("--batch-size", type=int, default=0, help="images per call, which fixes batch and size; 0: one, or any number")
     add_device(parser)
     parser.set_defaults(device="cpu")
     add("--half", action="store_true", help="weights in half precision")
     add("--int8", action="store_true", help="convolutions in 8-bit integers, calibrated on images of --data")
     add("--max-drop", type=float, default=0.02, help="with --int8: how much mAP50-95 (or top-1) may be lost")
     add("--per-tensor", action="store_true", help="with --int8: one scale per tensor instead of one per channel")
-    add("--dynamic", action="store_true", help="leave batch and image size open")
+    open_help = "leave batch and image size open, as ONNX, OpenVINO, TorchScript and .pt2 are without --imgsz"
+    add("--dynamic", action="store_true", help=open_help)
+    add("--static", action="store_true", help="exactly one batch and image size")
     bytes_help = "take (B, H, W, 3) bytes in this order instead of (B, 3, H, W) floats"
     add("--with-preprocess", nargs="?", const="rgb", default="", choices=["rgb", "bgr"], help=bytes_help)
     add("--nms", action="store_true", help="put non-maximum suppression into the file")
@@ -115,7 +118,7 @@ def export_task(options: argparse.Namespace, gather: bool = True) -> list[Path]:
     for path in find_weights(options.weights, options.download):
         checkpoint = load_checkpoint(path)
         subject = _subject(checkpoint, path, options)
-        certifier = Certifier(checkpoint, subject.job.network, options, device)
+        certifier = Certifier(subject.reference, checkpoint.meta, options, device)
         for name in formats:
             try:
                 written.append(_export(name, BACKENDS.get(name), subject, certifier, options, device))
@@ -135,9 +138,11 @@ def _check(options: argparse.Namespace) -> None:
     for name in ("conf_thres", "iou_thres"):
         if not 0 <= getattr(options, name) <= 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: from 0 to 1")
-    for name in ("batch_size", "topk_per_class", "topk_all", "workspace"):
-        if getattr(options, name) < 1:
+    for name, least in (("batch_size", 0), ("topk_per_class", 1), ("topk_all", 1), ("workspace", 1)):
+        if getattr(options, name) < least:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least 1")
+    if options.dynamic and options.static:
+        raise UserError("--dynamic and --static: sizes are open or fixed; choose one")
     if options.half and options.int8:
         raise UserError("--half and --int8: a file has one precision; choose one")
     if options.keras:
@@ -179,6 +184,7 @@ def _formats(options: argparse.Namespace, backends: Any) -> list[str]:
 class _Subject:
     """What is exported: a job without its format, and where files go."""
 
+    reference: Network  # what it must compute
     job: ExportJob
     folder: Path
     stem: str
@@ -187,7 +193,7 @@ class _Subject:
 def _subject(checkpoint: Checkpoint, path: Path, options: argparse.Namespace) -> _Subject:
     import torch
 
-    from models.fuse import fuse
+    from models.fuse import fuse, without_slices
     from utils.backends.description import Description, Suppression
     from utils.backends.flat import ExportJob, decoded_names
     from utils.core.version import VERSION
@@ -205,8 +211,7 @@ def _subject(checkpoint: Checkpoint, path: Path, options: argparse.Namespace) ->
         stride=network.stride,
         image_hw=_size(options.imgsz, checkpoint),
         outputs=decoded_names(network),
-        batch=options.batch_size,
-        dynamic=options.dynamic,
+        batch=max(options.batch_size, 1),
         colors=options.with_preprocess,
         suppression=suppression if options.nms else None,
         precision="int8" if options.int8 else "fp16" if options.half else "fp32",
@@ -214,11 +219,11 @@ def _subject(checkpoint: Checkpoint, path: Path, options: argparse.Namespace) ->
         meta={key: str(checkpoint.meta[key]) for key in ("data",) if checkpoint.meta.get(key)},
     )
     job = ExportJob(
-        network, about, options.opset, options.simplify, options.optimize, options.per_tensor, options.mlmodel,
-        options.workspace, options.cache, options.verbose,
+        without_slices(network), about, options.opset, options.simplify, options.optimize, options.per_tensor,
+        options.mlmodel, options.workspace, options.cache, options.verbose,
     )  # fmt: skip
     folder = Path(options.output) if options.output else path.parent
-    return _Subject(job, folder, path.stem + ("_int8" if options.int8 else ""))
+    return _Subject(network, job, folder, path.stem + ("_int8" if options.int8 else ""))
 
 
 def _size(sizes: list[int], checkpoint: Checkpoint) -> tuple[int, int]:
@@ -245,7 +250,8 @@ def _export(
     for option, ability in STRONG.items():
         if getattr(options, option) and ability not in backend.can:
             raise UserError(f"--{option.replace('_', '-')}: {backend.title} files are not written with it here")
-    if options.batch_size > 1 and not options.dynamic and "batch" not in backend.can:
+    dynamic = _open_sizes(options, backend)
+    if options.batch_size > 1 and not dynamic and "batch" not in backend.can:
         raise UserError(f"--batch-size {options.batch_size}: {backend.title} files take one image at a time here")
     for package in backend.packages:
         if not _installed(package):
@@ -260,7 +266,8 @@ def _export(
         ending = ".mlmodel" if name == "coreml" and options.mlmodel else backend.ending
         path = temporary / f"{subject.stem}{ending}"
         start = time.perf_counter()
-        certificate = _write_certified(name, backend, subject.job, certifier, path)
+        about = replace(subject.job.description, dynamic=dynamic)
+        certificate = _write_certified(name, backend, replace(subject.job, description=about), certifier, path)
         seconds = time.perf_counter() - start
         certificate_path = temporary / f"{path.name}.json"
         certifier.save(certificate, certificate_path)
@@ -271,6 +278,15 @@ def _export(
         shutil.rmtree(temporary, ignore_errors=True)
     LOGGER.info(f"{backend.title}: {final}, {size_bytes(final) / 1e6:.1f} MB, {seconds:.1f} s; {certificate.words}")
     return final
+
+
+def _open_sizes(options: argparse.Namespace, backend: Any) -> bool:
+    """Tell whether a file takes any batch and size: if asked, and where nothing is lost by it unless a size is named.
+
+    Fixed files get squares where a checkpoint gets rectangles, and score lower by that.
+    """
+    named = options.static or options.imgsz or options.batch_size
+    return bool(options.dynamic or (getattr(backend, "open_sizes", False) and not named))
 
 
 def _write_certified(name: str, backend: Any, job: ExportJob, certifier: Certifier, path: Path) -> Any:

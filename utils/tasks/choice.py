@@ -22,6 +22,11 @@ def task_of(name: str, heads: Collection[str]) -> Task:
     return joined(task, pixels) if set(heads) & set(task.heads) else pixels
 
 
+def task_of_heads(heads: Collection[str]) -> Task:
+    """Return the task that scores everything a network with `heads` finds."""
+    return task_of(next((head for head in heads if head != PIXEL_HEAD), PIXEL_HEAD), heads)
+
+
 def task_for(name: str, settings: TrainSettings, heads: Collection[str]) -> Task:
     """Return the task that trains a network with `heads`, ranking epochs as `settings` say."""
     task = task_of(name, heads)

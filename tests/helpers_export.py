@@ -1,0 +1,63 @@
+"""Small networks that find something, and their exported files, for tests."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import export
+from models.builder import build_network, read_architecture
+from models.network import Network
+from models.runner import NetworkRunner
+from utils.backends import BACKENDS
+from utils.backends.exported import installed
+from utils.backends.opening import open_weights
+
+CPU = torch.device("cpu")
+CLASSES = ("ant", "bee", "cat")
+
+
+def lively(name: str | dict[str, Any], seed: int = 0) -> Network:
+    """Return a small network whose features follow the image and whose scores spread, so that boxes are found."""
+    torch.manual_seed(seed)
+    network = build_network(read_architecture(name) if isinstance(name, str) else name, 3, CLASSES).train()
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    with torch.no_grad():
+        for module in norms:
+            module.momentum = 1.0  # take the statistics of the one batch that follows
+        network(torch.rand(8, 3, 96, 96))
+        for module in norms:
+            module.momentum = 0.03
+        for head in network.heads.values():
+            for convolution in head.m if head.spec.strides else ():
+                nn.init.normal_(convolution.weight, std=0.5 / convolution.in_channels**0.5)
+                convolution.bias.view(3, -1)[:, 4] += 5
+                convolution.bias.view(3, -1)[:, 5:8] += 1
+    return network.eval().requires_grad_(False)
+
+
+def reference(path) -> NetworkRunner:
+    runner, _ = BACKENDS.get("pytorch").open([path], CPU)
+    return runner
+
+
+def noise(batch: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, (batch, 3, height, width), generator=torch.Generator().manual_seed(seed)).byte()
+
+
+def written(checkpoint, folder, name, **options):
+    """Export one format, for 96 pixels unless told otherwise, and open it."""
+    chosen = {"imgsz": [96], **options}
+    (path,) = export.run(weights=[str(checkpoint)], include=[name], output=str(folder), **chosen)
+    return path, open_weights([str(path)], CPU).runner
+
+
+def needs(name: str) -> None:
+    """Skip the test where the format cannot be written and run."""
+    backend = BACKENDS.get(name)
+    for package in backend.packages:
+        if not installed(package):
+            pytest.skip(f"{backend.title} needs the package {package}")
+    if reason := getattr(backend, "cannot_run", str)():
+        pytest.skip(reason)

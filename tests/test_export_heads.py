@@ -1,0 +1,294 @@
+"""Exported files of every head: parity, open sizes, and the scripts that score and show with them."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from helpers_export import CLASSES, lively, needs, noise, reference, written
+from helpers_run import results, tiny_data
+
+import detect
+import export
+import val
+from classify import predict as class_predict
+from classify import val as class_val
+from models.builder import classification_network
+from models.checkpoint import load_checkpoint, save_checkpoint
+from models.extend import with_semantic
+from models.fuse import without_slices
+from models.layers.context import grid_means
+from models.layers.shuffle import Focus
+from utils.core.errors import UserError
+from utils.core.log import LOGGER
+from utils.core.yaml_file import read_yaml, write_yaml
+from utils.engine.parity import Limits, Looking, compare
+
+SIDE = 96
+PIXELS = ("circle", "square", "triangle", "other")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Return the paths of checkpoints by their heads; the first layer of `psp` slices the image."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    networks = {
+        "detect": lively("yolov5n"),
+        "classify": classification_network(lively("yolov5n"), 3, CLASSES).eval(),
+        "semantic": lively(with_semantic("yolov5n", "base", names=PIXELS, alone=True)),
+        "psp": lively(with_semantic("yolov5n-v5", "psp", names=PIXELS)),
+        "bise": lively(with_semantic("yolov5n", "bise", names=PIXELS)),
+        "lab": lively(with_semantic("yolov5n", "lab", names=PIXELS)),
+    }
+    for name, network in networks.items():
+        save_checkpoint(folder / f"{name}.pt", network, {"imgsz": SIDE})
+    return {name: folder / f"{name}.pt" for name in networks}
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    """Compare on two images."""
+    monkeypatch.setattr("utils.programs.certify.IMAGES", 2)
+
+
+FORMATS = ("torchscript", "onnx", "openvino", "pt2", "ncnn")
+HEADS = [*((name, "psp") for name in FORMATS), *((name, "classify") for name in ("torchscript", "openvino", "pt2"))]
+HEADS += [("onnx", "semantic"), ("onnx", "bise"), ("onnx", "lab"), ("ncnn", "semantic")]
+
+
+@pytest.mark.parametrize(("name", "heads"), HEADS)
+def test_every_head_computes_what_the_checkpoint_does(name, heads, checkpoints, tmp_path):
+    needs(name)
+    path, runner = written(checkpoints[heads], tmp_path, name)
+    ours = reference(checkpoints[heads])
+    assert runner.specs == ours.specs and runner.names == ours.names
+    parity = compare(runner, ours, [noise(2, SIDE, SIDE)], Looking(0.05))
+    loose = 20 if name == "ncnn" else 1
+    assert parity.faults(Limits(1e-3 * loose, 1e-2 * loose, 1e-4 * loose, 1e-3 * loose)) == []
+    found = runner.run(noise(1, SIDE, SIDE)).decoded
+    assert {head: set(part) for head, part in found.items()} == {
+        head: set(part) for head, part in ours.run(noise(1, SIDE, SIDE)).decoded.items()
+    }
+    if "semantic" in runner.specs:
+        assert runner.specs["semantic"].names == PIXELS and found["semantic"]["logits"].shape == (1, 4, 12, 12)
+        kinds = json.loads((tmp_path / f"{path.name}.json").read_text())["parity"]["largest_error"]
+        assert kinds["semantic/logits/classes"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "options"),
+    [
+        ("onnx", "psp", {"opset": 12}),
+        ("onnx", "psp", {"opset": 21}),
+        ("openvino", "psp", {}),
+        ("torchscript", "psp", {}),
+        ("pt2", "psp", {}),
+        ("onnx", "classify", {}),
+    ],
+)
+def test_sizes_are_open_unless_one_is_named(name, heads, options, checkpoints, tmp_path):
+    needs(name)
+    _, runner = written(checkpoints[heads], tmp_path, name, imgsz=[], **options)
+    assert runner.fixed_hw is None
+    images = [noise(1, SIDE, SIDE), noise(3, SIDE, SIDE)]
+    images += [] if heads == "classify" else [noise(2, 64, 160), noise(1, 224, 32)]
+    parity = compare(runner, reference(checkpoints[heads]), images, Looking(0.05))
+    assert parity.faults(Limits(1e-3, 1e-2)) == []
+
+
+def test_a_named_size_or_batch_or_static_fixes_the_file(checkpoints, tmp_path):
+    for number, options in enumerate(({"imgsz": [64, 96]}, {"imgsz": [], "static": True})):
+        _, runner = written(checkpoints["detect"], tmp_path / str(number), "torchscript", **options)
+        assert runner.fixed_hw == ((64, 96) if options["imgsz"] else (SIDE, SIDE))
+    with pytest.raises(UserError, match="open or fixed"):
+        written(checkpoints["detect"], tmp_path, "torchscript", static=True, dynamic=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What makes it possible
+
+
+def test_means_over_a_grid_are_those_of_adaptive_pooling(monkeypatch):
+    x = torch.randn(2, 3, 13, 20)
+    for size in (1, 2, 3, 6):
+        plain = torch.nn.functional.adaptive_avg_pool2d(x, size)
+        assert torch.equal(grid_means(x, size), plain)
+        monkeypatch.setattr("models.layers.context.being_exported", lambda: True)
+        torch.testing.assert_close(grid_means(x, size), plain)
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_slices_of_the_image_are_one_convolution(kernel):
+    torch.manual_seed(0)
+    focus = Focus(3, 8, kernel).eval()
+    focus.conv.bn.running_mean.normal_()
+    x = torch.randn(2, 3, 32, 48)
+    torch.testing.assert_close(focus.as_convolution()(x), focus(x), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="groups"):
+        Focus(4, 8, kernel, g=2).as_convolution()
+
+
+def test_files_have_no_slices_and_the_checkpoint_keeps_them(checkpoints):
+    network = load_checkpoint(checkpoints["psp"]).network
+    plain = without_slices(network)
+    assert isinstance(network.model[0], Focus) and not isinstance(plain.model[0], Focus)
+    x = torch.rand(1, 3, 64, 64)
+    ours, theirs = network.decode(network(x)), plain.decode(plain(x))
+    torch.testing.assert_close(theirs["semantic"]["logits"], ours["semantic"]["logits"], rtol=1e-4, atol=1e-4)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The scripts
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The YAML of pictures with boxes and classes of pixels."""
+    path = tiny_data(tmp_path_factory.mktemp("data"), train=8, val=6)
+    values = read_yaml(path)
+    write_yaml(path, {**values, "names": values["names"][:3]})
+    return path
+
+
+def scored(path, data, project, name):
+    """Return the numbers of val.py on a file."""
+    val.run(weights=[str(path)], data=str(data), imgsz=[SIDE], workers=0, project=str(project), name=name, noplots=True)
+    return results(project / name)
+
+
+def test_val_scores_an_exported_file_of_boxes_and_pixels_as_the_checkpoint(checkpoints, data, tmp_path, monkeypatch):
+    needs("onnx")
+    checkpoint = checkpoints["psp"]
+    (path,) = export.run(weights=[str(checkpoint)], include=["onnx"], output=str(tmp_path), data=str(data))
+    ours, theirs = scored(checkpoint, data, tmp_path, "ours"), scored(path, data, tmp_path, "theirs")
+    names = [name for name in ours if name.startswith(("detect/", "semantic/"))]
+    assert "semantic/miou" in names and "detect/map50_95" in names
+    assert [theirs[name] for name in names] == pytest.approx([ours[name] for name in names], abs=2e-3)
+    lines = []
+    monkeypatch.setattr(LOGGER, "info", lambda text, *rest, **more: lines.append(str(text)))
+    export.run(weights=[str(checkpoint)], include=["onnx"], output=str(tmp_path / "fixed"), static=True)
+    fixed = scored(tmp_path / "fixed" / path.name, data, tmp_path, "fixed")
+    assert [line for line in lines if "takes 96 x 96 pixels only" in line and "--dynamic" in line]
+    assert fixed["semantic/miou"] == pytest.approx(ours["semantic/miou"], abs=0.1)  # pictures of it are squares
+
+
+def test_int8_of_boxes_and_pixels_says_what_each_loses(checkpoints, data, tmp_path, monkeypatch):
+    needs("onnx")
+    monkeypatch.setattr("utils.programs.certify.CALIBRATION_IMAGES", 4)
+    checkpoint = checkpoints["psp"]
+    chosen = {"include": ["onnx"], "int8": True, "max_drop": 1.0, "data": str(data), "opset": 13}
+    (path,) = export.run(weights=[str(checkpoint)], output=str(tmp_path), **chosen)
+    accuracy = json.loads((tmp_path / f"{path.name}.json").read_text())["accuracy"]
+    assert set(accuracy["after"]) == {"detect/map50_95", "semantic/miou"}
+    assert accuracy["after"]["semantic/miou"] == pytest.approx(accuracy["before"]["semantic/miou"], abs=0.1)
+
+
+def test_detect_draws_boxes_and_classes_of_pixels_with_an_exported_file(checkpoints, data, tmp_path):
+    needs("onnx")
+    checkpoint = checkpoints["psp"]
+    (path,) = export.run(weights=[str(checkpoint)], include=["onnx"], output=str(tmp_path))
+    pictures = data.parent / "tiny" / "images" / "val"
+    for name, weights in (("theirs", path), ("ours", checkpoint)):
+        detect.run(weights=[str(weights)], source=str(pictures), project=str(tmp_path), name=name, save_mask=True)
+    masks = {name: sorted((tmp_path / name).rglob("*.png")) for name in ("ours", "theirs")}
+    assert len(masks["ours"]) == len(masks["theirs"]) > 0
+    for one, other in zip(*masks.values(), strict=True):
+        assert (cv2.imread(str(one)) != cv2.imread(str(other))).mean() < 0.01
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory, checkpoints):
+    """Return a folder of pictures in three classes."""
+    folder = tmp_path_factory.mktemp("classes")
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for number, name in enumerate(CLASSES):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(4):
+                picture = rng.integers(0, 60, (120, 100, 3), dtype=np.uint8)
+                picture[..., number] += 120
+                cv2.imwrite(str(folder / split / name / f"{index}.png"), picture)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino", "torchscript"])
+def test_classification_scripts_take_exported_files(name, checkpoints, classes, tmp_path):
+    needs(name)
+    path, _ = written(checkpoints["classify"], tmp_path, name, **({} if name == "onnx" else {"imgsz": []}))
+    compared(path, checkpoints["classify"], classes, tmp_path)
+
+
+def compared(path, checkpoint, pictures, folder):
+    """classify/val.py and classify/predict.py say of a file what they say of the checkpoint."""
+    for name, weights in (("ours", checkpoint), ("theirs", path)):
+        options = {"weights": [str(weights)], "project": str(folder)}
+        class_val.run(**options, data=str(pictures), workers=0, name=name, noplots=True)
+        seen = {"source": str(pictures / "val" / "bee"), "save_txt": True, "name": f"{name}-seen"}
+        class_predict.run(**options, **seen)
+    ours, theirs = results(folder / "ours"), results(folder / "theirs")
+    for key in ("classify/top1", "classify/top5"):
+        assert theirs[key] == ours[key]
+    for one in sorted((folder / "ours-seen" / "labels").glob("*.txt")):
+        assert one.read_text() == (folder / "theirs-seen" / "labels" / one.name).read_text() != ""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_classification_scripts_take_logits_as_yolov5_exports_them(checkpoints, classes, tmp_path):
+    """Its files want ImageNet's mean and deviation taken out, and know neither softmax nor how images are cut."""
+    needs("onnx")
+    import onnx
+
+    network = load_checkpoint(checkpoints["classify"]).network
+    mean, deviation = network.architecture["normalise"].values()
+
+    class Logits(torch.nn.Module):
+        def forward(self, images):
+            raw = network(images * torch.tensor(deviation).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1))
+            return raw["classify"]["logits"]
+
+    path = tmp_path / "yolov5n-cls.onnx"
+    torch.onnx.export(
+        Logits(), (torch.rand(1, 3, SIDE, SIDE),), str(path), input_names=["images"], output_names=["output0"],
+        opset_version=12, dynamo=False,
+    )  # fmt: skip
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, {"stride": "32", "names": str(dict(enumerate(CLASSES)))})
+    onnx.save(model, str(path))
+    compared(path, checkpoints["classify"], classes, tmp_path)
+
+
+@pytest.mark.parametrize("options", [{}, {"simplify": True}, {"half": True}, {"nms": True}, {"with_preprocess": "bgr"}])
+@pytest.mark.parametrize("heads", ["detect", "psp"])
+def test_operator_set_12_is_12_on_every_way(options, heads, checkpoints, tmp_path):
+    needs("onnx")
+    import onnx
+
+    if options.get("simplify"):
+        pytest.importorskip("onnxslim")
+    path, _ = written(
+        checkpoints[heads], tmp_path, "onnx", opset=12, dynamic=True, allow_mismatch="half" in options, **options
+    )
+    assert {entry.version for entry in onnx.load(str(path)).opset_import if entry.domain == ""} == {12}
+
+
+def test_operator_set_12_with_integers_is_12_or_refused(checkpoints, data, tmp_path, monkeypatch):
+    needs("onnx")
+    import onnx
+
+    monkeypatch.setattr("utils.programs.certify.CALIBRATION_IMAGES", 4)
+    checkpoint = checkpoints["psp"]
+    chosen = {"include": ["onnx"], "int8": True, "max_drop": 1.0, "data": str(data), "opset": 12}
+    try:
+        (path,) = export.run(weights=[str(checkpoint)], output=str(tmp_path), **chosen)
+    except UserError:
+        assert not list(tmp_path.iterdir())
+        return
+    assert {entry.version for entry in onnx.load(str(path)).opset_import if entry.domain == ""} == {12}
+
+
+@pytest.mark.parametrize("name", ["pt2", "ncnn"])
+def test_formats_without_operator_sets_refuse_one(name, checkpoints, tmp_path):
+    with pytest.raises(UserError, match="--opset: none of"):
+        written(checkpoints["detect"], tmp_path, name, opset=12)
