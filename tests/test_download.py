@@ -1,12 +1,15 @@
 """Data sets from a web server: whole or not at all, continued where it broke off, and nothing in them is trusted."""
 
+import gzip
 import hashlib
 import http.server
 import io
 import tarfile
 import threading
+import tracemalloc
 import zipfile
 from functools import partial
+from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -241,6 +244,39 @@ def test_a_bomb_is_stopped_by_what_comes_out_of_it(make, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="unpacks to more than"):
         unpack.unpack(path, tmp_path / "out")
     assert (tmp_path / "out" / "zeros").stat().st_size <= 1000 + 100 * path.stat().st_size
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_claims_gigabytes_is_not_read_into_memory(kind, tmp_path):
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, 2**32
+    with gzip.open(tmp_path / "a.tgz", "wb", compresslevel=1) as file:
+        file.write(header.tobuf(tarfile.GNU_FORMAT))
+        file.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="damaged archive"):
+        unpack.unpack(tmp_path / "a.tgz", tmp_path / "out")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 * 2**20
+
+
+def test_what_is_left_out_of_a_tar_may_not_be_endless_either(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpack, "ALLOWANCE", 1000)
+    (tmp_path / "a.tgz").write_bytes(tar_of({"__MACOSX/zeros": bytes(50_000_000), "a.txt": b"a"}))
+    with pytest.raises(UserError, match="unpacks to more than"):
+        unpack.unpack(tmp_path / "a.tgz", tmp_path / "out")
+
+
+def test_a_file_larger_than_the_disk_is_not_begun_and_one_without_end_is_stopped(server, tmp_path, monkeypatch):
+    server.files["a.bin"] = BODY
+    monkeypatch.setattr(http_file.shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match=rf"{len(BODY)} bytes are to come, but .* has 1000 free"):
+        fetch_file(Wanted(server.url("a.bin")), tmp_path / "a.bin")
+    server.lies["a.bin"] = ""  # says nothing about its size
+    with pytest.raises(UserError, match="sends without end; stopped before"):
+        fetch_file(Wanted(server.url("a.bin")), tmp_path / "a.bin")
+    assert not (tmp_path / "a.bin").exists()
 
 
 def test_too_many_files_are_refused(tmp_path, monkeypatch):
