@@ -11,15 +11,15 @@ from utils.core.settings import ScoreSettings, TrainSettings
 
 OPTIONS = {
     "train": """
-        --bbox_interval --bbox_iou_optim --cache --cache-images --cfg --checkpointing --compile --cos-lr --data --device
+        --adam --allow-label-faults --amp --autobalance --backbone-warmup --base-size --batch-size --bbox_interval
         --bbox_iou_optim --cache --cache-images --cfg --checkpointing --compile --cos-lr --data --device
         --download --entity --epochs --exist-ok --fitness --freeze --freeze-bn --help --hyp --image-weights
         --img --img-size --imgsz --label-smoothing --layer-decay --linear-lr --local-rank --local_rank --log
         --lr-cycles --lr-epochs --lr-gamma --lr-power --lr_epochs --lr_gamma --lr_scheduler --mosaic-window
         --multi-scale --multi_tensor_optimizer --name --noautoanchor --noplots --nosave --notest --noval
-        --optimizer --patience --picture-interval --project --quad --rect --resume --save-period --save-steps --save_period
-        --schedule --seed --seg-interval --seg-mode --seg-mosaic --seg-share --semantic --single-cls --sync-bn
-        --weights --workers""",
+        --optimizer --patience --picture-interval --project --quad --rect --resume --save-period --save-steps
+        --save_period --schedule --seed --seg-interval --seg-mode --seg-mosaic --seg-share --semantic --single-cls
+        --sync-bn --weights --workers""",
     "val": """
         --absent-as-zero --allow-label-faults --annotations --augment --base-size --batch-size --conf-thres
         --data --device --download --exist-ok --half --help --img --img-size --imgsz --iou-thres --max-det
