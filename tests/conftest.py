@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers_bad import image_set, two_class_network
+from helpers_server import Server
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("POLYOLO_SHARED") or ROOT.parent / "shared")
@@ -89,3 +90,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def network_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a checkpoint of a small untrained network that fits that set."""
     return two_class_network(tmp_path_factory.mktemp("weights") / "two.pt")
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """Return a web server on this machine, with no files yet."""
+    running = Server()
+    yield running
+    running.shutdown()
+    running.server_close()

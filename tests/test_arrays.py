@@ -6,7 +6,7 @@ import struct
 import cv2
 import numpy as np
 import pytest
-from test_download import Server, everything, tar_of
+from helpers_server import everything, tar_of
 
 from utils.core.config import find_data, load_data
 from utils.core.errors import UserError
@@ -15,14 +15,6 @@ from utils.datasets import arrays
 from utils.datasets.arrays import write_pictures
 from utils.datasets.fetch import pieces_of, provide
 from utils.datasets.scan import build_index
-
-
-@pytest.fixture
-def server():
-    running = Server()
-    yield running
-    running.shutdown()
-    running.server_close()
 
 
 def idx(values):
@@ -197,4 +189,5 @@ def test_an_unknown_kind_of_arrays_is_refused(tmp_path):
 ])  # fmt: skip
 def test_data_sets_are_found_by_name(text, file):
     assert find_data(text).name == file
-    assert pieces_of(load_data(text))
+    assert load_data(text).num_classes >= 10
+    assert file == "ImageNet.yaml" or pieces_of(load_data(text))  # ImageNet is given out after registration only

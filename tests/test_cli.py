@@ -11,11 +11,11 @@ from utils.core.settings import ScoreSettings, TrainSettings
 
 OPTIONS = {
     "train": """
-        --adam --allow-label-faults --amp --autobalance --backbone-warmup --base-size --batch-size --bbox-interval
-        --bbox_interval --bbox_iou_optim --cache --cache-images --cfg --checkpointing --compile --cos-lr --data
-        --device --download --entity --epochs --eval_epoch_interval --eval_start_epoch --evolve --evolve-population
-        --evolve_population --exist-ok --fitness --freeze --freeze-bn --help --hyp --image-weights --img --img-size
-        --imgsz --label-smoothing --layer-decay --linear-lr --local-rank --local_rank --log --lr-cycles --lr-epochs
+        --adam --allow-label-faults --amp --autobalance --backbone-warmup --base-size --batch-size --bbox_interval
+        --bbox_iou_optim --cache --cache-images --cfg --checkpointing --compile --cos-lr --data --device --download
+        --entity --epochs --eval_epoch_interval --eval_start_epoch --evolve --evolve-population --evolve_population
+        --exist-ok --fitness --freeze --freeze-bn --help --hyp --image-weights --img --img-size --imgsz
+        --label-smoothing --layer-decay --linear-lr --local-rank --local_rank --log --lr-cycles --lr-epochs
         --lr-gamma --lr-power --lr_epochs --lr_gamma --lr_scheduler --mosaic-window --multi-scale
         --multi_tensor_optimizer --name --noautoanchor --noplots --nosave --notest --noval --optimizer --patience
         --picture-interval --profile --project --quad --rect --resize-rate --resize_rate --resume --resume-evolve

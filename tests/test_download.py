@@ -1,16 +1,17 @@
 """Data sets from a web server: whole or not at all, continued where it broke off, and nothing in them is trusted."""
 
+import gzip
 import hashlib
-import http.server
-import io
 import tarfile
-import threading
+import tracemalloc
 import zipfile
 from functools import partial
+from types import SimpleNamespace
 
 import cv2
 import pytest
 from helpers_gate import scene
+from helpers_server import everything, tar_of, zip_of
 
 import check
 from utils.core.config import load_data
@@ -23,90 +24,9 @@ from utils.datasets.http_file import Wanted, fetch_file
 BODY = bytes(range(256)) * 1000
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Gives out `files`; breaks off after `cuts[path]` bytes, each number once; notes what was asked for."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.cuts, self.asked, self.ranges, self.lies, self.version = {}, {}, [], True, {}, '"1"'
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    def url(self, name):
-        return f"http://127.0.0.1:{self.server_port}/{name}"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """One request."""
-
-    def log_message(self, *_):
-        pass
-
-    def do_GET(self):
-        server, name = self.server, self.path[1:]
-        asked = self.headers.get("Range")
-        server.asked.append((name, asked))
-        if name not in server.files:
-            self.send_error(404, "Not Found")
-            return
-        data = server.files[name]
-        start = 0
-        if asked and server.ranges and self.headers.get("If-Range") == server.version:
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        else:
-            self.send_response(200)
-        self.send_header("ETag", server.version)
-        if server.lies.get(name) is not None:
-            self.send_header("Content-Length", str(server.lies[name]))
-        else:
-            self.send_header("Content-Length", str(len(data) - start))
-        self.end_headers()
-        cuts = server.cuts.get(name, [])
-        end = cuts.pop(0) if cuts else len(data)
-        self.wfile.write(data[start:end])
-        self.close_connection = True
-
-
-@pytest.fixture
-def server():
-    running = Server()
-    yield running
-    running.shutdown()
-    running.server_close()
-
-
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     monkeypatch.setattr(http_file.time, "sleep", lambda seconds: None)
-
-
-def zip_of(files):
-    """Return the bytes of a zip; names may be ZipInfo."""
-    data = io.BytesIO()
-    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return data.getvalue()
-
-
-def tar_of(files, mode="w:gz", **special):
-    """Return the bytes of a tar of files, and of one special member (name, type, linkname)."""
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode=mode) as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-        if special:
-            info = tarfile.TarInfo(special["name"])
-            info.type, info.linkname = special["type"], special.get("linkname", "")
-            archive.addfile(info)
-    return data.getvalue()
-
-
-def everything(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -241,6 +161,39 @@ def test_a_bomb_is_stopped_by_what_comes_out_of_it(make, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="unpacks to more than"):
         unpack.unpack(path, tmp_path / "out")
     assert (tmp_path / "out" / "zeros").stat().st_size <= 1000 + 100 * path.stat().st_size
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_claims_gigabytes_is_not_read_into_memory(kind, tmp_path):
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, 2**32
+    with gzip.open(tmp_path / "a.tgz", "wb", compresslevel=1) as file:
+        file.write(header.tobuf(tarfile.GNU_FORMAT))
+        file.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="damaged archive"):
+        unpack.unpack(tmp_path / "a.tgz", tmp_path / "out")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 * 2**20
+
+
+def test_what_is_left_out_of_a_tar_may_not_be_endless_either(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpack, "ALLOWANCE", 1000)
+    (tmp_path / "a.tgz").write_bytes(tar_of({"__MACOSX/zeros": bytes(50_000_000), "a.txt": b"a"}))
+    with pytest.raises(UserError, match="unpacks to more than"):
+        unpack.unpack(tmp_path / "a.tgz", tmp_path / "out")
+
+
+def test_a_file_larger_than_the_disk_is_not_begun_and_one_without_end_is_stopped(server, tmp_path, monkeypatch):
+    server.files["a.bin"] = BODY
+    monkeypatch.setattr(http_file.shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match=rf"{len(BODY)} bytes are to come, but .* has 1000 free"):
+        fetch_file(Wanted(server.url("a.bin")), tmp_path / "a.bin")
+    server.lies["a.bin"] = ""  # says nothing about its size
+    with pytest.raises(UserError, match="sends without end; stopped before"):
+        fetch_file(Wanted(server.url("a.bin")), tmp_path / "a.bin")
+    assert not (tmp_path / "a.bin").exists()
 
 
 def test_too_many_files_are_refused(tmp_path, monkeypatch):

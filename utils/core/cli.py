@@ -260,7 +260,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     add("--log", nargs="+", default=[], metavar="NAME", help=f"also log to: {', '.join(SERVICES)}")
     add("--entity", default=None, help="W&B entity")
     text = "draw what is found in validation images every so many epochs, and show it to the loggers; below 1: off"
-    add("--picture-interval", "--bbox_interval", "--bbox-interval", type=int, default=-1, help=text)
+    add("--picture-interval", "--bbox_interval", type=int, default=-1, help=text)
 
 
 def switches(group: Any) -> Callable[[str, str], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import shutil
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +18,7 @@ from utils.core.log import LOGGER, progress
 
 TIMEOUT_S, CHUNK = 30, 1 << 20
 ATTEMPTS = 5  # in a row that bring nothing
+_SHARE = 0.9  # of the free space, for files whose size nobody says
 _PAUSE_S = 1.0  # before the second attempt; doubles
 _BROKEN = (urllib.error.URLError, TimeoutError, http.client.HTTPException, ConnectionError)
 
@@ -110,6 +112,9 @@ def _opened(request: urllib.request.Request, url: str) -> Any:
 
 def _write(response: Any, part: Path, start: int, total: int | None, wanted: Wanted) -> None:
     name, limit = wanted.url.rsplit("/", 1)[-1], wanted.size or total
+    room = start + shutil.disk_usage(part.parent).free
+    if limit is not None and limit > room:
+        raise UserError(f"{wanted.url}: {limit - start} bytes are to come, but {part.parent} has {room - start} free")
     with part.open("r+b" if start else "wb") as target, progress(total=limit, text=name, unit="B") as bar:
         target.seek(start)
         target.truncate()
@@ -119,6 +124,8 @@ def _write(response: Any, part: Path, start: int, total: int | None, wanted: Wan
             bar.update(len(chunk))
             if limit is not None and target.tell() > limit:
                 raise UserError(f"{wanted.url}: sends more than the {limit} bytes that are expected; stopped")
+            if limit is None and target.tell() > room * _SHARE:
+                raise UserError(f"{wanted.url}: sends without end; stopped before {part.parent} is full")
         received = target.tell()
     if total is not None and received < total:
         raise ConnectionError(f"broke off after {received} of {total} bytes")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import lzma
 import shutil
 import stat
@@ -11,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from utils.core.errors import UserError
 from utils.core.log import progress
@@ -22,6 +25,8 @@ MAX_RATIO = 100  # unpacked bytes for one of the archive, above the allowance
 ALLOWANCE = 64 * 2**20  # bytes that any archive may unpack to
 _CHUNK = 1 << 20
 _MAX_NAME = 1000
+_LONGEST_READ = 1 << 24  # bytes of a tar at once
+_PASSED_OVER = 4  # times what may be unpacked, with headers and what is left out
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
 
 
@@ -120,8 +125,53 @@ def _zip_members(archive: Path) -> Iterator[Member]:
                 yield Member(path, content)
 
 
+class _Measured(io.RawIOBase):
+    """A decompressed tar that is read in pieces and ends somewhere.
+
+    A header may say that a name or a comment has gigabytes, which tarfile would take into memory at once, and what is
+    passed over costs time as well.
+    """
+
+    def __init__(self, file: IO[bytes], limit: int) -> None:
+        self._file, self._limit = file, limit
+
+    def readable(self) -> bool:
+        """Tell that it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Tell that it can be moved in."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._file.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes."""
+        if not 0 <= size <= _LONGEST_READ:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._file.read(size)
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        """Move."""
+        if position > self._limit:
+            raise tarfile.ReadError(f"unpacks to more than {self._limit} bytes")
+        return self._file.seek(position, whence)
+
+
+def _decompressed(archive: Path) -> IO[bytes]:
+    with archive.open("rb") as file:
+        start = file.read(6)
+    openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+    opener = next((one for magic, one in openers.items() if start.startswith(magic)), open)
+    opened: IO[bytes] = opener(archive, "rb")
+    return opened
+
+
 def _tar_members(archive: Path) -> Iterator[Member]:
-    with tarfile.open(archive, "r:*") as opened:
+    limit = _PASSED_OVER * (ALLOWANCE + MAX_RATIO * archive.stat().st_size)
+    with _decompressed(archive) as file, tarfile.open(fileobj=_Measured(file, limit), mode="r:") as opened:
         for info in opened:
             if info.isdir():
                 continue

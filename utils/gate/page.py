@@ -106,7 +106,8 @@ def _figure(finding: Finding, labelled: dict[str, Labelled]) -> str:
         f"<img alt='{escape(Path(path).name)}' src='{data}'>" if data else "<span class=none>no picture</span>"
         for path, data in ((path, thumbnail(path, finding, labelled.get(path))) for path in paths)
     )
-    return f"<figure><div>{pictures}</div><figcaption>{escape(finding.text)}</figcaption></figure>"
+    several = " class=several" if len(paths) > 1 else ""
+    return f"<figure{several}><div>{pictures}</div><figcaption>{escape(finding.text)}</figcaption></figure>"
 
 
 def _charts(report: Report) -> str:

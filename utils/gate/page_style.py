@@ -22,12 +22,13 @@ table{border-collapse:collapse}th{text-align:left;font-weight:500;padding:1px 14
 details.kind{border:1px solid var(--line);border-left:5px solid var(--note);border-radius:8px;margin:10px 0;
 padding:8px 14px;background:var(--card)}
 details.error{border-left-color:var(--error)}details.warning{border-left-color:var(--warning)}
-summary{cursor:pointer}.count{float:right;color:var(--soft)}
+summary{cursor:pointer}.count{margin-left:9px;color:var(--soft)}
 .advice{margin:6px 0 10px}code{font-size:13px}
-.figures{display:flex;flex-wrap:wrap;gap:14px}figure{margin:0;max-width:100%}
+.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(236px,100%),1fr));gap:14px}
+figure{margin:0;max-width:100%}figure.several{grid-column:span 2}
 figure>div{display:flex;flex-wrap:wrap;gap:4px}
-figure img{max-width:240px;border-radius:4px;display:block}
-figcaption{font-size:12px;max-width:480px;margin-top:3px}
+figure img{border-radius:4px;display:block}
+figure img{max-width:min(236px,100%)}figcaption{font-size:12px;max-width:480px;margin-top:3px}
 .none{display:inline-block;padding:30px 22px;border:1px dashed var(--line);border-radius:4px;color:var(--soft)}
 ul{margin:8px 0;padding-left:20px;font-size:13px}.more{list-style:none;color:var(--soft)}
 .scroll{max-height:520px;overflow:auto;border:1px solid var(--line);border-radius:8px;padding:6px 12px}
@@ -42,4 +43,5 @@ rect.s2,i.s2{fill:var(--s2);background:var(--s2)}
 .legend span{margin-right:16px}.legend i{display:inline-block;width:12px;height:12px;border-radius:2px;margin-right:5px}
 pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 14px}
 main{padding-bottom:60px}
+@media (max-width:560px){.card{flex:1 1 100%}.figures{display:block}figure{margin-bottom:12px}}
 """
