@@ -16,6 +16,7 @@ from utils.core.config import DataConfig
 from utils.core.dist import main_first
 from utils.core.errors import UserError
 from utils.core.files import write_text
+from utils.core.lock import FileLock
 from utils.core.log import LOGGER, progress
 from utils.datasets import GENERATORS
 
@@ -54,7 +55,9 @@ def ensure(data: DataConfig) -> None:
     with main_first():
         if not _is_complete(data.root, recipe):
             try:
-                _write_all(data.root, recipe, f"making the {data.source.stem} images")
+                with FileLock(data.root.with_name(f".{data.root.name}.lock")).held():  # others may have begun as well
+                    if not _is_complete(data.root, recipe):
+                        _write_all(data.root, recipe, f"making the {data.source.stem} images")
             except OSError as error:
                 reason = f"cannot write the generated data there ({error.strerror or error})"
                 raise UserError(f"{data.root}: {reason}; set another `path:` in {data.source}") from error
