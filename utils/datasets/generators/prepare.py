@@ -22,6 +22,7 @@ from utils.datasets import GENERATORS
 
 MARKER = "complete.json"  # written last: the settings of the files beside it
 _MAKING = ".making"  # holds the one file being written, so that a kill leaves no half file among the data
+_LOCK = ".lock"
 _ABANDONED_S = 5  # no file takes nearly as long
 
 
@@ -55,7 +56,7 @@ def ensure(data: DataConfig) -> None:
     with main_first():
         if not _is_complete(data.root, recipe):
             try:
-                with FileLock(data.root.with_name(f".{data.root.name}.lock")).held():  # others may have begun as well
+                with FileLock(data.root / _LOCK).held():  # others may have begun as well
                     if not _is_complete(data.root, recipe):
                         _write_all(data.root, recipe, f"making the {data.source.stem} images")
             except OSError as error:
