@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +50,18 @@ def test_the_yaml_names_the_folder_beside_the_project_files():
 def test_a_second_folder_gets_the_same_bytes(made, tmp_path):
     ensure(small(tmp_path / "again"))
     assert contents(tmp_path / "again") == contents(made)
-    assert len(contents(made)) == 3 * (9 + 7) + 7 * (2 + 2) + 1
+    assert len(contents(made)) == 3 * (9 + 7) + 7 * (2 + 2) + 2  # marker and lock
+
+
+def test_two_processes_that_begin_at_once_make_it_once(made, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, 'tests'); from test_shapes import small, ensure; "
+        "ensure(small(Path(sys.argv[1])))"
+    )
+    line = [sys.executable, "-c", code, str(tmp_path / "set")]
+    both = [subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert contents(tmp_path / "set") == contents(made)
 
 
 def test_another_seed_gives_other_pictures(made, tmp_path):

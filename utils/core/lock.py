@@ -13,7 +13,7 @@ _PAUSE = 0.05  # seconds between attempts
 
 
 class FileLock:
-    """Hold `path` for this process alone. The file stays; what counts is who holds it."""
+    """Hold `path` for this process alone, not its children. The file stays; what counts is who holds it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -32,7 +32,7 @@ class FileLock:
             else:
                 import fcntl
 
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock no business of forked children
         except OSError:
             file.close()
             return False

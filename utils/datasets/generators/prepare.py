@@ -16,11 +16,13 @@ from utils.core.config import DataConfig
 from utils.core.dist import main_first
 from utils.core.errors import UserError
 from utils.core.files import write_text
+from utils.core.lock import FileLock
 from utils.core.log import LOGGER, progress
 from utils.datasets import GENERATORS
 
 MARKER = "complete.json"  # written last: the settings of the files beside it
 _MAKING = ".making"  # holds the one file being written, so that a kill leaves no half file among the data
+_LOCK = ".lock"
 _ABANDONED_S = 5  # no file takes nearly as long
 
 
@@ -54,7 +56,9 @@ def ensure(data: DataConfig) -> None:
     with main_first():
         if not _is_complete(data.root, recipe):
             try:
-                _write_all(data.root, recipe, f"making the {data.source.stem} images")
+                with FileLock(data.root / _LOCK).held():  # others may have begun as well
+                    if not _is_complete(data.root, recipe):
+                        _write_all(data.root, recipe, f"making the {data.source.stem} images")
             except OSError as error:
                 reason = f"cannot write the generated data there ({error.strerror or error})"
                 raise UserError(f"{data.root}: {reason}; set another `path:` in {data.source}") from error
