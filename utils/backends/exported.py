@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from models.ensemble import Ensemble
 from models.tta import augmented
-from utils.backends.description import Description
+from utils.backends.description import KEY, Description, Foreign, from_json, from_yolov5
 from utils.core.contracts import Decoded, Outputs, Runner
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
@@ -97,6 +97,18 @@ def _filled(chunk: Tensor, batch: int) -> Tensor:
 def from_arrays(arrays: Sequence[np.ndarray]) -> list[Tensor]:
     """Return tensors of a runtime's own arrays, copied: the runtime may use its memory again."""
     return [torch.from_numpy(np.array(array)) for array in arrays]
+
+
+def described(entries: Mapping[str, str], input_shape: tuple[int, ...], call: Call, path: Path) -> Description:
+    """Return what the metadata `entries` of a file say; of a file of YOLOv5's, what its outputs show.
+
+    `input_shape` is (B, 3, H, W) with -1 for what is open.
+    """
+    if KEY in entries:
+        return from_json(entries[KEY], path)
+    trial = [side if side > 0 else usual for side, usual in zip(input_shape, (1, 3, 640, 640), strict=True)]
+    shapes = tuple(tuple(output.shape) for output in call(torch.zeros(trial)))
+    return from_yolov5(Foreign(entries, input_shape, shapes), path)
 
 
 def joined(runners: Sequence[ExportedRunner], augment: bool) -> tuple[Runner, dict[str, Any]]:

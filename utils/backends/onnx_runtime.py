@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from utils.backends import BACKENDS
-from utils.backends.description import KEY, Foreign, from_json, from_yolov5
-from utils.backends.exported import ExportedRunner, joined, require, warn_half
+from utils.backends.exported import ExportedRunner, described, joined, require, warn_half
 from utils.backends.flat import ExportJob
 from utils.backends.onnx_graph import DEFAULT_OPSET, build, check_opset, describe, last_convolutions
 from utils.core.contracts import Runner
@@ -81,18 +80,15 @@ def _open(path: Path, device: torch.device) -> ExportedRunner:
         )
     name, kind = inputs[0].name, _TYPES[inputs[0].type]
     entries = session.get_modelmeta().custom_metadata_map
-    about = from_json(entries[KEY], path) if KEY in entries else None
-    wanted = [out.name for out in session.get_outputs()][: len(about.outputs) if about else None]
+    wanted = [out.name for out in session.get_outputs()]
 
     def call(images: Tensor) -> list[Tensor]:
         fed = images.detach().cpu().numpy().astype(kind, copy=False)
         return [torch.from_numpy(found) for found in session.run(wanted, {name: fed})]  # new arrays every time
 
-    if about is None:
-        shape = tuple(side if isinstance(side, int) else -1 for side in inputs[0].shape)
-        trial = [side if side > 0 else default for side, default in zip(shape, (1, 3, 640, 640), strict=True)]
-        shapes = tuple(tuple(out.shape) for out in call(torch.zeros(trial)))
-        about = from_yolov5(Foreign(entries, shape, shapes), path)
+    shape = tuple(side if isinstance(side, int) else -1 for side in inputs[0].shape)
+    about = described(entries, shape, call, path)
+    del wanted[len(about.outputs) :]  # YOLOv5's files may give more than is read
     return ExportedRunner(about, call, path)
 
 

@@ -12,6 +12,7 @@ import torch
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.download import on_disk
 from utils.backends import BACKENDS
+from utils.backends.opencv_dnn import open_with_opencv
 from utils.core.contracts import Runner
 from utils.core.errors import UserError
 from utils.core.files import newest
@@ -37,12 +38,19 @@ class Asked(Protocol):
     half: bool
     augment: bool
     download: bool
+    dnn: bool
 
 
 def open_subject(settings: Asked, device: torch.device, runs: Path = RUNS) -> Opened:
     """Return what the settings of a script name, without weights the best of the newest training below `runs`."""
     return open_weights(
-        settings.weights, device, half=settings.half, augment=settings.augment, download=settings.download, runs=runs
+        settings.weights,
+        device,
+        half=settings.half,
+        augment=settings.augment,
+        download=settings.download,
+        runs=runs,
+        dnn=settings.dnn,
     )
 
 
@@ -53,14 +61,15 @@ def open_weights(
     augment: bool = False,
     download: bool = False,
     runs: Path = RUNS,
+    dnn: bool = False,
 ) -> Opened:
     """Open the files `weights` on `device`; without any the best of the newest training run below `runs`.
 
-    Several files form an ensemble. `download` may fetch official files that are not there.
+    Several files form an ensemble. `download` may fetch official files that are not there. With `dnn` OpenCV runs them.
     """
     paths = find_weights(weights, download, runs)
-    backend = _backend_of(paths)
-    runner, meta = backend.open(paths, device, half=half, augment=augment)
+    opener = open_with_opencv if dnn else _backend_of(paths).open
+    runner, meta = opener(paths, device, half=half, augment=augment)
     return Opened(runner, paths[0].stem, meta, tuple(paths))
 
 

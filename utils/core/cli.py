@@ -70,6 +70,12 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_runtime(parser: argparse.ArgumentParser, half: str) -> None:
+    """Add how `--weights` are computed with."""
+    parser.add_argument("--half", action="store_true", help=half)
+    parser.add_argument("--dnn", action="store_true", help="run .onnx files by OpenCV instead of onnxruntime")
+
+
 def add_run_folder(parser: argparse.ArgumentParser, project: str) -> None:
     """Add where results go."""
     parser.add_argument("--project", default=project, help="folder of the runs")

@@ -225,6 +225,7 @@ class ScoreSettings:
     save_json: bool = False
     annotations: str = ""
     half: bool = False
+    dnn: bool = False
     workers: int = 8
     noplots: bool = False
     segdata: str = ""

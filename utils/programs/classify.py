@@ -15,6 +15,7 @@ from utils.core.cli import (
     add_regime,
     add_run_folder,
     add_running,
+    add_runtime,
     new_parser,
     switches,
 )
@@ -92,7 +93,7 @@ def class_scoring_parser(description: str | None) -> argparse.ArgumentParser:
     add("--task", choices=["train", "val", "test"], default="val", help="the split to score")
     add("--verbose", nargs="?", type=yes_or_no, const=True, default=True, help="print the accuracy of every class")
     add("--augment", action="store_true", help="average over the image and its mirror image")
-    add("--half", action="store_true", help="half precision (GPUs)")
+    add_runtime(parser, "half precision (GPUs)")
     add("--workers", type=int, default=8, help="data-loading processes per process, at most one a core")
     add("--noplots", action="store_true", help="draw no pictures")
     add_device(parser)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.core.cli import add_device, add_download, add_image_size, add_run_folder, new_parser
+from utils.core.cli import add_device, add_download, add_image_size, add_run_folder, add_runtime, new_parser
 from utils.core.errors import UserError
 from utils.core.files import drop_if_empty, run_folder
 from utils.core.log import LOGGER
@@ -84,7 +84,7 @@ def _add_how(parser: argparse.ArgumentParser, augment: str, text: str) -> None:
     """Add how is computed, and what all scripts can show and write."""
     add = parser.add_argument
     add("--augment", action="store_true", help=augment)
-    add("--half", action="store_true", help="compute in half precision")
+    add_runtime(parser, "compute in half precision")
     add_device(parser)
     add("--vid-stride", type=int, default=1, help="take every n-th frame of videos")
     add("--view-img", action="store_true", help="show a window; q ends the run")

@@ -12,6 +12,7 @@ from utils.core.cli import (
     add_download,
     add_image_size,
     add_run_folder,
+    add_runtime,
     add_semantic_size,
     new_parser,
     to_namespace,
@@ -51,7 +52,7 @@ def scoring_parser(description: str | None, **defaults: Any) -> argparse.Argumen
     add("--save-conf", action="store_true", help="add the confidence to the label files")
     add("--save-json", action="store_true", help="write COCO-format predictions")
     add("--annotations", default="", help="COCO JSON to score against; empty: the data YAML's, else the labels")
-    add("--half", action="store_true", help="half precision (GPUs)")
+    add_runtime(parser, "half precision (GPUs)")
     add("--workers", type=int, default=8, help="data-loading processes per process, at most one a core")
     add("--noplots", action="store_true", help="draw no pictures")
     _add_semantic(parser)
