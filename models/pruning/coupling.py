@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,8 +135,30 @@ def _group(graph: Any, found: Any, names: dict[nn.Module, str]) -> tuple[Group |
         elif isinstance(module, nn.Parameter) or type(module).__name__ == "_OutputOp":
             whole = False
     givers = {part.module for part in slices if part.side == OUT}
-    channels = 1 + max(int(part.owners.max()) for part in slices)
-    return Group(channels, tuple(slices)) if whole else None, givers
+    return _united(slices) if whole else None, givers
+
+
+def _united(slices: Sequence[Slice]) -> Group:
+    """Return the group in which channels that share a place are one: where a half of a map is added to the other."""
+    places: dict[tuple[str, str], dict[int, int]] = {}
+    chief = list(range(1 + max(int(part.owners.max()) for part in slices)))
+
+    def first(channel: int) -> int:
+        while chief[channel] != channel:
+            channel = chief[channel]
+        return channel
+
+    for part in slices:
+        known = places.setdefault((part.module, part.side), {})
+        for place, owner in zip(part.places.tolist(), part.owners.tolist(), strict=True):
+            one, other = sorted((first(known.setdefault(place, owner)), first(owner)))
+            chief[other] = one
+    numbers = {channel: n for n, channel in enumerate(c for c in range(len(chief)) if chief[c] == c)}
+    united = [
+        Slice(module, side, np.array(list(found)), np.array([numbers[first(owner)] for owner in found.values()]))
+        for (module, side), found in places.items()
+    ]
+    return Group(len(numbers), tuple(united))
 
 
 def _slices(graph: Any, item: Any, module: nn.Module, name: str) -> Iterator[Slice]:
