@@ -9,14 +9,15 @@ import torch
 from helpers_run import script, tiny_data
 
 import models.summary
+import val
 from models.builder import build_network, read_architecture
 from models.checkpoint import save_checkpoint
 from models.layer_times import time_layers
 from models.summary import count_operations
 from utils.core.errors import UserError
+from utils.engine import study
 from utils.engine.profile import PHASES, Profile, untimed
 from utils.engine.slimming import add_slimming
-from utils.engine.study import SIZES, _known
 from utils.plots.study import draw_study
 
 
@@ -108,30 +109,32 @@ def test_the_summary_times_and_builds_everything(monkeypatch, caplog):
         models.summary.main()
 
 
-def test_a_study_has_a_curve_per_network_and_goes_on_where_it_stopped(tmp_path):
+def test_a_study_has_a_curve_per_network_and_goes_on_where_it_stopped(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(study, "SIZES", (64, 96))
     data = tiny_data(tmp_path, train=4, val=2)
     for index in range(2):
         torch.manual_seed(index)
         (tmp_path / str(index) / "weights").mkdir(parents=True)
         network = build_network(read_architecture("yolov5n"), 7)
         save_checkpoint(tmp_path / str(index) / "weights" / "best.pt", network, {"data": str(data)})
-    files = [tmp_path / str(index) / "weights" / "best.pt" for index in range(2)]
-    line = ("val.py", "--task", "study", "--weights", *files, "--data", data, "--workers", 0, "--project", tmp_path)
+    options = {
+        "task": "study", "weights": [str(tmp_path / str(index) / "weights" / "best.pt") for index in range(2)],
+        "data": str(data), "workers": 0, "project": str(tmp_path), "exist_ok": True,
+    }  # fmt: skip
     run = tmp_path / "exp"
     run.mkdir()
-    known = [f"{size:10.4g}" + "".join(f"{value:10.4g}" for value in (0.1, 0.2, 0.3, 0.4, 1, 2, 3)) for size in SIZES]
-    (run / "study_tiny_best.txt").write_text("\n".join(known[:-1]) + "\n")
-    (run / "study_tiny_1-best.txt").write_text("\n".join(known[1:]) + "\n")
-    text = script(*line, "--exist-ok")
-    assert text.count("known already") == 2 * (len(SIZES) - 1)
+    row = "".join(f"{value:10.4g}" for value in (64, 0.1, 0.2, 0.3, 0.4, 1, 2, 3)) + "\n"
+    (run / "study_tiny_best.txt").write_text(row)
+    with caplog.at_level("INFO", "polyolo"):
+        val.run(**options)
+    assert caplog.text.count("known already") == 1
     found = json.loads((run / "study.json").read_text())
-    assert [*found] == ["best", "1-best"] and all(len(rows) == len(SIZES) for rows in found.values())
-    assert found["best"][-1]["size"] == SIZES[-1] and found["1-best"][0]["inference_ms"] > 0
-    assert (run / "study.png").is_file()
-    (run / "study_tiny_best.txt").write_text("nonsense\n")
-    assert "study_tiny_best.txt:1" in script(*line, "--exist-ok", status=2)
-    with pytest.raises(UserError, match=":1: no row"):
-        _known(run / "study_tiny_best.txt", 4)
+    assert [*found] == ["best", "1-best"] and all(len(rows) == 2 for rows in found.values())
+    assert found["best"][0]["mAP_0.5:0.95"] == 0.4 and found["1-best"][1]["inference_ms"] > 0
+    assert (run / "study.png").is_file() and (run / "study_tiny_1-best.txt").read_text().count("\n") == 2
+    (run / "study_tiny_best.txt").write_text(row + "nonsense\n")
+    with pytest.raises(UserError, match=r"study_tiny_best\.txt:2"):
+        val.run(**options)
 
 
 def test_the_picture_of_a_study_has_a_curve_per_network(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from utils.core.errors import UserError
 
 PROBE_PX = 256
 OUT, IN = "out", "in"
+Place = tuple[str, str, int]  # module, side, number of the channel
 
 
 @dataclass(frozen=True)
@@ -68,18 +69,15 @@ def find_coupling(network: Network) -> Coupling:
     graph = _graph(torch_pruning, traced)
     names = {module: name for name, module in traced.named_modules()}
     fixed = {names[node.module] for node in graph.module2node.values() if not node.outputs and node.module in names}
-    kept = _whole(traced)
-    groups = []
-    roots = [nn.Conv2d, nn.ConvTranspose2d, nn.Linear]
-    for found in graph.get_all_groups(root_module_types=roots):
-        group, givers = _group(graph, found, names)
-        if group is None or givers & fixed:
-            fixed |= givers
-        elif not kept & {part.module for part in group.slices}:
-            groups.append(group)
+    ties = _Ties()
+    for module, name in names.items():
+        if module in graph.module2node and isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            whole = ties.follow(graph, module, name, names)
+            fixed |= set() if whole else {name}
+    groups = ties.groups(fixed, _whole(traced))
     if not groups:
         raise UserError(f"{network.architecture['name']}: no channels of this network can be taken out")
-    return Coupling(tuple(groups), frozenset(fixed))
+    return Coupling(groups, frozenset(fixed))
 
 
 def _graph(torch_pruning: Any, traced: Network) -> Any:
@@ -118,30 +116,66 @@ def _whole(network: Network) -> set[str]:
     return kept
 
 
-def _group(graph: Any, found: Any, names: dict[nn.Module, str]) -> tuple[Group | None, set[str]]:
-    """Return a group in our terms, and the modules that give its channels.
+class _Ties:
+    """Channels that go together: places (module, side, number), joined into sets as they are found to be tied.
 
-    The group is None if it reaches the network's outputs, weights that belong to no layer, or channels that are not
-    there, which shows that it was not followed all the way.
+    torch-pruning is asked about every layer by itself, since what it says about one leaves out ties among the others.
     """
-    slices: list[Slice] = []
-    whole = True
-    for item in found:
-        module = item.dep.target.module
-        if module in names:
-            found_here = list(_slices(graph, item, module, names[module]))
-            slices += found_here
-            whole = whole and all(part.places.max() < width_of(module, part.side == OUT) for part in found_here)
-        elif isinstance(module, nn.Parameter) or type(module).__name__ == "_OutputOp":
-            whole = False
-    givers = {part.module for part in slices if part.side == OUT}
-    channels = 1 + max(int(part.owners.max()) for part in slices)
-    return Group(channels, tuple(slices)) if whole else None, givers
+
+    def __init__(self) -> None:
+        self._chief: dict[Place, Place] = {}
+
+    def _first(self, place: Place) -> Place:
+        chief = self._chief.setdefault(place, place)
+        while chief != self._chief[chief]:
+            chief = self._chief[chief]
+        self._chief[place] = chief
+        return chief
+
+    def follow(self, graph: Any, root: nn.Module, name: str, names: dict[nn.Module, str]) -> bool:
+        """Tie everything that goes with the outputs of a layer to them.
+
+        Returns False if they reach the network's outputs, weights that belong to no layer, or channels that are not
+        there, which shows that they were not followed all the way.
+        """
+        pruner = graph.get_pruner_of_module(root)
+        count = width_of(root, out=True)
+        found = graph.get_pruning_group(root, pruner.prune_out_channels, list(range(count)))
+        good = True
+        for item in found:
+            module = item.dep.target.module
+            if isinstance(module, nn.Parameter) or type(module).__name__ == "_OutputOp":
+                good = False
+            if not isinstance(module, nn.Module) or module not in names or not attributes_of(module):
+                continue  # an activation or a pool takes what comes
+            one_sided = is_depthwise(module) or isinstance(module, nn.BatchNorm2d)
+            side = OUT if one_sided or graph.is_out_channel_pruning_fn(item.dep.handler) else IN
+            good = good and max(item.idxs) < width_of(module, side == OUT)
+            for place, owner in zip(item.idxs, item.root_idxs, strict=True):
+                self._chief[self._first((names[module], side, place))] = self._first((name, OUT, owner))
+        return good
+
+    def groups(self, fixed: Collection[str], kept: Collection[str]) -> tuple[Group, ...]:
+        """Return the sets that are free to go, those that touch the same layers together in a group."""
+        sets: dict[Place, list[Place]] = {}
+        for place in self._chief:
+            sets.setdefault(self._first(place), []).append(place)
+        alike: dict[tuple[tuple[str, str], ...], list[list[Place]]] = {}
+        for places in sets.values():
+            bound = any(module in kept or (side == OUT and module in fixed) for module, side, _ in places)
+            if not bound:
+                alike.setdefault(tuple(sorted((module, side) for module, side, _ in places)), []).append(places)
+        return tuple(_group(members) for members in alike.values())
 
 
-def _slices(graph: Any, item: Any, module: nn.Module, name: str) -> Iterator[Slice]:
-    if not attributes_of(module):
-        return  # an activation or a pool inside a layer: it takes what comes
-    one_sided = is_depthwise(module) or isinstance(module, nn.BatchNorm2d)
-    side = OUT if one_sided or graph.is_out_channel_pruning_fn(item.dep.handler) else IN
-    yield Slice(name, side, np.asarray(item.idxs, np.int64), np.asarray(item.root_idxs, np.int64))
+def _group(members: Sequence[Sequence[Place]]) -> Group:
+    """Return sets of places as the channels of a group."""
+    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for owner, places in enumerate(members):
+        for module, side, place in places:
+            found.setdefault((module, side), []).append((place, owner))
+    slices = []
+    for (module, side), pairs in found.items():
+        table = np.array(pairs, np.int64)
+        slices.append(Slice(module, side, table[:, 0], table[:, 1]))
+    return Group(len(members), tuple(slices))

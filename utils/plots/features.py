@@ -45,7 +45,10 @@ class FeatureSink:
 
 
 def feature_picture(channels: np.ndarray) -> np.ndarray:
-    """Return the first 32 of (C, H, W) maps side by side, each from its least (dark) to its greatest value."""
+    """Return the first 32 of (C, H, W) maps side by side, each from its small (dark) to its large values.
+
+    The lowest and highest hundredth share the end's colour: single pixels would leave all others dark.
+    """
     shown = channels[:SHOWN_CHANNELS]
     height, width = shown.shape[1:]
     enlarged = max(1, -(-_TILE_PX // max(height, width)))
@@ -53,8 +56,10 @@ def feature_picture(channels: np.ndarray) -> np.ndarray:
     step_y, step_x = height * enlarged + 2, width * enlarged + 2
     canvas = np.full((rows * step_y, min(_COLUMNS, len(shown)) * step_x, 3), 255, np.uint8)
     for i, channel in enumerate(shown):
-        low, high = float(channel.min()), float(channel.max())
-        grey = ((channel - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+        low, high = np.percentile(channel, (1, 99))
+        if high <= low:  # nearly all of one value
+            low, high = float(channel.min()), float(channel.max())
+        grey = (np.clip((channel - low) / max(high - low, 1e-12), 0, 1) * 255).astype(np.uint8)
         tile = cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS)
         tile = cv2.resize(tile, None, fx=enlarged, fy=enlarged, interpolation=cv2.INTER_NEAREST)
         top, left = (i // _COLUMNS) * step_y, (i % _COLUMNS) * step_x

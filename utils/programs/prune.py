@@ -224,7 +224,7 @@ class _Pruning:
         size = self.judge.size
         row = Row(
             name, str(path), sum(parameter.numel() for parameter in network.parameters()),
-            round(count_operations(network, (size, size)) / 1e9, 3), round(path.stat().st_size / 1e6, 2),
+            round(count_operations(network, (size, size)) / 1e9, 6), round(path.stat().st_size / 1e6, 2),
             zeros=round(zero_share(network), 4),
         )  # fmt: skip
         row.scores = self.judge.scores(network)
