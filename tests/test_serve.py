@@ -26,6 +26,7 @@ from utils.datasets.images import decode_image  # noqa: E402
 from utils.hub.model import load  # noqa: E402
 from utils.plots.palette import CITYSCAPES  # noqa: E402
 from utils.service import intake  # noqa: E402
+from utils.service.memory import give_back  # noqa: E402
 from utils.service.predictor import Predictor  # noqa: E402
 from utils.service.schema import Answer  # noqa: E402
 from utils.service.settings import ServiceSettings, model_name  # noqa: E402
@@ -359,6 +360,17 @@ def test_concurrent_requests_share_batches_and_nobody_notices(networks):
 def test_large_images_go_in_smaller_batches(networks):
     predictor = Predictor(ServiceSettings(weights=(str(networks["boxes"]),), device="cpu", max_batch=8))
     assert [predictor.most(("boxes", (side, side))) for side in (64, 640, 1280, 4096)] == [8, 8, 2, 1]
+
+
+def test_free_memory_is_given_back_every_so_many_batches(networks, monkeypatch):
+    calls = []
+    monkeypatch.setattr("utils.service.predictor.TRIM", 3)
+    monkeypatch.setattr("utils.service.predictor.give_back", lambda: calls.append(1))
+    with serving([networks["boxes"]]) as client:  # its warm-up is a batch
+        for number in range(1, 6):
+            predicted(client, picture())
+            assert len(calls) == (number + 1) // 3
+    assert give_back() in (True, False)  # the real one; where nothing can be given back it says so
 
 
 def test_a_full_house_refuses_before_it_reads_and_recovers(networks):

