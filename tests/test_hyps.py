@@ -56,7 +56,16 @@ def test_no_other_file_ships_and_each_says_what_it_is_for():
     files = sorted((ROOT / "data" / "hyps").iterdir())
     assert [path.name for path in files] == sorted(
         f"hyp.{name}.yaml"
-        for name in (*NAMES, "semantic", "semantic-finetune", "shapes", "classify", "shapes-cls", "prune")
+        for name in (
+            *NAMES,
+            "semantic",
+            "semantic-finetune",
+            "joint-finetune",
+            "shapes",
+            "classify",
+            "shapes-cls",
+            "prune",
+        )
     )
     for path in files:
         assert path.read_text(encoding="utf-8").startswith("# ")

@@ -141,6 +141,8 @@ def test_pools_of_pools_are_the_larger_pools():
     for sizes in ((5, 9, 13), (3, 5, 7), (13, 5), (1, 3)):
         plain = [functional.max_pool2d(x, size, 1, size // 2) for size in sizes]
         assert all(torch.equal(a, b) for a, b in zip(pooled(x, sizes), plain, strict=True))
+        with torch.no_grad():  # down and across
+            assert all(torch.equal(a, b) for a, b in zip(pooled(x, sizes), plain, strict=True))
 
 
 def test_maps_keep_their_size_grow_from_one_pixel_or_join_corners():
@@ -187,6 +189,41 @@ def test_3x3_convolutions_over_resized_maps_are_done_at_the_coarse_size(folded, 
     assert short.shape == (2, 5, 9, 14)
 
 
+def test_in_inference_what_is_resized_is_added_where_the_map_lies(monkeypatch):
+    lasting = [torch.rand(2, c, h, w).double() for c, h, w in ((4, 12, 20), (3, 6, 10), (4, 1, 1), (4, 2, 3))]
+    maps = [m.to(memory_format=torch.channels_last) for m in lasting]
+    one, three = lively(Conv(4 + 3 + 4, 5).double()), lively(WideConv(4 + 3 + 4 + 4, 5).double())
+    added = []
+    monkeypatch.setattr(coarse, "_added", lambda *a, real=coarse._added: added.append(1) or real(*a))
+    with torch.inference_mode():
+        for function in (
+            lambda: pointwise(one, [maps[0], maps[1], maps[2]]),
+            lambda: with_levels(three, maps[0], maps[1:]),
+        ):
+            short, plain = both_ways(function, monkeypatch)
+            torch.testing.assert_close(short, plain, rtol=1e-12, atol=1e-12)
+    assert len(added) == 3 and all(torch.equal(m, kept) for m, kept in zip(maps, lasting, strict=True))
+    short, plain = both_ways(lambda: pointwise(one, [maps[0], maps[1], maps[2]]), monkeypatch)
+    short.sum().backward()  # what inference has kept serves in training, too
+    torch.testing.assert_close(short, plain, rtol=1e-12, atol=1e-12)
+
+
+def test_inference_overwrites_only_what_a_block_made_itself():
+    x = torch.rand(1, 6, 8, 8).to(memory_format=torch.channels_last)
+    kept = x.clone()
+    for block in (Conv(6, 6), RFB2(6, 6, map_reduce=1), ASPP(6, 6), WideC3SPP(6, 6), SPP(6, 6)):
+        lively(block)
+        wanted = block(x)
+        with torch.no_grad():
+            torch.testing.assert_close(block(x), wanted, rtol=1e-5, atol=1e-6)
+        assert torch.equal(x, kept)
+    fusion = lively(FFM(6, 6, is_cat=False, k=3))
+    wanted = fusion(x)
+    with torch.no_grad():
+        torch.testing.assert_close(fusion(x), wanted, rtol=1e-5, atol=1e-6)
+    assert torch.equal(x, kept)
+
+
 def test_short_cuts_have_the_gradients_of_the_plain_way(monkeypatch):
     block = lively(WideConv(5, 4).double()).train()
     x, level = torch.rand(2, 3, 8, 8).double(), torch.rand(2, 2, 2, 2).double()
@@ -216,12 +253,13 @@ def test_winograds_method_gives_the_plain_convolution(size):
     x = torch.randn(2, 7, *size).contiguous(memory_format=torch.channels_last)
     weight, bias = torch.randn(5, 7, 3, 3), torch.randn(5)
     plain = functional.conv2d(x.double(), weight.double(), bias.double(), padding=1)
-    found = convolved(x, transformed(weight), bias)
+    found = convolved([x], transformed(weight), bias)
     assert found.shape == plain.shape
     assert (found - plain).abs().max() < 2e-5 * plain.abs().max()
     assert torch.equal(
-        convolved(x[:1], transformed(weight), bias), convolved(x[:1].contiguous(), transformed(weight), bias)
+        convolved([x[:1]], transformed(weight), bias), convolved([x[:1].contiguous()], transformed(weight), bias)
     )
+    assert torch.equal(convolved([x[:, :3], x[:, 3:]], transformed(weight), bias), found)
 
 
 def test_wide_convolutions_take_the_short_way_in_inference_alone_and_follow_their_weights():

@@ -80,6 +80,14 @@ def test_of_equal_scores_the_first_class_wins():
     assert found.tolist() == [[2, 2, 1], [2, 2, 1], [1, 1, 1]]
 
 
+def test_scores_that_are_no_numbers_give_the_first_class():
+    logits = torch.randn(4, 6, 6, generator=torch.Generator().manual_seed(0))
+    logits[:, 2:4, 2:4] = float("nan")
+    assert set(class_map(logits, *even_grid((40, 40), (6, 6))).unique().tolist()) <= {0, 1, 2, 3}
+    logits[:] = float("nan")
+    assert not class_map(logits, *even_grid((40, 40), (6, 6))).any()
+
+
 def test_a_class_that_wins_no_corner_can_win_between_them():
     logits = torch.tensor([[[10.0, 0.0]], [[0.0, 10.0]], [[6.0, 6.0]]])
     assert class_map(logits, *even_grid((1, 5), (1, 2))).tolist() == [[0, 0, 2, 1, 1]]

@@ -72,6 +72,14 @@ def test_val_finds_what_training_found_with_every_head_and_so_do_two_processes(b
         assert one[name] == pytest.approx(trained[name], abs=1e-6), name
 
 
+def test_masks_of_objects_and_pixels_are_learned_together(data, tmp_path):
+    options = ("--data", data, "--cfg", "yolov5n-seg", "--semantic", "base", *TINY[:-1], 1, "--noplots")
+    text = script("segment/train.py", *options, "--project", tmp_path, "--name", "run")
+    found = results(tmp_path / "run")
+    assert 0 < found["semantic/pixel_accuracy"] < 1 and "segment/mask_map50" in found
+    assert "7 classes of segment, 8 classes of semantic" in text
+
+
 def test_careful_scoring_takes_sizes_mirrors_and_windows(both, data, tmp_path):
     best = both[0] / "weights" / "best.pt"
     options = ("--weights", best, "--data", data, "--img", 64, "--workers", 0, "--project", tmp_path, "--noplots")

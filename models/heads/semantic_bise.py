@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from models.heads.semantic import SemanticHead, semantic_row
@@ -55,7 +54,7 @@ class SegMaskBiSe(SemanticHead):
         context = broadcast(self.up16(self.m16(middle) + from_coarse), fine, "bilinear")
         parts: Any = self.out
         fusion, dropout, classify = parts
-        fused = fusion.convblk(torch.cat((self.m8(fine), context), dim=1))
+        fused = fusion.convblk(self.m8(fine), context)
         if not self.training:
             return {"logits": fusion.classified(fused, classify)}
         logits = classify(dropout(fusion.weighed(fused)))

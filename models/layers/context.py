@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.coarse import pointwise
-from models.layers.common import Conv, PooledConv, plain_convolution
+from models.layers.common import Conv, PooledConv, being_exported, plain_convolution
 from models.layers.csp import C3, Bottleneck
-from models.layers.fusion import being_exported, broadcast
+from models.layers.fusion import broadcast
 from models.layers.pool import SPP
 from models.layers.winograd import WideConv
 from models.plan import LAYERS, Plan, Row, channel_plan, single_input

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.layers.common import Conv, PooledConv, PooledNorm
+from models.layers.common import Conv, PooledConv, PooledNorm, on_cpu
 from models.layers.winograd import WideConv
 from models.plan import LAYERS, Plan, Row, channel_plan, single_input
 
@@ -21,16 +21,6 @@ def broadcast(x: Tensor, like: Tensor, mode: str = "nearest") -> Tensor:
     if mode == "bilinear":
         return functional.interpolate(x, size=size, mode="bilinear", align_corners=True)
     return functional.interpolate(x, size=size, mode=mode)
-
-
-def on_cpu(x: Tensor) -> bool:
-    """Tell whether detours that save work pay: on GPUs the plain way is one fast kernel; exports keep it, too."""
-    return x.device.type == "cpu" and not being_exported()
-
-
-def being_exported() -> bool:
-    """Tell whether the network is being recorded: traced, exported or compiled."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _joined_plan(row: Row) -> Plan:
@@ -64,8 +54,9 @@ class FFM(nn.Module):
         return self.weighed(self.convblk(joined))
 
     def weighed(self, x: Tensor) -> Tensor:
-        """Take (B, c2, H, W), return it times one plus its channel weights."""
-        return x * (1 + self.channel_attention(x))
+        """Take (B, c2, H, W), return it times one plus its channel weights; without gradients it is overwritten."""
+        factors = 1 + self.channel_attention(x)
+        return x.mul_(factors) if on_cpu(x) and not torch.is_grad_enabled() else x * factors
 
     def classified(self, x: Tensor, classify: nn.Conv2d) -> Tensor:
         """Return what a 1x1 convolution makes of the `weighed` map; outside training its weights take the factors."""

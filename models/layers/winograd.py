@@ -6,6 +6,8 @@ differ from the plain way by about 1e-5 of their size. Wide convolutions over la
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -49,29 +51,53 @@ def transformed(weight: Tensor) -> Tensor:
     return (kernel @ flat).view(36, weight.shape[1], weight.shape[0])
 
 
-def convolved(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the 3x3 convolution, border 1, of (B, c1, H, W) with a `transformed` kernel: (B, c2, H, W).
+def convolved(maps: Sequence[Tensor], kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the 3x3 convolution, border 1, of joined maps (B, c, H, W) with a `transformed` kernel: (B, c2, H, W).
 
-    Done in strips whose tiles fit into the processor's cache.
+    Done in strips whose tiles fit into the processor's cache; what a strip needs is allocated once.
     """
-    batch, c1, height, width = x.shape
+    (batch, _, height, width), (_, c1, c2) = maps[0].shape, kernel.shape
     down, across = -(-height // TILE), -(-width // TILE)
-    border = (0, 0, 1, across * TILE + 1 - width, 1, down * TILE + 1 - height)
-    padded = functional.pad(x.permute(0, 2, 3, 1), border).contiguous()
+    strip = min(max(TILES_AT_ONCE // (batch * across), 1), down)
+    first, most = maps[0], batch * strip * across
+    padded = first.new_zeros(batch, TILE * strip + 2, TILE * across + 2, c1)
     image, row, column, _ = padded.stride()
     strides = (row, column, image, TILE * row, TILE * column, 1)
     before, after = _squared(_INPUT), _squared(_OUTPUT)
-    found = x.new_empty(batch, down, TILE, across, TILE, kernel.shape[2])
-    strip = max(TILES_AT_ONCE // (batch * across), 1)
+    tiles, moved, products, outputs = (
+        first.new_empty(count * most * channels) for count, channels in ((36, c1), (36, c1), (36, c2), (16, c2))
+    )
+    found = first.new_empty(batch, down, TILE, across, TILE, c2)
     for top in range(0, down, strip):
         count = min(strip, down - top)
-        tiles = padded.as_strided((6, 6, batch, count, across, c1), strides, top * TILE * row).reshape(36, -1)
-        products = torch.bmm((before @ tiles).view(36, -1, c1), kernel)
-        outputs = (after @ products.view(36, -1)).view(TILE, TILE, batch, count, across, -1)
-        found[:, top : top + count] = outputs.permute(2, 3, 0, 4, 1, 5)
-    joined = found.view(batch, down * TILE, across * TILE, -1)
-    joined = joined if bias is None else joined.add_(bias)
-    return joined[:, :height, :width].permute(0, 3, 1, 2)
+        here = batch * count * across
+        _copy_rows(padded, maps, TILE * top - 1)
+        wanted = padded.as_strided((6, 6, batch, count, across, c1), strides)
+        tiles[: 36 * here * c1].view(wanted.shape).copy_(wanted)
+        inputs = torch.mm(before, _rows(tiles, 36, here * c1), out=_rows(moved, 36, here * c1)).view(36, here, c1)
+        torch.bmm(inputs, kernel, out=_rows(products, 36, here * c2).view(36, here, c2))
+        result = torch.mm(after, _rows(products, 36, here * c2), out=_rows(outputs, 16, here * c2))
+        result = result.view(TILE, TILE, batch, count, across, c2)
+        if bias is not None:
+            result += bias
+        found[:, top : top + count] = result.permute(2, 3, 0, 4, 1, 5)
+    return found.view(batch, down * TILE, across * TILE, c2)[:, :height, :width].permute(0, 3, 1, 2)
+
+
+def _rows(flat: Tensor, rows: int, length: int) -> Tensor:
+    """Return the beginning of a vector as a matrix."""
+    return flat[: rows * length].view(rows, length)
+
+
+def _copy_rows(padded: Tensor, maps: Sequence[Tensor], first: int) -> None:
+    """Copy rows from number `first` on of the joined maps (B, c, H, W) into (B, rows, W + border, c); zeros outside."""
+    height, width = maps[0].shape[2:]
+    start, end = max(first, 0), min(first + padded.shape[1], height)
+    padded[:, : start - first] = 0
+    padded[:, end - first :] = 0
+    inner = padded[:, start - first : end - first, 1 : width + 1]
+    for part, into in zip(maps, inner.split([part.shape[1] for part in maps], dim=3), strict=True):
+        into.copy_(part[:, :, start:end].permute(0, 2, 3, 1))
 
 
 class WideConv(Conv):
@@ -85,19 +111,21 @@ class WideConv(Conv):
         """Leave the transformed kernels out of copies."""
         return {**self.__dict__, "_kernels": {}}
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Take (B, c1, H, W), return (B, c2, H, W)."""
-        return self.act(self.bn(self.convolve(x)))
+    def forward(self, *maps: Tensor) -> Tensor:
+        """Take maps (B, c, H, W) with c1 channels in all, return (B, c2, H, W)."""
+        return self.finish(self.convolve(*maps))
 
-    def convolve(self, x: Tensor) -> Tensor:
-        """Return (B, c2, H, W), not normalised, for the first channels of the input: as many as `x` has."""
+    def convolve(self, *maps: Tensor) -> Tensor:
+        """Return (B, c2, H, W), not normalised, for the first channels of the input: as many as the maps have."""
         assert isinstance(self.conv, nn.Conv2d)
-        weight = self.conv.weight[:, : x.shape[1]]
-        if not pays(x, self.conv.weight):
-            if x.shape[1] == self.conv.in_channels:
-                return self.conv(x)
-            return functional.conv2d(x, weight, self.conv.bias, padding=1)
-        return convolved(x, self._kernel(weight), self.conv.bias)
+        channels = sum(part.shape[1] for part in maps)
+        weight = self.conv.weight[:, :channels]
+        if not pays(maps[0], self.conv.weight):
+            joined = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
+            if channels == self.conv.in_channels:
+                return self.conv(joined)
+            return functional.conv2d(joined, weight, self.conv.bias, padding=1)
+        return convolved(maps, self._kernel(weight), self.conv.bias)
 
     def _kernel(self, weight: Tensor) -> Tensor:
         """Return the transformed kernel; a folded network, which is no longer trained, keeps it."""

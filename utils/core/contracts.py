@@ -241,6 +241,7 @@ class Scores:
     columns: tuple[str, ...] = ()  # of `rows`, for the printed table
     rows: list[tuple[str, dict[str, float]]] = field(default_factory=list)  # ("all" first, then classes)
     per_class: dict[int, float] = field(default_factory=dict)  # the headline score of each class that has labels
+    remark: str = ""  # printed below the table
     details: Any = None  # curves and matrices for the task's plots; a dataclass of the evaluator's module
 
 

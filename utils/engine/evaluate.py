@@ -159,7 +159,7 @@ def _report(sums: _Sums, watches: Mapping[str, Stopwatch], scores: dict[str, Sco
 
 
 def table(scores: Scores, verbose: bool) -> str:
-    """Return the printed table: a row for all, then one per class if `verbose` (behaviour.md 6.2)."""
+    """Return the printed table: a row for all, then one per class if `verbose` (behaviour.md 6.2); the remark."""
     lines = [("%22s" + "%11s" * len(scores.columns)) % ("Class", *scores.columns)]
     for name, row in scores.rows if verbose else scores.rows[:1]:
         cells = "".join(
@@ -167,7 +167,7 @@ def table(scores: Scores, verbose: bool) -> str:
             for column in scores.columns
         )
         lines.append(f"{name[:22]:>22}{cells}")
-    return "\n".join(lines)
+    return "\n".join([*lines, scores.remark] if scores.remark else lines)
 
 
 def speed_line(report: Report, shape: tuple[int, ...]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.checkpoint import load_checkpoint, save_checkpoint
+from models.classes import in_words
 from models.fuse import fuse
 from models.runner import NetworkRunner
 from models.summary import summarize
@@ -72,7 +73,7 @@ def _open(run: Run) -> None:
     LOGGER.info(str(summarize(run.network, run.settings.imgsz[0]).line))
     LOGGER.info(
         f"{run.train_loader.num_images} training and {run.val_loader.num_images} validation images, "
-        f"{run.data.num_classes} classes; results go to {run.folder}"
+        f"{in_words(run.network.specs)}; results go to {run.folder}"
     )
     if not run.settings.noplots and not run.resumed:
         run.task.draw_labels(run.train_loader, run.folder, run.data)

@@ -112,12 +112,22 @@ class SemanticEvaluator:
             columns=COLUMNS,
             rows=rows,
             per_class={int(index): float(iou[index]) for index in np.flatnonzero(labels)},
+            remark=_remark(numbers, float(iou[known].mean()) if known.any() else 0.0),
             details=SemanticDetails(self.names, np.ascontiguousarray(confusion.T), iou),
         )
 
     @staticmethod
     def _row(images: int, pixels: int, iou: float, accuracy: float) -> dict[str, float]:
         return dict(zip(COLUMNS, (images, pixels, iou, accuracy), strict=True))
+
+
+def _remark(numbers: dict[str, float], without_absent: float) -> str:
+    """Return the line below the table: both ways to average, and what the table has no column for."""
+    absent_zero, weighted = numbers["miou_absent_zero"], numbers["fw_iou"]
+    return (
+        f"mean IoU {without_absent:.4f}, with classes that occur nowhere as 0 {absent_zero:.4f}; "
+        f"weighted by pixels {weighted:.4f}"
+    )
 
 
 def pixel_pairs(label: np.ndarray, found: np.ndarray) -> np.ndarray:

@@ -214,16 +214,22 @@ def _winners(corners: list[np.ndarray], down: np.ndarray, along: np.ndarray) -> 
     highest = np.maximum(np.maximum(corners[0], corners[1]), np.maximum(corners[2], corners[3]))
     lowest = np.minimum(np.minimum(corners[0], corners[1]), np.minimum(corners[2], corners[3]))
     able = highest >= lowest.max(axis=0)  # (C, n): whether a class can win anywhere in a cell
-    shape = (down.shape[0], down.shape[1], along.shape[1])
-    best = np.full(shape, -np.inf, np.float32)
-    winners = np.zeros(shape, np.uint8)
-    for label in np.flatnonzero(able.any(axis=1)):
-        mine = np.flatnonzero(able[label])
-        values = _inside([corner[label, mine] for corner in corners], down[mine], along[mine])
-        better = values > best[mine]
-        best[mine] = np.maximum(values, best[mine])
-        winners[mine] = np.where(better, np.uint8(label), winners[mine])
-    return winners
+    counts = able.sum(axis=0)
+    order = np.argsort(-counts, kind="stable")  # cells in which most classes can win first
+    counts, able = counts[order], able[:, order]
+    labels, firsts = np.nonzero(able.T)[1].astype(np.uint8), np.cumsum(counts) - counts
+    down, along = down[order], along[order]
+    winners = np.zeros((len(order), down.shape[1], along.shape[1]), np.uint8)  # 0 stays where scores are no numbers
+    best = np.full(winners.shape, -np.inf, np.float32)
+    for turn in range(int(counts.max(initial=0))):  # the next class of each cell that has so many, in rising order
+        some = slice(0, int(np.searchsorted(-counts, -turn)))
+        label = labels[firsts[some] + turn]
+        values = _inside([corner[label, order[some]] for corner in corners], down[some], along[some])
+        np.copyto(winners[some], label[:, None, None], where=values > best[some])
+        np.maximum(values, best[some], out=best[some])
+    unsorted = np.empty_like(winners)
+    unsorted[order] = winners
+    return unsorted
 
 
 def _inside(corners: list[np.ndarray], down: np.ndarray, along: np.ndarray) -> np.ndarray:

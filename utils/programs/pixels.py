@@ -52,13 +52,6 @@ def check_wishes(options: argparse.Namespace, runner: Runner, path: Path) -> Non
         LOGGER.warning(f"--{name.replace('_', '-')} does nothing: {path} finds no {what} (its heads: {heads}){hint}")
 
 
-def classes_in_words(runner: Runner) -> str:
-    """Return `80 classes`, or of several heads `80 classes of detect, 19 classes of semantic`."""
-    if len(runner.specs) == 1:
-        return f"{len(runner.names)} classes"
-    return ", ".join(f"{spec.num_classes} classes of {name}" for name, spec in runner.specs.items())
-
-
 def style(options: argparse.Namespace, runner: Runner, meta: dict[str, Any]) -> DrawStyle:
     """Return how things are drawn; the colours of pixels are those of the data set, if it is there and has its own."""
     from utils.plots.draw import DrawStyle

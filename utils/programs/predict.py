@@ -15,7 +15,6 @@ from utils.core.log import LOGGER
 from utils.programs.pixels import (
     add_pixels,
     check_wishes,
-    classes_in_words,
     require_one_size,
     semantic_sinks,
     style,
@@ -152,6 +151,7 @@ def _predict(options: argparse.Namespace, runs: str, settings: PredictSettings, 
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its complaints about files are ours to make, in words
     import torch
 
+    from models.classes import in_words
     from utils.backends.opening import open_subject, strip_weights
     from utils.core.device import describe, select_device
     from utils.engine.predict import network_size, predict
@@ -170,7 +170,7 @@ def _predict(options: argparse.Namespace, runs: str, settings: PredictSettings, 
     source = _source(options, str(options.data or opened.meta.get("data") or kind.data))
     if not kind.whole and options.save_as_video:
         require_one_size(source)
-    LOGGER.info(f"{opened.name} on {describe(device)}, {classes_in_words(runner)}")
+    LOGGER.info(f"{opened.name} on {describe(device)}, {in_words(runner.specs)}")
     look = DrawStyle() if kind.whole else style(options, runner, opened.meta)
     folder, sinks = _sinks(options, runner, kind.needs, look.semantic)
 
