@@ -73,11 +73,16 @@ def test_val_finds_what_training_found_with_every_head_and_so_do_two_processes(b
 
 
 def test_masks_of_objects_and_pixels_are_learned_together(data, tmp_path):
+    write_yaml(tmp_path / "dice.yaml", {"seg_dice": 0.5, "warmup_epochs": 0})
     options = ("--data", data, "--cfg", "yolov5n-seg", "--semantic", "base", *TINY[:-1], 1, "--noplots")
+    options += ("--hyp", tmp_path / "dice.yaml")
     text = script("segment/train.py", *options, "--project", tmp_path, "--name", "run")
     found = results(tmp_path / "run")
     assert 0 < found["semantic/pixel_accuracy"] < 1 and "segment/mask_map50" in found
-    assert "7 classes of segment, 8 classes of semantic" in text
+    assert "7 classes of segment, 8 classes of semantic" in text and "seg_loss   dice_loss" in text
+    row = next(csv.DictReader((tmp_path / "run" / "results.csv").read_text().splitlines(), skipinitialspace=True))
+    dice = {name.strip(): float(value) for name, value in row.items() if name.strip().endswith("/dice_loss")}
+    assert set(dice) == {"train/dice_loss", "val/dice_loss"} and all(0 < value < 1 for value in dice.values())
 
 
 def test_careful_scoring_takes_sizes_mirrors_and_windows(both, data, tmp_path):

@@ -82,9 +82,16 @@ def _open(run: Run) -> None:
 
 
 def _terms_of(run: Run) -> list[str]:
-    """Return the names of the loss terms, from the columns the task reports."""
+    """Return the names of the loss terms, from the columns of results.csv."""
     prefix = "train/"
-    return [number.removeprefix(prefix) for number in run.task.columns.values() if number.startswith(prefix)]
+    return [number.removeprefix(prefix) for number in _columns(run).values() if number.startswith(prefix)]
+
+
+def _columns(run: Run) -> dict[str, str]:
+    """Return results.csv's columns by the names of the numbers: the task's, and terms of losses that are switched on."""
+    terms = [(head, term) for head, loss in run.losses.items() for term in getattr(loss, "extra_terms", ())]
+    extra = {f"{part}/{term}_loss": f"{part}/{head}/{term}" for part in ("train", "val") for head, term in terms}
+    return {**run.task.columns, **extra}
 
 
 def _draw_training_batches(run: Run) -> None:
@@ -160,7 +167,7 @@ def _finish_epoch(run: Run, numbers: dict[str, float], report: Report | None) ->
     stop = report is not None and 0 < settings.patience <= epoch - state.best_epoch
     if stop:
         LOGGER.info(f"no better result in {settings.patience} epochs (best was epoch {state.best_epoch + 1}); stopping")
-    row = {column: numbers.get(name, float("nan")) for column, name in run.task.columns.items()}
+    row = {column: numbers.get(name, float("nan")) for column, name in _columns(run).items()}
     if dist.is_main():
         run.loggers.epoch(epoch, row)
     if reason := run.loggers.stop_wanted():

@@ -64,6 +64,7 @@ class SemanticLoss(nn.Module):
         self.spec, self.hyp = spec, hyp
         weights = class_weights(hyp, spec.num_classes)
         self.register_buffer("class_weights", weights, persistent=False)
+        self.extra_terms = tuple(name for name in _MEASURES if getattr(hyp, f"seg_{name}"))  # besides the usual `seg`
 
     def forward(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
         """Return the terms of one batch as float32 scalars."""
