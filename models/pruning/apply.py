@@ -16,6 +16,7 @@ from models.pruning.coupling import IN, OUT, PROBE_PX, is_depthwise
 from models.widths import Widths, attributes_of
 from utils.core.errors import UserError
 
+ROUNDING = 1e-12  # of double precision after many layers
 TOLERANCE = 1e-6  # of what two images differ by; sums of fewer terms round otherwise
 
 Removed = Mapping[tuple[str, str], np.ndarray]  # (module, side) -> numbers of its channels
@@ -140,7 +141,8 @@ def _prove(network: Network, pruned: Network, removed: Removed) -> None:
     for head, tensors in wanted.items():
         for name, tensor in tensors.items():
             differs = float((found[head][name] - tensor).abs().max())
-            if not differs <= TOLERANCE * float((tensor[0] - tensor[1]).abs().max()):
+            signal, size = float((tensor[0] - tensor[1]).abs().max()), float(tensor.abs().max())
+            if not differs <= max(TOLERANCE * signal, ROUNDING * size):
                 raise UserError(
                     f"{network.architecture['name']}: without those channels {head}/{name} is another; this network "
                     "cannot be pruned"

@@ -43,10 +43,11 @@ def _points(axes: Any, rows: Sequence[Mapping[str, Any]], values: Sequence[float
     axes.plot(values, scores, "--", color="#BBBBBB", zorder=1)
     for row, x, y in zip(rows, values, scores, strict=True):
         axes.scatter([x], [y], s=60, color=COLOURS[row["network"]], zorder=2)
-        share = f"\n{x / values[0]:.0%}" if row is not rows[0] else ""
+        first = row is rows[0]
+        share = "" if first else f"\n{x / values[0]:.0%}"
         axes.annotate(
-            f"{row['network']} {y:.3f}{share}", (x, y), textcoords="offset points", xytext=(-6, -8), fontsize=9,
-            ha="right", va="top",
+            f"{row['network']} {y:.3f}{share}", (x, y), textcoords="offset points", xytext=(6 if first else -8, 8 if first
+            else -8), fontsize=9, ha="right", va="bottom" if first else "top",
         )  # fmt: skip
     axes.set_xlim(0, 1.12 * max(values))
     axes.set_ylim(0, 1.15 * max(*scores, 1e-6))
