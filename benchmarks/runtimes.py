@@ -11,14 +11,17 @@ the network as its checkpoint holds it: fp32, normalisation not folded, default 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
+import multiprocessing
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -33,11 +36,11 @@ from models.network import Network
 from utils.backends import BACKENDS
 from utils.backends.exported import as_floats, installed
 from utils.core.cli import run_script
-from utils.core.contracts import Frame, Outputs, Runner
+from utils.core.contracts import Frame, Outputs
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
 from utils.datasets.sources import open_source
-from utils.engine.predict import PredictReport, PredictSettings, predict
+from utils.engine.predict import PredictSettings, predict
 from utils.ops.letterbox import letterbox
 
 NAME = "runtimes"
@@ -106,70 +109,108 @@ def pictures(source: str, count: int, size: int) -> list[Frame]:
     return [Frame(letterbox(one.image, (size, size))[0], one.path, one.text) for group in groups for one in group]
 
 
-def timed(runner: Runner, frames: Sequence[Frame], size: int, parts: dict[str, list[float]]) -> float:
-    """Predict on every frame; return the seconds per frame and note those of the three steps."""
-    found: PredictReport = predict(runner, Squares(frames), PredictSettings((size, size)))
-    steps = (found.prepare.seconds, found.infer.seconds, found.finish.seconds)
-    for name, seconds in zip(("before", "network", "after"), steps, strict=True):
-        parts.setdefault(name, []).append(seconds / len(frames))
-    return sum(steps) / len(frames)
+@dataclass(frozen=True)
+class Way:
+    """What one process runs."""
+
+    path: Path
+    format: str  # of the exported file; "" for the network as its checkpoint holds it
+    half: bool
+    options: argparse.Namespace
 
 
-def runners(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Runner], dict[str, str]]:
+RUNNING: dict[str, Any] = {}  # in a process of its own: runner and frames
+
+
+def start(way: Way) -> None:
+    """Open a way's file and the pictures in this process."""
+    if way.options.threads:
+        torch.set_num_threads(way.options.threads)
+    LOGGER.setLevel(logging.WARNING)  # a line per picture is of no use here
+    RUNNING["frames"] = pictures(way.options.source, way.options.pictures, way.options.size)
+    if way.format:
+        RUNNING["runner"] = BACKENDS.get(way.format).open([way.path], CPU, half=way.half)[0]
+    else:
+        RUNNING["runner"] = PlainRunner(load_checkpoint(way.path).network)
+
+
+def turn(size: int) -> list[float]:
+    """Predict on every picture; return the seconds per picture of the three steps. A first picture does not count."""
+    frames: Sequence[Frame] = RUNNING["frames"]
+    predict(RUNNING["runner"], Squares(frames[:1] * 4), PredictSettings((size, size)))
+    found = predict(RUNNING["runner"], Squares(frames), PredictSettings((size, size)))
+    return [watch.seconds / len(frames) for watch in (found.prepare, found.infer, found.finish)]
+
+
+def exported(variant: Variant, options: argparse.Namespace, folder: Path) -> Path | None:
+    """Return the file of a variant, written unless it is there; None where that cannot be."""
+    backend, path = BACKENDS.get(variant.format), Path(options.weights)
+    if ("int8" in variant.options and not options.data) or not installed(*backend.packages):
+        return None
+    place = folder / "-".join((variant.format, *variant.options))
+    ready = next(iter(place.glob(f"*{backend.ending}")), None) if place.is_dir() else None
+    if ready is not None:
+        return ready
+    chosen = dict.fromkeys(variant.options, True) | ({"data": options.data} if options.data else {})
+    try:
+        return export.run(weights=[str(path)], include=[variant.format], output=str(place), **chosen)[0]
+    except UserError as error:
+        LOGGER.warning(f"{variant.name}: {error}")
+        return None
+
+
+def ways(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Way], dict[str, str]]:
     """Return what is compared, by name, and what INT8 costs in words; files are written below `folder`."""
     path = Path(options.weights)
-    found: dict[str, Runner] = {
-        PLAIN: PlainRunner(load_checkpoint(path).network),
-        OURS: BACKENDS.get("pytorch").open([path], CPU)[0],
-    }
+    found = {PLAIN: Way(path, "", False, options), OURS: Way(path, "pytorch", False, options)}
     costs: dict[str, str] = {}
     for variant in VARIANTS:
-        backend = BACKENDS.get(variant.format)
-        if ("int8" in variant.options and not options.data) or not installed(*backend.packages):
-            continue
-        place = folder / "-".join((variant.format, *variant.options))
-        ready = next(iter(place.glob(f"*{backend.ending}")), None) if place.is_dir() else None
+        ready = exported(variant, options, folder)
         if ready is None:
-            chosen = dict.fromkeys(variant.options, True) | ({"data": options.data} if options.data else {})
-            try:
-                (ready,) = export.run(weights=[str(path)], include=[variant.format], output=str(place), **chosen)
-            except UserError as error:
-                LOGGER.warning(f"{variant.name}: {error}")
-                continue
-        about = json.loads((place / f"{ready.name}.json").read_text(encoding="utf-8"))
+            continue
+        about = json.loads((ready.parent / f"{ready.name}.json").read_text(encoding="utf-8"))
         if "accuracy" in about:
             before, after = about["accuracy"]["before"], about["accuracy"]["after"]
             costs[variant.name] = ", ".join(f"{name} {before[name]:.4f} → {after[name]:.4f}" for name in after)
-        found[variant.name] = backend.open([ready], CPU, half=variant.half)[0]
+        found[variant.name] = Way(ready, variant.format, variant.half, options)
     return found, costs
+
+
+def measured(found: dict[str, Way], options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Return seconds per picture, by way and round, and the same of the three steps (rounds, 3)."""
+    parts: dict[str, list[list[float]]] = {name: [] for name in found}
+    spawn = multiprocessing.get_context("spawn")
+    with contextlib.ExitStack() as stack:  # threads that wait for work in one runtime must not slow the next
+        workers = {n: stack.enter_context(spawn.Pool(1, start, (way,))) for n, way in found.items()}
+
+        def action(name: str) -> Callable[[], float]:
+            def once() -> float:
+                parts[name].append(workers[name].apply(turn, (options.size,)))
+                return sum(parts[name][-1])
+
+            return once
+
+        times = turn_about({name: action(name) for name in found}, options.rounds, warm_up=WARM_UP)
+    return times, {name: np.array(rows[WARM_UP:]) for name, rows in parts.items()}
 
 
 def compare(options: argparse.Namespace) -> list[str]:
     """Return the lines of the report."""
-    frames = pictures(options.source, options.pictures, options.size)
+    count = len(pictures(options.source, options.pictures, options.size))
     with tempfile.TemporaryDirectory() as folder:
-        found, costs = runners(options, Path(options.files or folder))
-        parts: dict[str, dict[str, list[float]]] = {name: {} for name in found}
-
-        def action(name: str) -> Callable[[], float]:
-            return lambda: timed(found[name], frames, options.size, parts[name])
-
-        level = LOGGER.level
-        LOGGER.setLevel(logging.WARNING)  # a line per picture is of no use here
-        try:
-            times = turn_about({name: action(name) for name in found}, options.rounds, warm_up=WARM_UP)
-        finally:
-            LOGGER.setLevel(level)
+        found, costs = ways(options, Path(options.files or folder))
+        times, parts = measured(found, options)
     lines = [
-        f"{len(frames)} pictures of {options.size} x {options.size}, one at a time, {options.rounds} rounds turn "
-        "about; milliseconds per picture, medians (least to greatest); then how many times as fast as others",
+        f"{count} pictures of {options.size} x {options.size}, one at a time, {options.rounds} rounds turn about, each "
+        "runtime in a process of its own; milliseconds per picture, medians (least to greatest); then how many times "
+        "as fast as others",
         "",
         "| | in all | before | network | after | as plain PyTorch | as detect.py's PyTorch | as its fp32 |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, seconds in times.items():
         whole = spread([1000 * value for value in seconds]).text(1)
-        steps = " | ".join(f"{1000 * np.median(values[WARM_UP:]):.1f}" for values in parts[name].values())
+        steps = " | ".join(f"{1000 * value:.1f}" for value in np.median(parts[name], axis=0))
         own = ratios(times[BASE[name]], seconds).text() if BASE.get(name) in times else ""
         faster = f"{ratios(times[PLAIN], seconds).text()} | {ratios(times[OURS], seconds).text()} | {own}"
         lines.append(f"| {name} | {whole} | {steps} | {faster} |")
@@ -195,8 +236,6 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write if asked."""
     options = build_parser().parse_args(given(arguments))
-    if options.threads:
-        torch.set_num_threads(options.threads)
     text = report("Runtimes", NAME, given(arguments), compare(options), None)
     publish(text, NAME, options.write)
 

@@ -18,10 +18,10 @@ CPU = torch.device("cpu")
 CLASSES = ("ant", "bee", "cat")
 
 
-def lively(name: str | dict[str, Any], seed: int = 0) -> Network:
+def lively(name: str | dict[str, Any], names: tuple[str, ...] = CLASSES, spread: float = 0.5, seed: int = 0) -> Network:
     """Return a small network whose features follow the image and whose scores spread, so that boxes are found."""
     torch.manual_seed(seed)
-    network = build_network(read_architecture(name) if isinstance(name, str) else name, 3, CLASSES).train()
+    network = build_network(read_architecture(name) if isinstance(name, str) else name, len(names), names).train()
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.no_grad():
         for module in norms:
@@ -31,7 +31,7 @@ def lively(name: str | dict[str, Any], seed: int = 0) -> Network:
             module.momentum = 0.03
         for head in network.heads.values():
             for convolution in head.m if head.spec.strides else ():
-                nn.init.normal_(convolution.weight, std=0.5 / convolution.in_channels**0.5)
+                nn.init.normal_(convolution.weight, std=spread / convolution.in_channels**0.5)
                 convolution.bias.view(3, -1)[:, 4] += 5
                 convolution.bias.view(3, -1)[:, 5:8] += 1
     return network.eval().requires_grad_(False)

@@ -229,7 +229,7 @@ def test_a_file_that_differs_is_not_left_behind_unless_allowed(checkpoints, tmp_
         ({"half": True, "int8": True}, "one precision"),
         ({"agnostic_nms": True}, "without --nms"),
         ({"nms": True}, "not exported: torchscript"),
-        ({"batch_size": 0}, "at least 1"),
+        ({"batch_size": -1}, "at least 1"),
         ({"imgsz": [1, 2, 3]}, "one size, or height and width"),
         ({"train": True}, "decoded outputs"),
     ],

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.layers.fusion import being_exported
 from utils.core.contracts import HeadSpec, Raw
 
 OBJECTS_PER_IMAGE, IMAGE_PX = 8, 640  # what the initial objectness expects
@@ -26,6 +27,8 @@ def decode_level(raw: Tensor, anchors_px: Tensor, stride: int, num_classes: int)
     images do not fit fp16.
     """
     raw = as_full(raw)
+    if being_exported():
+        return _decode_in_channels(raw, anchors_px, stride, num_classes)
     height, width = raw.shape[2], raw.shape[3]
     rows = torch.arange(height, device=raw.device, dtype=raw.dtype).view(height, 1).expand(height, width)
     columns = torch.arange(width, device=raw.device, dtype=raw.dtype).view(1, width).expand(height, width)
@@ -37,6 +40,26 @@ def decode_level(raw: Tensor, anchors_px: Tensor, stride: int, num_classes: int)
     if raw.shape[4] > 5 + num_classes:  # some runtimes of exported files cannot join an empty tensor
         parts.append(raw[..., 5 + num_classes :])
     return torch.cat(parts, dim=-1).flatten(1, 3)
+
+
+def _decode_in_channels(raw: Tensor, anchors_px: Tensor, stride: int, num_classes: int) -> Tensor:
+    """Return the same numbers, in the order of steps that other runtimes are fast at.
+
+    They copy in blocks what is cut out of and joined along channels, and number by number what is cut out of columns.
+    """
+    columns = raw.permute(0, 1, 4, 2, 3)  # as the convolution has it: the two permutations go away in a graph
+    height, width = columns.shape[3], columns.shape[4]
+    rows = torch.arange(height, device=raw.device, dtype=raw.dtype).view(height, 1).expand(height, width)
+    across = torch.arange(width, device=raw.device, dtype=raw.dtype).view(1, width).expand(height, width)
+    cells_xy = torch.stack((across, rows)).flatten(1) - 0.5  # (2, H * W)
+    columns = columns.flatten(3)  # (B, A, columns, H * W)
+    values = columns[:, :, : 5 + num_classes].sigmoid()
+    centre = (values[:, :, :2] * 2 + cells_xy) * stride
+    size = (values[:, :, 2:4] * 2) ** 2 * anchors_px.to(raw.dtype)[:, :, None]
+    parts = [centre, size, values[:, :, 4:]]
+    if raw.shape[4] > 5 + num_classes:
+        parts.append(columns[:, :, 5 + num_classes :])
+    return torch.cat(parts, dim=2).transpose(2, 3).flatten(1, 2)
 
 
 class BoxHead(nn.Module):

@@ -15,7 +15,7 @@ def broadcast(x: Tensor, like: Tensor, mode: str = "nearest") -> Tensor:
     """Return `x` at the height and width of `like`; bilinear resizing joins corners to corners."""
     if x.shape[2:] == like.shape[2:]:
         return x
-    if x.shape[2] == x.shape[3] == 1:
+    if x.shape[2] == 1 and x.shape[3] == 1:  # not one with the other: an exported graph would keep the answer
         return x.expand(-1, -1, like.shape[2], like.shape[3])
     size = (like.shape[2], like.shape[3])
     if mode == "bilinear":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import Tensor
 from utils.backends import BACKENDS
 from utils.backends.exported import ExportedRunner, described, joined, require, warn_half
 from utils.backends.flat import ExportJob
-from utils.backends.onnx_graph import DEFAULT_OPSET, build, check_opset, describe, last_convolutions
+from utils.backends.onnx_graph import build
+from utils.backends.onnx_int8 import quantize
 from utils.core.contracts import Runner
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
@@ -38,7 +39,7 @@ class OnnxBackend:
         """Write one file with everything inside."""
         build(job, path)
         if job.description.precision == "int8":
-            _quantize(job, path)
+            quantize(job, path)
 
     @staticmethod
     def open(
@@ -58,6 +59,7 @@ def _session(path: Path, device: torch.device) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # the cores are torch's again afterwards
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda":
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
@@ -90,51 +92,3 @@ def _open(path: Path, device: torch.device) -> ExportedRunner:
     about = described(entries, shape, call, path)
     del wanted[len(about.outputs) :]  # YOLOv5's files may give more than is read
     return ExportedRunner(about, call, path)
-
-
-class _Reader:
-    """Calibration images in the form onnxruntime asks for."""
-
-    def __init__(self, images: Iterator[Tensor]) -> None:
-        self._images = images
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        image = next(self._images, None)
-        return None if image is None else {"images": image.numpy()}
-
-
-def _quantize(job: ExportJob, path: Path) -> None:
-    """Replace the file at `path` by one whose convolutions compute in INT8, except those next to the outputs.
-
-    Joining boxes and scores in one INT8 tensor would cost the scores (decisions.md): only convolutions are quantized.
-    """
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    require("onnxruntime", "--int8")
-    import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    if job.calibration is None:
-        raise ValueError("INT8 needs images to calibrate with")
-    prepared = path.with_suffix(".prepared.onnx")
-    try:
-        quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
-        spared = last_convolutions(onnx.load(str(prepared)), 1 + job.caution)
-        quantize_static(
-            str(prepared),
-            str(path),
-            _Reader(job.calibration()),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"],
-            per_channel=not job.per_tensor,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=spared,
-            calibrate_method=CalibrationMethod.MinMax,
-        )
-    finally:
-        prepared.unlink(missing_ok=True)
-    quantized = onnx.load(str(path))
-    check_opset(quantized, job.opset or DEFAULT_OPSET, "onnxruntime's quantization")
-    describe(quantized, job.description)
-    onnx.save(quantized, str(path))

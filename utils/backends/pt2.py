@@ -104,7 +104,10 @@ def _open(path: Path, device: torch.device) -> ExportedRunner:
     module = program.module()
 
     def call(images: Tensor) -> list[Tensor]:
-        return list(module(images.to(device)))
+        try:
+            return list(module(images.to(device)))
+        except AssertionError as error:  # one of the conditions that export found in the network
+            raise UserError(f"{path}: does not take images of {tuple(images.shape)} ({error})") from error
 
     return ExportedRunner(about, call, path)
 

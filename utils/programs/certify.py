@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from utils.datasets.generators.shapes import Settings, image_scene
 from utils.datasets.sources import open_source
 from utils.engine.evaluate import evaluate
 from utils.engine.parity import Limits, Looking, compare
+from utils.ops.crop import centre_square
 from utils.ops.letterbox import letterbox
 from utils.tasks.choice import task_of_heads
 
@@ -120,22 +121,19 @@ class Certifier:
         return load_data(self.data_text)
 
     def _split(self, split: str) -> Iterator[np.ndarray]:
-        if Path(self.data_text).is_dir():  # a folder of classes
-            places = [str(Path(self.data_text) / split / "**" / "*.*")]
-        else:
-            ensure(self.data)
-            data = self.data
-            places = [str(place) for place in (data.split if data.splits else data.semantic_split)(split)]
-        for place in places:
-            for group in open_source(place):
-                yield from (frame.image for frame in group)
+        ensure(self.data)
+        data = self.data
+        found = (data.split if data.splits else data.semantic_split)(split)
+        places = [one for place in found for one in _folders(place)] if data.format == "folders" else found
+        for groups in zip_longest(*(open_source(str(place)) for place in places)):  # a bit of every class
+            yield from (frame.image for group in groups if group for frame in group)
 
     def calibration(self, about: Description) -> Iterator[Tensor]:
         """Return what an INT8 file is calibrated with: training images in the form the file takes."""
         group: list[Tensor] = []
         images = islice(self._split("train"), CALIBRATION_IMAGES)
         for picture in progress(images, total=CALIBRATION_IMAGES, text="calibrating", unit="img"):
-            group.append(_fitted(picture, about.image_hw))
+            group.append(_fitted(picture, about))
             if len(group) == about.batch:
                 joined, group = torch.cat(group), []
                 yield as_bytes(joined, about.colors) if about.colors else as_floats(joined)
@@ -143,13 +141,13 @@ class Certifier:
     def _batches(self, job: ExportJob) -> Iterator[Tensor]:
         """Return (B, 3, H, W) uint8 images of the sizes the file takes."""
         about = job.description
-        whole = [_fitted(picture, about.image_hw) for picture in self.pictures]
+        whole = [_fitted(picture, about) for picture in self.pictures]
         if not about.dynamic:
             yield from torch.cat(whole).split(about.batch)
             return
         yield torch.cat(whole[:3])
         for picture in self.pictures[3:]:
-            yield _fitted(picture, about.image_hw, step=about.stride)
+            yield _fitted(picture, about, step=about.stride)
 
     def _loss(self, runner: Runner, job: ExportJob) -> dict[str, Any]:
         """Return the headline scores before and after, and the largest drop."""
@@ -185,6 +183,11 @@ def accuracy(runner: Runner, data: DataConfig, size: int, batch: int = 16, squar
     return {name: report.numbers[name] for name in wanted if name in report.numbers}
 
 
+def _folders(place: Path) -> list[Path]:
+    """Return the folders of a place that hold files."""
+    return sorted(one for one in place.iterdir() if one.is_dir() and any(part.is_file() for part in one.iterdir()))
+
+
 def _words(loss: dict[str, Any]) -> str:
     pairs = ", ".join(f"{name} {loss['before'][name]:.3f} -> {loss['after'][name]:.3f}" for name in loss["after"])
     return f"{pairs} on {Path(loss['data']).name}"
@@ -208,9 +211,15 @@ def _scaled(limits: Limits, slack: float) -> Limits:
     return Limits(pixels, faint, limits.scores * slack, limits.relative * slack, limits.matched, limits.classes * slack)
 
 
-def _fitted(picture: np.ndarray, image_hw: tuple[int, int], step: int | None = None) -> Tensor:
-    """Return (1, 3, H, W) uint8 RGB: the picture with a border; with `step` with as little of it as possible."""
-    boxed, _ = letterbox(picture, image_hw, auto=step is not None, stride=step or 32)
+def _fitted(picture: np.ndarray, about: Description, step: int | None = None) -> Tensor:
+    """Return (1, 3, H, W) uint8 RGB, as predictions fit it: with a border, with `step` as little of it as possible.
+
+    Networks that look at the middle of pictures get that.
+    """
+    if all(spec.fit == "centre" for spec in about.specs.values()):
+        boxed, _ = centre_square(picture, about.image_hw)
+    else:
+        boxed, _ = letterbox(picture, about.image_hw, auto=step is not None, stride=step or 32)
     return torch.from_numpy(np.ascontiguousarray(boxed[:, :, ::-1].transpose(2, 0, 1)))[None]
 
 
