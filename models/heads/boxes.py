@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.layers.fusion import being_exported
+from models.layers.common import being_exported
 from utils.core.contracts import HeadSpec, Raw
 
 OBJECTS_PER_IMAGE, IMAGE_PX = 8, 640  # what the initial objectness expects

@@ -88,7 +88,7 @@ def _terms_of(run: Run) -> list[str]:
 
 
 def _columns(run: Run) -> dict[str, str]:
-    """Return results.csv's columns by the names of the numbers: the task's, and terms of losses that are switched on."""
+    """Return results.csv's columns by the names of the numbers: the task's, and loss terms that are switched on."""
     terms = [(head, term) for head, loss in run.losses.items() for term in getattr(loss, "extra_terms", ())]
     extra = {f"{part}/{term}_loss": f"{part}/{head}/{term}" for part in ("train", "val") for head, term in terms}
     return {**run.task.columns, **extra}
