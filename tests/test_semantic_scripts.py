@@ -81,8 +81,10 @@ def test_masks_of_objects_and_pixels_are_learned_together(data, tmp_path):
     assert 0 < found["semantic/pixel_accuracy"] < 1 and "segment/mask_map50" in found
     assert "7 classes of segment, 8 classes of semantic" in text and "seg_loss   dice_loss" in text
     row = next(csv.DictReader((tmp_path / "run" / "results.csv").read_text().splitlines(), skipinitialspace=True))
-    dice = {name.strip(): float(value) for name, value in row.items() if name.strip().endswith("/dice_loss")}
-    assert set(dice) == {"train/dice_loss", "val/dice_loss"} and all(0 < value < 1 for value in dice.values())
+    losses = {name.strip(): float(value) for name, value in row.items() if name.strip().endswith("_loss")}
+    kinds = ("box", "seg", "obj", "cls", "semantic_seg", "dice")
+    assert set(losses) == {f"{part}/{kind}_loss" for part in ("train", "val") for kind in kinds}
+    assert all(value > 0 for value in losses.values()) and losses["train/seg_loss"] != losses["train/semantic_seg_loss"]
 
 
 def test_careful_scoring_takes_sizes_mirrors_and_windows(both, data, tmp_path):

@@ -47,11 +47,19 @@ def joined(boxes: Task, pixels: Task) -> Task:
         heads=(*boxes.heads, *pixels.heads),
         headline=weights | dict.fromkeys(pixels.headline, SEMANTIC_WEIGHT),
         load=load,
-        columns={**boxes.columns, **pixels.columns},
+        columns={**boxes.columns, **_beside(pixels.columns, boxes.columns)},
         draw_scores=draw_scores,
         seldom=pixels.heads,
         gains=gains,
     )
+
+
+def _beside(columns: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str]:
+    """Return columns of which none is called like another task's: masks of objects have a `seg_loss`, too."""
+    return {
+        name if others.get(name, number) == number else name.replace("/", "/semantic_", 1): number
+        for name, number in columns.items()
+    }
 
 
 def _load(request: LoadRequest, boxes: Task, pixels: Task) -> Loader:
