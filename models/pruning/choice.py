@@ -12,10 +12,9 @@ from torch.func import functional_call
 
 from models.network import Network
 from models.pruning.coupling import OUT, Group, is_depthwise
+from models.summary import OPERATIONS_PER_NORMALISED, count_operations
 from models.widths import attributes_of, width_of
 from utils.core.errors import UserError
-
-PER_NORMALISED = 8  # operations, as in models.summary
 
 Count = Callable[[float, float], float]
 
@@ -42,7 +41,9 @@ class Costs:
             name: [float(width_of(module, out)) for out in (False, True)] for name, module in self.modules.items()
         }
         self._per_pair = dict.fromkeys(self.modules, 0.0)
+        self._rest = 0.0
         self._measure(network, size_hw)
+        self._rest = max(count_operations(network, size_hw) - self.total, 0.0)  # of attention: it stays
 
     def _measure(self, network: Network, size_hw: tuple[int, int]) -> None:
         names = {module: name for name, module in self.modules.items()}
@@ -73,8 +74,8 @@ class Costs:
 
     @property
     def total(self) -> float:
-        """Return the operations of all modules."""
-        return sum(self.of(name) for name in self.modules)
+        """Return the operations of the whole network."""
+        return self._rest + sum(self.of(name) for name in self.modules)
 
     def saved(self, group: Group, share: float) -> float:
         """Return what is saved if the share of a group's channels goes; nothing changes."""
@@ -95,7 +96,7 @@ class Costs:
 def _per_pixel(module: nn.Module) -> float:
     """Return the operations for each pixel and pair of an input and an output channel."""
     if isinstance(module, nn.BatchNorm2d):
-        return PER_NORMALISED
+        return OPERATIONS_PER_NORMALISED
     if isinstance(module, nn.Linear):
         return 2
     assert isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))

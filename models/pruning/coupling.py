@@ -18,6 +18,7 @@ from models.widths import attributes_of, width_of
 from utils.core.errors import UserError
 
 PROBE_PX = 256
+_FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 OUT, IN = "out", "in"
 Place = tuple[str, str, int]  # module, side, number of the channel
 
@@ -72,7 +73,11 @@ def find_coupling(network: Network) -> Coupling:
     ties = _Ties()
     for module, name in names.items():
         if module in graph.module2node and isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-            whole = ties.follow(graph, module, name, names)
+            try:
+                whole = ties.follow(graph, module, name, names)
+            except _FAULTS as error:
+                what = f"{network.architecture['name']}: torch-pruning cannot follow the channels of {name}"
+                raise UserError(f"{what} ({error})") from error
             fixed |= set() if whole else {name}
     groups = ties.groups(fixed, _whole(traced))
     if not groups:
@@ -89,7 +94,7 @@ def _graph(torch_pruning: Any, traced: Network) -> Any:
             return torch_pruning.DependencyGraph().build_dependency(
                 traced, images, forward_fn=_in_training, output_transform=_tensors, verbose=False
             )
-        except (AttributeError, AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except _FAULTS as error:
             name = traced.architecture["name"]
             raise UserError(f"{name}: torch-pruning cannot follow its channels ({error})") from error
 

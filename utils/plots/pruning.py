@@ -46,14 +46,9 @@ def _points(axes: Any, rows: Sequence[Mapping[str, Any]], values: Sequence[float
         first = row is rows[0]
         share = "" if first else f"\n{x / values[0]:.0%}"
         axes.annotate(
-            f"{row['network']} {y:.3f}{share}",
-            (x, y),
-            textcoords="offset points",
-            xytext=(6, 8) if first else (-8, -8),
-            fontsize=9,
-            ha="right",
-            va="bottom" if first else "top",
-        )
+            f"{row['network']} {y:.3f}{share}", (x, y), textcoords="offset points", fontsize=9, ha="right",
+            xytext=(6, 8) if first else (-8, -8), va="bottom" if first else "top",
+        )  # fmt: skip
     axes.set_xlim(0, 1.12 * max(values))
     axes.set_ylim(0, 1.15 * max(*scores, 1e-6))
     axes.set_ylabel(name)
