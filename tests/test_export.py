@@ -303,7 +303,7 @@ def test_integers_are_for_convolutions_away_from_the_outputs(name, checkpoints, 
     accuracy = json.loads((path.parent / f"{path.name}.json").read_text())["accuracy"]
     assert accuracy["drop"] == accuracy["before"]["detect/map50_95"] - accuracy["after"]["detect/map50_95"]
 
-    def accuracy(task, runner, *rest, **more):
+    def accuracy(runner, *rest, **more):
         return {"x": 0.9 if isinstance(runner, NetworkRunner) else 0.5}
 
     monkeypatch.setattr("utils.programs.certify.accuracy", accuracy)

@@ -281,8 +281,8 @@ def _kept_scores(tail: _Tail, boxes: str, scores: str, classes: str, num_classes
 # INT8
 
 
-def last_convolutions(model: Any, depth: int) -> list[str]:
-    """Return the names of the convolutions next to the outputs, `depth` of them one behind the other on every way."""
+def tail(model: Any, depth: int) -> list[str]:
+    """Return the names of the nodes from the outputs back to the `depth`-th convolution on every way, all included."""
     makers = {name: node for node in model.graph.node for name in node.output}
     found: dict[str, None] = {}
     ends: Sequence[str] = [value.name for value in model.graph.output]
@@ -296,8 +296,8 @@ def last_convolutions(model: Any, depth: int) -> list[str]:
                 continue
             seen.add(name)
             node = makers[name]
+            found[node.name] = None
             if node.op_type in ("Conv", "Gemm", "MatMul"):
-                found[node.name] = None
                 starts.append(node.input[0])
             else:
                 waiting.extend(node.input)

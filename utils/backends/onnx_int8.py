@@ -13,9 +13,10 @@ from torch import Tensor
 
 from utils.backends.exported import require
 from utils.backends.flat import ExportJob
-from utils.backends.onnx_graph import DEFAULT_OPSET, check_opset, describe, last_convolutions
+from utils.backends.onnx_graph import DEFAULT_OPSET, check_opset, describe, tail
 from utils.core.errors import UserError
 
+KINDS = ("Conv",)
 LEAST_OPSET = 13
 LEAST = -6.0  # below it SiLU gives nearly nothing (-0.015): no steps of the scale are spent there
 
@@ -64,8 +65,8 @@ def quantize(job: ExportJob, path: Path) -> None:
         activation_qType=QuantType.QUInt8,
         tensors_range=ranges,
         nodes_to_quantize=[],
-        nodes_to_exclude=last_convolutions(model, 1 + job.caution),
-        op_types_to_quantize=["Conv"],
+        nodes_to_exclude=tail(model, 1 + job.caution),
+        op_types_to_quantize=list(KINDS),
         extra_options={},
     )
     quantizer.quantize_model()
@@ -85,7 +86,7 @@ def _ranges(model: Path, images: Iterator[Tensor], place: Path) -> Any:
 
     calibrator = create_calibrator(
         model,
-        ["Conv"],
+        list(KINDS),
         augmented_model_path=str(place),
         calibrate_method=CalibrationMethod.MinMax,
         extra_options={"moving_average": True},

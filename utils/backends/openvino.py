@@ -131,7 +131,9 @@ def _open(path: Path, half: bool) -> ExportedRunner:
     try:
         model = core.read_model(str(files[0]))
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        if not half:  # bf16 is what it takes by itself where the CPU can (decisions.md)
+        about = from_json(str(model.get_rt_info([KEY]).value), path) if model.has_rt_info([KEY]) else None
+        if not half and (about is None or about.precision != "int8"):
+            # bf16 is what it takes by itself where the CPU can (decisions.md); beside 8-bit integers it may
             settings["INFERENCE_PRECISION_HINT"] = "f32"
         prepared = _Prepared(model, partial(core.compile_model, device_name="CPU", config=settings))
     except RuntimeError as error:
@@ -143,9 +145,7 @@ def _open(path: Path, half: bool) -> ExportedRunner:
         request.infer([images.detach().cpu().numpy()], share_inputs=True, share_outputs=True)
         return [torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in range(len(model.outputs))]
 
-    if model.has_rt_info([KEY]):
-        return ExportedRunner(from_json(str(model.get_rt_info([KEY]).value), path), call, path)
-    return ExportedRunner(from_yolov5(_foreign(model, files[0], call), path), call, path)
+    return ExportedRunner(about or from_yolov5(_foreign(model, files[0], call), path), call, path)
 
 
 class _Prepared:
