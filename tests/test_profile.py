@@ -38,7 +38,7 @@ def test_the_table_of_a_training_has_every_phase_and_adds_up(profiled):
     rows = {row["phase"]: row for row in found["phases"]}
     assert [*rows] == [*PHASES, "other"] and found["steps"] == 12
     assert {rows[name]["calls"] for name in ("transfer", "forward", "loss", "backward")} == {12}
-    assert rows["validation"]["calls"] == 3 and rows["optimizer"]["calls"] == rows["ema"]["calls"] <= 12
+    assert rows["validation"]["calls"] == 4 and rows["optimizer"]["calls"] == rows["ema"]["calls"] <= 12
     assert sum(row["share"] for row in rows.values()) == pytest.approx(1, abs=0.01)
     assert rows["backward"]["seconds"] > rows["transfer"]["seconds"]
     table = (folder / "profile.txt").read_text()

@@ -173,7 +173,8 @@ def _finish_epoch(run: Run, numbers: dict[str, float], report: Report | None) ->
     if reason := run.loggers.stop_wanted():
         LOGGER.info(f"stopping after epoch {epoch + 1}: {reason}")
         stop = True
-    _keep(run, epoch, best, last=stop or state.epoch == settings.epochs)
+    with run.phase("checkpoint"):
+        _keep(run, epoch, best, last=stop or state.epoch == settings.epochs)
     return stop
 
 
@@ -217,7 +218,8 @@ def _conclude(run: Run) -> dict[str, float]:
     LOGGER.info(f"scoring {best}")
     pictures = BatchPictures(run.task, run.folder, run.data, enabled=not run.settings.noplots)
     runner = NetworkRunner(network, run.device)
-    report = evaluate(runner, run.val_loader, run.eval_settings(), run.device, run.losses, on_batch=pictures)
+    with run.phase("validation"):
+        report = evaluate(runner, run.val_loader, run.eval_settings(), run.device, run.losses, on_batch=pictures)
     for scores in report.scores.values():
         LOGGER.info(table(scores, verbose=run.settings.verbose or run.data.num_classes < MANY_CLASSES))
     if line := coco_line(report.numbers):

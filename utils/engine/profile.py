@@ -18,7 +18,7 @@ from utils.core.files import atomic_path, write_text
 from utils.core.log import LOGGER
 from utils.core.timing import Stopwatch
 
-PHASES = ("data", "transfer", "forward", "loss", "backward", "optimizer", "ema", "validation")
+PHASES = ("data", "transfer", "forward", "loss", "backward", "optimizer", "ema", "validation", "checkpoint", "trace")
 UNTRACED, TRACED = 2, 5  # steps: the first ones are not like the others
 TRACE, TABLE = "profile_trace.json.gz", "profile"
 
@@ -55,7 +55,12 @@ class Profile:
             self._next_step()
         if name == "validation":
             self._close_trace()
-        with torch.profiler.record_function(name), self._watches[name]:
+        with torch.profiler.record_function(name), self._timed(name):
+            yield
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        with self._watches[name]:
             yield
         self._seconds[name].append(self._watches[name].last)
 
@@ -66,8 +71,9 @@ class Profile:
             kinds = [torch.profiler.ProfilerActivity.CPU]
             if self._device.type == "cuda":
                 kinds.append(torch.profiler.ProfilerActivity.CUDA)
-            self._trace = torch.profiler.profile(activities=kinds)
-            self._trace.start()
+            with self._timed("trace"):
+                self._trace = torch.profiler.profile(activities=kinds)
+                self._trace.start()
         elif self._steps == UNTRACED + TRACED:
             self._close_trace()
         self._steps += 1
@@ -76,9 +82,9 @@ class Profile:
         if self._trace is None:
             return
         trace, self._trace = self._trace, None
-        trace.stop()
         path = self._folder / TRACE
-        with atomic_path(path) as temporary:
+        with self._timed("trace"), atomic_path(path) as temporary:
+            trace.stop()
             trace.export_chrome_trace(str(temporary))
         LOGGER.info(f"trace of some steps: {path} (chrome://tracing or ui.perfetto.dev show it)")
 

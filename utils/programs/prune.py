@@ -22,7 +22,11 @@ if TYPE_CHECKING:  # what needs torch is imported after parsing, so that --help 
     from utils.programs.prune_data import Judge
 
 CRITERIA = ("taylor", "l1", "l2", "bn")
-HYPS = {"classify": "hyp.classify.yaml", "semantic": "hyp.semantic-finetune.yaml"}  # else hyp.scratch-low.yaml
+TRAINING = {  # hyper-parameters and optimizer by the main head; the others have the first
+    "": ("hyp.prune.yaml", "Adam"),
+    "classify": ("hyp.classify.yaml", "Adam"),
+    "semantic": ("hyp.semantic-finetune.yaml", "SGD"),
+}
 TRIES = 7  # halvings on the way to a latency
 
 
@@ -242,12 +246,13 @@ class _Pruning:
         from utils.tasks.choice import task_for
 
         options, name = self.options, self.checkpoint.task
+        hyp, optimizer = TRAINING.get(name, TRAINING[""])
         settings = TrainSettings(
             weights=str(self.folder / "pruned.pt"), data=self.judge.data_text, epochs=options.epochs,
-            hyp=options.hyp or HYPS.get(name, TrainSettings.hyp), imgsz=(self.judge.size,), lr0=options.lr0,
+            hyp=options.hyp or hyp, imgsz=(self.judge.size,), lr0=options.lr0,
             batch_size=options.batch_size, workers=options.workers, seed=options.seed, device=options.device,
             noplots=options.noplots, noautoanchor=True, project=str(self.folder), name="finetune", exist_ok=True,
-            optimizer="Adam" if name == "classify" else "SGD", allow_label_faults=True,
+            optimizer=optimizer, cos_lr=True, allow_label_faults=True,
         )  # fmt: skip
         fit(partial(task_for, name, settings), settings, ())
         best = self.folder / "finetune" / "weights" / "best.pt"
