@@ -1,4 +1,4 @@
-"""ONNX files whose convolutions compute in 8-bit integers, for onnxruntime."""
+"""ONNX files that compute in 8-bit integers, for onnxruntime."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils.backends.flat import ExportJob
 from utils.backends.onnx_graph import DEFAULT_OPSET, check_opset, describe, tail
 from utils.core.errors import UserError
 
-KINDS = ("Conv",)
+KINDS = ("Conv", "Sigmoid", "Mul", "MaxPool", "Resize")  # residual sums (Add) would cost the scores
 LEAST_OPSET = 13
 LEAST = -6.0  # below it SiLU gives nearly nothing (-0.015): no steps of the scale are spent there
 
@@ -33,9 +33,9 @@ class _Reader:
 
 
 def quantize(job: ExportJob, path: Path) -> None:
-    """Replace the file at `path` by one whose convolutions compute in INT8, except those next to the outputs.
+    """Replace the file at `path` by one whose convolutions and activations compute in INT8.
 
-    Joining boxes and scores in one INT8 tensor would cost the scores (decisions.md): only convolutions are quantized.
+    Not from the last convolutions on: joining boxes and scores in one INT8 tensor would cost the scores (decisions.md).
     """
     opset = job.opset or DEFAULT_OPSET
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"

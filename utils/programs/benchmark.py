@@ -148,7 +148,7 @@ def _measure(
 
     images = torch.randint(0, 256, (options.batch_size, 3, size, size), dtype=torch.uint8)
     actions = {name: partial(runner.run, images) for name, runner in runners.items()}
-    seconds = in_turns(actions, options.runs, target=device)
+    seconds = in_turns(actions, options.runs, target=device, twice=True)
     for row in rows:
         if times := seconds.get(row.format):
             row.milliseconds = 1000 * statistics.median(times) / options.batch_size
