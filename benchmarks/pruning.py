@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> float:
         cells = [f"{parameters:.2f}", f"{gflops:.2f}", f"{megabytes[index]:.1f}", spread(found[str(index)]).text()]
         if options.data:
             runner = NetworkRunner(fuse(network).eval(), device)
-            scores = accuracy(checkpoint.task, runner, load_data(options.data), size)
+            scores = accuracy(runner, load_data(options.data), size)
             cells.append(", ".join(f"{name.rpartition('/')[2]} {value:.3f}" for name, value in scores.items()))
         rows.append(f"| {'before' if index == 0 else 'after'} | {' | '.join(cells)} |")
     faster = ratios(found["0"], found["1"])

@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from utils.core.errors import UserError
@@ -25,6 +24,8 @@ def write_pictures(kind: str, folder: Path, names: Sequence[str]) -> None:
 
     `names` are the folders of the classes by their numbers in the arrays.
     """
+    import cv2  # here, so that --help of the programs that may come here answers at once
+
     if bad := [name for name in names if "/" in name or "\\" in name or name in ("", ".", "..")]:
         raise UserError(f"{bad[0]!r} cannot be the name of a folder; give `label_names:`")
     _compare(folder / _NAMES.get(kind, "no names"), names)
