@@ -96,6 +96,10 @@ class Running:
         lines = self.ask("GET", "/metrics")[2].decode().splitlines()
         return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name} ")), float("nan"))
 
+    def files(self):
+        """Return the files that the process left (importing torchvision makes an empty folder for temporary files)."""
+        return sorted(path for path in self.folder.rglob("*") if not path.is_dir())
+
     def stop(self, number=signal.SIGTERM, seconds=30):
         """Send a signal; return the status the process left with, and what it had written to the console."""
         self.process.send_signal(number)

@@ -34,7 +34,7 @@ def service(weights, tmp_path_factory):
         yield service
         status, said = service.stop()
         assert status == 0 and "Traceback" not in said, said[-4000:]
-        assert list(service.folder.iterdir()) == []
+        assert service.files() == []
 
 
 @pytest.fixture(autouse=True)

@@ -51,7 +51,7 @@ def test_sigterm_lets_requests_finish_and_leaves_with_zero(weights, tmp_path):
         thread.join(20)
         assert answers == [(200, 3)]
         assert status == 0 and "Traceback" not in said
-        assert list(service.folder.iterdir()) == []
+        assert service.files() == []
 
 
 def test_a_taken_port_and_missing_weights_are_one_line(weights):
