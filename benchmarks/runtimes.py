@@ -84,8 +84,13 @@ VARIANTS = (
     Variant("TorchScript", "torchscript"),
     Variant("onnxruntime INT8", "onnx", ("int8",)),
     Variant("OpenVINO INT8", "openvino", ("int8",)),
+    Variant("OpenVINO INT8, one size", "openvino", ("int8", "static")),
 )
-BASE = {"onnxruntime INT8": "onnxruntime", "OpenVINO INT8": "OpenVINO"}
+BASE = {
+    "onnxruntime INT8": "onnxruntime",
+    "OpenVINO INT8": "OpenVINO",
+    "OpenVINO INT8, one size": "OpenVINO, one size",
+}
 
 
 class Squares:
