@@ -100,11 +100,11 @@ def test_drawing_that_was_interrupted_begins_again_and_ends_whole(server, tmp_pa
             raise KeyboardInterrupt
         return encode(*given)
 
-    monkeypatch.setattr(arrays.cv2, "imencode", stop)
+    monkeypatch.setattr(cv2, "imencode", stop)
     with pytest.raises(KeyboardInterrupt):
         provide(path, download=True)
     assert not (tmp_path / "set").exists()
-    monkeypatch.setattr(arrays.cv2, "imencode", encode)
+    monkeypatch.setattr(cv2, "imencode", encode)
     provide(path, download=True)
     assert len(everything(tmp_path / "set")) == 30 and len(server.asked) == 4
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["set", "set.yaml"]
