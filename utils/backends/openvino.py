@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from utils.backends import BACKENDS
-from utils.backends.description import KEY, Foreign, from_json, from_yolov5
-from utils.backends.exported import ExportedRunner, joined, require
+from utils.backends.description import KEY, Description, from_json
+from utils.backends.exported import ExportedRunner, described, joined, require
 from utils.backends.flat import ExportJob
 from utils.backends.onnx_graph import build
 from utils.core.contracts import Runner
@@ -145,7 +145,7 @@ def _open(path: Path, half: bool) -> ExportedRunner:
         request.infer([images.detach().cpu().numpy()], share_inputs=True, share_outputs=True)
         return [torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in range(len(model.outputs))]
 
-    return ExportedRunner(about or from_yolov5(_foreign(model, files[0], call), path), call, path)
+    return ExportedRunner(about or _foreign(model, files[0], call), call, path)
 
 
 class _Prepared:
@@ -169,11 +169,10 @@ class _Prepared:
         return self._own.get(shape, self._general)
 
 
-def _foreign(model: Any, xml: Path, call: Any) -> Foreign:
-    """Return what can be seen of a folder that YOLOv5 wrote: stride and names are in a YAML beside the graph."""
+def _foreign(model: Any, xml: Path, call: Any) -> Description:
+    """Return the description of a folder that YOLOv5 wrote: stride and names are in a YAML beside the graph."""
     beside = xml.with_suffix(".yaml")
     entries = {key: str(value) for key, value in read_yaml(beside).items()} if beside.is_file() else {}
     sides = model.inputs[0].get_partial_shape()
     shape = tuple(side.get_length() if side.is_static else -1 for side in sides)
-    trial = [side if side > 0 else default for side, default in zip(shape, (1, 3, 640, 640), strict=True)]
-    return Foreign(entries, shape, tuple(tuple(out.shape) for out in call(torch.zeros(trial))))
+    return described(entries, shape, call, xml)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from utils.backends import BACKENDS
-from utils.backends.description import KEY, Description, Foreign, from_json, from_yolov5
-from utils.backends.exported import ExportedRunner, joined, warn_half
+from utils.backends.description import KEY, Description, from_json
+from utils.backends.exported import ExportedRunner, described, joined, warn_half
 from utils.backends.flat import ExportJob
 from utils.core.contracts import Runner
 from utils.core.errors import UserError
@@ -93,5 +93,4 @@ def _foreign(text: str, call: Any, path: Path) -> Description:
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path}: says neither its classes nor its stride; export it again with export.py") from error
     with torch.inference_mode():
-        outputs = call(torch.zeros(shape))
-    return from_yolov5(Foreign(entries, shape, tuple(tuple(out.shape) for out in outputs)), path)
+        return described(entries, shape, call, path)
