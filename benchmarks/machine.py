@@ -11,12 +11,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from utils.core.device import usable_cpus
 from utils.core.files import ROOT, write_text
 
+Value = TypeVar("Value")
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -42,12 +44,12 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
 
-def turn_about(actions: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+def turn_about(actions: Mapping[str, Callable[[], Value]], rounds: int, warm_up: int = 1) -> dict[str, list[Value]]:
     """Call every action once a round, each round in the opposite order; return what they gave after the warm-up.
 
     What drifts with the machine then falls on all of them alike: compare the values of one round.
     """
-    found: dict[str, list[float]] = {name: [] for name in actions}
+    found: dict[str, list[Value]] = {name: [] for name in actions}
     for number in range(warm_up + rounds):
         order = list(actions) if number % 2 == 0 else list(reversed(actions))
         for name in order:

@@ -11,7 +11,7 @@ from models.heads.semantic import SemanticHead, semantic_row
 from models.layers.coarse import pointwise
 from models.layers.common import Conv
 from models.layers.context import ASPP
-from models.layers.fusion import FFM
+from models.layers.fusion import FFM, classified
 from models.layers.winograd import WideConv
 from models.plan import HEADS, Plan, Row
 from utils.core.contracts import Raw
@@ -48,4 +48,4 @@ class SegMaskLab(SemanticHead):
         parts: Any = self.decoder
         fusion, refine, classify = parts
         joined = pointwise(fusion.convblk, [self.detail(features[0]), self.encoder(features[1])])
-        return {"logits": classify(refine(fusion.weighed(joined)))}
+        return {"logits": classified(classify, refine(joined, factors=fusion.factors(joined)))}

@@ -36,7 +36,7 @@ def _with_resized(total: Tensor, part: Tensor) -> Tensor:
     if total.shape[2:] == part.shape[2:] or not _can_add(total):
         return total + broadcast(part, total, "bilinear")
     down, along = (
-        resizing(small, large).to(total) for small, large in zip(part.shape[2:], total.shape[2:], strict=True)
+        resizing(small, large, total.dtype) for small, large in zip(part.shape[2:], total.shape[2:], strict=True)
     )
     wide = torch.matmul(along, part.permute(0, 2, 3, 1))  # (B, h, W, c)
     return _added(total, down, wide.flatten(2))
@@ -47,7 +47,7 @@ def with_levels(block: WideConv, x: Tensor, levels: Sequence[Tensor]) -> Tensor:
     if not on_cpu(x):
         return block(torch.cat([x, *(broadcast(level, x, "bilinear") for level in levels)], dim=1))
     _, *others = block.conv.weight.split([x.shape[1], *(level.shape[1] for level in levels)], dim=1)
-    return block.finish(_with_resized_after(block.convolve(x), levels, others))
+    return block.finish(_with_resized_after(block.convolve_first(x), levels, others))
 
 
 def _with_resized_after(total: Tensor, levels: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
@@ -59,8 +59,8 @@ def _with_resized_after(total: Tensor, levels: Sequence[Tensor], weights: Sequen
         taps = weight.permute(2, 3, 0, 1).reshape(9 * out_channels, -1, 1, 1)
         tapped = functional.conv2d(level, taps).view(batch, 3, 3, out_channels, h, w)
         tapped = tapped.permute(0, 1, 4, 2, 5, 3).reshape(batch, 3 * h, 3 * w, out_channels)
-        parts.append(torch.matmul(shifted(w, width).to(tapped), tapped))  # (B, 3h, W, c2)
-        columns.append(shifted(h, height).to(tapped))
+        parts.append(torch.matmul(shifted(w, width, tapped.dtype), tapped))  # (B, 3h, W, c2)
+        columns.append(shifted(h, height, tapped.dtype))
     stacked = torch.cat(parts, dim=1).flatten(2)  # (B, sum of 3h, W * c2)
     if _can_add(total):
         return _added(total, torch.cat(columns, dim=1), stacked)
@@ -81,17 +81,18 @@ def _added(total: Tensor, down: Tensor, wide: Tensor) -> Tensor:
     return total
 
 
-@lru_cache(maxsize=64)
-def resizing(length: int, resized: int) -> Tensor:
-    """Return (resized, length) float64: bilinear resizing, corners on corners, as a product."""
+@lru_cache(maxsize=128)
+def resizing(length: int, resized: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return (resized, length): bilinear resizing, corners on corners, as a product."""
     with torch.inference_mode(False):  # what is kept from inference must serve in training
         eye = torch.eye(length, dtype=torch.float64).unsqueeze(0)
-        return functional.interpolate(eye, size=resized, mode="linear", align_corners=True)[0].t().contiguous()
+        found = functional.interpolate(eye, size=resized, mode="linear", align_corners=True)[0].t()
+        return found.to(dtype).contiguous()
 
 
-@lru_cache(maxsize=64)
-def shifted(length: int, resized: int) -> Tensor:
-    """Return (resized, 3 * length) float64: resizing, and then shifting by -1, 0 and 1; zero outside."""
+@lru_cache(maxsize=128)
+def shifted(length: int, resized: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return (resized, 3 * length): resizing, and then shifting by -1, 0 and 1; zero outside."""
     with torch.inference_mode(False):
-        padded = functional.pad(resizing(length, resized), (0, 0, 1, 1))  # (resized + 2, length)
+        padded = functional.pad(resizing(length, resized, dtype), (0, 0, 1, 1))  # (resized + 2, length)
         return torch.cat([padded[tap : tap + resized] for tap in range(3)], dim=1)

@@ -52,6 +52,11 @@ class Conv(nn.Module):
         """Take (B, c1, H, W), return (B, c2, H/s, W/s)."""
         return self.finish(self.conv(x))
 
+    @property
+    def is_folded(self) -> bool:
+        """Tell whether nothing but SiLU follows the convolution."""
+        return type(self.bn) is nn.Identity and type(self.act) is nn.SiLU
+
     def finish(self, x: Tensor) -> Tensor:
         """Return what becomes of the convolution's output (B, c2, H, W); it may be overwritten."""
         return activated(self.act, self.bn(x))

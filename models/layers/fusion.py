@@ -53,20 +53,35 @@ class FFM(nn.Module):
         joined = features if isinstance(features, Tensor) else torch.cat(features, dim=1)
         return self.weighed(self.convblk(joined))
 
+    def factors(self, x: Tensor) -> Tensor:
+        """Take (B, c2, H, W), return one plus its channel weights, (B, c2, 1, 1)."""
+        return 1 + self.channel_attention(x)
+
     def weighed(self, x: Tensor) -> Tensor:
-        """Take (B, c2, H, W), return it times one plus its channel weights; without gradients it is overwritten."""
-        factors = 1 + self.channel_attention(x)
+        """Take (B, c2, H, W), return it times its `factors`; without gradients it is overwritten."""
+        factors = self.factors(x)
         return x.mul_(factors) if on_cpu(x) and not torch.is_grad_enabled() else x * factors
 
     def classified(self, x: Tensor, classify: nn.Conv2d) -> Tensor:
         """Return what a 1x1 convolution makes of the `weighed` map; outside training its weights take the factors."""
         if self.training or not on_cpu(x):
             return classify(self.weighed(x))
-        factors = 1 + self.channel_attention(x)  # (B, c2, 1, 1)
-        weights = classify.weight[:, :, 0, 0] * factors[:, None, :, 0, 0]  # (B, C, c2)
-        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H * W, c2), no copy in channels-last memory
-        logits = torch.matmul(pixels, weights.transpose(1, 2)).unflatten(1, (x.shape[2], x.shape[3]))
-        return (logits if classify.bias is None else logits + classify.bias).permute(0, 3, 1, 2)
+        return classified(classify, x, self.factors(x))
+
+
+def classified(classify: nn.Conv2d, x: Tensor, factors: Tensor | None = None) -> Tensor:
+    """Return what a 1x1 convolution to a few classes makes of (B, c, H, W) times `factors` (B, c, 1, 1), if any.
+
+    Outside training on CPUs as a product, which for so few channels is faster.
+    """
+    if classify.training or not on_cpu(x):
+        return classify(x if factors is None else x * factors)
+    weights = classify.weight[None, :, :, 0, 0]  # (1, C, c)
+    if factors is not None:
+        weights = weights * factors[:, None, :, 0, 0]
+    pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H * W, c), no copy in channels-last memory
+    logits = torch.matmul(pixels, weights.transpose(1, 2)).unflatten(1, (x.shape[2], x.shape[3]))
+    return (logits if classify.bias is None else logits + classify.bias).permute(0, 3, 1, 2)
 
 
 @LAYERS.register("ARM")

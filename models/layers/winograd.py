@@ -7,6 +7,7 @@ differ from the plain way by about 1e-5 of their size. Wide convolutions over la
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +28,15 @@ _KERNEL = (
     (1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1),
 )  # fmt: skip
 _OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
+_ONES = 7  # the product, second in both directions, that becomes part of all 16 outputs just as it is
 
 
+@lru_cache(maxsize=3)
 def _squared(rows: tuple[tuple[float, ...], ...]) -> Tensor:
     """Return the transform of both directions at once."""
-    one = torch.tensor(rows, dtype=torch.float32)
-    return torch.kron(one, one)
+    with torch.inference_mode(False):  # what is kept from inference must serve elsewhere
+        one = torch.tensor(rows, dtype=torch.float32)
+        return torch.kron(one, one)
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
@@ -51,10 +55,13 @@ def transformed(weight: Tensor) -> Tensor:
     return (kernel @ flat).view(36, weight.shape[1], weight.shape[0])
 
 
-def convolved(maps: Sequence[Tensor], kernel: Tensor, bias: Tensor | None) -> Tensor:
+def convolved(
+    maps: Sequence[Tensor], kernel: Tensor, bias: Tensor | None, factors: Tensor | None = None, silu: bool = False
+) -> Tensor:
     """Return the 3x3 convolution, border 1, of joined maps (B, c, H, W) with a `transformed` kernel: (B, c2, H, W).
 
-    Done in strips whose tiles fit into the processor's cache; what a strip needs is allocated once.
+    `factors` (B, c1, 1, 1) multiply the channels of the only map before, `silu` is what comes after. Done in strips
+    whose tiles fit into the processor's cache; what a strip needs is allocated once.
     """
     (batch, _, height, width), (_, c1, c2) = maps[0].shape, kernel.shape
     down, across = -(-height // TILE), -(-width // TILE)
@@ -69,18 +76,22 @@ def convolved(maps: Sequence[Tensor], kernel: Tensor, bias: Tensor | None) -> Te
     for top in range(0, down, strip):
         count = min(strip, down - top)
         here = batch * count * across
-        _copy_rows(padded, maps, TILE * top - 1)
+        _copy_rows(padded, maps, TILE * top - 1, factors)
         wanted = padded.as_strided((6, 6, batch, count, across, c1), strides)
         tiles = _rows(one, 36, here * c1)
         tiles.view(wanted.shape).copy_(wanted)
         inputs = torch.mm(before, tiles, out=_rows(other, 36, here * c1)).view(36, here, c1)
         products = _rows(one, 36, here * c2)
         torch.bmm(inputs, kernel, out=products.view(36, here, c2))
-        result = torch.mm(after, products, out=_rows(other, 16, here * c2))
-        result = result.view(TILE, TILE, batch, count, across, c2)
         if bias is not None:
-            result += bias
-        found[:, top : top + count] = result.permute(2, 3, 0, 4, 1, 5)
+            products[_ONES].view(here, c2).add_(bias)
+        result = torch.mm(after, products, out=_rows(other, 16, here * c2))
+        result = result.view(TILE, TILE, batch, count, across, c2).permute(2, 3, 0, 4, 1, 5)
+        into = found[:, top : top + count]
+        if silu:
+            torch.ops.aten.silu.out(result, out=into)
+        else:
+            into.copy_(result)
     return found.view(batch, down * TILE, across * TILE, c2)[:, :height, :width].permute(0, 3, 1, 2)
 
 
@@ -89,13 +100,20 @@ def _rows(flat: Tensor, rows: int, length: int) -> Tensor:
     return flat[: rows * length].view(rows, length)
 
 
-def _copy_rows(padded: Tensor, maps: Sequence[Tensor], first: int) -> None:
-    """Copy rows from number `first` on of the joined maps (B, c, H, W) into (B, rows, W + border, c); zeros outside."""
+def _copy_rows(padded: Tensor, maps: Sequence[Tensor], first: int, factors: Tensor | None) -> None:
+    """Copy rows from number `first` on of the joined maps (B, c, H, W) into (B, rows, W + border, c); zeros outside.
+
+    With `factors` (B, c, 1, 1) the only map's channels are multiplied on the way.
+    """
     height, width = maps[0].shape[2:]
     start, end = max(first, 0), min(first + padded.shape[1], height)
     padded[:, : start - first] = 0
     padded[:, end - first :] = 0
     inner = padded[:, start - first : end - first, 1 : width + 1]
+    if factors is not None:
+        (whole,) = maps
+        torch.mul(whole[:, :, start:end].permute(0, 2, 3, 1), factors.permute(0, 2, 3, 1), out=inner)
+        return
     for part, into in zip(maps, inner.split([part.shape[1] for part in maps], dim=3), strict=True):
         into.copy_(part[:, :, start:end].permute(0, 2, 3, 1))
 
@@ -111,21 +129,25 @@ class WideConv(Conv):
         """Leave the transformed kernels out of copies."""
         return {**self.__dict__, "_kernels": {}}
 
-    def forward(self, *maps: Tensor) -> Tensor:
-        """Take maps (B, c, H, W) with c1 channels in all, return (B, c2, H, W)."""
-        return self.finish(self.convolve(*maps))
+    def forward(self, *maps: Tensor, factors: Tensor | None = None) -> Tensor:
+        """Take maps (B, c, H, W) with c1 channels in all, return (B, c2, H, W).
 
-    def convolve(self, *maps: Tensor) -> Tensor:
-        """Return (B, c2, H, W), not normalised, for the first channels of the input: as many as the maps have."""
+        `factors` (B, c1, 1, 1) multiply the channels of a single map before.
+        """
         assert isinstance(self.conv, nn.Conv2d)
-        channels = sum(part.shape[1] for part in maps)
-        weight = self.conv.weight[:, :channels]
         if not pays(maps[0], self.conv.weight):
             joined = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
-            if channels == self.conv.in_channels:
-                return self.conv(joined)
-            return functional.conv2d(joined, weight, self.conv.bias, padding=1)
-        return convolved(maps, self._kernel(weight), self.conv.bias)
+            return super().forward(joined if factors is None else joined * factors)
+        found = convolved(maps, self._kernel(self.conv.weight), self.conv.bias, factors, silu=self.is_folded)
+        return found if self.is_folded else self.finish(found)
+
+    def convolve_first(self, x: Tensor) -> Tensor:
+        """Return (B, c2, H, W), not normalised, for the first channels of the input, (B, c, H, W)."""
+        assert isinstance(self.conv, nn.Conv2d)
+        weight = self.conv.weight[:, : x.shape[1]]
+        if not pays(x, self.conv.weight):
+            return functional.conv2d(x, weight, self.conv.bias, padding=1)
+        return convolved([x], self._kernel(weight), self.conv.bias)
 
     def _kernel(self, weight: Tensor) -> Tensor:
         """Return the transformed kernel; a folded network, which is no longer trained, keeps it."""

@@ -16,7 +16,7 @@ from utils.core.errors import UserError
 _CPU_CHUNK = 2**18  # numbers in a tile: what stays in a core's cache
 _CPU_WIDTH = 256  # of a tile: products with wider matrices, which are mostly zeros, cost more
 _GPU_CHUNK = 2**26
-_PIXELS = 2**15  # of mixed cells, computed at a time
+_PIXELS = 2**16  # of mixed cells, computed at a time
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -172,8 +172,8 @@ class _Axis(NamedTuple):
     """The pixels along one axis of the large map, by the cell of the small one in which they lie."""
 
     cell: np.ndarray  # (N,) of each pixel
-    pixels: np.ndarray  # (cells, k) numbers of a cell's pixels, the last repeated to fill up
-    shares: np.ndarray  # (cells, k) float32 way of these to the next cell
+    pixels: np.ndarray  # (k, cells) numbers of a cell's pixels, the last repeated to fill up
+    shares: np.ndarray  # (k, cells) float32 way of these to the next cell
     held: np.ndarray  # (cells,) bool: whether a cell has pixels
 
     @staticmethod
@@ -182,7 +182,7 @@ class _Axis(NamedTuple):
         numbers = np.arange(max(cells - 1, 1))
         start, end = np.searchsorted(first, numbers), np.searchsorted(first, numbers, side="right")
         most = int((end - start).max(initial=1))
-        pixels = np.minimum(start[:, None] + np.arange(most), np.maximum(end - 1, 0)[:, None])
+        pixels = np.minimum(start + np.arange(most)[:, None], np.maximum(end - 1, 0))
         pixels = np.minimum(pixels, max(len(first) - 1, 0))
         return _Axis(first, pixels, share[pixels], end > start)
 
@@ -199,42 +199,52 @@ def _class_map_cells(logits: np.ndarray, rows: _Axis, columns: _Axis) -> np.ndar
         mixed |= first != corner[down : height - below + down, along : width - right + along]
     mixed &= rows.held[:, None] & columns.held[None]
     cells = np.stack(np.nonzero(mixed))  # (2, n)
-    step = max(1, _PIXELS // max(1, rows.pixels.shape[1] * columns.pixels.shape[1]))
-    flat = logits.reshape(len(logits), -1)
+    flat, pixels = logits.reshape(len(logits), -1), torch.from_numpy(found).view(-1)
+    step = max(1, _PIXELS // max(1, len(rows.pixels) * len(columns.pixels)))
     for start in range(0, cells.shape[1], step):
         row, column = cells[:, start : start + step]
         corners = [flat.take((row + d) * width + column + a, axis=1) for d in (0, below) for a in (0, right)]
-        winners = _winners(corners, rows.shares[row], columns.shares[column])
-        found[rows.pixels[row][:, :, None], columns.pixels[column][:, None]] = winners
+        order, winners = _winners(corners, rows.shares.take(row, axis=1), columns.shares.take(column, axis=1))
+        row, column = row[order], column[order]
+        numbers = rows.pixels.take(row, axis=1)[:, None] * found.shape[1] + columns.pixels.take(column, axis=1)
+        pixels.scatter_(0, torch.from_numpy(numbers).view(-1), torch.from_numpy(winners).view(-1))
     return found
 
 
-def _winners(corners: list[np.ndarray], down: np.ndarray, along: np.ndarray) -> np.ndarray:
-    """Return (n, kr, kc) uint8 winners inside n cells: four (C, n) corners, (n, kr) and (n, kc) shares of the way."""
+def _winners(corners: list[np.ndarray], down: np.ndarray, along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return an order of n cells, and in that order the (kr, kc, n) uint8 winners inside them.
+
+    `corners` are four arrays (C, n) of scores, `down` (kr, n) and `along` (kc, n) shares of the way. Cells stand in
+    the last dimension, since NumPy is fast only along a long one.
+    """
     highest = np.maximum(np.maximum(corners[0], corners[1]), np.maximum(corners[2], corners[3]))
     lowest = np.minimum(np.minimum(corners[0], corners[1]), np.minimum(corners[2], corners[3]))
     able = highest >= lowest.max(axis=0)  # (C, n): whether a class can win anywhere in a cell
     counts = able.sum(axis=0)
     order = np.argsort(-counts, kind="stable")  # cells in which most classes can win first
     counts, able = counts[order], able[:, order]
-    labels, firsts = np.nonzero(able.T)[1].astype(np.uint8), np.cumsum(counts) - counts
-    down, along = down[order], along[order]
-    winners = np.zeros((len(order), down.shape[1], along.shape[1]), np.uint8)  # 0 stays where scores are no numbers
-    best = np.full(winners.shape, -np.inf, np.float32)
-    for turn in range(int(counts.max(initial=0))):  # the next class of each cell that has so many, in rising order
-        some = slice(0, int(np.searchsorted(-counts, -turn)))
-        label = labels[firsts[some] + turn]
-        values = _inside([corner[label, order[some]] for corner in corners], down[some], along[some])
-        np.copyto(winners[some], label[:, None, None], where=values > best[some])
-        np.maximum(values, best[some], out=best[some])
-    unsorted = np.empty_like(winners)
-    unsorted[order] = winners
-    return unsorted
+    labels, firsts = np.nonzero(np.ascontiguousarray(able.T))[1], np.cumsum(counts) - counts
+    sizes = np.searchsorted(-counts, -np.arange(counts.max(initial=0)))  # of how many cells a class is looked at
+    flat = [corner.reshape(-1) for corner in corners]
+    down, along = down.take(order, axis=1), along.take(order, axis=1)  # contiguous, unlike indexing's
+    winners = np.zeros((len(down), len(along), len(order)), np.uint8)  # 0 stays where scores are no numbers
+    best = np.empty(winners.shape, np.float32)
+    for turn, size in enumerate(sizes.tolist()):  # the next class of each cell that has so many, in rising order
+        some = slice(0, size)
+        label = labels.take(firsts[some] + turn)
+        numbers = label * len(order) + order[some]
+        values = _inside([corner.take(numbers) for corner in flat], down[:, some], along[:, some])
+        label = label.astype(np.uint8)
+        if turn == 0:
+            winners[..., some], best[..., some] = label, values
+            continue
+        better = (values > best[..., some]).view(np.uint8)
+        winners[..., some] ^= (winners[..., some] ^ label) * better  # many times as fast as masked copying
+        np.maximum(best[..., some], values, out=best[..., some])
+    return order, winners
 
 
 def _inside(corners: list[np.ndarray], down: np.ndarray, along: np.ndarray) -> np.ndarray:
-    """Return (m, kr, kc) bilinear values inside m cells with (m,) values at their corners."""
-    upper, lower = (
-        left[:, None] + (right - left)[:, None] * along for left, right in (corners[:2], corners[2:])
-    )  # (m, kc)
-    return upper[:, None] + (lower - upper)[:, None] * down[:, :, None]
+    """Return (kr, kc, m) bilinear values inside m cells with (m,) values at their corners."""
+    upper, lower = (left + (right - left) * along for left, right in (corners[:2], corners[2:]))  # (kc, m)
+    return upper + (lower - upper) * down[:, None]
