@@ -6,11 +6,12 @@ python benchmarks/semantic_heads.py --designs psp --device 0
 
 `ours` ends in the class map from the logits at an eighth of the size. `plain` is the straightforward way: layers as
 they are written down, all scores enlarged to the image's size, the greatest taken. What a head adds is the time of the
-head and the class map over that of the rest of the very same pass, the network up to the decoded boxes, folded and in
-fp32: shares of one pass hold where whole passes differ by a tenth. The ways run turn about in one process, and for
-comparison also the network without a head. Weights are random, and random weights give maps no camera sees; the class
-map is therefore made of prepared scores whose patches border in as many places as the classes of a street scene do.
-Peak memory is measured in processes of their own, on a GPU by its allocator.
+head and the class map over that of the rest of the very same pass, from the folded network in fp32 to the boxes left
+by non-maximum suppression: shares of one pass hold where whole passes differ by a tenth. The ways run turn about in
+one process, and for comparison also the network without a head. Weights are random, and random weights give maps no
+camera sees; the class map is therefore made of prepared scores whose patches border in as many places as the classes
+of a street scene do. Peak memory is measured in processes of their own, on a GPU
+by its allocator.
 """
 
 from __future__ import annotations
@@ -40,13 +41,17 @@ from models.layers import coarse, fusion, pool, winograd
 from models.network import Network
 from models.summary import summarize
 from utils.core.cli import run_script
+from utils.core.contracts import EvalSettings
 from utils.core.device import select_device
 from utils.core.seed import seed_everything
 from utils.core.timing import Stopwatch
+from utils.ops.nms import suppress
 from utils.ops.semantic import class_map, even_grid
 
 NAME = "semantic_heads"
 WAYS = ("boxes", "ours", "plain")
+CLASSES = 10  # of boxes
+AS_DETECT = EvalSettings(confidence=0.25, iou=0.45, max_detections=1000, multi_label=False)  # as detect.py does
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def network_of(job: Job, way: str) -> Network:
     description = read_architecture(job.cfg)
     if way != "boxes":
         description = with_semantic(description, job.design, job.classes)
-    network = fuse(build_network(description, 10)).eval().requires_grad_(False)
+    network = fuse(build_network(description, CLASSES)).eval().requires_grad_(False)
     return network.to(job.device, memory_format=torch.channels_last)
 
 
@@ -106,7 +111,7 @@ class Pass:
 
 
 def action(job: Job, way: str) -> Callable[[], Pass]:
-    """Return what is timed: one image through the network, its boxes decoded, and its class map."""
+    """Return what is timed: one image through the network, its boxes, and its class map."""
     device = torch.device(job.device)
     network = network_of(job, way)
     image = torch.rand(1, 3, *job.size_hw, device=device).contiguous(memory_format=torch.channels_last)
@@ -127,7 +132,8 @@ def action(job: Job, way: str) -> Callable[[], Pass]:
     def run() -> Pass:
         with torch.inference_mode():
             with whole, plain_layers() if way == "plain" else contextlib.nullcontext():
-                network.decode(network(image))
+                decoded = network.decode(network(image))
+                suppress(decoded["detect"]["predictions"], CLASSES, AS_DETECT)
             with mapping:
                 found = mapped(scores, way, job.size_hw)
         return Pass(found, 1000 * (head.last + mapping.last), 1000 * (whole.last - head.last))
@@ -191,8 +197,8 @@ def compare(job: Job, rounds: int) -> tuple[str, dict[str, float]]:
     passes = turn_about(actions, rounds, warm_up=2)
     added = {way: ratios([one.pixels for one in passes[way]], [one.rest for one in passes[way]]) for way in WAYS[1:]}
     with torch.device("meta"):
-        summary = summarize(build_network(with_semantic(job.cfg, job.design, job.classes), 10))
-        alone = summarize(build_network(read_architecture(job.cfg), 10))
+        summary = summarize(build_network(with_semantic(job.cfg, job.design, job.classes), CLASSES))
+        alone = summarize(build_network(read_architecture(job.cfg), CLASSES))
     peaks = memory(job)
     cells = [
         job.design,

@@ -190,7 +190,7 @@ class _Axis(NamedTuple):
 def _class_map_cells(logits: np.ndarray, rows: _Axis, columns: _Axis) -> np.ndarray:
     """Return the (H, W) uint8 map of (C, h, w) contiguous scores."""
     height, width = logits.shape[1:]
-    corner = logits.argmax(axis=0).astype(np.uint8) if len(logits) > 1 else np.zeros((height, width), np.uint8)
+    corner = _greatest(logits)
     found = corner.take(columns.cell, axis=1).take(rows.cell, axis=0)
     below, right = (1 if height > 1 else 0), (1 if width > 1 else 0)
     first = corner[: height - below, : width - right]
@@ -209,6 +209,16 @@ def _class_map_cells(logits: np.ndarray, rows: _Axis, columns: _Axis) -> np.ndar
         numbers = rows.pixels.take(row, axis=1)[:, None] * found.shape[1] + columns.pixels.take(column, axis=1)
         pixels.scatter_(0, torch.from_numpy(numbers).view(-1), torch.from_numpy(winners).view(-1))
     return found
+
+
+def _greatest(logits: np.ndarray) -> np.ndarray:
+    """Return the (h, w) uint8 first class with the greatest score, as argmax does in several times the time."""
+    best, winners = logits[0].copy(), np.zeros(logits.shape[1:], np.uint8)
+    for label in range(1, len(logits)):
+        better = (logits[label] > best).view(np.uint8)
+        winners ^= (winners ^ np.uint8(label)) * better
+        np.maximum(best, logits[label], out=best)
+    return winners
 
 
 def _winners(corners: list[np.ndarray], down: np.ndarray, along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
