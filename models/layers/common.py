@@ -83,6 +83,13 @@ def activated(act: nn.Module, x: Tensor) -> Tensor:
     return act(x)
 
 
+def sparingly(branch: nn.Sequential, x: Tensor) -> Tensor:
+    """Return what a Sequential that begins with a convolution makes of `x`; its activations are `activated`."""
+    for layer in branch:
+        x = activated(layer, x)
+    return x
+
+
 def set_activation(module: nn.Module, factory: Callable[[int], nn.Module]) -> None:
     """Replace the default activation of every `Conv` inside `module`; `factory` gets the block's channels."""
     for block in module.modules():

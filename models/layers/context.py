@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.coarse import pointwise
-from models.layers.common import Conv, PooledConv, being_exported, plain_convolution
+from models.layers.common import Conv, PooledConv, being_exported, plain_convolution, sparingly
 from models.layers.csp import C3, Bottleneck
 from models.layers.fusion import broadcast
 from models.layers.pool import SPP
@@ -64,8 +64,8 @@ class RFB2(nn.Module):
 
     def joined(self, near: Tensor, short: Tensor) -> Tensor:
         """Return the block's output from those of its branches 0 and 3."""
-        wide = self.branch1(near)
-        wider = self.branch2(wide)
+        wide = sparingly(self.branch1, near)
+        wider = sparingly(self.branch2, wide)
         parts = [near, wide, wider, short]
         if self.branch4 is not None:
             parts.append(broadcast(self.branch4(wider), near))
@@ -130,7 +130,8 @@ class ASPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Take (B, c1, H, W), return (B, c2, H, W)."""
-        parts = [self.branch0(x), self.branch1(x), self.branch2(x), self.branch3(x)]
+        wide = (sparingly(branch, x) for branch in (self.branch1, self.branch2, self.branch3))
+        parts = [self.branch0(x), *wide]
         if self.branch4 is not None:
             parts.append(broadcast(self.branch4(x), x))
         return self.ConvLinear(torch.cat(parts, dim=1))

@@ -67,7 +67,9 @@ def convolved(
     down, across = -(-height // TILE), -(-width // TILE)
     strip = min(max(NUMBERS_AT_ONCE // (36 * max(c1, c2) * batch * across), 1), down)
     first, most = maps[0], batch * strip * across
-    padded = first.new_zeros(batch, TILE * strip + 2, TILE * across + 2, c1)
+    padded = first.new_empty(batch, TILE * strip + 2, TILE * across + 2, c1)
+    padded[:, :, 0] = 0
+    padded[:, :, width + 1 :] = 0
     image, row, column, _ = padded.stride()
     strides = (row, column, image, TILE * row, TILE * column, 1)
     before, after = _squared(_INPUT), _squared(_OUTPUT)

@@ -157,7 +157,10 @@ def class_map(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     logits = logits.detach().float()
     if logits.device.type != "cpu":
         return _class_map_plain(logits, Enlarging(rows, columns, (height, width), logits.device))
-    axes = [_Axis.of(positions, cells) for positions, cells in ((rows, height), (columns, width))]
+    axes = [
+        _axis(positions.cpu().double().numpy().tobytes(), cells)
+        for positions, cells in ((rows, height), (columns, width))
+    ]
     return torch.from_numpy(_class_map_cells(np.ascontiguousarray(logits.numpy()), axes[0], axes[1]))
 
 
@@ -176,15 +179,17 @@ class _Axis(NamedTuple):
     shares: np.ndarray  # (k, cells) float32 way of these to the next cell
     held: np.ndarray  # (cells,) bool: whether a cell has pixels
 
-    @staticmethod
-    def of(positions: Tensor, cells: int) -> _Axis:
-        first, share = (part.numpy() for part in _split(positions, cells))
-        numbers = np.arange(max(cells - 1, 1))
-        start, end = np.searchsorted(first, numbers), np.searchsorted(first, numbers, side="right")
-        most = int((end - start).max(initial=1))
-        pixels = np.minimum(start + np.arange(most)[:, None], np.maximum(end - 1, 0))
-        pixels = np.minimum(pixels, max(len(first) - 1, 0))
-        return _Axis(first, pixels, share[pixels], end > start)
+
+@lru_cache(maxsize=32)
+def _axis(positions: bytes, cells: int) -> _Axis:
+    """Return the cells of pixels at float64 positions; images of one size share them."""
+    first, share = (part.numpy() for part in _split(torch.from_numpy(np.frombuffer(positions).copy()), cells))
+    numbers = np.arange(max(cells - 1, 1))
+    start, end = np.searchsorted(first, numbers), np.searchsorted(first, numbers, side="right")
+    most = int((end - start).max(initial=1))
+    pixels = np.minimum(start + np.arange(most)[:, None], np.maximum(end - 1, 0))
+    pixels = np.minimum(pixels, max(len(first) - 1, 0))
+    return _Axis(first, pixels, share[pixels], end > start)
 
 
 def _class_map_cells(logits: np.ndarray, rows: _Axis, columns: _Axis) -> np.ndarray:
