@@ -14,11 +14,12 @@ import export
 import val
 from classify import predict as class_predict
 from classify import val as class_val
-from models.builder import classification_network
+from models.architecture import read_architecture
+from models.builder import build_network, classification_network
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.extend import with_semantic
-from models.fuse import without_slices
-from models.heads.boxes import decode_level
+from models.fuse import fuse, without_slices
+from models.heads.boxes import decode_level, whole_columns
 from models.layers.context import grid_means
 from models.layers.shuffle import Focus
 from utils.backends.openvino import OFTEN
@@ -30,6 +31,7 @@ from utils.ops.crop import centre_square
 from utils.programs.certify import LIMITS
 
 SIDE = 96
+SIZES = ((8, 12), (4, 6), (2, 3))
 PIXELS = ("circle", "square", "triangle", "other")
 
 
@@ -133,6 +135,21 @@ def test_boxes_are_decoded_to_the_same_bits_in_a_recorded_graph(masks, monkeypat
     plain = decode_level(raw, anchors, 16, 3)
     monkeypatch.setattr("models.heads.boxes.being_exported", lambda: True)
     assert torch.equal(decode_level(raw, anchors, 16, 3), plain)
+
+
+@pytest.mark.parametrize("name", ["yolov5n", "yolov5n-seg"])
+def test_whole_columns_give_what_the_head_decodes(name, monkeypatch):
+    torch.manual_seed(0)
+    network = fuse(build_network(read_architecture(name), 3)).eval().requires_grad_(False)
+    (head,) = network.heads.values()
+    features = [torch.randn(2, layer.in_channels, *size) for layer, size in zip(head.m, SIZES, strict=True)]
+    plain = head.decode(head(features))["predictions"]
+    monkeypatch.setattr("models.heads.boxes.being_exported", lambda: True)
+    with whole_columns():
+        found = head.decode(head(features))["predictions"]
+    assert not torch.equal(found, plain)  # another way was taken
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-4)
+    assert torch.equal(head.decode(head(features))["predictions"], plain)  # and is left again
 
 
 def test_openvino_gives_a_size_that_comes_often_a_form_of_its_own(checkpoints, tmp_path):

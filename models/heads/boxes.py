@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.layers.common import being_exported
 from utils.core.contracts import HeadSpec, Raw
@@ -20,6 +23,23 @@ def as_full(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
+_WHOLE_COLUMNS = ContextVar("whole_columns", default=False)
+
+
+@contextlib.contextmanager
+def whole_columns() -> Iterator[None]:
+    """Let graphs recorded meanwhile suit runtimes that hold maps with their channels last.
+
+    There a convolution of each anchor's own gives its columns side by side, as the outputs have them: nothing is turned
+    over, nothing is cut out.
+    """
+    token = _WHOLE_COLUMNS.set(True)
+    try:
+        yield
+    finally:
+        _WHOLE_COLUMNS.reset(token)
+
+
 def decode_level(raw: Tensor, anchors_px: Tensor, stride: int, num_classes: int) -> Tensor:
     """Return (B, A*H*W, columns) boxes cxcywh in pixels, objectness and classes in [0, 1], the rest as it is.
 
@@ -28,7 +48,8 @@ def decode_level(raw: Tensor, anchors_px: Tensor, stride: int, num_classes: int)
     """
     raw = as_full(raw)
     if being_exported():
-        return _decode_in_channels(raw, anchors_px, stride, num_classes)
+        decode = _decode_whole_columns if _WHOLE_COLUMNS.get() else _decode_in_channels
+        return decode(raw, anchors_px, stride, num_classes)
     height, width = raw.shape[2], raw.shape[3]
     rows = torch.arange(height, device=raw.device, dtype=raw.dtype).view(height, 1).expand(height, width)
     columns = torch.arange(width, device=raw.device, dtype=raw.dtype).view(1, width).expand(height, width)
@@ -40,6 +61,25 @@ def decode_level(raw: Tensor, anchors_px: Tensor, stride: int, num_classes: int)
     if raw.shape[4] > 5 + num_classes:  # some runtimes of exported files cannot join an empty tensor
         parts.append(raw[..., 5 + num_classes :])
     return torch.cat(parts, dim=-1).flatten(1, 3)
+
+
+def _decode_whole_columns(raw: Tensor, anchors_px: Tensor, stride: int, num_classes: int) -> Tensor:
+    """Return the same numbers in one pass: every column is s (p + q s) + r raw + t, where s is the sigmoid of raw."""
+    height, width, count = raw.shape[2:]
+    rows = torch.arange(height, device=raw.device, dtype=raw.dtype).view(height, 1).expand(height, width)
+    across = torch.arange(width, device=raw.device, dtype=raw.dtype).view(1, width).expand(height, width)
+    corners_xy = (torch.stack((across, rows), dim=-1).flatten(0, 1) - 0.5) * stride  # (H * W, 2)
+    moved = functional.pad(corners_xy, (0, count - 2))  # t: (H * W, columns)
+    column = torch.arange(count, device=raw.device)
+    scores = (column >= 4) & (column < 5 + num_classes)
+    linear = scores.to(raw.dtype) + 2 * stride * (column < 2).to(raw.dtype)  # p
+    square = functional.pad(4 * anchors_px.to(raw.dtype)[:, None], (2, count - 4))  # q: (A, 1, columns)
+    values = raw.flatten(2, 3)
+    share = values.sigmoid()
+    found = share * (linear + share * square) + moved
+    if count > 5 + num_classes:
+        found = found + values * (column >= 5 + num_classes).to(raw.dtype)
+    return found.flatten(1, 2)
 
 
 def _decode_in_channels(raw: Tensor, anchors_px: Tensor, stride: int, num_classes: int) -> Tensor:
@@ -60,6 +100,14 @@ def _decode_in_channels(raw: Tensor, anchors_px: Tensor, stride: int, num_classe
     if raw.shape[4] > 5 + num_classes:
         parts.append(columns[:, :, 5 + num_classes :])
     return torch.cat(parts, dim=2).transpose(2, 3).flatten(1, 2)
+
+
+def _of_each_anchor(convolution: nn.Module, feature: Tensor, anchors: int) -> Tensor:
+    """Return (B, A, H, W, columns) of a head's convolution of (B, c, H, W), by one convolution per anchor."""
+    assert isinstance(convolution, nn.Conv2d) and convolution.bias is not None
+    kernels = zip(convolution.weight.chunk(anchors), convolution.bias.chunk(anchors), strict=True)
+    maps = [functional.conv2d(feature, weight, bias).permute(0, 2, 3, 1) for weight, bias in kernels]
+    return torch.stack(maps, dim=1)
 
 
 class BoxHead(nn.Module):
@@ -113,6 +161,9 @@ class BoxHead(nn.Module):
         """Return (B, A, H, W, columns) per level, finest first, as level0, level1, …"""
         maps = {}
         for index, (convolution, feature) in enumerate(zip(self.m, features, strict=True)):
+            if being_exported() and _WHOLE_COLUMNS.get():
+                maps[f"level{index}"] = _of_each_anchor(convolution, feature, self.num_anchors)
+                continue
             values = convolution(feature)
             batch, _, height, width = values.shape
             split = values.view(batch, self.num_anchors, self.num_columns, height, width)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.heads.boxes import whole_columns
 from utils.backends import BACKENDS
 from utils.backends.description import KEY, Description, from_json
 from utils.backends.exported import ExportedRunner, described, joined, require
@@ -44,7 +45,8 @@ class OpenVinoBackend:
         through = path / "through.onnx"
         try:
             full = job.description.with_precision("fp32")  # OpenVINO rounds weights itself
-            graph = build(replace(job, description=full), through).graph
+            with whole_columns():
+                graph = build(replace(job, description=full), through).graph
             model = openvino.convert_model(str(through))
         finally:
             through.unlink(missing_ok=True)
