@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import numpy as np
 
-from benchmarks.machine import given, new_parser, publish, report
+from benchmarks.machine import given, new_parser, publish, report, spread
 from utils.core.cli import run_script
 from utils.core.errors import UserError
 from utils.core.files import ROOT
@@ -46,7 +46,7 @@ class Phase:
     latencies_ms: list[float] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     batches: dict[str, int] = field(default_factory=dict)  # images per batch -> how many batches
-    memory_mb: tuple[float, float] = (0.0, 0.0)  # before and after
+    memory_mb: list[float] = field(default_factory=list)  # every other second
 
     @property
     def per_second(self) -> float:
@@ -107,7 +107,10 @@ def measured(port: int, bodies: Sequence[bytes], clients: int, seconds: float) -
     """Return what `clients` clients got in `seconds` seconds."""
     phase = Phase(clients)
     before = measures(port)
+    done = threading.Event()
+    watcher = threading.Thread(target=watch_memory, args=(port, phase.memory_mb, done))
     start = time.perf_counter()
+    watcher.start()
     threads = [
         threading.Thread(target=client, args=(port, bodies[i:] + bodies[:i], start + seconds, phase))
         for i in range(clients)
@@ -117,11 +120,19 @@ def measured(port: int, bodies: Sequence[bytes], clients: int, seconds: float) -
     for thread in threads:
         thread.join()
     phase.seconds = time.perf_counter() - start
-    after = measures(port)
-    phase.batches = batch_sizes(after, before)
-    held = "process_resident_memory_bytes"
-    phase.memory_mb = (before.get(held, float("nan")) / 2**20, after.get(held, float("nan")) / 2**20)
+    done.set()
+    watcher.join()
+    phase.batches = batch_sizes(measures(port), before)
     return phase
+
+
+def watch_memory(port: int, found_mb: list[float], done: threading.Event) -> None:
+    """Note what memory the service holds every other second, and at the end."""
+    while True:
+        last = done.wait(2)
+        found_mb.append(measures(port).get("process_resident_memory_bytes", float("nan")) / 2**20)
+        if last:
+            return
 
 
 def started(options: argparse.Namespace) -> tuple[subprocess.Popen[str], int]:
@@ -175,7 +186,7 @@ def table(phases: Sequence[Phase]) -> list[str]:
         rates = " ".join(f"{phase.per_second:.1f}" for phase in mine)
         halves, tails = (statistics.median(phase.percentile(part) for phase in mine) for part in (50, 95))
         shares = ", ".join(f"{size}: {100 * count / total:.0f} %" for size, count in sizes.items())
-        memory = " → ".join(f"{value:.0f}" for value in (mine[0].memory_mb[0], *(one.memory_mb[1] for one in mine)))
+        memory = ", ".join(spread(phase.memory_mb).text(0) for phase in mine)
         faults = sum(len(phase.faults) for phase in mine)
         rows.append(f"| {clients} | {rates} | {halves:.0f} | {tails:.0f} | {shares} | {memory} | {faults} |")
     return rows
@@ -216,9 +227,10 @@ def main(arguments: Sequence[str] | None = None) -> list[Phase]:
         print(f"fault: {fault}")
     body = [
         f"{options.rounds} rounds of {options.seconds:g} s with each number of clients, turn about; latencies are "
-        "medians over the rounds. Memory is the service's, before and after each round.",
+        "medians over the rounds. Memory is the service's, looked at every other second of each round: the middle and the "
+        "extremes. It includes what a batch needs while it is in the network.",
         "",
-        "| clients | images per second, each round | p50 ms | p95 ms | images per batch | RSS MiB | faults |",
+        "| clients | images per second, each round | p50 ms | p95 ms | images per batch | RSS MiB, each round | faults |",
         "|---|---|---|---|---|---|---|",
         *table(phases),
     ]
