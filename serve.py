@@ -29,7 +29,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--conf-thres", type=float, default=usual.conf_thres, help="least confidence, unless a request says otherwise")
     add("--iou-thres", type=float, default=usual.iou_thres, help="overlap above which the lesser box goes, likewise")
     add("--max-det", type=int, default=usual.max_det, help="most boxes per image, likewise")
-    add("--max-batch", type=int, default=usual.max_batch, help="images that go through the network together")
+    add(
+        "--max-batch",
+        type=int,
+        default=usual.max_batch,
+        help="images that go through the network together; a GPU takes more",
+    )
     add("--max-wait-ms", type=float, default=usual.max_wait_ms, help="how long an image waits for others")
     add("--max-body-mb", type=float, default=usual.max_body_mb, help="larger requests are refused (413)")
     add("--max-pixels", type=int, default=usual.max_pixels, help="images of more pixels are refused (422)")
@@ -42,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=usual.timeout,
         help="seconds to receive a request (408) or answer it (504)",
     )
+    add("--level-memory", action="store_true", help="hold no memory that is not in use (slower; Linux)")
     add("--allow-urls", action="store_true", help="fetch images from public addresses that clients name")
     add("--api-key", default="", help="clients must send it as X-API-Key; empty: $API_KEY, else none")
     add_download(parser)

@@ -140,6 +140,7 @@ def started(options: argparse.Namespace) -> tuple[subprocess.Popen[str], int]:
     line = [sys.executable, str(ROOT / "serve.py"), "--port", "0", "--device", options.device]
     line += ["--weights", options.weights, *(["--imgsz", str(options.imgsz)] if options.imgsz else [])]
     line += ["--max-batch", str(options.max_batch)] if options.max_batch else []
+    line += ["--level-memory"] if options.level_memory else []
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     said = []
@@ -202,6 +203,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=2, help="of both phases")
     parser.add_argument("--device", default="cpu", help="of the service")
     parser.add_argument("--imgsz", type=int, default=0, help="of the service; 0: the checkpoint's")
+    parser.add_argument("--level-memory", action="store_true", help="of the service")
     parser.add_argument("--max-batch", type=int, default=0, help="of the service; 0: its default")
     return parser
 
@@ -227,14 +229,15 @@ def main(arguments: Sequence[str] | None = None) -> list[Phase]:
         print(f"fault: {fault}")
     body = [
         f"{options.rounds} rounds of {options.seconds:g} s with each number of clients, turn about; latencies are "
-        "medians over the rounds. Memory is the service's, looked at every other second of each round: the middle and the "
-        "extremes. It includes what a batch needs while it is in the network.",
+        "medians over the rounds. Memory (RSS) is the service's, looked at every other second of each round: "
+        "the middle and the extremes. It includes what a batch needs while it is in the network.",
         "",
-        "| clients | images per second, each round | p50 ms | p95 ms | images per batch | RSS MiB, each round | faults |",
+        "| clients | images per second, each round | p50 ms | p95 ms | images per batch | MiB, each round | faults |",
         "|---|---|---|---|---|---|---|",
         *table(phases),
     ]
-    publish(report("The service under load", NAME, line, body, None), NAME, options.write)
+    place = f"{NAME}_level" if options.level_memory else NAME
+    publish(report("The service under load", NAME, line, body, None), place, options.write)
     return phases
 
 

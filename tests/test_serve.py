@@ -3,6 +3,8 @@
 import base64
 import json
 import re
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -22,6 +24,7 @@ from helpers_serve import driven, form, serving  # noqa: E402
 from pycocotools import mask as coco  # noqa: E402
 
 from utils.core.errors import UserError  # noqa: E402
+from utils.core.files import ROOT  # noqa: E402
 from utils.datasets.images import decode_image  # noqa: E402
 from utils.hub.model import load  # noqa: E402
 from utils.plots.palette import CITYSCAPES  # noqa: E402
@@ -371,6 +374,32 @@ def test_free_memory_is_given_back_every_so_many_batches(networks, monkeypatch):
             predicted(client, picture())
             assert len(calls) == (number + 1) // 3
     assert give_back() in (True, False)  # the real one; where nothing can be given back it says so
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
+def test_level_memory_gives_large_blocks_back_at_once():
+    program = """
+import sys
+from pathlib import Path
+import torch
+from utils.service.memory import hold_level
+assert not sys.argv[1:] or hold_level()
+def held():
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmRSS")) // 1024
+kept, before = [], held()
+for _ in range(3):
+    blocks = []
+    for _ in range(60):
+        blocks.append(torch.ones(2**19))  # 2 MiB, and something small that stays behind it
+        kept.append(bytearray(60_000))
+    del blocks
+print(held() - before)
+"""
+    found = [
+        int(subprocess.run([sys.executable, "-c", program, *more], cwd=ROOT, capture_output=True, text=True).stdout)
+        for more in ([], ["level"])
+    ]
+    assert found[1] < 40 < found[0]  # MiB; 11 of them are the small ones
 
 
 def test_a_full_house_refuses_before_it_reads_and_recovers(networks):

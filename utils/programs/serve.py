@@ -30,12 +30,15 @@ def serve_models(options: argparse.Namespace) -> None:
 
     from utils.backends.opening import find_weights
     from utils.service.app import build_app
+    from utils.service.memory import hold_level
     from utils.service.patience import patient
     from utils.service.settings import ServiceSettings
 
     values = {**vars(options), "api_key": options.api_key or os.environ.get("API_KEY", "")}
     values["weights"] = tuple(str(path) for path in find_weights(options.weights, options.download))
     settings = ServiceSettings(**values)
+    if settings.level_memory and not hold_level():
+        raise UserError("--level-memory: the C library of this system cannot be told so; leave it out")
     app = build_app(settings)
     config = uvicorn.Config(
         app,

@@ -23,7 +23,7 @@ class ServiceSettings:
     conf_thres: float = 0.25
     iou_thres: float = 0.45
     max_det: int = 300
-    max_batch: int = 8  # images that go through the network together
+    max_batch: int = 4  # images that go through the network together; on CPUs more take memory and save no time
     max_wait_ms: float = 3.0  # how long the first of a batch waits for others
     max_body_mb: float = 16.0
     max_pixels: int = 50_000_000  # of one image
@@ -31,6 +31,7 @@ class ServiceSettings:
     max_imgsz: int = 1280  # that a request may ask for
     max_queue: int = 64  # images in work, over all requests
     timeout: float = 30.0  # seconds until a request is given up
+    level_memory: bool = False  # give every large block back at once
     allow_urls: bool = False
     api_key: str = ""
     download: bool = False
