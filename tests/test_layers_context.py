@@ -262,6 +262,25 @@ def test_winograds_method_gives_the_plain_convolution(size):
     assert torch.equal(convolved([x[:, :3], x[:, 3:]], transformed(weight), bias), found)
 
 
+def test_winograds_method_takes_factors_before_and_silu_after():
+    torch.manual_seed(0)
+    x, factors = torch.randn(2, 7, 33, 30).contiguous(memory_format=torch.channels_last), torch.rand(2, 7, 1, 1) + 0.5
+    weight, bias = torch.randn(5, 7, 3, 3), torch.randn(5)
+    plain = functional.silu(functional.conv2d((x * factors).double(), weight.double(), bias.double(), padding=1))
+    before = x.clone()
+    found = convolved([x], transformed(weight), bias, factors, silu=True)
+    assert (found - plain).abs().max() < 2e-5 * plain.abs().max()
+    assert torch.equal(x, before)  # the map may be somebody else's
+
+
+def test_factors_of_a_wide_convolution_are_the_same_both_ways(monkeypatch):
+    block = lively(WideConv(MIN_CHANNELS, MIN_CHANNELS)).requires_grad_(False).eval()
+    x, factors = torch.randn(1, MIN_CHANNELS, 32, 32), torch.rand(1, MIN_CHANNELS, 1, 1)
+    short = block(x, factors=factors)
+    monkeypatch.setattr("models.layers.winograd.pays", lambda x, weight: False)
+    torch.testing.assert_close(short, block(x, factors=factors), rtol=1e-3, atol=1e-4)
+
+
 def test_wide_convolutions_take_the_short_way_in_inference_alone_and_follow_their_weights():
     block = lively(WideConv(MIN_CHANNELS, MIN_CHANNELS)).requires_grad_(False)
     x = torch.randn(1, MIN_CHANNELS, 32, 32)

@@ -170,7 +170,8 @@ def _score(
         if row.format in runners:
             start = time.perf_counter()
             row.scores = accuracy(runners[row.format], data, size, square=True)
-            LOGGER.info(f"{row.format}: {row.scores} ({time.perf_counter() - start:.0f} s)")
+            scores = ", ".join(f"{name} {value:.4f}" for name, value in (row.scores or {}).items())
+            LOGGER.info(f"{row.format}: {scores} ({time.perf_counter() - start:.0f} s)")
 
 
 def _report(options: argparse.Namespace, rows: list[Row], about: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
@@ -194,11 +195,13 @@ def _report(options: argparse.Namespace, rows: list[Row], about: dict[str, Any],
 def table(rows: list[Row]) -> str:
     """Return the rows as text: format, size, scores, time, and why a format has none."""
     names = next((list(row.scores) for row in rows if row.scores), [])
-    head = f"{'format':<18}{'MB':>8}" + "".join(f"{name:>20}" for name in names) + f"{'ms/image':>10}{'fastest':>9}"
+    widths = {name: max(20, len(name) + 2) for name in names}
+    scores = "".join(f"{name:>{width}}" for name, width in widths.items())
+    head = f"{'format':<18}{'MB':>8}{scores}{'ms/image':>10}{'fastest':>9}"
     lines = [head]
     for row in rows:
         cells = [f"{row.format:<18}", _number(row.megabytes, 8, 1)]
-        cells += [_number((row.scores or {}).get(name), 20, 3) for name in names]
+        cells += [_number((row.scores or {}).get(name), width, 3) for name, width in widths.items()]
         cells += [_number(row.milliseconds, 10, 1), _number(row.fastest, 9, 1)]
         lines.append("".join(cells) + (f"  {row.reason}" if row.reason else ""))
     return "\n".join(lines)
