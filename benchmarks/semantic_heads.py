@@ -10,8 +10,7 @@ head and the class map over that of the rest of the very same pass, from the fol
 by non-maximum suppression: shares of one pass hold where whole passes differ by a tenth. The ways run turn about in
 one process, and for comparison also the network without a head. Weights are random, and random weights give maps no
 camera sees; the class map is therefore made of prepared scores whose patches border in as many places as the classes
-of a street scene do. Peak memory is measured in processes of their own, on a GPU
-by its allocator.
+of a street scene do. Peak memory is measured in processes of their own, on a GPU by its allocator.
 """
 
 from __future__ import annotations

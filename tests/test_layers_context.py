@@ -239,10 +239,11 @@ def test_short_cuts_have_the_gradients_of_the_plain_way(monkeypatch):
 
 
 def test_channel_weights_go_into_the_classifier_for_each_image_of_a_batch(monkeypatch):
-    block, classify = FFM(6, 6, is_cat=False, k=3).double().eval(), nn.Conv2d(6, 4, 1).double()
+    block, classify = FFM(6, 6, is_cat=False, k=3).double().eval(), nn.Conv2d(6, 4, 1).double().eval()
     x = torch.rand(3, 6, 5, 7).double()
     assert block.channel_attention(x).std() > 0
     short, plain = both_ways(lambda: block.classified(x, classify), monkeypatch)
+    assert not torch.equal(short, plain)  # another way was taken
     torch.testing.assert_close(short, plain, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(plain, classify(block.weighed(x)))
 

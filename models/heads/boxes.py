@@ -51,9 +51,7 @@ def decode_level(raw: Tensor, anchors_px: Tensor, stride: int, num_classes: int)
         decode = _decode_whole_columns if _WHOLE_COLUMNS.get() else _decode_in_channels
         return decode(raw, anchors_px, stride, num_classes)
     height, width = raw.shape[2], raw.shape[3]
-    rows = torch.arange(height, device=raw.device, dtype=raw.dtype).view(height, 1).expand(height, width)
-    columns = torch.arange(width, device=raw.device, dtype=raw.dtype).view(1, width).expand(height, width)
-    cells_xy = torch.stack((columns, rows), dim=-1) - 0.5  # (H, W, 2)
+    cells_xy = torch.stack(_cells(height, width, raw), dim=-1) - 0.5  # (H, W, 2)
     values = raw[..., : 5 + num_classes].sigmoid()
     centre = (values[..., :2] * 2 + cells_xy) * stride
     size = (values[..., 2:4] * 2) ** 2 * anchors_px.to(raw.dtype)[:, None, None]
@@ -63,12 +61,17 @@ def decode_level(raw: Tensor, anchors_px: Tensor, stride: int, num_classes: int)
     return torch.cat(parts, dim=-1).flatten(1, 3)
 
 
+def _cells(height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the (H, W) numbers of every cell's column and row."""
+    rows = torch.arange(height, device=like.device, dtype=like.dtype).view(height, 1).expand(height, width)
+    columns = torch.arange(width, device=like.device, dtype=like.dtype).view(1, width).expand(height, width)
+    return columns, rows
+
+
 def _decode_whole_columns(raw: Tensor, anchors_px: Tensor, stride: int, num_classes: int) -> Tensor:
     """Return the same numbers in one pass: every column is s (p + q s) + r raw + t, where s is the sigmoid of raw."""
     height, width, count = raw.shape[2:]
-    rows = torch.arange(height, device=raw.device, dtype=raw.dtype).view(height, 1).expand(height, width)
-    across = torch.arange(width, device=raw.device, dtype=raw.dtype).view(1, width).expand(height, width)
-    corners_xy = (torch.stack((across, rows), dim=-1).flatten(0, 1) - 0.5) * stride  # (H * W, 2)
+    corners_xy = (torch.stack(_cells(height, width, raw), dim=-1).flatten(0, 1) - 0.5) * stride  # (H * W, 2)
     moved = functional.pad(corners_xy, (0, count - 2))  # t: (H * W, columns)
     column = torch.arange(count, device=raw.device)
     scores = (column >= 4) & (column < 5 + num_classes)
@@ -89,9 +92,7 @@ def _decode_in_channels(raw: Tensor, anchors_px: Tensor, stride: int, num_classe
     """
     columns = raw.permute(0, 1, 4, 2, 3)  # as the convolution has it: the two permutations go away in a graph
     height, width = columns.shape[3], columns.shape[4]
-    rows = torch.arange(height, device=raw.device, dtype=raw.dtype).view(height, 1).expand(height, width)
-    across = torch.arange(width, device=raw.device, dtype=raw.dtype).view(1, width).expand(height, width)
-    cells_xy = torch.stack((across, rows)).flatten(1) - 0.5  # (2, H * W)
+    cells_xy = torch.stack(_cells(height, width, raw)).flatten(1) - 0.5  # (2, H * W)
     columns = columns.flatten(3)  # (B, A, columns, H * W)
     values = columns[:, :, : 5 + num_classes].sigmoid()
     centre = (values[:, :, :2] * 2 + cells_xy) * stride

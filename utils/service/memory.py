@@ -17,22 +17,19 @@ def hold_level() -> bool:
     The process then holds what it uses and no more. The price is that the system clears the same memory again and
     again, which takes a quarter of the time.
     """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    set_option = _of_libc("mallopt", ctypes.c_int, ctypes.c_int)
     if set_option is None:
         return False
-    set_option.argtypes, set_option.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
     return bool(set_option(_MMAP_THRESHOLD, LARGE)) and bool(set_option(_ARENA_MAX, 2))
 
 
 @cache
-def _trim() -> Any:
-    """Return glibc's `malloc_trim`, None with other C libraries."""
-    if not sys.platform.startswith("linux"):
-        return None
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
-    return trim
+def _of_libc(name: str, *arguments: Any) -> Any:
+    """Return a function of glibc's that gives an int, None with other C libraries."""
+    function = getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
+    if function is not None:
+        function.argtypes, function.restype = list(arguments), ctypes.c_int
+    return function
 
 
 def give_back() -> bool:
@@ -41,5 +38,5 @@ def give_back() -> bool:
     Outputs of layers come in another size with every shape and number of images. Between them glibc's heaps keep holes
     that hardly anything fits into, and a service under load would grow by hundreds of MB in the first minutes.
     """
-    trim = _trim()
+    trim = _of_libc("malloc_trim", ctypes.c_size_t)
     return trim is not None and bool(trim(0))

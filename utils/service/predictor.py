@@ -18,7 +18,7 @@ from utils.postprocess import POSTPROCESS
 from utils.service.memory import give_back
 from utils.service.settings import ServiceSettings, model_name
 
-TRIM = 16  # batches after which free memory is given back: some milliseconds each time; measured to stay level
+TRIM = 16  # batches after which free memory is given back: some milliseconds each time
 AREA_PX = 640 * 640  # of the images of which `max_batch` go through a network together; larger ones are fewer
 
 

@@ -23,7 +23,7 @@ class ServiceSettings:
     conf_thres: float = 0.25
     iou_thres: float = 0.45
     max_det: int = 300
-    max_batch: int = 4  # images that go through the network together; on CPUs more take memory and save no time
+    max_batch: int = 4  # images that go through the network together, which bounds memory; GPUs gain by more
     max_wait_ms: float = 3.0  # how long the first of a batch waits for others
     max_body_mb: float = 16.0
     max_pixels: int = 50_000_000  # of one image
