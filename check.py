@@ -6,7 +6,7 @@
     python check.py --data VOC.yaml --download
 
 Writes report.html and report.json. The status is 1 if there are errors, with --strict also if there are warnings. The
-work is done by utils/gate.
+work is done by tools/dataset_check.
 """
 
 import argparse
@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tools.dataset_check.check_settings import GateSettings
 from utils.core.cli import add_run_folder, new_parser, run_script
-from utils.gate.settings import GateSettings
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Do what the command line asks for."""
     options = vars(build_parser().parse_args(arguments))
-    from utils.gate.run import run_gate
+    from tools.dataset_check.program import run_gate
 
     counts = run_gate(GateSettings(**options | {"project": Path(options["project"])})).counts
     if counts["error"] or (options["strict"] and counts["warning"]):

@@ -7,14 +7,14 @@
     python convert.py split --source data/animals.yaml --shares 0.8 0.1 0.1 --out animals-split
     python convert.py checkpoint --weights yolov5n.pt --out yolov5n.safetensors
 
-Sources are never changed, and nothing is overwritten without --exist-ok. The work is done by utils/converters.
+Sources are never changed, and nothing is overwritten without --exist-ok. The work is done by tools/converters.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.converters.settings import (
+from tools.converters.convert_settings import (
     FROM,
     IMAGES,
     SHAPES,
@@ -86,16 +86,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = vars(build_parser().parse_args(arguments))
     command = options.pop("command")
     if command == "labels":
-        from utils.converters.labels import convert_labels
+        from tools.converters.labels import convert_labels
 
         convert_labels(LabelSettings(**options))
     elif command == "split":
-        from utils.converters.split import split_images
+        from tools.converters.split import split_images
 
         options["source_format"] = options.pop("format")
         split_images(SplitSettings(**options | {"shares": tuple(options["shares"])}))
     else:
-        from utils.converters.checkpoint import convert_checkpoint
+        from tools.converters.checkpoint import convert_checkpoint
 
         convert_checkpoint(CheckpointSettings(source=options.pop("weights"), **options))
 

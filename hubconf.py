@@ -33,7 +33,7 @@ def custom(
 
     Without `autoshape` it is the network itself: an nn.Module that takes (B, 3, H, W) tensors and can be trained.
     """
-    from utils.hub.entries import open_custom
+    from utils.hub.entry_points import open_custom
 
     return open_custom(path, autoshape, _verbose, device, download)
 
@@ -48,7 +48,7 @@ def _entry(name: str) -> Any:
         device: Any = None,
         download: bool = False,
     ) -> Any:
-        from utils.hub.entries import open_named
+        from utils.hub.entry_points import open_named
 
         return open_named(
             name, pretrained, channels, classes, autoshape=autoshape, verbose=_verbose, device=device, download=download
@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Load a model, run it on images of every kind, print what it found."""
-    from utils.hub.entries import self_test
+    from utils.hub.entry_points import self_test
 
     options = build_parser().parse_args()
     entry = globals().get(options.model)

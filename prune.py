@@ -5,7 +5,7 @@
     python prune.py --weights best.pt --target-latency 0.8 --importance l2
     python prune.py --weights best.pt --sparsity 0.3
 
-Writes pruned.pt, prune.json and prune.png. The work is done by models/pruning.
+Writes pruned.pt, prune.json and prune.png. The work is done by tools/pruning.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from tools.pruning.program import prune_parser, prune_task
 from utils.core.cli import run_script, to_namespace
-from utils.programs.prune import prune_parser, prune_task
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -4,14 +4,14 @@
     python serve.py --weights yolov5n.pt yolov5n-seg.pt --port 8000
     curl -F image=@bus.jpg 'http://127.0.0.1:5000/v1/predict?conf=0.4'
 
-The routes are in utils/service/app.py; http://127.0.0.1:5000/docs describes them.
+The routes are in tools/service/app.py; http://127.0.0.1:5000/docs describes them.
 """
 
 import argparse
 
+from tools.service.program import serve_models
+from tools.service.service_settings import ServiceSettings
 from utils.core.cli import add_device, add_download, given, new_parser, run_script, to_namespace
-from utils.programs.serve import serve_models
-from utils.service.settings import ServiceSettings
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -11,10 +11,10 @@ The loop itself is utils/engine/fit.py.
 import argparse
 from collections.abc import Sequence
 
+from tools.search.search_options import add_evolution, train_or_evolve
 from utils.core.cli import given, run_script, to_namespace
 from utils.core.contracts import Logger
 from utils.programs.train import task_parser
-from utils.programs.tune import add_evolution, train_or_evolve
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,14 +5,14 @@
     python tune.py --resume                                     (goes on; a second process that joins: the same)
     python tune.py --storage postgresql://host/db --study hunt --data coco.yaml     (on every machine)
 
-Options that a training script has are those of its trainings. The search is in utils/engine/search/.
+Options that a training script has are those of its trainings. The search is in tools/search/.
 """
 
 import argparse
 import sys
 
+from tools.search.search_options import task_in, tune, tuning_parser
 from utils.core.cli import given, run_script, to_namespace
-from utils.programs.tune import task_in, tune, tuning_parser
 
 
 def build_parser(task: str = "detect") -> argparse.ArgumentParser:

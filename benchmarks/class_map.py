@@ -26,7 +26,7 @@ from utils.core.cli import run_script
 from utils.core.device import select_device
 from utils.core.errors import UserError
 from utils.core.timing import Stopwatch
-from utils.ops.semantic import class_map, even_grid
+from utils.ops.semantic_maps import class_map, even_grid
 
 NAME = "class_map"
 STRIDE = 8

@@ -36,8 +36,8 @@ NAME = "coco_index"
 CLASSES, SIDES_HW = 80, (96, 128)
 MEASURE = """
 import sys, time
-from utils.core.config import load_data
-from utils.datasets.scan import build_index
+from utils.core.data_config import load_data
+from utils.datasets.labels.scan import build_index
 started = time.perf_counter()
 index = build_index(load_data(sys.argv[1]), "train")
 seconds = time.perf_counter() - started
@@ -48,10 +48,10 @@ print(seconds, time.process_time(), memory, len(index), len(index.boxes))
 
 EPOCHS = """
 import multiprocessing, sys
-from utils.core.config import load_data
+from utils.core.data_config import load_data
 from utils.core.contracts import LoadRequest
 from utils.core.hyp import Hyp
-from utils.datasets.loader import open_loader
+from utils.datasets.pipeline.loader import open_loader
 yaml, workers, epochs = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 request = LoadRequest(load_data(yaml), "train", True, 64, 64, 32, Hyp(), workers=workers)
 loader = open_loader(request)

@@ -29,12 +29,14 @@ import torch
 
 from benchmarks.machine import given, new_parser, publish, report, spread
 from utils.core.cli import run_script
-from utils.core.config import DataConfig
 from utils.core.contracts import LoadRequest
+from utils.core.data_config import DataConfig
 from utils.core.hyp import Hyp
-from utils.datasets import cache, dataset, mosaic
-from utils.datasets.index import Index
-from utils.datasets.loader import BatchLoader, open_loader
+from utils.datasets.labels.label_index import Index
+from utils.datasets.pipeline import box_samples as dataset
+from utils.datasets.pipeline import image_cache as cache
+from utils.datasets.pipeline import mosaic
+from utils.datasets.pipeline.loader import BatchLoader, open_loader
 
 NAME = "data_sample"
 GREY = 114

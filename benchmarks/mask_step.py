@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.machine import given, new_parser, publish, ratios, report, spread, turn_about
 from benchmarks.train_step import Side, our_side, random_batch
-from models.runner import NetworkRunner
+from models.network_runner import NetworkRunner
 from utils.core.cli import run_script
 from utils.core.contracts import Batch, EvalSettings, Results
 from utils.core.device import select_device

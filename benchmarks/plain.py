@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, interpolate
 from utils.core.contracts import IGNORED_PIXEL
 from utils.core.hyp import Hyp
 from utils.engine.ema import decay_at
-from utils.engine.optim import parameter_groups
+from utils.engine.parameter_groups import parameter_groups
 
 
 class PlainEma:

@@ -22,15 +22,15 @@ import torch
 from benchmarks.machine import given, new_parser, publish, ratios, report, spread, turn_about
 from models.checkpoint import load_checkpoint
 from models.fuse import fuse
-from models.runner import NetworkRunner
+from models.network_runner import NetworkRunner
 from models.summary import count_operations
-from utils.backends.opening import open_weights
+from utils.backends.open_weights import open_weights
 from utils.core.cli import run_script
-from utils.core.config import load_data
+from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.timing import Stopwatch
-from utils.programs.certify import accuracy
 from utils.programs.export import export_parser, export_task, size_bytes
+from utils.programs.export_certificate import accuracy
 
 NAME = "pruning"
 

@@ -34,12 +34,12 @@ from benchmarks.machine import given, new_parser, publish, ratios, report, sprea
 from models.checkpoint import load_checkpoint
 from models.network import Network
 from utils.backends import BACKENDS
-from utils.backends.exported import as_floats, installed
+from utils.backends.exported_runner import as_floats, installed
 from utils.core.cli import run_script
 from utils.core.contracts import Frame, Outputs
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
-from utils.datasets.sources import open_source
+from utils.datasets.sources.frame_sources import open_source
 from utils.engine.predict import PredictSettings, predict
 from utils.ops.letterbox import letterbox
 

@@ -31,12 +31,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.machine import given, new_parser, publish, ratios, report, spread, turn_about
+from models.add_semantic_head import DESIGNS, with_semantic
 from models.architecture import read_architecture
 from models.builder import build_network
-from models.extend import DESIGNS, with_semantic
 from models.fuse import fuse
-from models.heads.semantic import SemanticHead
-from models.layers import coarse, fusion, pool, winograd
+from models.heads.semantic_head import SemanticHead
+from models.kernels import conv_commute as coarse
+from models.kernels import winograd
+from models.layers import fusion, pool
 from models.network import Network
 from models.summary import summarize
 from utils.core.cli import run_script
@@ -45,7 +47,7 @@ from utils.core.device import select_device
 from utils.core.seed import seed_everything
 from utils.core.timing import Stopwatch
 from utils.ops.nms import suppress
-from utils.ops.semantic import class_map, even_grid
+from utils.ops.semantic_maps import class_map, even_grid
 
 NAME = "semantic_heads"
 WAYS = ("boxes", "ours", "plain")

@@ -26,16 +26,16 @@ from benchmarks.machine import Spread, given, new_parser, publish, ratios, repor
 from benchmarks.plain import PlainEma, plain_sgd
 from models.builder import build_network, read_architecture
 from models.network import Network
-from models.runner import to_input
+from models.network_runner import to_input
 from utils.core.cli import run_script
 from utils.core.contracts import Batch, Geometry, ImageInfo
 from utils.core.device import autocast_dtype, select_device
 from utils.core.hyp import Hyp
 from utils.core.seed import seed_everything
 from utils.core.timing import Stopwatch
-from utils.engine.assemble import build_losses
+from utils.engine.build_run import build_losses
 from utils.engine.ema import ModelEma
-from utils.engine.optim import build_optimizer, clip_gradients
+from utils.engine.parameter_groups import build_optimizer, clip_gradients
 
 NAME = "train_step"
 PARTS = ("forward", "loss and backward", "optimizer and EMA")

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from utils.core.cli import add_image_size, resolve_training, training_parser
-from utils.core.config import load_data
+from utils.core.data_config import load_data
 from utils.core.timing import Stopwatch
 from utils.engine.fit import fit
 from utils.loggers.csv_file import read_results
-from utils.tasks.choice import task_for
+from utils.tasks.task_selection import task_for
 
 LOSSES = ("train/box_loss", "train/obj_loss", "train/cls_loss")
 SCORE = "metrics/mAP_0.5:0.95"

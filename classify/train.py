@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.core.cli import given, run_script, to_namespace
 from utils.core.contracts import Logger
-from utils.programs.classify import class_training_options, class_training_parser
+from utils.programs.classification_options import class_training_options, class_training_parser
 from utils.programs.train import train_task
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.core.cli import given, run_script
-from utils.programs.classify import class_scoring_parser
+from utils.programs.classification_options import class_scoring_parser
 from utils.programs.val import score_task
 
 

@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from models.channel_widths import check_widths
 from models.heads.torchvision import classifier_names
-from models.widths import check_widths
 from utils.core.errors import UserError
 from utils.core.yaml_file import parse_yaml, read_yaml
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from models.architecture import IMAGENET, read_architecture
-from models.classes import head_kinds, settle_classes
+from models.channel_widths import put_on, without_rows
+from models.class_names import head_kinds, settle_classes
+from models.layer_plan import Plan, Row, find_kind
 from models.layers.activations import parse_activation
 from models.layers.common import set_activation
 from models.network import INPUT, Network, Route
-from models.plan import Plan, Row, find_kind
-from models.widths import put_on, without_rows
 from utils.core.errors import UserError
 
 __all__ = [

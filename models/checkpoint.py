@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.archive import read_archive
 from models.builder import build_network
 from models.fuse import fuse
 from models.network import Network
-from models.official import is_official, load_state, network_from
+from models.torch_archive import read_archive
+from models.yolov5_checkpoint import is_official, load_state, network_from
 from utils.core.errors import UserError
 from utils.core.files import atomic_path
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.resample import resized
+from models.kernels.resample import resized
 from utils.core.contracts import Decoded, HeadSpec, Outputs, Runner
 from utils.core.errors import UserError
 

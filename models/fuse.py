@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.layers.common import Conv
-from models.layers.shuffle import Focus
+from models.layers.space_to_depth import Focus
 from models.network import Network
 
 

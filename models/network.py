@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.classes import main_head
-from models.sparing import run_sparingly
+from models.activation_checkpointing import run_sparingly
+from models.class_names import main_head
 from utils.core.contracts import Decoded, HeadSpec, Raw
 
 INPUT = -1  # as a source: the images

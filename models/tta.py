@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.ensemble import Ensemble, join_boxes, mean
-from models.resample import entries_of, in_resized, pixels_of, resample, resized
+from models.kernels.resample import entries_of, in_resized, pixels_of, resample, resized
 from utils.core.contracts import Decoded, HeadSpec, Outputs, Runner
 from utils.core.errors import UserError
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tools.search.search_options import add_evolution, train_or_evolve
 from utils.core.cli import given, run_script, to_namespace
 from utils.core.contracts import Logger
 from utils.programs.train import task_parser
-from utils.programs.tune import add_evolution, train_or_evolve
 
 
 def build_parser() -> argparse.ArgumentParser:

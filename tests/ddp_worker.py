@@ -15,11 +15,11 @@ def main(out: Path, data: str, steps: int, freeze_bn: bool, name: str) -> None:
 
     `name` is that of the task, with `+psp` and the like where pixels are learned beside it.
     """
-    from utils.core import dist
-    from utils.core.settings import TrainSettings
-    from utils.engine.assemble import assemble
-    from utils.engine.epoch import _forward_backward, _maybe_update, _set_modes
-    from utils.tasks.choice import task_of
+    from utils.core import distributed as dist
+    from utils.core.train_settings import TrainSettings
+    from utils.engine.build_run import assemble
+    from utils.engine.train_epoch import _forward_backward, _maybe_update, _set_modes
+    from utils.tasks.task_selection import task_of
 
     task, _, design = name.partition("+")
     settings = TrainSettings(

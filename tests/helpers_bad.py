@@ -9,7 +9,7 @@ import pytest
 from models.builder import build_network, read_architecture
 from models.checkpoint import save_checkpoint
 from utils.core.cli import given
-from utils.core.config import load_data
+from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.yaml_file import write_yaml
 

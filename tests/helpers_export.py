@@ -9,10 +9,10 @@ from torch import nn
 import export
 from models.builder import build_network, read_architecture
 from models.network import Network
-from models.runner import NetworkRunner
+from models.network_runner import NetworkRunner
 from utils.backends import BACKENDS
-from utils.backends.exported import installed
-from utils.backends.opening import open_weights
+from utils.backends.exported_runner import installed
+from utils.backends.open_weights import open_weights
 
 CPU = torch.device("cpu")
 CLASSES = ("ant", "bee", "cat")

@@ -6,8 +6,8 @@ import torch
 
 from models.builder import build_network, read_architecture
 from models.checkpoint import load_checkpoint, save_checkpoint
-from models.heads.boxes import BoxHead
-from utils.datasets.images import decode_image
+from models.heads.anchor_head import BoxHead
+from utils.datasets.image_files import decode_image
 from utils.plots.palette import CITYSCAPES
 
 NETWORKS = {  # description and class names; the checkpoint's name is the key

@@ -5,8 +5,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.core.config import DataConfig, SemanticConfig
 from utils.core.contracts import LoadRequest, SemanticRequest
+from utils.core.data_config import DataConfig, SemanticConfig
 from utils.core.hyp import Hyp
 
 COLOURS = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]], np.uint8)  # BGR of the classes

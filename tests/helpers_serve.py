@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from helpers_run import ROOT, command, environment
 from starlette.testclient import TestClient
 
-from utils.service.app import build_app
-from utils.service.predictor import Predictor
-from utils.service.settings import ServiceSettings
+from tools.service.app import build_app
+from tools.service.predictor import Predictor
+from tools.service.service_settings import ServiceSettings
 
 
 def form(*pictures, name="image"):

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from helpers_server import everything, tar_of
 
-from utils.core.config import find_data, load_data
+from utils.core.data_config import find_data, load_data
 from utils.core.errors import UserError
 from utils.core.yaml_file import read_yaml, write_yaml
-from utils.datasets import arrays
-from utils.datasets.arrays import write_pictures
-from utils.datasets.fetch import pieces_of, provide
-from utils.datasets.scan import build_index
+from utils.datasets.fetch.array_files import write_pictures
+from utils.datasets.fetch.dataset_download import array_files as arrays
+from utils.datasets.fetch.dataset_download import pieces_of, provide
+from utils.datasets.labels.scan import build_index
 
 
 def idx(values):

@@ -10,7 +10,7 @@ import train
 from models.builder import build_network
 from utils.core.cli import given, training_parser
 from utils.core.errors import UserError
-from utils.core.settings import TrainSettings
+from utils.core.train_settings import TrainSettings
 from utils.core.yaml_file import read_yaml
 from utils.engine import autobatch
 from utils.engine.autobatch import available_memory, choose_batch, fitting_batch, growing_batch

@@ -10,16 +10,16 @@ from helpers_bad import TINY, error_of, image_set
 
 from models.builder import build_network, read_architecture
 from utils.core.cli import one_line, resolve_training
-from utils.core.config import load_data
 from utils.core.contracts import LoadRequest
+from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.yaml_file import write_yaml
-from utils.datasets.images import IMAGE_SUFFIXES, ImageFault, probe_image, read_image
-from utils.datasets.label_lines import parse_labels
-from utils.datasets.loader import open_loader
-from utils.datasets.scan import build_index
-from utils.plots import sinks
+from utils.datasets.image_files import IMAGE_SUFFIXES, ImageFault, probe_image, read_image
+from utils.datasets.labels.scan import build_index
+from utils.datasets.labels.yolo_lines import parse_labels
+from utils.datasets.pipeline.loader import open_loader
+from utils.plots import prediction_sinks as sinks
 from utils.programs.train import recommended_for
 
 # ----------------------------------------------------------------------------------------------------------------------

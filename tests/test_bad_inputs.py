@@ -16,15 +16,16 @@ from helpers_bad import TINY, error_of, options_for
 from helpers_run import ROOT, script, tiny_data
 
 from models.checkpoint import load_checkpoint, save_checkpoint
-from utils.core import dist
+from utils.core import distributed as dist
 from utils.core.cli import one_line
 from utils.core.errors import UserError
 from utils.core.files import atomic_path, drop_if_empty, run_folder
-from utils.datasets.scan import Pool
-from utils.datasets.sources import open_source
-from utils.engine.state import find_last, load_resumable
+from utils.datasets.labels.scan import Pool
+from utils.datasets.sources.frame_sources import open_source
+from utils.engine.run_state import find_last, load_resumable
 from utils.metrics import EVALUATORS
-from utils.plots import film, sinks
+from utils.plots import prediction_sinks as sinks
+from utils.plots import video_writer as film
 from utils.postprocess import POSTPROCESS
 
 BOXES = ("train", "val", "detect")

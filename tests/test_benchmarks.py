@@ -28,7 +28,7 @@ from benchmarks import (
 )
 from models.builder import build_network, read_architecture
 from models.checkpoint import save_checkpoint
-from models.layers import coarse
+from models.kernels import conv_commute as coarse
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.engine.ema import ModelEma

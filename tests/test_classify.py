@@ -8,15 +8,15 @@ from torch.nn.functional import log_softmax
 
 from models.builder import build_network, read_architecture
 from models.checkpoint import load_checkpoint, save_checkpoint
-from models.start import starting_point
-from utils.core.config import load_data
+from models.pretrained import starting_point
 from utils.core.contracts import Batch, EvalSettings, Geometry, HeadSpec, ImageInfo, LoadRequest, Results
+from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
-from utils.core.settings import TrainSettings
+from utils.core.train_settings import TrainSettings
 from utils.datasets import GENERATORS
-from utils.datasets.classes import open_class_loader
 from utils.datasets.generators.prepare import ensure
+from utils.datasets.pipeline.classification_samples import open_class_loader
 from utils.losses import LOSSES
 from utils.metrics import EVALUATORS
 from utils.ops.crop import centre_square, jittered, random_area

@@ -7,7 +7,7 @@ import pytest
 
 from utils.core.cli import explain, given, resolve_training
 from utils.core.errors import UserError
-from utils.core.settings import ScoreSettings, TrainSettings
+from utils.core.train_settings import ScoreSettings, TrainSettings
 
 OPTIONS = {
     "train": """

@@ -10,9 +10,9 @@ import pytest
 import torch
 from helpers_run import results, script
 
-from utils.core.config import load_data
+from utils.core.data_config import load_data
 from utils.core.errors import UserError
-from utils.engine.epoch import _resized
+from utils.engine.train_epoch import _resized
 from utils.loggers.csv_file import read_results
 
 CATEGORIES = [{"id": 18, "name": "disc"}, {"id": 3, "name": "box"}]  # rising ids: box, disc

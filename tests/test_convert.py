@@ -16,12 +16,12 @@ from helpers_labels import NAMES, coco_file, labelme_file, picture, voc_file
 
 import convert
 from models.checkpoint import load_checkpoint
-from utils.converters import SOURCES, TARGETS
-from utils.converters.settings import FROM, TO
-from utils.converters.split import stratified
-from utils.core.config import load_data
+from tools.converters import SOURCES, TARGETS
+from tools.converters.convert_settings import FROM, TO
+from tools.converters.split import stratified
+from utils.core.data_config import load_data
 from utils.core.errors import UserError
-from utils.datasets.scan import build_index
+from utils.datasets.labels.scan import build_index
 
 SIZE_HW = (60, 80)
 
@@ -388,7 +388,7 @@ def test_a_dry_run_writes_nothing_and_counts_the_same(tmp_path, caplog):
 
 
 def test_what_is_interrupted_leaves_no_folder(tmp_path, monkeypatch):
-    from utils.converters.targets.yolo import YoloTarget
+    from tools.converters.targets.yolo import YoloTarget
 
     def stop(*_):
         raise KeyboardInterrupt

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from utils.core import dist
+from utils.core import distributed as dist
 from utils.core.errors import UserError
 from utils.core.files import atomic_path, newest, run_folder, write_text
 from utils.core.interrupt import Interrupt

@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.core.config import load_data
+from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.yaml_file import parse_yaml, read_yaml, write_yaml
 

@@ -5,11 +5,11 @@ import json
 import pytest
 from helpers_labels import coco_file, picture
 
-from utils.core.config import DataConfig, load_data
+from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
 from utils.core.yaml_file import write_yaml
-from utils.datasets.readers.xview import TYPES
-from utils.datasets.scan import build_index
+from utils.datasets.labels.readers.xview import TYPES
+from utils.datasets.labels.scan import build_index
 
 
 def boxes_of(index):

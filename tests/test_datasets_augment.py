@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.datasets.augment import copy_paste, hsv_tables, mixup, rarely_changed, share_covered, write_rgb
-from utils.datasets.collate import normalised_rows
-from utils.datasets.mosaic import Tile, View, compose, mosaic4, mosaic9
-from utils.datasets.sample import Sample
+from utils.datasets.pipeline.augment import copy_paste, hsv_tables, mixup, rarely_changed, share_covered, write_rgb
+from utils.datasets.pipeline.collate import normalised_rows
+from utils.datasets.pipeline.mosaic import Tile, View, compose, mosaic4, mosaic9
+from utils.datasets.pipeline.sample import Sample
 from utils.ops.letterbox import letterbox, letterbox_geometry, points_to_network, points_to_original
 from utils.ops.transform import (
     Warp,

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.datasets.images import ImageFault, lacks_end, probe_image, read_image
+from utils.datasets.image_files import ImageFault, lacks_end, probe_image, read_image
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow, about damaged EXIF
 

@@ -7,13 +7,13 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.core.config import DataConfig
+from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.datasets import READERS
-from utils.datasets import scan as scan_module
-from utils.datasets.label_lines import parse_labels
-from utils.datasets.readers.yolo import label_path
-from utils.datasets.scan import build_index, cache_places
+from utils.datasets.labels import scan as scan_module
+from utils.datasets.labels.readers.yolo import label_path
+from utils.datasets.labels.scan import build_index, cache_places
+from utils.datasets.labels.yolo_lines import parse_labels
 
 
 def make_set(root: Path, count: int = 3, labels: dict[int, str] | None = None) -> DataConfig:

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from utils.core.config import DataConfig
 from utils.core.contracts import Batch, Geometry, ImageInfo, LoadRequest
+from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
-from utils.datasets import cache as cache_module
-from utils.datasets.collate import quad
-from utils.datasets.loader import BatchLoader, open_loader
-from utils.datasets.order import by_aspect, epoch_order, rect_shape, window_of
+from utils.datasets.pipeline import image_cache as cache_module
+from utils.datasets.pipeline.batch_plan import by_aspect, epoch_order, rect_shape, window_of
+from utils.datasets.pipeline.collate import quad
+from utils.datasets.pipeline.loader import BatchLoader, open_loader
 
 PLAIN = Hyp(hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0, mosaic=0)
 RICH = Hyp(mosaic=0.8, mosaic9=0.3, mixup=0.4, copy_paste=0.5, degrees=5, flipud=0.2)
@@ -56,7 +56,7 @@ def assert_same(first: list[Batch], second: list[Batch]) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_do_not_depend_on_workers(data, workers, monkeypatch):
-    monkeypatch.setattr("utils.datasets.loader.usable_cpus", lambda: 4)
+    monkeypatch.setattr("utils.datasets.pipeline.loader.usable_cpus", lambda: 4)
     alone, helped = load(data), load(data, workers=workers)
     assert helped.workers == workers
     for epoch in (0, 1):

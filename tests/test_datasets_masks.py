@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from models.builder import build_network, read_architecture
-from utils.core.config import DataConfig
 from utils.core.contracts import EvalSettings, HeadSpec, LoadRequest, Results
+from utils.core.data_config import DataConfig
 from utils.core.hyp import Hyp
-from utils.datasets.collate import MaskStyle, masks_of
-from utils.datasets.loader import open_loader
-from utils.datasets.sample import Sample
+from utils.datasets.pipeline.collate import MaskStyle, masks_of
+from utils.datasets.pipeline.loader import open_loader
+from utils.datasets.pipeline.sample import Sample
 from utils.losses import LOSSES
 from utils.metrics import EVALUATORS
 from utils.metrics.segment import label_masks
@@ -101,7 +101,7 @@ def test_a_mosaic_with_masks_begins_with_the_image_itself(tmp_path):
 
 @pytest.mark.parametrize("overlap", [True, False])
 def test_masks_do_not_depend_on_workers_or_ranks(data, overlap, monkeypatch):
-    monkeypatch.setattr("utils.datasets.loader.usable_cpus", lambda: 4)
+    monkeypatch.setattr("utils.datasets.pipeline.loader.usable_cpus", lambda: 4)
     options = {"overlap": overlap, "mask_ratio": 4}
     whole = list(load(data, **options).epoch(1))
     for alone, helped in zip(whole, load(data, workers=2, **options).epoch(1), strict=True):

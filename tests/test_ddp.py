@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from helpers_run import ROOT, command, environment, tiny_data
 
-from utils.core.config import load_data
+from utils.core.data_config import load_data
 from utils.datasets.generators.prepare import ensure
 
 STEPS = 20

@@ -14,12 +14,13 @@ from helpers_gate import scene
 from helpers_server import everything, tar_of, zip_of
 
 import check
-from utils.core.config import load_data
+from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.yaml_file import write_yaml
-from utils.datasets import http_file, unpack
-from utils.datasets.fetch import Piece, destination, fetch, pieces_of, provide
-from utils.datasets.http_file import Wanted, fetch_file
+from utils.datasets.fetch.dataset_download import Piece, destination, fetch, pieces_of, provide
+from utils.datasets.fetch.dataset_download import archives as unpack
+from utils.datasets.fetch.dataset_download import http_client as http_file
+from utils.datasets.fetch.http_client import Wanted, fetch_file
 
 BODY = bytes(range(256)) * 1000
 

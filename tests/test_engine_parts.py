@@ -8,10 +8,10 @@ from torch import nn
 
 from utils.core.hyp import Hyp
 from utils.engine.ema import ModelEma, decay_at
-from utils.engine.optim import build_optimizer, clip_gradients, parameter_groups
-from utils.engine.schedule import Schedule
+from utils.engine.parameter_groups import build_optimizer, clip_gradients, parameter_groups
 from utils.engine.schedules import Moment
-from utils.engine.schedules.curves import cosine, linear
+from utils.engine.schedules.lr_curves import cosine, linear
+from utils.engine.step_schedule import Schedule
 
 
 @pytest.mark.parametrize(("epoch", "factor"), [(0, 1), (1, 0.9967), (150, 0.505), (299, 0.0133), (300, 0.01)])

@@ -14,12 +14,12 @@ import export
 from models.builder import classification_network
 from models.checkpoint import save_checkpoint
 from models.fuse import fuse
-from models.runner import NetworkRunner
-from utils.backends.description import Description, Foreign, Suppression, from_json, from_yolov5
-from utils.backends.exported import ExportedRunner, predictions_of
-from utils.backends.flat import Flat, decoded_names
+from models.network_runner import NetworkRunner
+from utils.backends.export_metadata import Description, Foreign, Suppression, from_json, from_yolov5
+from utils.backends.exported_runner import ExportedRunner, predictions_of
+from utils.backends.flat_outputs import Flat, decoded_names
 from utils.backends.onnx_graph import suppress_in_graph
-from utils.backends.opening import open_weights
+from utils.backends.open_weights import open_weights
 from utils.core.contracts import EvalSettings, HeadSpec
 from utils.core.errors import UserError
 from utils.core.version import VERSION
@@ -45,7 +45,7 @@ def checkpoints(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch):
     """Compare on two images; eight take longer and show no more here."""
-    monkeypatch.setattr("utils.programs.certify.IMAGES", 2)
+    monkeypatch.setattr("utils.programs.export_certificate.IMAGES", 2)
 
 
 EACH = ("torchscript", "onnx", "openvino", "ncnn", "pt2", "tflite")  # AOTInductor and ExecuTorch take half a minute
@@ -210,7 +210,7 @@ def test_half_precision_halves_the_file_and_stays_close(name, checkpoints, tmp_p
 
 
 def test_a_file_that_differs_is_not_left_behind_unless_allowed(checkpoints, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.programs.certify.LIMITS", {"fp32": Limits(scores=0.0, pixels=-1.0)})
+    monkeypatch.setattr("utils.programs.export_certificate.LIMITS", {"fp32": Limits(scores=0.0, pixels=-1.0)})
     with pytest.raises(UserError, match="not exported: torchscript"):
         written(checkpoints["detect"], tmp_path, "torchscript")
     assert not list(tmp_path.iterdir())
@@ -289,7 +289,7 @@ def test_integers_are_for_convolutions_away_from_the_outputs(name, checkpoints, 
     needs(name)
     import onnx
 
-    monkeypatch.setattr("utils.programs.certify.CALIBRATION_IMAGES", 4)
+    monkeypatch.setattr("utils.programs.export_certificate.CALIBRATION_IMAGES", 4)
     data = tiny_data(tmp_path, train=8, val=4)
     values = read_yaml(data)
     write_yaml(data, {**values, "names": values["names"][:3]})
@@ -306,7 +306,7 @@ def test_integers_are_for_convolutions_away_from_the_outputs(name, checkpoints, 
     def accuracy(runner, *rest, **more):
         return {"x": 0.9 if isinstance(runner, NetworkRunner) else 0.5}
 
-    monkeypatch.setattr("utils.programs.certify.accuracy", accuracy)
+    monkeypatch.setattr("utils.programs.export_certificate.accuracy", accuracy)
     with pytest.raises(UserError, match="not exported"):
         written(checkpoints["detect"], tmp_path / "worse", name, **{**chosen, "max_drop": 0.02})
     assert not list((tmp_path / "worse").iterdir())

@@ -14,21 +14,21 @@ import export
 import val
 from classify import predict as class_predict
 from classify import val as class_val
+from models.add_semantic_head import with_semantic
 from models.architecture import read_architecture
 from models.builder import build_network, classification_network
 from models.checkpoint import load_checkpoint, save_checkpoint
-from models.extend import with_semantic
 from models.fuse import fuse, without_slices
-from models.heads.boxes import decode_level, whole_columns
+from models.heads.anchor_head import decode_level, whole_columns
 from models.layers.context import grid_means
-from models.layers.shuffle import Focus
+from models.layers.space_to_depth import Focus
 from utils.backends.openvino import OFTEN
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
 from utils.core.yaml_file import read_yaml, write_yaml
 from utils.engine.parity import Limits, Looking, compare
 from utils.ops.crop import centre_square
-from utils.programs.certify import LIMITS
+from utils.programs.export_certificate import LIMITS
 
 SIDE = 96
 SIZES = ((8, 12), (4, 6), (2, 3))
@@ -59,8 +59,8 @@ NEAR = Limits(pixels=2e-2, faint_pixels=5e-2)
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch):
     """Compare on two images."""
-    monkeypatch.setattr("utils.programs.certify.IMAGES", 2)
-    monkeypatch.setattr("utils.programs.certify.LIMITS", {**LIMITS, "fp32": NEAR})
+    monkeypatch.setattr("utils.programs.export_certificate.IMAGES", 2)
+    monkeypatch.setattr("utils.programs.export_certificate.LIMITS", {**LIMITS, "fp32": NEAR})
 
 
 FORMATS = ("torchscript", "onnx", "openvino", "pt2", "ncnn")
@@ -133,7 +133,7 @@ def test_boxes_are_decoded_to_the_same_bits_in_a_recorded_graph(masks, monkeypat
     raw = torch.randn(2, 3, 5, 7, 5 + 3 + masks)
     anchors = torch.tensor([[10.0, 13.0], [16.0, 30.0], [33.0, 23.0]])
     plain = decode_level(raw, anchors, 16, 3)
-    monkeypatch.setattr("models.heads.boxes.being_exported", lambda: True)
+    monkeypatch.setattr("models.heads.anchor_head.being_exported", lambda: True)
     assert torch.equal(decode_level(raw, anchors, 16, 3), plain)
 
 
@@ -144,7 +144,7 @@ def test_whole_columns_give_what_the_head_decodes(name, monkeypatch):
     (head,) = network.heads.values()
     features = [torch.randn(2, layer.in_channels, *size) for layer, size in zip(head.m, SIZES, strict=True)]
     plain = head.decode(head(features))["predictions"]
-    monkeypatch.setattr("models.heads.boxes.being_exported", lambda: True)
+    monkeypatch.setattr("models.heads.anchor_head.being_exported", lambda: True)
     with whole_columns():
         found = head.decode(head(features))["predictions"]
     assert not torch.equal(found, plain)  # another way was taken
@@ -219,7 +219,7 @@ def test_val_scores_an_exported_file_of_boxes_and_pixels_as_the_checkpoint(check
 
 def test_int8_of_boxes_and_pixels_says_what_each_loses(checkpoints, data, tmp_path, monkeypatch):
     needs("onnx")
-    monkeypatch.setattr("utils.programs.certify.CALIBRATION_IMAGES", 4)
+    monkeypatch.setattr("utils.programs.export_certificate.CALIBRATION_IMAGES", 4)
     checkpoint = checkpoints["psp"]
     chosen = {"include": ["onnx"], "int8": True, "max_drop": 1.0, "data": str(data), "opset": 13}
     (path,) = export.run(weights=[str(checkpoint)], output=str(tmp_path), **chosen)
@@ -281,9 +281,11 @@ def test_int8_of_a_classifier_is_calibrated_on_every_class_and_says_what_top1_lo
     checkpoints, classes, tmp_path, monkeypatch
 ):
     needs("onnx")
-    monkeypatch.setattr("utils.programs.certify.CALIBRATION_IMAGES", 3)
+    monkeypatch.setattr("utils.programs.export_certificate.CALIBRATION_IMAGES", 3)
     seen = []
-    monkeypatch.setattr("utils.programs.certify.centre_square", lambda *a: seen.append(a[0]) or centre_square(*a))
+    monkeypatch.setattr(
+        "utils.programs.export_certificate.centre_square", lambda *a: seen.append(a[0]) or centre_square(*a)
+    )
     chosen = {"include": ["onnx"], "int8": True, "max_drop": 1.0, "data": str(classes), "imgsz": [SIDE]}
     (path,) = export.run(weights=[str(checkpoints["classify"])], output=str(tmp_path), **chosen)
     accuracy = json.loads((tmp_path / f"{path.name}.json").read_text())["accuracy"]
@@ -337,7 +339,7 @@ def test_operator_set_12_with_integers_is_12_or_refused_in_words(checkpoints, da
     needs("onnx")
     import onnx
 
-    monkeypatch.setattr("utils.programs.certify.CALIBRATION_IMAGES", 4)
+    monkeypatch.setattr("utils.programs.export_certificate.CALIBRATION_IMAGES", 4)
     checkpoint = checkpoints["psp"]
     chosen = {"include": ["onnx"], "int8": True, "max_drop": 1.0, "data": str(data), "opset": 12}
     with pytest.raises(UserError, match="not exported"):  # a scale per channel needs 13

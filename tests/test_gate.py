@@ -14,14 +14,14 @@ from helpers_gate import NAMES, PLANTS, scene, sound_set
 from helpers_labels import coco_file, labelme_file, picture, voc_file
 
 import check
-from utils.core.config import DataConfig, load_data
+from tools.dataset_check.check_settings import GateSettings
+from tools.dataset_check.collect import gather
+from tools.dataset_check.findings import KINDS
+from tools.dataset_check.image_hash import alike, fingerprint, groups, near_pairs
+from tools.dataset_check.program import judge, run_gate
+from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
 from utils.core.yaml_file import write_yaml
-from utils.gate.findings import KINDS
-from utils.gate.fingerprint import alike, fingerprint, groups, near_pairs
-from utils.gate.gather import gather
-from utils.gate.run import judge, run_gate
-from utils.gate.settings import GateSettings
 
 OF_CLASSES = {"empty-class", "rare-class", "imbalance"}  # say something about the set as a whole
 

@@ -21,9 +21,9 @@ from models.checkpoint import save_checkpoint
 from models.network import Network
 from tests.helpers_run import ROOT, script
 from utils.core.errors import UserError
-from utils.datasets import web
-from utils.hub.inputs import common_shape, pictures
-from utils.hub.model import load
+from utils.datasets.fetch.dataset_download import image_urls as web
+from utils.hub.hub_model import load
+from utils.hub.image_inputs import common_shape, pictures
 from utils.plots.palette import CITYSCAPES
 
 BUS = ROOT.parent / "shared" / "images" / "bus.jpg"

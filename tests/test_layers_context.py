@@ -8,14 +8,15 @@ from torch import nn
 from torch.nn import functional
 
 from models.fuse import fold
-from models.layers import coarse, fusion
-from models.layers.coarse import pointwise, with_levels
+from models.kernels import conv_commute as coarse
+from models.kernels.conv_commute import pointwise, with_levels
+from models.kernels.winograd import MIN_CHANNELS, WideConv, convolved, pays, transformed
+from models.layer_plan import LAYERS, Row
+from models.layers import fusion
 from models.layers.common import Conv
 from models.layers.context import ASPP, RFB1, RFB2, ASPPs, PyramidPooling, WideC3SPP
 from models.layers.fusion import ARM, DAPPM, FFM, Attention, broadcast
 from models.layers.pool import SPP, pooled
-from models.layers.winograd import MIN_CHANNELS, WideConv, convolved, pays, transformed
-from models.plan import LAYERS, Row
 
 
 def lively(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -278,7 +279,7 @@ def test_factors_of_a_wide_convolution_are_the_same_both_ways(monkeypatch):
     block = lively(WideConv(MIN_CHANNELS, MIN_CHANNELS)).requires_grad_(False).eval()
     x, factors = torch.randn(1, MIN_CHANNELS, 32, 32), torch.rand(1, MIN_CHANNELS, 1, 1)
     short = block(x, factors=factors)
-    monkeypatch.setattr("models.layers.winograd.pays", lambda x, weight: False)
+    monkeypatch.setattr("models.kernels.winograd.pays", lambda x, weight: False)
     torch.testing.assert_close(short, block(x, factors=factors), rtol=1e-3, atol=1e-4)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from utils.core.cli import training_parser
-from utils.core.config import load_data
+from utils.core.data_config import load_data
 from utils.core.yaml_file import read_yaml
 from utils.datasets import READERS
-from utils.datasets.fetch import pieces_of
+from utils.datasets.fetch.dataset_download import pieces_of
 from utils.programs.train import recommended_for
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,24 +26,31 @@ MAY_IMPORT = {  # besides themselves; a new part gets a row here on purpose
     "utils/postprocess": {"utils/core", "utils/ops"},
     "utils/plots": {"utils/core", "utils/ops"},
     "utils/datasets": {"utils/core", "utils/ops"},
-    "models": {"utils/core", "utils/ops"},
+    "models": {"utils/core"},
     "utils/backends": {"utils/core", "utils/ops", "models"},
-    "utils/converters": {"utils/core", "utils/datasets", "models"},
-    "utils/gate": {"utils/core", "utils/ops", "utils/datasets", "utils/converters"},
+    "tools/converters": {"utils/core", "utils/datasets", "models"},
+    "tools/dataset_check": {"utils/core", "utils/ops", "utils/datasets", "tools/converters"},
     "utils/tasks": {"utils/core", "utils/datasets", "utils/plots"},
     "utils/engine": {
         "utils/core", "utils/ops", "utils/loggers", "utils/losses", "utils/metrics", "utils/postprocess", "models",
     },
     "utils/programs": {
         "utils/core", "utils/ops", "utils/postprocess", "utils/plots", "utils/datasets", "utils/tasks", "utils/engine",
-        "utils/backends", "models", "utils/service",
+        "utils/backends", "models",
     },
     "utils/hub": {
         "utils/core", "utils/ops", "utils/postprocess", "utils/plots", "utils/datasets", "utils/engine",
         "utils/backends", "models",
     },
-    "utils/service": {
-        "utils/core", "utils/ops", "utils/postprocess", "utils/plots", "utils/datasets", "utils/hub",
+    "tools/service": {
+        "utils/core", "utils/ops", "utils/postprocess", "utils/plots", "utils/datasets", "utils/hub", "utils/backends",
+    },
+    "tools/pruning": {
+        "utils/core", "utils/plots", "utils/datasets", "utils/tasks", "utils/engine", "utils/backends", "models",
+    },
+    "tools/search": {
+        "utils/core", "utils/plots", "utils/datasets", "utils/tasks", "utils/engine", "utils/programs",
+        "utils/metrics",
     },
 }  # fmt: skip
 SCRIPT_FOLDERS = ("", "segment", "classify")
@@ -54,7 +61,7 @@ def files_below(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
 
-LIBRARY = [*files_below("models"), *files_below("utils")]
+LIBRARY = [*files_below("models"), *files_below("utils"), *files_below("tools")]
 SCRIPTS = [path for folder in SCRIPT_FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
 
 
@@ -70,7 +77,7 @@ MODULES = {module_of(path): path for path in LIBRARY}
 
 
 def part_of(module: str) -> str:
-    """Return the part a library module belongs to: models, or a folder directly below utils."""
+    """Return the part a library module belongs to: models, or a folder directly below utils or tools."""
     pieces = module.split(".")
     return "models" if pieces[0] == "models" else "/".join(pieces[:2])
 
@@ -98,13 +105,13 @@ def ours(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", LIBRARY, ids=name_of)
 def test_imports_point_down(path):
-    if name_of(path) == "utils/__init__.py":
+    if name_of(path) in ("utils/__init__.py", "tools/__init__.py"):
         assert not ours(path)
         return
     part = part_of(module_of(path))
     assert part in MAY_IMPORT, f"{part} is a new part: give it a row in MAY_IMPORT and in docs/architecture.md"
     allowed = MAY_IMPORT[part] | {part}
-    assert {name for name in ours(path) - {"utils"} if part_of(name) not in allowed} == set()
+    assert {name for name in ours(path) - {"utils", "tools"} if part_of(name) not in allowed} == set()
 
 
 def cycle_in(graph: dict[str, set[str]]) -> set[str]:
@@ -131,8 +138,8 @@ def test_nobody_imports_a_script():
 
 
 ONLY_IN = {
-    '"RANK"': {"utils/core/dist.py"},
-    '"WORLD_SIZE"': {"utils/core/dist.py"},
+    '"RANK"': {"utils/core/distributed.py"},
+    '"WORLD_SIZE"': {"utils/core/distributed.py"},
     "sys.path": {f"{folder}/{file}.py" for folder in ("segment", "classify") for file in ("train", "val", "predict")},
     "import pickle": {"models/unpickle.py"},  # the restricted reader
     "pickle.load": set(),

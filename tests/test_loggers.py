@@ -15,8 +15,9 @@ from helpers_run import ROOT, tiny_data
 
 from utils.core.contracts import StopTraining
 from utils.core.errors import UserError
-from utils.core.settings import SERVICES
-from utils.loggers import LOGGERS, Loggers, courier
+from utils.core.train_settings import SERVICES
+from utils.loggers import LOGGERS, Loggers
+from utils.loggers import async_logger as courier
 from utils.loggers.csv_file import CsvFile, read_results
 
 NUMBERS = {"train/box_loss": 0.123456789, "metrics/mAP_0.5": 0.5, "metrics/mAP_0.5:0.95": 1e-7, "x/lr0": 0.07}

@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from utils.core.contracts import Batch, HeadSpec
 from utils.core.hyp import Hyp
 from utils.losses import LOSSES, detect
-from utils.losses.assign import assign_level
+from utils.losses.anchor_assignment import assign_level
 from utils.losses.focal import binary_loss
 
 P5 = (((10, 13), (16, 30), (33, 23)), ((30, 61), (62, 45), (59, 119)), ((116, 90), (156, 198), (373, 326)))

@@ -122,7 +122,7 @@ def test_padded_pairs_change_nothing(monkeypatch):
     original = segment.DetectLoss._assign
 
     def padded(self, batch, index, level):
-        from utils.losses.assign import assign_level
+        from utils.losses.anchor_assignment import assign_level
 
         size = (level.shape[2], level.shape[3])
         return assign_level(batch.boxes, self.anchors[index], size, self.hyp.anchor_t, compact=False)

@@ -11,8 +11,9 @@ from benchmarks import plain
 from utils.core.contracts import Batch, Geometry, HeadSpec, ImageInfo
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
-from utils.losses import LOSSES, pixels, semantic
-from utils.ops import semantic as maps_of_classes
+from utils.losses import LOSSES, semantic
+from utils.losses import semantic_terms as pixels
+from utils.ops import semantic_maps as maps_of_classes
 
 SPEC = HeadSpec("semantic", 19, names=tuple(f"class{index}" for index in range(19)))
 HYP = Hyp(seg=1.0)

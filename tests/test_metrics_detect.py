@@ -367,7 +367,7 @@ import json, sys
 from pathlib import Path
 import torch
 sys.path[:0] = [{root!r}, {tests!r}]
-from utils.core import dist
+from utils.core import distributed as dist
 dist.start(torch.device("cpu"))
 import test_losses_detect as losses
 import test_metrics_detect as metrics

@@ -6,13 +6,21 @@ import pytest
 import torch
 from helpers_semantic import pixel_set, request
 
-from utils.core.config import DataConfig
 from utils.core.contracts import Batch, Geometry, HeadSpec, ImageInfo
+from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
-from utils.datasets.loader import open_loader
-from utils.datasets.mixed import MixedLoader, Suite, joined, open_mixed, open_suite, same_images, shared_batch_sizes
-from utils.datasets.semantic_loader import open_semantic_loader
+from utils.datasets.pipeline.loader import open_loader
+from utils.datasets.pipeline.mixed_loader import (
+    MixedLoader,
+    Suite,
+    joined,
+    open_mixed,
+    open_suite,
+    same_images,
+    shared_batch_sizes,
+)
+from utils.datasets.pipeline.semantic_loader import open_semantic_loader
 from utils.losses import LOSSES
 
 

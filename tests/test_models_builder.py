@@ -10,10 +10,10 @@ from models.architecture import known_names, read_architecture
 from models.builder import build_network, classification_network, round_up
 from models.fuse import fuse
 from models.heads.detect import Detect
+from models.layer_plan import HEADS, LAYERS
 from models.layers.csp import C3
-from models.layers.shuffle import Focus
+from models.layers.space_to_depth import Focus
 from models.network import Network
-from models.plan import HEADS, LAYERS
 from models.summary import summarize
 from utils.core.errors import UserError
 

@@ -9,9 +9,9 @@ from models.layers.attention import C3TR, TransformerBlock
 from models.layers.common import Conv, DWConv, DWConvTranspose2d, Sum, same_padding, set_activation
 from models.layers.csp import C3, BottleneckCSP, C3x, CrossConv
 from models.layers.ghost import C3Ghost, GhostBottleneck
-from models.layers.mix import MixConv2d, split_channels
+from models.layers.mixconv import MixConv2d, split_channels
 from models.layers.pool import C3SPP, SPP, SPPF
-from models.layers.shuffle import Contract, Expand, Focus
+from models.layers.space_to_depth import Contract, Expand, Focus
 
 
 def test_focus_and_contract_order_pixels_as_the_golden_vector_says():

@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch import nn
 
-from models.archive import read_archive
 from models.builder import build_network, classification_network, read_architecture
 from models.checkpoint import load_checkpoint
 from models.fuse import fuse
 from models.network import Network
+from models.torch_archive import read_archive
 from models.unpickle import Name, Record, Unpickler
 from utils.core.errors import UserError
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-import models.download
 import models.summary
+import models.weight_download
 from models.builder import build_network, classification_network, read_architecture
-from models.download import fetch_official
 from models.ensemble import Ensemble, join_boxes
 from models.fuse import fuse
 from models.layers.csp import BottleneckCSP
 from models.network import Network
-from models.runner import NetworkRunner
+from models.network_runner import NetworkRunner
 from models.summary import summarize
 from models.tta import VIEWS, augmented, rescaled, undo_boxes, undo_prototypes, without_tails
+from models.weight_download import fetch_official
 from utils.core.contracts import HeadSpec
 from utils.core.errors import UserError
 
@@ -213,7 +213,7 @@ def release(monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Release)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    monkeypatch.setattr(models.download, "RELEASE", f"http://127.0.0.1:{server.server_port}/v7.0")
+    monkeypatch.setattr(models.weight_download, "RELEASE", f"http://127.0.0.1:{server.server_port}/v7.0")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     yield
     server.shutdown()
@@ -223,7 +223,7 @@ def release(monkeypatch):
 
 def test_official_weights_are_fetched_and_checked(release, tmp_path, monkeypatch):
     right = (len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
-    monkeypatch.setattr(models.download, "KNOWN", {"yolov5n.pt": right, "yolov5s.pt": (right[0], "0" * 64),
+    monkeypatch.setattr(models.weight_download, "KNOWN", {"yolov5n.pt": right, "yolov5s.pt": (right[0], "0" * 64),
                                                    "yolov5m.pt": (right[0] - 1, right[1])})  # fmt: skip
     assert fetch_official("yolov5n.pt", tmp_path / "new").read_bytes() == CONTENT
     assert fetch_official("yolov5s-seg.pt", tmp_path).read_bytes() == CONTENT  # no checksum is known
@@ -236,7 +236,7 @@ def test_official_weights_are_fetched_and_checked(release, tmp_path, monkeypatch
 
 
 def test_no_network_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(models.download, "RELEASE", "http://127.0.0.1:9/v7.0")
+    monkeypatch.setattr(models.weight_download, "RELEASE", "http://127.0.0.1:9/v7.0")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(UserError, match="cannot be fetched"):
         fetch_official("yolov5n.pt", tmp_path)

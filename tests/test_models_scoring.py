@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.add_semantic_head import with_semantic
 from models.builder import build_network, classification_network, read_architecture
 from models.ensemble import Ensemble
-from models.extend import with_semantic
-from models.resample import entries_of, in_resized, pixels_of, resample
-from models.runner import NetworkRunner
-from models.scoring import MultiScale, SlidingWindow
+from models.kernels.resample import entries_of, in_resized, pixels_of, resample
+from models.network_runner import NetworkRunner
+from models.semantic_inference import MultiScale, SlidingWindow
 from models.tta import VIEWS, augmented
 from utils.core.contracts import HeadSpec, Outputs
 from utils.core.errors import UserError

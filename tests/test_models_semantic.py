@@ -9,10 +9,10 @@ from test_models_official import official_file
 from torch import nn
 from torch.nn import functional
 
+from models.add_semantic_head import DESIGNS, semantic_design, with_semantic
 from models.architecture import known_names, read_architecture
 from models.builder import build_network
 from models.checkpoint import load_checkpoint, save_checkpoint
-from models.extend import DESIGNS, semantic_design, with_semantic
 from models.fuse import fuse, fuse_blocks
 from models.layers.common import Conv
 from models.network import Network

@@ -13,7 +13,7 @@ import detect
 import val
 from models.builder import classification_network
 from models.checkpoint import save_checkpoint
-from utils.backends.opening import open_weights
+from utils.backends.open_weights import open_weights
 from utils.core.errors import UserError
 from utils.core.yaml_file import read_yaml, write_yaml
 

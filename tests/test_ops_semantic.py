@@ -7,9 +7,9 @@ from torch.nn.functional import interpolate
 
 from utils.core.contracts import EvalSettings, Geometry, HeadSpec, ImageInfo, Results
 from utils.core.errors import UserError
-from utils.ops import semantic
+from utils.ops import semantic_maps as semantic
 from utils.ops.letterbox import letterbox, letterbox_geometry
-from utils.ops.semantic import Enlarging, class_map, even_grid, original_grid
+from utils.ops.semantic_maps import Enlarging, class_map, even_grid, original_grid
 from utils.postprocess import POSTPROCESS
 
 SPEC = HeadSpec("semantic", 4, names=("a", "b", "c", "d"))

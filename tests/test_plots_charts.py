@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.plots import labels as label_plots
+from utils.plots import label_statistics as label_plots
 from utils.plots.curves import _smoothed, draw_confidence_curve, draw_confusion, draw_pr_curve, draw_score_curves
-from utils.plots.labels import draw_labels
+from utils.plots.label_statistics import draw_labels
 from utils.plots.results import arrange, draw_results, read_columns, smooth
 
 X = np.linspace(0, 1, 1000)

@@ -15,7 +15,7 @@ from utils.plots.draw import (
     draw_masks,
     text_colour_on,
 )
-from utils.plots.text import text_mask
+from utils.plots.text_rendering import text_mask
 
 
 def found(boxes, classes=None, scores=None, hw=(100, 120), **more) -> Results:

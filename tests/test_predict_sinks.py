@@ -10,7 +10,16 @@ import torch
 from utils.core.contracts import Frame, Geometry, ImageInfo, Results
 from utils.core.errors import UserError
 from utils.plots.features import FeatureSink, feature_picture
-from utils.plots.sinks import CropSink, CsvSink, PictureSink, TextSink, VideoSink, cut_out, file_name, safe_name
+from utils.plots.prediction_sinks import (
+    CropSink,
+    CsvSink,
+    PictureSink,
+    TextSink,
+    VideoSink,
+    cut_out,
+    file_name,
+    safe_name,
+)
 
 NAMES = ("person", "traffic light", "../evil")
 

@@ -7,7 +7,7 @@ import torch
 
 from models.builder import build_network, read_architecture
 from models.checkpoint import load_checkpoint, save_checkpoint
-from utils.backends.opening import find_weights, open_weights, strip_weights
+from utils.backends.open_weights import find_weights, open_weights, strip_weights
 from utils.backends.pytorch import watch_layers
 from utils.core.errors import UserError
 

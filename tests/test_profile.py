@@ -15,10 +15,10 @@ from models.checkpoint import save_checkpoint
 from models.layer_times import time_layers
 from models.summary import count_operations
 from utils.core.errors import UserError
-from utils.engine import study
-from utils.engine.profile import PHASES, Profile, untimed
-from utils.engine.slimming import add_slimming
-from utils.plots.study import draw_study
+from utils.engine import image_size_study as study
+from utils.engine.bn_sparsity import add_slimming
+from utils.engine.profiler import PHASES, Profile, untimed
+from utils.plots.size_study import draw_study
 
 
 @pytest.fixture(scope="module")

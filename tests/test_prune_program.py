@@ -13,9 +13,9 @@ import val
 from models.builder import build_network, read_architecture
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.fuse import fuse
+from tools.pruning import program
+from tools.pruning.plots import draw_pruning
 from utils.core.errors import UserError
-from utils.plots.pruning import draw_pruning
-from utils.programs import prune as program
 
 pytest.importorskip("torch_pruning", reason="pruning needs torch-pruning")
 

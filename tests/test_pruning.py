@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
+from models.add_semantic_head import with_semantic
 from models.builder import build_network, classification_network, read_architecture
 from models.checkpoint import load_checkpoint, save_checkpoint
-from models.extend import with_semantic
 from models.fuse import fuse
-from models.pruning.apply import without_channels
-from models.pruning.choice import Costs, Limits, choose, removed_places
-from models.pruning.coupling import Group, Slice, find_coupling
-from models.pruning.importance import TaylorImportance, by_normalisation, by_weights
-from models.pruning.sparsity import made_sparse, zero_share
 from models.summary import count_operations
+from tools.pruning.apply import without_channels
+from tools.pruning.channel_groups import Group, Slice, find_coupling
+from tools.pruning.channel_selection import Costs, Limits, choose, removed_places
+from tools.pruning.importance import TaylorImportance, by_normalisation, by_weights
+from tools.pruning.weight_sparsity import made_sparse, zero_share
 from utils.core.errors import UserError
 
 pytest.importorskip("torch_pruning", reason="pruning needs torch-pruning")

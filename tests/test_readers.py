@@ -11,18 +11,18 @@ import torch
 from helpers_labels import NAMES, coco_file, labelme_file, picture, voc_file
 from pycocotools import mask as coco_mask
 
-from utils.core.config import DataConfig, load_data
 from utils.core.contracts import LoadRequest
+from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.yaml_file import write_yaml
-from utils.datasets import json_stream
-from utils.datasets.json_stream import stream_json
-from utils.datasets.loader import open_loader
-from utils.datasets.objects import bezier, join_pieces, mask_pieces, run_length_pieces, unpacked
-from utils.datasets.readers import coco as coco_reader
-from utils.datasets.readers.auto import guess_format
-from utils.datasets.scan import build_index
+from utils.datasets.labels import json_stream
+from utils.datasets.labels.annotation_objects import bezier, join_pieces, mask_pieces, run_length_pieces, unpacked
+from utils.datasets.labels.json_stream import stream_json
+from utils.datasets.labels.readers import coco as coco_reader
+from utils.datasets.labels.readers.auto import guess_format
+from utils.datasets.labels.scan import build_index
+from utils.datasets.pipeline.loader import open_loader
 from utils.ops.masks import polygon_mask
 
 

@@ -11,13 +11,13 @@ from models.builder import build_network
 from utils.core.cli import given, resolve_training, training_parser
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
-from utils.core.settings import MINDSPORE_SCHEDULES, OPTIMIZERS, SCHEDULES, TrainSettings
+from utils.core.train_settings import MINDSPORE_SCHEDULES, OPTIMIZERS, SCHEDULES, TrainSettings
 from utils.core.yaml_file import write_yaml
-from utils.engine.optim import build_optimizer
 from utils.engine.optimizers import OPTIMIZERS as OPTIMIZER_FUNCTIONS
-from utils.engine.schedule import Schedule
+from utils.engine.parameter_groups import build_optimizer
 from utils.engine.schedules import SCHEDULES as CURVES
 from utils.engine.schedules import Moment
+from utils.engine.step_schedule import Schedule
 
 CPU = torch.device("cpu")
 

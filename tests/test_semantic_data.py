@@ -10,13 +10,13 @@ from helpers_semantic import pixel_set, request, scene, write_pair
 from PIL import Image
 
 from utils.core.cityscapes import LABEL_IDS, NAMES
-from utils.core.config import DataConfig, SemanticConfig, load_data, segmented_folder
+from utils.core.data_config import DataConfig, SemanticConfig, load_data, segmented_folder
 from utils.core.errors import UserError
 from utils.core.yaml_file import write_yaml
-from utils.datasets import semantic_scan as scan_module
-from utils.datasets.semantic_loader import open_semantic_loader
-from utils.datasets.semantic_maps import Maps
-from utils.datasets.semantic_scan import build_semantic_index
+from utils.datasets.labels import semantic_scan as scan_module
+from utils.datasets.labels.semantic_scan import build_semantic_index
+from utils.datasets.pipeline.semantic_loader import open_semantic_loader
+from utils.datasets.pipeline.semantic_map_cache import Maps
 
 
 def yaml_of(folder: Path, **values) -> str:

@@ -10,10 +10,11 @@ from utils.core.contracts import Batch
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.seed import generator
-from utils.datasets.loader import open_loader
-from utils.datasets.semantic.citybdd import DRAWS as CITYBDD
-from utils.datasets.semantic.cityscapes import DRAWS as CITYS
-from utils.datasets.semantic_augment import (
+from utils.datasets.labels.semantic_layout import Draws
+from utils.datasets.labels.semantic_layouts.citybdd import DRAWS as CITYBDD
+from utils.datasets.labels.semantic_layouts.cityscapes import DRAWS as CITYS
+from utils.datasets.pipeline.loader import open_loader
+from utils.datasets.pipeline.semantic_augment import (
     Colours,
     Placing,
     change_colours,
@@ -23,8 +24,7 @@ from utils.datasets.semantic_augment import (
     place_into,
     scaled_hw,
 )
-from utils.datasets.semantic_layout import Draws
-from utils.datasets.semantic_loader import open_semantic_loader
+from utils.datasets.pipeline.semantic_loader import open_semantic_loader
 from utils.ops.letterbox import BORDER
 
 CALM = {"jitter": [0, 0, 0, 0], "flip": 0.0}
@@ -195,7 +195,7 @@ def test_the_classes_lie_under_their_colours(tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_do_not_depend_on_workers(data, workers, monkeypatch):
-    monkeypatch.setattr("utils.datasets.semantic_loader.usable_cpus", lambda: 4)
+    monkeypatch.setattr("utils.datasets.pipeline.semantic_loader.usable_cpus", lambda: 4)
     alone, helped = open_semantic_loader(request(data)), open_semantic_loader(request(data, workers=workers))
     for epoch in (0, 1):
         assert_same(list(alone.epoch(epoch)), list(helped.epoch(epoch)))
@@ -349,7 +349,7 @@ def test_the_map_rides_along_in_the_mosaic(both):
 
 @pytest.mark.parametrize("changes", [{"cache": "ram"}, {"workers": 2}])
 def test_mosaics_with_maps_do_not_depend_on_caches_and_workers(both, changes, monkeypatch):
-    monkeypatch.setattr("utils.datasets.loader.usable_cpus", lambda: 4)
+    monkeypatch.setattr("utils.datasets.pipeline.loader.usable_cpus", lambda: 4)
     first, second = (open_loader(request(both, mosaic=True, **more)) for more in ({}, changes))
     assert_same(list(first.epoch(1)), list(second.epoch(1)))
 

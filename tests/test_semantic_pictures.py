@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from utils.core.contracts import Batch, Geometry, ImageInfo, Results
-from utils.ops.shares import class_shares
+from utils.ops.class_fractions import class_shares
 from utils.plots.batches import draw_batch, map_in_network
 from utils.plots.draw import DrawStyle, annotate, colour_of
-from utils.plots.semantic import SemanticLook, class_colour, coloured, draw_classes, draw_legend, legend_strip
+from utils.plots.semantic_overlay import SemanticLook, class_colour, coloured, draw_classes, draw_legend, legend_strip
 
 STREET = SemanticLook(("road", "sidewalk", "sky"))  # 128,64,128; 244,35,232; 0,130,180 (behaviour.md 12.6)
 PLAIN = SemanticLook(("road", "sidewalk", "sky"), legend=False)

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from utils.backends import opening
-from utils.core import config
-from utils.core.config import DataConfig, SemanticConfig
+from utils.backends import open_weights as opening
+from utils.core import data_config as config
 from utils.core.contracts import Frame, Geometry, HeadSpec, ImageInfo, Outputs, Results
+from utils.core.data_config import DataConfig, SemanticConfig
 from utils.core.errors import UserError
 from utils.engine.predict import PredictSettings, predict, shares_in_words
-from utils.plots.film import count_frames
-from utils.plots.semantic import SemanticLook
+from utils.plots.prediction_sinks import JoinSink, WindowSink
+from utils.plots.semantic_overlay import SemanticLook
 from utils.plots.semantic_sinks import ClassMapSink, SubmitSink, cityscapes_ids
-from utils.plots.sinks import JoinSink, WindowSink
+from utils.plots.video_writer import count_frames
 from utils.postprocess import POSTPROCESS
 
 CITYSCAPES = (

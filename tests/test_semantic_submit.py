@@ -12,9 +12,9 @@ from torch.nn.functional import cross_entropy, interpolate
 
 import detect
 import val
+from models.add_semantic_head import with_semantic
 from models.builder import build_network
 from models.checkpoint import save_checkpoint
-from models.extend import with_semantic
 from utils.core.cityscapes import NAMES
 from utils.core.yaml_file import write_yaml
 

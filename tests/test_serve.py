@@ -23,16 +23,16 @@ from helpers_networks import NETWORKS, picture, write_networks  # noqa: E402
 from helpers_serve import driven, form, serving  # noqa: E402
 from pycocotools import mask as coco  # noqa: E402
 
+from tools.service import intake  # noqa: E402
+from tools.service.memory_trim import give_back  # noqa: E402
+from tools.service.predictor import Predictor  # noqa: E402
+from tools.service.schema import Answer  # noqa: E402
+from tools.service.service_settings import ServiceSettings, model_name  # noqa: E402
 from utils.core.errors import UserError  # noqa: E402
 from utils.core.files import ROOT  # noqa: E402
-from utils.datasets.images import decode_image  # noqa: E402
-from utils.hub.model import load  # noqa: E402
+from utils.datasets.image_files import decode_image  # noqa: E402
+from utils.hub.hub_model import load  # noqa: E402
 from utils.plots.palette import CITYSCAPES  # noqa: E402
-from utils.service import intake  # noqa: E402
-from utils.service.memory import give_back  # noqa: E402
-from utils.service.predictor import Predictor  # noqa: E402
-from utils.service.schema import Answer  # noqa: E402
-from utils.service.settings import ServiceSettings, model_name  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -367,8 +367,8 @@ def test_large_images_go_in_smaller_batches(networks):
 
 def test_free_memory_is_given_back_every_so_many_batches(networks, monkeypatch):
     calls = []
-    monkeypatch.setattr("utils.service.predictor.TRIM", 3)
-    monkeypatch.setattr("utils.service.predictor.give_back", lambda: calls.append(1))
+    monkeypatch.setattr("tools.service.predictor.TRIM", 3)
+    monkeypatch.setattr("tools.service.predictor.give_back", lambda: calls.append(1))
     with serving([networks["boxes"]]) as client:  # its warm-up is a batch
         for number in range(1, 6):
             predicted(client, picture())
@@ -382,7 +382,7 @@ def test_level_memory_gives_large_blocks_back_at_once():
 import sys
 from pathlib import Path
 import torch
-from utils.service.memory import hold_level
+from tools.service.memory_trim import hold_level
 assert not sys.argv[1:] or hold_level()
 def held():
     return next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmRSS")) // 1024
@@ -427,7 +427,7 @@ def test_a_slow_network_is_504_and_its_queue_is_dropped(networks):
 
 def test_masks_that_take_too_long_to_tell_are_504_too(networks, monkeypatch):
     later = SimpleNamespace(monotonic=lambda: time.monotonic() + 1000)
-    monkeypatch.setattr("utils.service.answers.time", later)
+    monkeypatch.setattr("tools.service.responses.time", later)
     with serving([networks["masks"]]) as client:
         assert client.post("/v1/predict", files=form(picture())).status_code == 504
         assert client.post("/v1/predict?masks=none", files=form(picture())).status_code == 200
@@ -440,7 +440,7 @@ def test_a_slow_sender_is_408_and_one_who_leaves_costs_nothing(networks):
     slow = Slow()
 
     def fresh():
-        from utils.service.app import build_app
+        from tools.service.app import build_app
 
         predictor = Predictor(settings)
         slow(predictor)
@@ -476,7 +476,7 @@ def test_a_network_that_fails_is_500_in_json_and_the_service_goes_on(networks, c
 
 def test_a_fault_that_nobody_foresaw_is_500_in_json(networks, monkeypatch):
     with serving([networks["boxes"]]) as client:
-        monkeypatch.setattr("utils.service.app.answer", lambda *_: {"no": object()})
+        monkeypatch.setattr("tools.service.app.answer", lambda *_: {"no": object()})
         answer = client.post("/v1/predict", files=form(picture()))
         assert answer.status_code == 500 and answer.json() == {
             "detail": "the service failed (TypeError); its log says how"

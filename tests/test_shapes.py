@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.core.config import DataConfig, load_data
+from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
 from utils.core.files import ROOT
 from utils.datasets import GENERATORS

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from utils.core.errors import UserError
-from utils.datasets.sources import FileSource, open_source
-from utils.datasets.streams import ScreenSource, StreamSource, without_password
+from utils.datasets.sources.frame_sources import FileSource, open_source
+from utils.datasets.sources.streams import ScreenSource, StreamSource, without_password
 
 
 def picture(shade: int, height: int = 24, width: int = 32) -> np.ndarray:
@@ -151,7 +151,7 @@ def test_nothing_readable_is_an_error(tmp_path):
 
 def test_bombs_are_refused_before_decoding(tmp_path, monkeypatch):
     write_video(tmp_path / "a.mp4")
-    monkeypatch.setattr("utils.datasets.sources.MAX_PIXELS", 1000)
+    monkeypatch.setattr("utils.datasets.sources.frame_sources.MAX_PIXELS", 1000)
     with pytest.raises(UserError, match="more than 1000"):
         list(open_source(str(tmp_path / "a.mp4")))
 

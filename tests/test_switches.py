@@ -10,7 +10,7 @@ from helpers_run import results, script, tiny_data, weights
 
 from models.checkpoint import load_checkpoint, save_checkpoint
 from utils.core.yaml_file import write_yaml
-from utils.engine.assemble import has_folded_statistics
+from utils.engine.build_run import has_folded_statistics
 
 BASE = {"cfg": "yolov5n", "imgsz": [64], "batch_size": 4, "workers": 0, "epochs": 2, "noplots": True}
 LOUD = {

@@ -14,16 +14,16 @@ import pytest
 from helpers_run import ROOT, environment, tiny_data
 from tune_worker import TASK, build, score
 
+from tools.search import report
+from tools.search.confirm import compared, confirmed
+from tools.search.mutation import choose_parent, mutated
+from tools.search.search_options import task_in, tune
+from tools.search.shared_study import SearchSettings
+from tools.search.space import choose_genes, default_genes, start_value
 from utils.core.cli import given
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.yaml_file import read_yaml, write_yaml
-from utils.engine.search import report
-from utils.engine.search.confirm import compared, confirmed
-from utils.engine.search.mutation import choose_parent, mutated
-from utils.engine.search.space import choose_genes, default_genes, start_value
-from utils.engine.search.study import SearchSettings
-from utils.programs.tune import task_in, tune
 
 pytest.importorskip("optuna")
 
@@ -217,7 +217,7 @@ def test_others_that_join_must_search_the_same(tmp_path):
     with pytest.raises(UserError, match="maximizes fitness, not score"):
         build(tmp_path, 2, trains, maximize=("score",))
     (tmp_path / "hyp.yaml").write_text("lr0: 0.7\n")
-    from utils.engine.search.study import open_study
+    from tools.search.shared_study import open_study
 
     genes = choose_genes("detect", Hyp(lr0=0.7), tmp_path / "hyp.yaml", keys=("lr0", "momentum"))
     with pytest.raises(UserError, match="other ranges for lr0"):
@@ -427,7 +427,7 @@ def test_those_who_go_on_may_change_little(tmp_path):
 
 
 def test_the_missing_package_is_named(monkeypatch):
-    from utils.engine.search.study import require_optuna
+    from tools.search.shared_study import require_optuna
 
     monkeypatch.setitem(sys.modules, "cmaes", None)
     with pytest.raises(UserError, match=r"requirements-tune.txt \(cmaes\)"):

@@ -5,11 +5,11 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+from tools.search.shared_study import SearchSettings, open_study
+from tools.search.space import choose_genes, start_value
+from tools.search.trial import Search
 from utils.core.hyp import Hyp
 from utils.core.yaml_file import read_yaml
-from utils.engine.search.space import choose_genes, start_value
-from utils.engine.search.study import SearchSettings, open_study
-from utils.engine.search.trial import Search
 
 TASK = SimpleNamespace(headline={"score": 1.0}, columns={"metrics/score": "score"})
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from models.layer_plan import HEADS, Plan, Row
 from models.layers.common import Conv, same_padding
-from models.plan import HEADS, Plan, Row
 from utils.core.contracts import Decoded, HeadSpec, Raw
 
 HIDDEN = 1280  # channels before the linear layer, for every model size

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from models.heads.boxes import BoxHead
-from models.plan import HEADS, Plan, Row
+from models.heads.anchor_head import BoxHead
+from models.layer_plan import HEADS, Plan, Row
 from utils.core.contracts import Decoded, Raw
 
 

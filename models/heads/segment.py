@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.heads.boxes import BoxHead, as_full
+from models.heads.anchor_head import BoxHead, as_full
+from models.layer_plan import HEADS, Plan, Row
 from models.layers.common import Conv
-from models.plan import HEADS, Plan, Row
 from utils.core.contracts import Decoded, Raw
 
 

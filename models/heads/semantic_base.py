@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.heads.semantic import SemanticHead, semantic_row
+from models.heads.semantic_head import SemanticHead, semantic_row
+from models.layer_plan import HEADS, Plan, Row
 from models.layers.context import WideC3, WideC3SPP
-from models.plan import HEADS, Plan, Row
 from utils.core.contracts import Raw
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models.heads.semantic import SemanticHead, semantic_row
+from models.heads.semantic_head import SemanticHead, semantic_row
+from models.kernels.winograd import WideConv
+from models.layer_plan import HEADS, Plan, Row
 from models.layers.common import Conv
 from models.layers.context import RFB2
 from models.layers.fusion import FFM, broadcast
-from models.layers.winograd import WideConv
-from models.plan import HEADS, Plan, Row
 from utils.core.contracts import Raw
 
 WIDTH = 128  # of each path, for every model size

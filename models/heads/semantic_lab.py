@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models.heads.semantic import SemanticHead, semantic_row
-from models.layers.coarse import pointwise
+from models.heads.semantic_head import SemanticHead, semantic_row
+from models.kernels.conv_commute import pointwise
+from models.kernels.winograd import WideConv
+from models.layer_plan import HEADS, Plan, Row
 from models.layers.common import Conv
 from models.layers.context import ASPP
 from models.layers.fusion import FFM, classified
-from models.layers.winograd import WideConv
-from models.plan import HEADS, Plan, Row
 from utils.core.contracts import Raw
 
 DETAIL, CONTEXT = 48, 256  # channels, for every model size

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models.heads.semantic import SemanticHead, semantic_row
-from models.layers.coarse import with_levels
+from models.heads.semantic_head import SemanticHead, semantic_row
+from models.kernels.conv_commute import with_levels
+from models.layer_plan import HEADS, Plan, Row
 from models.layers.common import Conv
 from models.layers.context import RFB2, PyramidPooling
 from models.layers.fusion import FFM
-from models.plan import HEADS, Plan, Row
 from utils.core.contracts import Raw
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from models.heads.classify import ClassHead
-from models.plan import HEADS, Plan, Row
+from models.layer_plan import HEADS, Plan, Row
 from utils.core.contracts import Raw
 from utils.core.errors import UserError
 

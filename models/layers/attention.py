@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from models.layer_plan import LAYERS, channel_plan
 from models.layers.common import Conv
 from models.layers.csp import C3
-from models.plan import LAYERS, channel_plan
 
 HEADS_IN_C3 = 4
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.plan import LAYERS, Plan, Row, channel_plan, same_plan, single_input
+from models.layer_plan import LAYERS, Plan, Row, channel_plan, same_plan, single_input
 
 Kernel = int | tuple[int, ...] | list[int]
 

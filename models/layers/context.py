@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.layers.coarse import pointwise
+from models.kernels.conv_commute import pointwise
+from models.kernels.winograd import WideConv
+from models.layer_plan import LAYERS, Plan, Row, channel_plan, single_input
 from models.layers.common import Conv, PooledConv, being_exported, plain_convolution, sparingly
 from models.layers.csp import C3, Bottleneck
 from models.layers.fusion import broadcast
 from models.layers.pool import SPP
-from models.layers.winograd import WideConv
-from models.plan import LAYERS, Plan, Row, channel_plan, single_input
 
 
 def _hidden(c1: int, reduction: int) -> int:

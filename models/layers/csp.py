@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.layer_plan import LAYERS, channel_plan, repeat_plan
 from models.layers.common import Conv
-from models.plan import LAYERS, channel_plan, repeat_plan
 
 
 @LAYERS.register("Bottleneck")

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.kernels.winograd import WideConv
+from models.layer_plan import LAYERS, Plan, Row, channel_plan, single_input
 from models.layers.common import Conv, PooledConv, PooledNorm, on_cpu
-from models.layers.winograd import WideConv
-from models.plan import LAYERS, Plan, Row, channel_plan, single_input
 
 
 def broadcast(x: Tensor, like: Tensor, mode: str = "nearest") -> Tensor:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.layer_plan import LAYERS, channel_plan
 from models.layers.common import Conv, DWConv
 from models.layers.csp import C3
-from models.plan import LAYERS, channel_plan
 
 
 @LAYERS.register("GhostConv")

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.layer_plan import LAYERS, channel_plan
 from models.layers.common import Conv, on_cpu
 from models.layers.csp import C3
-from models.plan import LAYERS, channel_plan
 
 
 @LAYERS.register("SPP")

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from utils.backends import BACKENDS
-from utils.backends.description import KEY, from_json
-from utils.backends.exported import ExportedRunner, from_arrays, joined, require, silent, warn_half
-from utils.backends.flat import ExportJob
+from utils.backends.export_metadata import KEY, from_json
+from utils.backends.exported_runner import ExportedRunner, from_arrays, joined, require, silent, warn_half
+from utils.backends.flat_outputs import ExportJob
 from utils.backends.pt2 import traced_with_sizes
 from utils.core.contracts import Runner
 from utils.core.errors import UserError

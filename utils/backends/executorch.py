@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from utils.backends import BACKENDS
-from utils.backends.description import KEY, from_json
-from utils.backends.exported import ExportedRunner, joined, require, warn_half
-from utils.backends.flat import ExportJob
+from utils.backends.export_metadata import KEY, from_json
+from utils.backends.exported_runner import ExportedRunner, joined, require, warn_half
+from utils.backends.flat_outputs import ExportJob
 from utils.backends.pt2 import exported_program
 from utils.core.contracts import Runner
 from utils.core.errors import UserError

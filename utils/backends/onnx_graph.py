@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from utils.backends.description import KEY, Description, Suppression
-from utils.backends.exported import require
-from utils.backends.flat import ExportJob
+from utils.backends.export_metadata import KEY, Description, Suppression
+from utils.backends.exported_runner import require
+from utils.backends.flat_outputs import ExportJob
 from utils.core.contracts import HeadSpec
 from utils.core.errors import UserError
 from utils.ops.nms import CLASS_OFFSET_PX, EXACT_OFFSET

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from utils.backends.exported import require
-from utils.backends.flat import ExportJob
+from utils.backends.exported_runner import require
+from utils.backends.flat_outputs import ExportJob
 from utils.backends.onnx_graph import DEFAULT_OPSET, check_opset, describe, tail
 from utils.core.errors import UserError
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from utils.backends import BACKENDS
-from utils.backends.exported import ExportedRunner, described, joined, require, warn_half
-from utils.backends.flat import ExportJob
+from utils.backends.exported_runner import ExportedRunner, described, joined, require, warn_half
+from utils.backends.flat_outputs import ExportJob
 from utils.backends.onnx_graph import build
 from utils.backends.onnx_int8 import quantize
 from utils.core.contracts import Runner

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.backends.exported import ExportedRunner, described, from_arrays, joined, require, warn_half
+from utils.backends.exported_runner import ExportedRunner, described, from_arrays, joined, require, warn_half
 from utils.core.contracts import Runner
 from utils.core.errors import UserError
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.heads.boxes import whole_columns
+from models.heads.anchor_head import whole_columns
 from utils.backends import BACKENDS
-from utils.backends.description import KEY, Description, from_json
-from utils.backends.exported import ExportedRunner, described, joined, require
-from utils.backends.flat import ExportJob
+from utils.backends.export_metadata import KEY, Description, from_json
+from utils.backends.exported_runner import ExportedRunner, described, joined, require
+from utils.backends.flat_outputs import ExportJob
 from utils.backends.onnx_graph import build
 from utils.core.contracts import Runner
 from utils.core.errors import UserError

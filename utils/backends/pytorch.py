@@ -13,7 +13,7 @@ from models.checkpoint import load_checkpoint
 from models.ensemble import Ensemble
 from models.fuse import fuse
 from models.network import Network
-from models.runner import NetworkRunner, to_input
+from models.network_runner import NetworkRunner, to_input
 from models.tta import Augmented, Mirrored, augmented
 from utils.backends import BACKENDS
 from utils.core.contracts import Outputs, Runner

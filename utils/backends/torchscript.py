@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from utils.backends import BACKENDS
-from utils.backends.description import KEY, Description, from_json
-from utils.backends.exported import ExportedRunner, described, joined, warn_half
-from utils.backends.flat import ExportJob
+from utils.backends.export_metadata import KEY, Description, from_json
+from utils.backends.exported_runner import ExportedRunner, described, joined, warn_half
+from utils.backends.flat_outputs import ExportJob
 from utils.core.contracts import Runner
 from utils.core.errors import UserError
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from utils.core import dist
+from utils.core import distributed as dist
 from utils.core.errors import UserError
 from utils.core.log import LOGGER, set_up_console
-from utils.core.settings import (
+from utils.core.train_settings import (
     DESIGNS,
     MINDSPORE_SCHEDULES,
     OPTIMIZERS,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # so that scripts can build their parsers without loading tor
     import numpy as np
     from torch import Tensor, device
 
-    from utils.core.config import DataConfig
+    from utils.core.data_config import DataConfig
     from utils.core.hyp import Hyp
 
 IGNORED_PIXEL = 255  # in semantic maps: no label here

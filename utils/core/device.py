@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.core.dist import local_rank, world_size
+from utils.core.distributed import local_rank, world_size
 from utils.core.errors import UserError
 
 if TYPE_CHECKING:

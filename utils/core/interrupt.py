@@ -5,7 +5,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from utils.core.dist import world_size
+from utils.core.distributed import world_size
 from utils.core.log import LOGGER
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from utils.core.dist import is_main
+from utils.core.distributed import is_main
 
 LOGGER = logging.getLogger("polyolo")
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils.core import dist
+from utils.core import distributed as dist
 from utils.core.log import LOGGER, progress
 
 FALLBACK, MOST = 16, 1024  # behaviour.md 3.13

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
-from utils.core import dist
+from utils.core import distributed as dist
 
 Net = TypeVar("Net", bound=nn.Module)
 DECAY, RAMP_UPDATES = 0.9999, 2000

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from utils.core import dist
+from utils.core import distributed as dist
 from utils.core.contracts import Batch, EvalSettings, Loader, Outputs, Results, Runner, Scores
 from utils.core.log import LOGGER, progress
 from utils.core.timing import Stopwatch

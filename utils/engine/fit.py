@@ -8,25 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from models.checkpoint import load_checkpoint, save_checkpoint
-from models.classes import in_words
+from models.class_names import in_words
 from models.fuse import fuse
-from models.runner import NetworkRunner
+from models.network_runner import NetworkRunner
 from models.summary import summarize
-from utils.core import dist
-from utils.core.config import DataConfig
+from utils.core import distributed as dist
 from utils.core.contracts import Batch, Logger, Results, Task
+from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.core.files import drop_if_empty, write_text
 from utils.core.interrupt import Interrupt
 from utils.core.log import LOGGER
-from utils.core.settings import TrainSettings
 from utils.core.timing import Stopwatch, duration
+from utils.core.train_settings import TrainSettings
 from utils.core.yaml_file import write_yaml
-from utils.engine.assemble import assemble
-from utils.engine.epoch import RunInterruptedError, bottleneck, header, train_one_epoch
+from utils.engine.build_run import assemble
 from utils.engine.evaluate import MANY_CLASSES, Report, coco_line, evaluate, speed_line, table
 from utils.engine.run import Run
-from utils.engine.state import save, snapshot
+from utils.engine.run_state import save, snapshot
+from utils.engine.train_epoch import RunInterruptedError, bottleneck, header, train_one_epoch
 from utils.metrics.average_precision import weighted_sum
 
 DRAWN_BATCHES = 3  # of training and validation images

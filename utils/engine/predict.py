@@ -16,13 +16,13 @@ from tqdm import tqdm
 from utils.core.contracts import EvalSettings, Frame, FrameSource, Geometry, ImageInfo, PostProcess, Results, Runner
 from utils.core.errors import UserError
 from utils.core.log import LOGGER, Once, progress
-from utils.core.settings import MAX_IMAGE_PX
 from utils.core.timing import Stopwatch
+from utils.core.train_settings import MAX_IMAGE_PX
 from utils.engine.evaluate import last_step
+from utils.ops.class_fractions import class_shares
 from utils.ops.crop import centre_square
 from utils.ops.letterbox import letterbox
 from utils.ops.nms import non_maximum_suppression
-from utils.ops.shares import class_shares
 from utils.postprocess import POSTPROCESS
 
 SUREST = 5  # classes of a whole image that are named

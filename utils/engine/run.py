@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from models.network import Network
-from models.runner import NetworkRunner
-from utils.core.config import DataConfig
+from models.network_runner import NetworkRunner
 from utils.core.contracts import EvalSettings, Loader, Task
+from utils.core.data_config import DataConfig
 from utils.core.hyp import Hyp
-from utils.core.settings import TrainSettings
+from utils.core.train_settings import TrainSettings
 from utils.engine.ema import ModelEma
-from utils.engine.profile import Phase, untimed
-from utils.engine.schedule import Schedule
+from utils.engine.profiler import Phase, untimed
+from utils.engine.step_schedule import Schedule
 from utils.loggers import Loggers
 
 ALWAYS_SCORED = 40  # epochs before the end in which every head is scored

@@ -20,14 +20,14 @@ from utils.core.files import run_folder
 from utils.core.log import LOGGER
 from utils.engine.predict import count_classes, in_words
 from utils.ops.boxes import xyxy_to_cxcywh
+from utils.ops.class_fractions import class_shares
 from utils.ops.masks import largest_outline, run_lengths
-from utils.ops.shares import class_shares
 from utils.plots.draw import annotate, class_name
-from utils.plots.output import write_image
-from utils.plots.sinks import cut_out, safe_name
+from utils.plots.figure_io import write_image
+from utils.plots.prediction_sinks import cut_out, safe_name
 
 if TYPE_CHECKING:
-    from utils.hub.inputs import Picture
+    from utils.hub.image_inputs import Picture
 
 TOP = 5  # classes of a whole image that are told
 _CORNERS = ("xmin", "ymin", "xmax", "ymax", "confidence", "class", "name")
@@ -111,7 +111,7 @@ class Detections:
     def render(self, labels: bool = True) -> list[np.ndarray]:
         """Return the images with everything drawn on them, (H, W, 3) uint8 RGB."""
         from utils.plots.draw import DrawStyle
-        from utils.plots.semantic import SemanticLook
+        from utils.plots.semantic_overlay import SemanticLook
 
         look = SemanticLook(self._names_of_pixels())
         style = DrawStyle(labels=labels, outline_masks=True, semantic=look)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from utils.core.contracts import Logger, StopTraining
-from utils.core.dist import from_main, is_main
+from utils.core.distributed import from_main, is_main
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
 from utils.core.registry import Registry
-from utils.loggers.courier import Call, Courier, reason_of
+from utils.loggers.async_logger import Call, Courier, reason_of
 
 LOGGERS = Registry("logger", "utils.loggers")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from utils.core.errors import UserError
 from utils.loggers import LOGGERS
-from utils.loggers.continued import keep_id, kept_id, project_of
+from utils.loggers.run_id import keep_id, kept_id, project_of
 
 
 @LOGGERS.register("wandb")

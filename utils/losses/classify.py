@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from utils.core.contracts import Batch, HeadSpec, Raw
-from utils.core.dist import sum_over_ranks
+from utils.core.distributed import sum_over_ranks
 from utils.core.hyp import Hyp
 from utils.losses import LOSSES
 

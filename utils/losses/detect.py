@@ -12,10 +12,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from utils.core.contracts import Batch, HeadSpec, Raw
-from utils.core.dist import sum_over_ranks
+from utils.core.distributed import sum_over_ranks
 from utils.core.hyp import Hyp
 from utils.losses import LOSSES
-from utils.losses.assign import Assignment, assign_level
+from utils.losses.anchor_assignment import Assignment, assign_level
 from utils.losses.focal import binary_loss
 from utils.ops.iou import paired_iou
 

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import interpolate, softplus
 
 from utils.core.contracts import Batch, HeadSpec, Raw
-from utils.core.dist import sum_over_ranks
+from utils.core.distributed import sum_over_ranks
 from utils.core.hyp import Hyp
 from utils.losses import LOSSES
 from utils.losses.detect import Detected, DetectLoss, without_autocast

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from utils.core.contracts import IGNORED_PIXEL, Batch, Geometry, HeadSpec, Raw
-from utils.core.dist import sum_over_ranks
+from utils.core.distributed import sum_over_ranks
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.losses import LOSSES
 from utils.losses.detect import without_autocast
-from utils.losses.pixels import (
+from utils.losses.semantic_terms import (
     CLASS_WEIGHTS,
     Measure,
     PixelCosts,
@@ -26,7 +26,7 @@ from utils.losses.pixels import (
     true_entropy,
     wide,
 )
-from utils.ops.semantic import Enlarging, even_enlarging, original_grid
+from utils.ops.semantic_maps import Enlarging, even_enlarging, original_grid
 
 _THRESHOLDS = {"ohem": 0.7, "prob_ohem": 0.5}
 _AUX_WEIGHTS = {  # by the number of auxiliary outputs

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from utils.core.contracts import Batch, EvalSettings, HeadSpec, Results, Scores
-from utils.core.dist import gather
+from utils.core.distributed import gather
 from utils.metrics import EVALUATORS
 
 COLUMNS = ("Images", "top1_acc", "top5_acc")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.core.categories import match_categories
+from utils.core.coco_categories import match_categories
 from utils.core.errors import UserError
 from utils.core.files import atomic_path
 from utils.core.log import LOGGER

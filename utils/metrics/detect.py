@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.core.contracts import Batch, EvalSettings, HeadSpec, Results, Scores
-from utils.core.dist import gather, is_main
+from utils.core.distributed import gather, is_main
 from utils.metrics import EVALUATORS
 from utils.metrics.average_precision import CONFIDENCES, PrecisionRecall, evaluate_detections
 from utils.metrics.coco import (

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from utils.core.contracts import Batch, EvalSettings, HeadSpec, Results, Scores
-from utils.core.dist import gather, is_main
+from utils.core.distributed import gather, is_main
 from utils.core.log import LOGGER
 from utils.metrics import EVALUATORS
 from utils.metrics.coco import coco_numbers, prediction_rows, truth_from_labels, write_predictions

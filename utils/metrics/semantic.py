@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.core.contracts import IGNORED_PIXEL, Batch, EvalSettings, HeadSpec, Results, Scores
-from utils.core.dist import gather
+from utils.core.distributed import gather
 from utils.core.errors import UserError
 from utils.metrics import EVALUATORS
 

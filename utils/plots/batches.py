@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from utils.core.contracts import IGNORED_PIXEL, Batch, Geometry, ImageInfo, Results
-from utils.ops.shares import class_shares
+from utils.ops.class_fractions import class_shares
 from utils.plots.draw import DrawStyle, colour_of, draw_boxes, draw_label, draw_masks, label_text
-from utils.plots.output import write_image
-from utils.plots.semantic import SemanticLook, draw_classes, legend_strip
+from utils.plots.figure_io import write_image
+from utils.plots.semantic_overlay import SemanticLook, draw_classes, legend_strip
 
 MAX_IMAGES = 16
 MAX_SIDE_PX = 1920

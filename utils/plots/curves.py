@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from utils.plots.draw import class_name
-from utils.plots.output import as_text, new_figure, save_figure
+from utils.plots.figure_io import as_text, new_figure, save_figure
 
 NAMED_CURVES = 20  # more classes than this are drawn as thin lines without a legend
 ANNOTATED_CLASSES = 30

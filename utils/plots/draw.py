@@ -10,8 +10,8 @@ import numpy as np
 
 from utils.core.contracts import Results
 from utils.ops.masks import mask_in_original
-from utils.plots.semantic import SemanticLook, draw_classes, draw_legend
-from utils.plots.text import Colour, class_name, put_text, text_mask
+from utils.plots.semantic_overlay import SemanticLook, draw_classes, draw_legend
+from utils.plots.text_rendering import Colour, class_name, put_text, text_mask
 
 # behaviour.md 5.3, as 0xRRGGBB; the colour of a class is its index modulo 20
 # fmt: off

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from utils.core.contracts import Frame, Results
 from utils.core.files import atomic_path
-from utils.plots.output import write_image
-from utils.plots.sinks import Names
+from utils.plots.figure_io import write_image
+from utils.plots.prediction_sinks import Names
 
 SHOWN_CHANNELS = 32  # behaviour.md 5.3
 _COLUMNS = 8

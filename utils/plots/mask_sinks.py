@@ -14,7 +14,7 @@ from utils.core.files import atomic_path
 from utils.ops.boxes import xyxy_to_xywh
 from utils.ops.masks import largest_outline, run_lengths
 from utils.plots.draw import class_name
-from utils.plots.sinks import CropSink, Picture, TextSink, file_name
+from utils.plots.prediction_sinks import CropSink, Picture, TextSink, file_name
 
 
 class OutlineSink(TextSink):

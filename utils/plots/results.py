@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.plots.output import new_figure, save_figure
+from utils.plots.figure_io import new_figure, save_figure
 
 
 def draw_results(csv_path: Path) -> Path | None:

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from utils.plots.curves import draw_confusion
-from utils.plots.output import as_text, new_figure, save_figure
+from utils.plots.figure_io import as_text, new_figure, save_figure
 from utils.plots.palette import palette
 
 _BAR_INCH = 0.22  # height of a bar with its name

@@ -10,9 +10,9 @@ import numpy as np
 
 from utils.core.contracts import IGNORED_PIXEL, Frame, Results
 from utils.core.errors import UserError
-from utils.plots.output import write_image
-from utils.plots.semantic import SemanticLook, coloured
-from utils.plots.sinks import Names, Picture, counted
+from utils.plots.figure_io import write_image
+from utils.plots.prediction_sinks import Names, Picture, counted
+from utils.plots.semantic_overlay import SemanticLook, coloured
 
 # behaviour.md 12.6: the classes that are trained, in their order, and what Cityscapes' label files call them
 CITYSCAPES_IDS = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from utils.core.contracts import Decoded, EvalSettings, HeadSpec, Results
-from utils.ops.semantic import class_map, original_grid
+from utils.ops.semantic_maps import class_map, original_grid
 from utils.postprocess import POSTPROCESS
 
 

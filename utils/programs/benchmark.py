@@ -62,7 +62,7 @@ def benchmark_task(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Benchmark as `options` say; return a row per format, the checkpoint's own first."""
     if options.batch_size < 1 or options.runs < 1:
         raise UserError("--batch-size and --runs must be at least 1")
-    from utils.backends.opening import find_weights, open_weights
+    from utils.backends.open_weights import find_weights, open_weights
     from utils.core.device import describe, select_device
     from utils.programs.export import size_bytes
 
@@ -158,8 +158,8 @@ def _measure(
 def _score(
     options: argparse.Namespace, rows: list[Row], runners: dict[str, Runner], meta: dict[str, Any], size: int
 ) -> None:
-    from utils.core.config import load_data
-    from utils.programs.certify import accuracy
+    from utils.core.data_config import load_data
+    from utils.programs.export_certificate import accuracy
 
     text = str(options.data or meta.get("data") or "")
     if not text:
@@ -175,7 +175,7 @@ def _score(
 
 
 def _report(options: argparse.Namespace, rows: list[Row], about: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    from utils.plots.benchmark import draw_benchmark
+    from utils.plots.format_benchmark import draw_benchmark
 
     found = [asdict(row) for row in rows]
     write_text(folder / "benchmark.json", json.dumps({**about, "formats": found}, indent=1) + "\n")

@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # what needs torch is imported after parsing, so that --help 
 
     from models.checkpoint import Checkpoint
     from models.network import Network
-    from utils.backends.flat import ExportJob
-    from utils.programs.certify import Certifier
+    from utils.backends.flat_outputs import ExportJob
+    from utils.programs.export_certificate import Certifier
 
 NOT_WRITTEN = {
     "saved_model": "TensorFlow SavedModel",
@@ -107,9 +107,9 @@ def export_task(options: argparse.Namespace, gather: bool = True) -> list[Path]:
     _check(options)
     from models.checkpoint import load_checkpoint
     from utils.backends import BACKENDS
-    from utils.backends.opening import find_weights
+    from utils.backends.open_weights import find_weights
     from utils.core.device import select_device
-    from utils.programs.certify import Certifier
+    from utils.programs.export_certificate import Certifier
 
     formats = _formats(options, BACKENDS)
     device = select_device(options.device)
@@ -194,8 +194,8 @@ def _subject(checkpoint: Checkpoint, path: Path, options: argparse.Namespace) ->
     import torch
 
     from models.fuse import fuse, without_slices
-    from utils.backends.description import Description, Suppression
-    from utils.backends.flat import ExportJob, decoded_names
+    from utils.backends.export_metadata import Description, Suppression
+    from utils.backends.flat_outputs import ExportJob, decoded_names
     from utils.core.version import VERSION
 
     network = fuse(checkpoint.network).eval().requires_grad_(False)
@@ -227,7 +227,7 @@ def _subject(checkpoint: Checkpoint, path: Path, options: argparse.Namespace) ->
 
 
 def _size(sizes: list[int], checkpoint: Checkpoint) -> tuple[int, int]:
-    from utils.core.settings import MAX_IMAGE_PX
+    from utils.core.train_settings import MAX_IMAGE_PX
 
     network = checkpoint.network
     if fixed := getattr(network, "fixed_hw", None):
@@ -326,7 +326,7 @@ def size_bytes(path: Path) -> int:
 
 
 def _installed(package: str) -> bool:
-    from utils.backends.exported import installed
+    from utils.backends.exported_runner import installed
 
     return installed(package)
 

@@ -12,7 +12,7 @@ from utils.core.cli import add_device, add_download, add_image_size, add_run_fol
 from utils.core.errors import UserError
 from utils.core.files import drop_if_empty, run_folder
 from utils.core.log import LOGGER
-from utils.programs.pixels import (
+from utils.programs.semantic_options import (
     add_pixels,
     check_wishes,
     require_one_size,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # what needs torch is imported after parsing, so that --help 
 
     from utils.core.contracts import FrameSource, Results, Runner
     from utils.engine.predict import PredictReport, PredictSettings, Sink
-    from utils.plots.semantic import SemanticLook
+    from utils.plots.semantic_overlay import SemanticLook
 
 
 def prediction_parser(description: str | None, masks: bool = False, **defaults: Any) -> argparse.ArgumentParser:
@@ -151,8 +151,8 @@ def _predict(options: argparse.Namespace, runs: str, settings: PredictSettings, 
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its complaints about files are ours to make, in words
     import torch
 
-    from models.classes import in_words
-    from utils.backends.opening import open_subject, strip_weights
+    from models.class_names import in_words
+    from utils.backends.open_weights import open_subject, strip_weights
     from utils.core.device import describe, select_device
     from utils.engine.predict import network_size, predict
     from utils.plots.draw import DrawStyle, annotate
@@ -205,11 +205,11 @@ def _check_heads(runner: Runner, path: Path, needs: str) -> None:
 
 def _source(options: argparse.Namespace, data_yaml: str) -> FrameSource:
     """Return what --source names; without it the validation images of a data set, made first if generated."""
-    from utils.datasets.sources import open_source
+    from utils.datasets.sources.frame_sources import open_source
 
     if options.source:
         return open_source(options.source, options.vid_stride)
-    from utils.core.config import load_data
+    from utils.core.data_config import load_data
     from utils.datasets.generators import ensure
 
     data = load_data(data_yaml)
@@ -228,8 +228,8 @@ def _sinks(
     masks = needs == "masks"
     from functools import partial
 
-    from utils.plots.semantic import coloured
-    from utils.plots.sinks import JoinSink, PictureSink, VideoSink, WindowSink
+    from utils.plots.prediction_sinks import JoinSink, PictureSink, VideoSink, WindowSink
+    from utils.plots.semantic_overlay import coloured
 
     pixels = "semantic" in runner.specs
     sinks: list[Sink] = []
@@ -259,7 +259,7 @@ def _sinks(
 
 def _box_sinks(options: argparse.Namespace, runner: Runner, masks: bool, folder: Path) -> list[Sink]:
     from utils.plots.mask_sinks import CutoutSink, OutlineSink, RunLengthSink
-    from utils.plots.sinks import CropSink, CsvSink, TextSink
+    from utils.plots.prediction_sinks import CropSink, CsvSink, TextSink
 
     sinks: list[Sink] = []
     if options.save_txt:
@@ -278,9 +278,9 @@ def _box_sinks(options: argparse.Namespace, runner: Runner, masks: bool, folder:
 def _class_sinks(options: argparse.Namespace, runner: Runner) -> tuple[Path | None, list[Sink]]:
     """Return the same for networks that name the classes of whole images and nothing else."""
     from utils.backends.pytorch import watch_layers
-    from utils.plots.class_sinks import ClassTextSink
+    from utils.plots.classification_sinks import ClassTextSink
     from utils.plots.features import FeatureSink
-    from utils.plots.sinks import PictureSink, VideoSink, WindowSink
+    from utils.plots.prediction_sinks import PictureSink, VideoSink, WindowSink
 
     for name in ("save_crop", "save_csv"):
         if getattr(options, name, False):

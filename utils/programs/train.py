@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any
 
 from utils.core.cli import explain, resolve_training, training_parser
-from utils.core.config import DataConfig
 from utils.core.contracts import Logger
+from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.core.files import ROOT
 from utils.core.log import LOGGER
-from utils.datasets.fetch import provide
-from utils.programs.classify import class_training_parser
+from utils.datasets.fetch.dataset_download import provide
+from utils.programs.classification_options import class_training_parser
 
 TASKS = ("detect", "segment", "classify", "semantic")  # by the names of their records in utils/tasks
 
@@ -45,7 +45,7 @@ def train_task(
         LOGGER.info(explain(settings, origin))
 
     from utils.engine.fit import fit  # torch is loaded here, so that --help answers at once
-    from utils.tasks.choice import task_for
+    from utils.tasks.task_selection import task_for
 
     return fit(partial(task_for, task, settings), settings, loggers)
 

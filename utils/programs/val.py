@@ -17,8 +17,8 @@ from utils.core.cli import (
     new_parser,
     to_namespace,
 )
-from utils.core.settings import ScoreSettings
-from utils.datasets.fetch import provide
+from utils.core.train_settings import ScoreSettings
+from utils.datasets.fetch.dataset_download import provide
 
 
 def scoring_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
@@ -84,11 +84,11 @@ def score_task(task: str, parser: argparse.ArgumentParser, chosen: dict[str, Any
     if settings.data:
         provide(settings.data, settings.download)
 
-    from utils.backends.opening import open_subject  # torch is loaded here, so that --help answers at once
-    from utils.engine.score import score
-    from utils.engine.study import study
-    from utils.plots.study import draw_study
-    from utils.tasks.choice import task_of
+    from utils.backends.open_weights import open_subject  # torch is loaded here, so that --help answers at once
+    from utils.engine.image_size_study import study
+    from utils.engine.validate import score
+    from utils.plots.size_study import draw_study
+    from utils.tasks.task_selection import task_of
 
     choose, opener = partial(task_of, task), partial(open_subject, runs=Path(runs))
     if settings.task == "study":

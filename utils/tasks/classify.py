@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from utils.core.config import DataConfig
 from utils.core.contracts import Batch, Loader, LoadRequest, Results, Scores, Task
-from utils.datasets.classes import open_class_loader
+from utils.core.data_config import DataConfig
 from utils.datasets.generators.prepare import ensure
-from utils.plots.classes import draw_class_batch, draw_class_counts
+from utils.datasets.pipeline.classification_samples import open_class_loader
+from utils.plots.classification import draw_class_batch, draw_class_counts
 from utils.plots.curves import draw_confusion
 from utils.plots.results import draw_results
 from utils.tasks import TASKS

@@ -3,15 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from utils.core.config import DataConfig
 from utils.core.contracts import Batch, Loader, LoadRequest, Results, Scores, Task
+from utils.core.data_config import DataConfig
 from utils.datasets.generators.prepare import ensure
-from utils.datasets.loader import open_loader
+from utils.datasets.pipeline.loader import open_loader
 from utils.plots.batches import draw_batch
 from utils.plots.curves import draw_confusion, draw_score_curves
-from utils.plots.labels import draw_labels
+from utils.plots.label_statistics import draw_labels
 from utils.plots.results import draw_results
-from utils.plots.semantic import SemanticLook
+from utils.plots.semantic_overlay import SemanticLook
 from utils.tasks import TASKS
 
 

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from utils.core.config import DataConfig
 from utils.core.contracts import Loader, LoadRequest, Scores, Task
+from utils.core.data_config import DataConfig
 from utils.datasets.generators.prepare import ensure
-from utils.datasets.loader import open_loader
+from utils.datasets.pipeline.loader import open_loader
 from utils.plots.curves import draw_confusion, draw_score_curves
 from utils.plots.results import draw_results
 from utils.tasks import TASKS

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from utils.core.config import DataConfig
 from utils.core.contracts import Loader, LoadRequest, Scores, Task
+from utils.core.data_config import DataConfig
 from utils.datasets.generators.prepare import ensure
-from utils.datasets.semantic_loader import open_semantic_loader
+from utils.datasets.pipeline.semantic_loader import open_semantic_loader
 from utils.plots.results import draw_results
 from utils.plots.semantic_scores import draw_semantic_scores
 from utils.tasks import TASKS

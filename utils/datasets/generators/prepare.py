@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.core.config import DataConfig
-from utils.core.dist import main_first
+from utils.core.data_config import DataConfig
+from utils.core.distributed import main_first
 from utils.core.errors import UserError
+from utils.core.file_lock import FileLock
 from utils.core.files import write_text
-from utils.core.lock import FileLock
 from utils.core.log import LOGGER, progress
 from utils.datasets import GENERATORS
 

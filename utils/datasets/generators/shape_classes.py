@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from utils.core.config import DataConfig
+from utils.core.data_config import DataConfig
 from utils.datasets import GENERATORS
 from utils.datasets.generators.prepare import Recipe
 from utils.datasets.generators.shapes import SPLITS, Settings, class_picture, shape_names

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 import cv2
 import numpy as np
 
-from utils.core.config import DataConfig
+from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.core.seed import generator
 from utils.datasets import GENERATORS

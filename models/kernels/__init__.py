@@ -1,0 +1,1 @@
+"""CPU inference kernels and exact rewrites of convolutions, with what each gains."""

@@ -1,0 +1,298 @@
+"""Checkpoints of YOLOv5 (v5.0 to v7.0) and multiyolov5 as our networks, from inert records (behaviour.md 1.7, 12)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.architecture import IMAGENET
+from models.builder import build_network
+from models.fuse import fuse, fuse_blocks
+from models.layer_plan import HEADS, LAYERS
+from models.network import Network
+from models.unpickle import Record
+from utils.core.errors import UserError
+
+_NETWORKS = {"Model", "DetectionModel", "SegmentationModel", "ClassificationModel", "BaseModel"}
+_INSIDE = {"Proto", "TransformerLayer", "TransformerBlock", "Ensemble"}  # parts that no YAML row names
+_MAX_MODULES = 100_000
+MAX_CLASSES = 1_000_000
+CITYSCAPES = (  # multiyolov5's files do not name their classes of pixels; nineteen are those of Cityscapes
+    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
+    "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+)  # fmt: skip
+_ALIASES = {"anchor_grid"}  # buffers of old files that are computed here
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A module of the file: its dotted place, and its attributes."""
+
+    place: str
+    record: Record
+    state: dict[str, Any]
+
+    def child(self, name: str) -> _Module | None:
+        """Return the sub-module called `name`."""
+        record = _table(self.state, "_modules").get(name)
+        return _module(f"{self.place}.{name}", record) if isinstance(record, Record) else None
+
+    @property
+    def word(self) -> str:
+        """Return the class's name without its module."""
+        return self.record.name.name
+
+
+def _module(place: str, record: Record) -> _Module:
+    state = record.state
+    return _Module(place, record, state if isinstance(state, dict) else {})
+
+
+def _table(state: dict[str, Any], name: str) -> dict[str, Any]:
+    table = state.get(name)
+    return table if isinstance(table, dict) else {}
+
+
+def _walk(root: _Module) -> Iterator[_Module]:
+    """Yield `root` and everything below it; a graph that is no tree of sensible size raises UserError."""
+    waiting, seen = [root], 0
+    while waiting:
+        module = waiting.pop()
+        seen += 1
+        if seen > _MAX_MODULES:
+            raise UserError("damaged: its modules do not form a tree")
+        yield module
+        prefix = f"{module.place}." if module.place else ""
+        for name, record in reversed(list(_table(module.state, "_modules").items())):
+            if isinstance(record, Record):
+                waiting.append(_module(f"{prefix}{name}", record))
+
+
+def _tensors(root: _Module) -> dict[str, Tensor]:
+    """Return the state dictionary of the file's network."""
+    state: dict[str, Tensor] = {}
+    for module in _walk(root):
+        hidden = module.state.get("_non_persistent_buffers_set")
+        skipped = _ALIASES | (hidden if isinstance(hidden, set) else set())
+        for table in ("_parameters", "_buffers"):
+            for name, value in _table(module.state, table).items():
+                if isinstance(value, Tensor) and name not in skipped:
+                    state[f"{module.place}.{name}"] = value
+    return state
+
+
+def is_official(content: Any) -> bool:
+    """Tell whether `content` is what YOLOv5's training writes: a dictionary with a module under `model` or `ema`."""
+    return isinstance(content, dict) and any(isinstance(content.get(key), Record) for key in ("ema", "model"))
+
+
+def network_from(content: dict[str, Any], source: str) -> tuple[Network, dict[str, Any]]:
+    """Return the network of an official checkpoint and what the file says about its training.
+
+    The averaged weights are taken where the file has them. Every fault raises UserError without the path.
+    """
+    record = content["ema"] if isinstance(content.get("ema"), Record) else content["model"]
+    root = _module("", record)
+    if record.name.name not in _NETWORKS or not record.name.module.startswith("models."):
+        raise UserError(f"holds a {record.name}, not a network of YOLOv5")
+    _refuse_unknown(root)
+    layers = _rows_of(root)
+    state = _tensors(root)
+    if isinstance(root.state.get("yaml"), dict):
+        description, num_classes = _described(root, layers, state, source)
+    else:
+        description, num_classes = _classifier(layers, source), int(state[f"{layers[-1].place}.linear.bias"].shape[0])
+    names = _names(root.state.get("names"), num_classes)
+    with torch.random.fork_rng(devices=[]):  # weights come from the file: drawing them must not move the run's numbers
+        network = build_network(description, num_classes, names, _anchors_per_level(layers))
+    if _is_fused(root):
+        network = fuse_blocks(network)
+    load_state(network, state)
+    if _is_fused(root):
+        network = fuse(network)  # what these files leave unfolded
+    _adopt_anchors(network)
+    return network, _meta(content)
+
+
+def _rows_of(root: _Module) -> list[_Module]:
+    container = root.child("model")
+    if container is None or not _table(container.state, "_modules"):
+        raise UserError("its network has no layers")
+    names = _table(container.state, "_modules")
+    rows = [_module(f"model.{name}", record) for name, record in names.items() if isinstance(record, Record)]
+    if [row.place for row in rows] != [f"model.{index}" for index in range(len(names))]:
+        raise UserError("damaged: its layers are not numbered")
+    return rows
+
+
+def _refuse_unknown(root: _Module) -> None:
+    kinds = {m.word: m.record.name.module for m in _walk(root) if m.record.name.module.startswith("models")}
+    known = {*LAYERS.names(), *(HEADS.get(name).__name__ for name in HEADS.names()), *_NETWORKS, *_INSIDE}
+    if unknown := sorted(kinds.keys() - known):
+        raise UserError(f"its network has layers that YOLOv5 does not have: {', '.join(unknown)[:200]}")
+
+
+def _activation(module: _Module) -> str | None:
+    """Return the YAML text of a block's activation, None for none."""
+    act = module.child("act")
+    if act is None or act.word == "Identity":
+        return None
+    if act.word == "LeakyReLU":
+        return f"nn.LeakyReLU({float(act.state.get('negative_slope', 0.01))!r})"
+    own = act.record.name.module.startswith("utils") and act.word in ("FReLU", "AconC", "MetaAconC")
+    return act.word if own else "nn.Mish" if act.word == "MemoryEfficientMish" else f"nn.{act.word}"
+
+
+def _activations(root: _Module, blocks: tuple[str, ...]) -> str | None:
+    found = {text for m in _walk(root) if m.word in blocks and (text := _activation(m)) is not None}
+    if len(found) > 1:
+        raise UserError(f"its network mixes the activations {', '.join(sorted(found))}, which is not supported")
+    return found.pop() if found else None
+
+
+def _described(
+    root: _Module, layers: list[_Module], state: dict[str, Tensor], source: str
+) -> tuple[dict[str, Any], int]:
+    """Return the description of a network that carries its YAML."""
+    written = {str(key): value for key, value in root.state["yaml"].items()}
+    plain = {key: value for key, value in written.items() if key not in ("yaml_file", "names")}
+    num_classes = root.state.get("nc", layers[-1].state.get("nc", plain.get("nc")))
+    if not isinstance(num_classes, int) or not 1 <= num_classes <= MAX_CLASSES:
+        raise UserError("damaged: it does not say how many classes it has")
+    extra = {
+        "activation": plain.get("activation") or _activations(root, ("Conv", "DWConv")),
+        "csp_activation": _activations(root, ("BottleneckCSP", "MixConv2d")),
+    }
+    file = root.state.get("yaml_file")
+    name = {"name": file.rsplit(".", 1)[0]} if isinstance(file, str) else {}
+    chosen = {key: value for key, value in extra.items() if value not in (None, "nn.SiLU")}
+    called = {"head_names": {"semantic": list(CITYSCAPES)}} if plain.get("n_segcls") == len(CITYSCAPES) else {}
+    return {**called, **plain, **chosen, **name, "nc": num_classes, "source": source}, num_classes
+
+
+def _anchors_per_level(layers: list[_Module]) -> int | None:
+    for layer in layers:
+        anchors = _table(layer.state, "_buffers").get("anchors")
+        if isinstance(anchors, Tensor) and anchors.ndim == 3:
+            return int(anchors.shape[1])
+    return None
+
+
+def _is_fused(root: _Module) -> bool:
+    blocks = [module for module in _walk(root) if module.word == "Conv"]
+    return bool(blocks) and all("bn" not in _table(block.state, "_modules") for block in blocks)
+
+
+def load_state(network: Network, state: dict[str, Tensor]) -> None:
+    """Make `state` the network's weights, in fp32; names and shapes must be the same."""
+    own = network.state_dict()
+    if missing := sorted(own.keys() - state.keys()):
+        raise UserError(f"does not fit its own description: {missing[0]} and {len(missing) - 1} more are missing")
+    if unexpected := sorted(state.keys() - own.keys()):
+        raise UserError(
+            f"does not fit its own description: {unexpected[0]} and {len(unexpected) - 1} more are too many"
+        )
+    for name, tensor in own.items():
+        if tensor.shape != state[name].shape:
+            raise UserError(f"{name} is {tuple(state[name].shape)}, the description says {tuple(tensor.shape)}")
+    own_copies = {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).clone(memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+    }
+    network.load_state_dict(own_copies, assign=True)
+
+
+def _adopt_anchors(network: Network) -> None:
+    """Put the anchors that came with the weights into the description."""
+    for spec in network.specs.values():
+        if spec.anchors:
+            levels = [[side for anchor in level for side in anchor] for level in spec.anchors]
+            network.architecture = {**network.architecture, "anchors": levels}
+
+
+def _names(written: Any, num_classes: int) -> tuple[str, ...]:
+    values = list(written.values()) if isinstance(written, dict) else written
+    if isinstance(values, list) and len(values) == num_classes:
+        return tuple(str(value)[:200] if isinstance(value, (str, int)) else "?" for value in values)
+    return tuple(str(index) for index in range(num_classes))
+
+
+def _meta(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the plain facts among what YOLOv5 writes beside the network."""
+    plain = ("epoch", "best_fitness", "updates", "date", "wandb_id")
+    return {key: content[key] for key in plain if isinstance(content.get(key), (str, int, float))}
+
+
+def _classifier(layers: list[_Module], source: str) -> dict[str, Any]:
+    """Return the description of a classifier, read from its layers: these files carry no YAML."""
+    if layers[-1].word != "Classify":
+        raise UserError(f"a classification network that ends in {layers[-1].word}, not in Classify")
+    rows = []
+    for layer in layers:
+        origin = layer.state.get("f", -1)
+        if layer.word not in _ROWS or not isinstance(origin, (int, list)):
+            raise UserError(f"a classification network with the layer {layer.word}, which cannot be rebuilt")
+        repeats, arguments = _ROWS[layer.word](layer)
+        rows.append([origin, repeats, layer.word, arguments])
+    fixed = {"depth_multiple": 1.0, "width_multiple": 1.0, "channel_multiple": 1, "exempt_output_width": False}
+    return {
+        **fixed,
+        "normalise": IMAGENET,
+        "nc": 1,
+        "backbone": rows,
+        "head": [],
+        "name": source.rsplit(".", 1)[0],
+        "source": source,
+    }
+
+
+def _conv(module: _Module, *path: str) -> dict[str, Any]:
+    """Return the attributes of a convolution below `module`."""
+    found: _Module | None = module
+    for name in path:
+        found = found.child(name) if found is not None else None
+    if found is None:
+        raise UserError(f"damaged: {module.place} ({module.word}) has no {'.'.join(path)}")
+    return found.state
+
+
+def _conv_row(module: _Module) -> tuple[int, list[Any]]:
+    c = _conv(module, "conv")
+    return 1, [c["out_channels"], *(list(c[key]) for key in ("kernel_size", "stride", "padding")), c["groups"]]
+
+
+def _focus_row(module: _Module) -> tuple[int, list[Any]]:
+    c = _conv(module, "conv", "conv")
+    return 1, [c["out_channels"], *(list(c[key]) for key in ("kernel_size", "stride", "padding")), c["groups"]]
+
+
+def _csp_row(module: _Module) -> tuple[int, list[Any]]:
+    last = _conv(module, "cv4" if module.word == "BottleneckCSP" else "cv3", "conv")
+    blocks = _table(_conv(module, "m"), "_modules")
+    adds = bool(_conv(module, "m", "0").get("add"))
+    return len(blocks), [last["out_channels"], adds]
+
+
+def _pool_row(module: _Module) -> tuple[int, list[Any]]:
+    out_channels = _conv(module, "cv2", "conv")["out_channels"]
+    pools = _table(_conv(module, "m"), "_modules")
+    if module.word == "SPP":
+        return 1, [out_channels, [_conv(module, "m", index)["kernel_size"] for index in pools]]
+    return 1, [out_channels, _conv(module, "m")["kernel_size"]]
+
+
+def _classify_row(module: _Module) -> tuple[int, list[Any]]:
+    c = _conv(module, "conv", "conv")
+    dropout = float(_conv(module, "drop").get("p", 0.0))
+    shape = [list(c[key]) for key in ("kernel_size", "stride", "padding")]
+    return 1, ["nc", *shape, c["groups"], dropout, c["out_channels"]]
+
+
+_ROWS = {
+    "Conv": _conv_row, "Focus": _focus_row, "C3": _csp_row, "BottleneckCSP": _csp_row, "SPP": _pool_row,
+    "SPPF": _pool_row, "Classify": _classify_row,
+}  # fmt: skip

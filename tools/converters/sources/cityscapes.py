@@ -1,0 +1,122 @@
+"""Cityscapes: polygons or instance numbers to objects, with multiyolov5's choice of classes (behaviour.md 12.10)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from tools.converters import SOURCES
+from tools.converters.convert_settings import LabelSettings
+from tools.converters.json_file import read_json
+from tools.converters.label_items import NO_CLASS, Source, Work, given_names, works_below
+from utils.core.errors import UserError
+from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject, extent, mask_pieces
+from utils.datasets.labels.annotation_paths import images_in
+
+BOX_NAMES = (
+    "car", "traffic sign", "rider", "person", "bicycle", "traffic light", "bus", "motorcycle", "truck", "train",
+)  # fmt: skip
+PIXEL_NAMES = (
+    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
+    "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+)  # fmt: skip
+PIXEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # of PIXEL_NAMES (12.6)
+_FIRST_INSTANCE = 24_000  # smaller numbers are classes: regions, and groups of things
+
+
+@SOURCES.register("cityscapes")
+def open_cityscapes(settings: LabelSettings) -> Source:
+    """Return the images of `leftImg8bit`; labels come from `*_polygons.json`, else from `*_instanceIds.png`."""
+    images = settings.source / "leftImg8bit"
+    if not images.is_dir():
+        raise UserError(f"{settings.source}: no folder leftImg8bit in it; is it the root of Cityscapes?")
+    works: list[Work] = []
+    for folder in sorted(path for path in images.iterdir() if path.is_dir()):
+        works += works_below(folder, sorted(images_in(folder, folder)), folder.name)
+    if settings.target_format == "masks":
+        return Source(PIXEL_NAMES, works, lambda work: _pixels(settings.source, work), has_boxes=False)
+    without = sum(not _label(settings.source, work, "polygons.json").is_file() for work in works)
+    notes = []
+    if without:
+        notes.append("instance numbers instead of polygons: traffic signs and lights have none, they are not converted")
+    names = given_names(settings.names) or BOX_NAMES
+    return Source(names, works, lambda work: _objects(settings, work), notes)
+
+
+def _label(root: Path, work: Work, ending: str) -> Path:
+    stem = work.name.removesuffix("_leftImg8bit")
+    return root / "gtFine" / work.split / f"{stem}_gtFine_{ending}"
+
+
+def _objects(settings: LabelSettings, work: Work) -> FileObjects:
+    file = _label(settings.source, work, "polygons.json")
+    try:
+        found = _from_polygons(file) if file.is_file() else _from_instances(settings.source, work)
+    except UserError as error:
+        return FileObjects(faults=[str(error)])
+    if settings.shift_centre:
+        for one in found.objects:
+            one.box_xyxy = one.box_xyxy - 1
+    return found
+
+
+def _from_polygons(file: Path) -> FileObjects:
+    content = read_json(file)
+    try:
+        found = FileObjects(size_hw=(int(content["imgHeight"]), int(content["imgWidth"])))
+        for number, entry in enumerate(content["objects"], 1):
+            points = np.array(entry["polygon"], np.float64).reshape(-1, 2)
+            if entry.get("deleted") or len(points) < 3:
+                continue
+            found.objects.append(
+                LabelledObject(str(entry["label"]), extent([points]), [points], where=f"object {number}")
+            )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: not polygons of Cityscapes ({error!r:.80})") from error
+    return found
+
+
+def _from_instances(root: Path, work: Work) -> FileObjects:
+    file = _label(root, work, "instanceIds.png")
+    ids = _read_png(file)
+    found = FileObjects(size_hw=(ids.shape[0], ids.shape[1]))
+    class_names = dict(zip(PIXEL_IDS, PIXEL_NAMES, strict=True))
+    for value, box, mask in _regions(ids):
+        if value < _FIRST_INSTANCE or value // 1000 not in class_names:
+            continue
+        pieces = [piece + box[:2] for piece in mask_pieces(mask)]
+        found.objects.append(LabelledObject(class_names[value // 1000], box, pieces, where=f"instance {value}"))
+    return found
+
+
+def _regions(ids: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield each value of a map, the xyxy box around its pixels, and their mask in that box."""
+    for value in np.unique(ids).tolist():
+        mask = ids == value
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        x1, y1, x2, y2 = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+        yield value, np.array([x1, y1, x2, y2], np.float64), mask[y1:y2, x1:x2]
+
+
+def _pixels(root: Path, work: Work) -> FileObjects:
+    try:
+        ids = _read_png(_label(root, work, "labelIds.png"))
+    except UserError as error:
+        return FileObjects(faults=[str(error)])
+    table = np.full(2**16, NO_CLASS, np.uint8)
+    table[list(PIXEL_IDS)] = np.arange(len(PIXEL_IDS))
+    return FileObjects(size_hw=(ids.shape[0], ids.shape[1]), semantic=table[ids])
+
+
+def _read_png(file: Path) -> np.ndarray:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    if pixels is None or pixels.ndim != 2:
+        raise UserError(f"{file}: not a map of numbers (PNG with one channel)")
+    return np.asarray(pixels)

@@ -1,0 +1,149 @@
+"""The network without the channels that go: its description with widths, its weights, and proof that they agree."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.builder import build_network
+from models.channel_widths import Widths, attributes_of
+from models.network import Network
+from tools.pruning.channel_groups import IN, OUT, PROBE_PX, is_depthwise
+from utils.core.errors import UserError
+
+ROUNDING = 1e-12  # of double precision after many layers
+TOLERANCE = 1e-6  # of what two images differ by; sums of fewer terms round otherwise
+
+Removed = Mapping[tuple[str, str], np.ndarray]  # (module, side) -> numbers of its channels
+
+
+def without_channels(network: Network, removed: Removed, fixed: frozenset[str]) -> Network:
+    """Return a copy of `network` without the channels `removed`; modules in `fixed` give what their rows say.
+
+    It is compared with the original in which nobody listens to those channels; a difference raises UserError.
+    """
+    state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    for name, module in network.named_modules():
+        for key, tensor in _narrowed(module, removed.get((name, OUT)), removed.get((name, IN))).items():
+            state[f"{name}.{key}"] = tensor.cpu()
+    architecture = {**network.architecture, "widths": _record(network, removed, fixed)}
+    base = architecture["name"].removesuffix("-pruned")
+    with torch.random.fork_rng(devices=[]):
+        pruned = build_network({**architecture, "name": f"{base}-pruned"}, head_names=network.class_names)
+    own = pruned.state_dict()
+    if wrong := [key for key, tensor in own.items() if key not in state or tensor.shape != state[key].shape]:
+        raise UserError(f"{base}: {wrong[0]} does not fit the channels around it; this network cannot be pruned")
+    pruned.load_state_dict(state)
+    pruned.train(network.training)
+    _prove(network, pruned, removed)
+    return pruned
+
+
+def _narrowed(module: nn.Module, out: np.ndarray | None, into: np.ndarray | None) -> dict[str, Tensor]:
+    """Return the tensors of a module that change, without some of its channels."""
+    if not attributes_of(module) or (out is None and into is None):
+        return {}
+    tensors = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+    first, second = (into, out) if isinstance(module, nn.ConvTranspose2d) and not is_depthwise(module) else (out, into)
+    found = {}
+    for name, tensor in tensors.items():
+        sides = [out] if tensor.ndim == 1 else [first, second]
+        for dimension, side in enumerate(sides if tensor.ndim else []):
+            if side is not None:
+                kept = np.setdiff1d(np.arange(tensor.shape[dimension]), side)
+                tensor = tensor.index_select(dimension, torch.from_numpy(kept).to(tensor.device))
+        found[name] = tensor.detach()
+    return found
+
+
+def _record(network: Network, removed: Removed, fixed: frozenset[str]) -> Widths:
+    """Return how wide every module of every row is afterwards (models.channel_widths).
+
+    What heads give depends on the classes they are built for, and is left open.
+    """
+    widths: Widths = {}
+    for index, layer in enumerate(network.model):
+        parts = {}
+        for name, module in layer.named_modules():
+            whole = f"model.{index}.{name}" if name else f"model.{index}"
+            found = {}
+            for attribute in attributes_of(module):
+                side = IN if attribute.startswith("in_") else OUT
+                if whole in fixed and side == OUT:
+                    continue
+                found[attribute] = _width(module, attribute, removed, (whole, OUT if is_depthwise(module) else side))
+            if found:
+                parts[name] = found
+        if parts:
+            widths[str(index)] = {"modules": parts}
+    _add_outputs(network, widths, removed)
+    return widths
+
+
+def _width(module: nn.Module, attribute: str, removed: Removed, key: tuple[str, str]) -> int:
+    now = int(getattr(module, attribute))
+    if attribute == "groups" and not is_depthwise(module):
+        return now
+    return now - len(removed.get(key, ()))
+
+
+def _add_outputs(network: Network, widths: Widths, removed: Removed) -> None:
+    """Put down what later rows see of each row that has widths, found by a pass over an empty image."""
+    twin = copy.deepcopy(network).to("meta")
+    for name, module in twin.named_modules():
+        for key, tensor in _narrowed(module, removed.get((name, OUT)), removed.get((name, IN))).items():
+            setattr(module, key, nn.Parameter(tensor) if isinstance(getattr(module, key), nn.Parameter) else tensor)
+        if is_depthwise(module) and (name, OUT) in removed:
+            module.groups -= len(removed[name, OUT])
+    hooks = []
+    for index, layer in enumerate(twin.model):
+        if str(index) in widths and index not in twin.head_rows.values():
+
+            def note(_: nn.Module, __: object, output: Tensor, row: str = str(index)) -> None:
+                widths[row]["out"] = int(output.shape[1])
+
+            hooks.append(layer.register_forward_hook(note))
+    height, width = twin.fixed_hw or (PROBE_PX, PROBE_PX)
+    try:
+        with torch.no_grad():
+            twin.eval()(torch.empty(1, twin.architecture.get("ch", 3), height, width, device="meta"))
+    except RuntimeError as error:
+        raise UserError(
+            f"{network.architecture['name']}: cannot be pruned, its channels depend on each other"
+        ) from error
+    for hook in hooks:
+        hook.remove()
+
+
+@torch.no_grad()
+def _prove(network: Network, pruned: Network, removed: Removed) -> None:
+    """Raise UserError unless `pruned` computes what `network` does when the channels that went are not listened to.
+
+    In double precision, and measured by how much the outputs of two images differ: biases may hide all else.
+    """
+    deaf = copy.deepcopy(network).cpu().double().eval()
+    for name, module in deaf.named_modules():
+        places = removed.get((name, IN))
+        if places is not None:
+            weight: Any = module.weight
+            inputs = weight if isinstance(module, nn.ConvTranspose2d) else weight.transpose(0, 1)
+            inputs[torch.from_numpy(places)] = 0
+    height, width = network.fixed_hw or (PROBE_PX, PROBE_PX)
+    rng = torch.Generator().manual_seed(0)
+    images = torch.rand(2, network.architecture.get("ch", 3), height, width, generator=rng).double()
+    images[1] *= 0.5
+    wanted, found = deaf(images), copy.deepcopy(pruned).cpu().double().eval()(images)
+    for head, tensors in wanted.items():
+        for name, tensor in tensors.items():
+            differs = float((found[head][name] - tensor).abs().max())
+            signal, size = float((tensor[0] - tensor[1]).abs().max()), float(tensor.abs().max())
+            if not differs <= max(TOLERANCE * signal, ROUNDING * size):
+                raise UserError(
+                    f"{network.architecture['name']}: without those channels {head}/{name} is another; this network "
+                    "cannot be pruned"
+                )

@@ -1,0 +1,124 @@
+"""What pruning asks of data and device: how much channels matter, how well a network does, how long it takes."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.checkpoint import Checkpoint
+from models.fuse import fuse
+from models.network import Network
+from models.network_runner import NetworkRunner
+from tools.pruning.calibration import gather_gradients, renew_statistics
+from tools.pruning.channel_groups import Group
+from tools.pruning.importance import TaylorImportance, by_normalisation, by_weights
+from utils.core.contracts import EvalSettings, Loader, LoadRequest, Task
+from utils.core.data_config import DataConfig, load_data
+from utils.core.errors import UserError
+from utils.core.hyp import Hyp
+from utils.core.log import LOGGER
+from utils.core.timing import in_turns
+from utils.datasets.fetch.dataset_download import provide
+from utils.engine.build_run import build_losses
+from utils.engine.evaluate import evaluate
+from utils.tasks.task_selection import task_of
+
+ROUNDS = 15  # of timing; their median counts
+
+
+@dataclass
+class Judge:
+    """Answers about networks that are made from one checkpoint; `data` is None where there is none."""
+
+    options: argparse.Namespace
+    task: Task
+    data: DataConfig | None
+    data_text: str
+    size: int
+    stride: int
+    device: torch.device
+
+    @classmethod
+    def of(cls, options: argparse.Namespace, checkpoint: Checkpoint, path: Path, device: torch.device) -> Judge:
+        """Return the judge of a checkpoint; data that does not suit it raises UserError."""
+        network = checkpoint.network
+        task = task_of(checkpoint.task, network.heads)
+        usual = max(spec.usual_px for spec in network.specs.values())
+        size = int(options.imgsz[0] if options.imgsz else checkpoint.meta.get("imgsz") or usual)
+        step = max(network.stride, 32)
+        size = network.fixed_hw[0] if network.fixed_hw else -(-size // step) * step
+        text = str(options.data or checkpoint.meta.get("data") or "")
+        needs = options.epochs or (options.sparsity is None and options.importance == "taylor")
+        if not text and needs:
+            why = "--epochs trains on data" if options.epochs else "--importance taylor looks at data"
+            raise UserError(f"{path}: {why}; name it with --data, or take --importance l2")
+        if text and options.data:
+            provide(text, options.download)
+        data = load_data(text) if text else None
+        for head, spec in network.specs.items() if data is not None else ():
+            names = data.names_for(head) if data is not None else None
+            if names is not None and len(names) != spec.num_classes:
+                raise UserError(
+                    f"{text}: {len(names)} classes, but the {head} head of {path} knows {spec.num_classes}; "
+                    "prune it on the data it was trained for"
+                )
+        return cls(options, task, data, text, size, network.stride, device)
+
+    def _loader(self, split: str, rect: bool) -> Loader:
+        assert self.data is not None
+        request = LoadRequest(
+            data=self.data, split=split, training=False, image_size=self.size, batch_size=self.options.batch_size,
+            stride=max(self.stride, 32), hyp=Hyp(), workers=self.options.workers, rect=rect, pad=0.5 if rect else 0.0,
+            allow_label_faults=True,
+        )  # fmt: skip
+        return self.task.load(request)
+
+    @property
+    def _batches(self) -> int:
+        return -(-self.options.samples // self.options.batch_size)
+
+    def importance(self, network: Network, groups: Sequence[Group]) -> list[Tensor]:
+        """Return how much each channel of each group matters."""
+        criterion = self.options.importance
+        if criterion in ("l1", "l2"):
+            return by_weights(network, groups, int(criterion[1]))
+        if criterion == "bn":
+            return by_normalisation(network, groups)
+        hyp = Hyp()
+        losses = build_losses(network, hyp, self.size, self.device)
+        found = TaylorImportance(network, groups)
+        loader = self._loader("train", rect=False)
+        gather_gradients(found, loader, losses, self.task.gains(hyp), self.device, self._batches)
+        return found.scores()
+
+    def renew(self, network: Network) -> None:
+        """Give a pruned network's normalisation the statistics of training images, if there are any."""
+        if self.data is None:
+            LOGGER.warning("no --data: BatchNorm statistics stay those of the larger network")
+        else:
+            renew_statistics(network, self._loader("train", rect=False), self.device, self._batches)
+
+    def scores(self, network: Network) -> dict[str, float] | None:
+        """Return the numbers that rank networks, on the validation images."""
+        if self.data is None or self.options.noval:
+            return None
+        runner = NetworkRunner(fuse(network).eval().to(self.device), self.device)
+        loader = self._loader("val", rect=runner.fixed_hw is None and self.task.name != "classify")
+        report = evaluate(runner, loader, EvalSettings(names=self.data.names), self.device)
+        return {name: round(report.numbers[name], 4) for name in self.task.headline}
+
+    @torch.inference_mode()
+    def milliseconds(self, *networks: Network) -> tuple[float, ...]:
+        """Return the median time of each network for one image; they take turns."""
+        image = torch.rand(1, 3, self.size, self.size).to(self.device).contiguous(memory_format=torch.channels_last)
+        runners = {str(i): fuse(network).eval().to(self.device) for i, network in enumerate(networks)}
+        actions = {name: partial(runner, image) for name, runner in runners.items()}
+        seconds = in_turns(actions, ROUNDS, target=self.device)
+        return tuple(1000 * statistics.median(times) for times in seconds.values())

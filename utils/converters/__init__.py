@@ -1,6 +1,0 @@
-"""From one form of labels or weights to another."""
-
-from utils.core.registry import Registry
-
-SOURCES = Registry("label format to read", "utils.converters.sources")
-TARGETS = Registry("label format to write", "utils.converters.targets")

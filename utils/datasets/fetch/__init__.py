@@ -1,0 +1,1 @@
+"""Downloads on request: the HTTP client, archives and data sets."""

@@ -1,0 +1,1 @@
+"""Label readers, the scan that validates them, and its cache."""

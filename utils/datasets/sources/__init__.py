@@ -1,0 +1,1 @@
+"""Frame sources for prediction: files, videos, streams, the screen."""
