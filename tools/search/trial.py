@@ -71,7 +71,7 @@ class Watcher:
             self.pruned = True
             raise StopTraining("others were better by now (pruned)")
 
-    def picture(self, path: Path, epoch: int) -> None:
+    def image(self, path: Path, epoch: int) -> None:
         """Pictures are for people."""
 
     def finish(self, numbers: Mapping[str, float], checkpoints: Sequence[Path]) -> None:

@@ -286,7 +286,7 @@ class Logger(Protocol):
     """One destination. A logger that fails says so once and never stops the run.
 
     `start` comes first, `finish` last; it has no numbers and checkpoints when the run was interrupted, and a resumed
-    run starts again in the same folder. `epoch` gets the columns of results.csv after every epoch (from 0), `picture`
+    run starts again in the same folder. `epoch` gets the columns of results.csv after every epoch (from 0), `image`
     the file of one that has been drawn. Those named in `--log` are called in a thread of their own, unless the class
     says `direct = True`.
 
@@ -299,7 +299,7 @@ class Logger(Protocol):
 
     def epoch(self, epoch: int, numbers: Mapping[str, float]) -> None: ...
 
-    def picture(self, path: Path, epoch: int) -> None: ...
+    def image(self, path: Path, epoch: int) -> None: ...
 
     def finish(self, numbers: Mapping[str, float], checkpoints: Sequence[Path]) -> None: ...
 

@@ -100,7 +100,7 @@ def _draw_training_batches(run: Run) -> None:
             break
         path = run.folder / f"train_batch{index}.jpg"
         run.task.draw_batch(batch, path, run.data, None)
-        run.loggers.picture(path, 0)
+        run.loggers.image(path, 0)
 
 
 def _save_last(run: Run) -> None:
@@ -137,7 +137,7 @@ def _validate(run: Run, interrupt: Interrupt) -> Report | None:
             without=run.left_out(epoch),
         )
     for path in pictures.drawn:
-        run.loggers.picture(path, epoch)
+        run.loggers.image(path, epoch)
     return report
 
 
@@ -170,7 +170,7 @@ def _finish_epoch(run: Run, numbers: dict[str, float], report: Report | None) ->
     row = {column: numbers.get(name, float("nan")) for column, name in _columns(run).items()}
     if dist.is_main():
         run.loggers.epoch(epoch, row)
-    if reason := run.loggers.stop_wanted():
+    if reason := run.loggers.stop_requested():
         LOGGER.info(f"stopping after epoch {epoch + 1}: {reason}")
         stop = True
     with run.phase("checkpoint"):
@@ -229,7 +229,7 @@ def _conclude(run: Run) -> dict[str, float]:
         write_results(run.folder / "results.json", report, {"epochs": run.state.epoch, "checkpoint": best.name})
         if not run.settings.noplots:
             for path in (*pictures.drawn, *run.task.draw_scores(report.scores, run.folder, run.data)):
-                run.loggers.picture(path, run.state.epoch)
+                run.loggers.image(path, run.state.epoch)
         run.loggers.finish(report.numbers, [best, weights / "last.pt"])
         LOGGER.info(f"done; everything is in {run.folder}")
     return report.numbers
