@@ -12,7 +12,7 @@ from utils.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"], key=lambda path: path.name
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"], key=lambda path: path.name
 )
 PROGRAMS = (
     "train", "val", "detect", "segment/train", "segment/val", "segment/predict", "classify/train", "classify/val",
