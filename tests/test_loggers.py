@@ -51,7 +51,7 @@ def test_every_logger_accepts_a_run(name, tmp_path, picture, caplog):
     pytest.importorskip(package, reason=f"{package} is not installed")
     loggers = Loggers([name])
     loggers.start(tmp_path, {"epochs": 2, "imgsz": [64], "entity": None, "project": "runs/train"})
-    loggers.picture(picture, 0)
+    loggers.image(picture, 0)
     for epoch in range(2):
         loggers.epoch(epoch, NUMBERS)
     loggers.finish({"detect/map50": 0.5}, [])
@@ -115,7 +115,7 @@ def test_tensorboard_holds_the_numbers_and_the_picture(tmp_path, picture):
         loggers.start(tmp_path / "run", {})
         for epoch in epochs:
             loggers.epoch(epoch, {"metrics/mAP_0.5": 0.25 * epoch})
-        loggers.picture(picture, 2)
+        loggers.image(picture, 2)
         loggers.finish({}, [])
     events = reading.EventAccumulator(str(tmp_path / "run"))
     events.Reload()
@@ -140,7 +140,7 @@ def twice(name, tmp_path, picture):
         loggers = Loggers([name])
         loggers.start(folder, {"project": "runs/train", "imgsz": [64], "entity": None})
         loggers.epoch(epoch, NUMBERS | {"metrics/mAP_0.5": 0.25 * (epoch + 1), "nothing": float("nan")})
-        loggers.picture(picture, epoch)
+        loggers.image(picture, epoch)
         loggers.finish(*(({}, []) if epoch == 0 else ({"detect/map50": 0.5}, [checkpoint])))
         assert loggers.active == [name]
     return folder
@@ -253,7 +253,7 @@ class Failing:
         self.calls += 1
         raise self.error
 
-    def picture(self, path, epoch):
+    def image(self, path, epoch):
         pass
 
     def finish(self, numbers, checkpoints):
@@ -362,7 +362,7 @@ class Following(Failing):
     def epoch(self, epoch, numbers):
         self.epochs.append(epoch)
 
-    def picture(self, path, epoch):
+    def image(self, path, epoch):
         assert path.is_file()
         self.pictures.append((epoch, path.parent.name, path.name))
 

@@ -13,7 +13,7 @@ from utils.core.log import LOGGER
 from utils.core.registry import Registry
 from utils.loggers.async_logger import Call, Courier, reason_of
 
-LOGGERS = Registry("logger", "utils.loggers")
+LOGGERS: Registry[type[Logger]] = Registry("logger", "utils.loggers")
 
 _FAILURES = (OSError, RuntimeError, ValueError)
 
@@ -74,9 +74,9 @@ class Loggers:
         """Pass on the numbers of an epoch, counted from 0."""
         self._each(lambda logger: logger.epoch(epoch, numbers))
 
-    def picture(self, path: Path, epoch: int) -> None:
+    def image(self, path: Path, epoch: int) -> None:
         """Pass on a picture that was written to `path`."""
-        self._each(lambda logger: logger.picture(path, epoch))
+        self._each(lambda logger: logger.image(path, epoch))
 
     @property
     def follows_batches(self) -> bool:
