@@ -7,7 +7,7 @@ pixels, `cxcywhn` is normalised by image width and height.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -107,11 +107,9 @@ class FineMasks(Protocol):
 
     def network(self, rows: slice) -> Tensor:
         """Compute the (k, H, W) bool masks of some objects at the network input size."""
-        ...
 
     def original(self, row: int) -> np.ndarray:
         """Compute the (H, W) bool mask of one object at the original image size."""
-        ...
 
 
 @dataclass
@@ -198,10 +196,6 @@ class Scores:
     per_class: dict[int, float] = field(default_factory=dict)  # main metric of each class that has labels
     note: str = ""  # printed below the table
     details: Any = None  # curves and matrices to plot: a dataclass of the evaluator's module
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Settings of post-processing and evaluation
 
 
 @dataclass(frozen=True)
@@ -291,7 +285,6 @@ class Runner(Protocol):
 
     def run(self, images: Tensor) -> Outputs:
         """Run (B, 3, H, W) uint8 or float images."""
-        ...
 
 
 class Backend(Protocol):
@@ -306,7 +299,6 @@ class Backend(Protocol):
         paths: Sequence[Path], device: device, half: bool = False, augment: bool = False
     ) -> tuple[Runner, dict[str, Any]]:
         """Open one file, or several as an ensemble; also return the metadata of the first file."""
-        ...
 
 
 class ExportBackend(Backend, Protocol):
@@ -318,7 +310,6 @@ class ExportBackend(Backend, Protocol):
     @staticmethod
     def write(job: Any, path: Path) -> None:
         """Export the network of an `ExportJob` (utils/backends/flat_outputs.py) to `path`."""
-        ...
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -332,11 +323,9 @@ class Sink(Protocol):
 
     def write(self, frame: Frame, results: Results, picture: Callable[[], np.ndarray]) -> None:
         """Write one frame; `picture()` draws the annotated image, once for all sinks."""
-        ...
 
     def close(self) -> str:
         """Finish the files and return a log text about them, or an empty string."""
-        ...
 
 
 class StopTraining(Exception):  # noqa: N818 - a request, not an error
@@ -373,16 +362,13 @@ class Loader(Protocol):
     @property
     def parts(self) -> Sequence[Loader]:
         """Loaders that are evaluated one after the other, each for its own heads; usually only this one."""
-        ...
 
     @property
     def labels(self) -> list[np.ndarray]:
         """Per image an (n, 5) array of class and cxcywhn."""
-        ...
 
     def epoch(self, epoch: int, start: int = 0, image_weights: np.ndarray | None = None) -> Iterator[Batch]:
         """Iterate over an epoch from batch `start`; `image_weights` are sampling weights."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -404,4 +390,4 @@ class Task:
     fit_anchors: bool = False  # labels are boxes that anchors can be fitted to
 
 
-TaskChooser = Callable[[Iterable[str]], Task]  # head names of a network -> its task
+SelectTask = Callable[[Collection[str]], Task]  # head names of a network -> the task that trains or evaluates it

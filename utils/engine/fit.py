@@ -170,7 +170,7 @@ def _finish_epoch(run: Run, numbers: dict[str, float], report: Report | None) ->
     row = {column: numbers.get(name, float("nan")) for column, name in _columns(run).items()}
     if dist.is_main():
         run.loggers.epoch(epoch, row)
-    if reason := run.loggers.stop_wanted():
+    if reason := run.loggers.stop_requested():
         LOGGER.info(f"stopping after epoch {epoch + 1}: {reason}")
         stop = True
     with run.phase("checkpoint"):
