@@ -10,10 +10,10 @@ from helpers_bad import TINY, error_of, image_set
 
 from models.builder import build_network, read_architecture
 from utils.core.cli import one_line, resolve_training
-from utils.core.contracts import LoadRequest
 from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
+from utils.core.load_request import LoadRequest
 from utils.core.yaml_file import write_yaml
 from utils.datasets.image_files import IMAGE_SUFFIXES, ImageFault, probe_image, read_image
 from utils.datasets.labels.scan import build_index

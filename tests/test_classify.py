@@ -9,10 +9,11 @@ from torch.nn.functional import log_softmax
 from models.builder import build_network, read_architecture
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.pretrained import starting_point
-from utils.core.contracts import Batch, EvalSettings, Geometry, HeadSpec, ImageInfo, LoadRequest, Results
+from utils.core.contracts import Batch, EvalSettings, Geometry, HeadSpec, ImageInfo, Results
 from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
+from utils.core.load_request import LoadRequest
 from utils.core.train_settings import TrainSettings
 from utils.datasets import GENERATORS
 from utils.datasets.generators.prepare import ensure
@@ -214,7 +215,7 @@ def test_top1_top5_classes_and_confusion_are_counted():
     evaluator.update(results, batch)
     evaluator.update(results, batch)  # an image twice counts once
     scores = evaluator.compute()
-    assert scores.numbers == {"top1": 0.25, "top5": 0.75}
+    assert scores.metrics == {"top1": 0.25, "top5": 0.75}
     assert scores.per_class == {0: 1.0, 1: 0.0, 4: 0.0}
     assert scores.rows[-1] == ("e", {"Images": 2, "top1_acc": 0.0, "top5_acc": 0.5})
     assert scores.details.confusion[0].tolist() == [1, 1, 0, 0, 2, 0, 0] and scores.details.confusion.sum() == 4

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from utils.core.contracts import Batch, Geometry, ImageInfo, LoadRequest
+from utils.core.contracts import Batch, Geometry, ImageInfo
 from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
+from utils.core.load_request import LoadRequest
 from utils.datasets.pipeline import image_cache as cache_module
 from utils.datasets.pipeline.batch_plan import by_aspect, epoch_order, rect_shape, window_of
 from utils.datasets.pipeline.collate import quad

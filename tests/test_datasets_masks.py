@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from models.builder import build_network, read_architecture
-from utils.core.contracts import EvalSettings, HeadSpec, LoadRequest, Results
+from utils.core.contracts import EvalSettings, HeadSpec, Results
 from utils.core.data_config import DataConfig
 from utils.core.hyp import Hyp
+from utils.core.load_request import LoadRequest
 from utils.datasets.pipeline.collate import MaskStyle, masks_of
 from utils.datasets.pipeline.loader import open_loader
 from utils.datasets.pipeline.sample import Sample
@@ -170,7 +171,7 @@ def test_three_hundred_objects_are_trained_and_scored(crowd, network, tmp_path):
         scores, found = torch.linspace(0.9, 0.5, len(rows)), label_masks(scored, place)
         results.append(Results(info, boxes, scores, torch.zeros(len(rows), dtype=torch.int64), masks=found))
     evaluator.update(results, scored)
-    numbers = evaluator.compute().numbers
+    numbers = evaluator.compute().metrics
     assert numbers["mask_map50_95"] == numbers["box_map50_95"] == pytest.approx(0.995, abs=1e-3)
     draw_batch(scored, tmp_path / "a.jpg", ("thing",), results)
     assert (tmp_path / "a.jpg").stat().st_size > 1000

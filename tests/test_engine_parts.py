@@ -9,19 +9,19 @@ from torch import nn
 from utils.core.hyp import Hyp
 from utils.engine.ema import ModelEma, decay_at
 from utils.engine.parameter_groups import build_optimizer, clip_gradients, parameter_groups
-from utils.engine.schedules import Moment
+from utils.engine.schedules import SchedulePoint
 from utils.engine.schedules.lr_curves import cosine, linear
 from utils.engine.step_schedule import Schedule
 
 
 @pytest.mark.parametrize(("epoch", "factor"), [(0, 1), (1, 0.9967), (150, 0.505), (299, 0.0133), (300, 0.01)])
 def test_linear_rate_g9(epoch, factor):
-    assert linear(Moment(epoch, 300)) == pytest.approx(factor, abs=5e-5)
+    assert linear(SchedulePoint(epoch, 300)) == pytest.approx(factor, abs=5e-5)
 
 
 def test_cosine_rate_g9():
-    assert cosine(Moment(1, 300)) == pytest.approx(0.999973, abs=1e-6)
-    assert cosine(Moment(299, 300)) == pytest.approx(0.010027, abs=1e-6)
+    assert cosine(SchedulePoint(1, 300)) == pytest.approx(0.999973, abs=1e-6)
+    assert cosine(SchedulePoint(299, 300)) == pytest.approx(0.010027, abs=1e-6)
 
 
 def network():

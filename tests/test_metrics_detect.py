@@ -205,7 +205,7 @@ def test_random_scenes_give_pycocotools_numbers(tmp_path, seed):
     truth = truth_from_file(path, NAMES, {index: f"b/{index:03d}.png" for index in labels})
     settings = EvalSettings(names=NAMES, annotations=path, save_json=tmp_path / "found.json")
     evaluator = filled(EVALUATORS.get("detect")(HeadSpec("detect", 4), settings), labels, found, "b/{:03d}.png")
-    numbers = evaluator.compute().numbers
+    numbers = evaluator.compute().metrics
     rows = json.loads((tmp_path / "found.json").read_text())
     expected = pycocotools_numbers(path, rows, [index + 100 for index in labels])
     assert {name: numbers[f"coco/{name}"] for name in COCO_NAMES} == pytest.approx(expected, abs=1e-6)
@@ -303,9 +303,9 @@ def test_perfect_detections_score_one():
     labels = {0: (np.array([[10.0, 20, 110, 220], [300, 100, 400, 150]]), np.array([0, 2]))}
     found = {0: (labels[0][0], np.array([0.9, 0.8]), labels[0][1])}
     scores = filled(make(), labels, found).compute()
-    assert scores.numbers["map50_95"] == pytest.approx(0.995)
-    assert scores.numbers["coco/AP"] == pytest.approx(1)
-    assert scores.numbers["precision"] == scores.numbers["recall"] == 1
+    assert scores.metrics["map50_95"] == pytest.approx(0.995)
+    assert scores.metrics["coco/AP"] == pytest.approx(1)
+    assert scores.metrics["precision"] == scores.metrics["recall"] == 1
     assert scores.per_class == {0: pytest.approx(0.995), 2: pytest.approx(0.995)}
     assert [name for name, _ in scores.rows] == ["all", "ant", "cat"]
     assert set(scores.columns) == set(scores.rows[0][1])
@@ -317,10 +317,10 @@ def test_perfect_detections_score_one():
 def test_an_epoch_without_detections_or_labels_scores_zero():
     nothing = np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=int)
     labels = {0: (np.array([[10.0, 20, 110, 220]]), np.array([0]))}
-    numbers = filled(make(), labels, {0: nothing}).compute().numbers
+    numbers = filled(make(), labels, {0: nothing}).compute().metrics
     assert numbers["map50"] == numbers["coco/AP"] == 0
     empty = filled(make(), {0: (nothing[0], nothing[2])}, {0: nothing}).compute()
-    assert empty.numbers["map50"] == 0
+    assert empty.metrics["map50"] == 0
     assert empty.rows == [("all", dict.fromkeys(empty.columns, 0) | {"Images": 1})]
     assert make().compute().rows[0][1]["Images"] == 0
 
@@ -328,7 +328,7 @@ def test_an_epoch_without_detections_or_labels_scores_zero():
 def test_one_class_works():
     labels, found = random_scene(5, classes=1)
     scores = filled(make(num_classes=1), labels, found).compute()
-    assert 0 < scores.numbers["map50_95"] < 1
+    assert 0 < scores.metrics["map50_95"] < 1
     assert scores.details.confusion.shape == (2, 2)
 
 
@@ -346,7 +346,7 @@ def test_scores_do_not_depend_on_the_order_of_batches_nor_on_repeated_images():
     expected = filled(make(), labels, found).compute()
     shuffled = [*np.random.default_rng(0).permutation(len(labels)).tolist(), 3, 0]
     again = filled(make(), labels, found, indices=shuffled).compute()
-    assert again.numbers == expected.numbers
+    assert again.metrics == expected.metrics
     assert (again.details.confusion == expected.details.confusion).all()
 
 
@@ -385,7 +385,7 @@ terms.eval()
 for _ in range(1 + rank):  # ranks may have unequal numbers of batches to validate
     alone = sum(term.item() for term in terms(raw, losses.batch_of(targets, images=1)).values())
 Path({out!r}, f"{{rank}}.json").write_text(
-    json.dumps({{"numbers": scores.numbers, "confusion": scores.details.confusion.tolist(), "terms": local,
+    json.dumps({{"numbers": scores.metrics, "confusion": scores.details.confusion.tolist(), "terms": local,
                 "balance": terms.balance.tolist(), "alone": alone}})
 )
 dist.stop()
@@ -408,7 +408,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, root):
 
     labels, found = random_scene(9)
     alone = filled(make(), labels, found).compute()
-    assert first["numbers"] == second["numbers"] == alone.numbers
+    assert first["numbers"] == second["numbers"] == alone.metrics
     assert first["confusion"] == alone.details.confusion.tolist()
 
     from test_losses_detect import TARGETS, batch_of, golden_raw

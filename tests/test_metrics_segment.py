@@ -64,7 +64,7 @@ def scored(tmp_path_factory):
         result = Results(info, extent(fine.masks), scores[order], guessed[order], masks=fine.masks, fine_masks=fine)
         evaluator.update([result], Batch(torch.zeros(1, 3, SIZE, SIZE), boxes, [info], masks=labels))
         truth.append((labels.numpy(), classes.tolist()))
-    return evaluator.compute().numbers, json.loads(path.read_text()), truth
+    return evaluator.compute().metrics, json.loads(path.read_text()), truth
 
 
 def test_coco_numbers_of_masks_are_those_of_pycocotools(scored):

@@ -38,8 +38,8 @@ def evaluator_of(classes, **settings):
 def test_golden_value_of_multiyolov5():
     labels, found = golden_labels(), golden_scores(0.0).argmax(dim=1).to(torch.uint8)
     scores = fill(evaluator_of(19), labels, found).compute()
-    assert scores.numbers["miou_absent_zero"] == pytest.approx(0.0230804, abs=1e-7)
-    assert scores.numbers["pixel_accuracy"] == pytest.approx(5 / 96)
+    assert scores.metrics["miou_absent_zero"] == pytest.approx(0.0230804, abs=1e-7)
+    assert scores.metrics["pixel_accuracy"] == pytest.approx(5 / 96)
     assert scores.details.confusion.trace() == 5 and scores.details.confusion.sum() == 96
 
 
@@ -54,25 +54,25 @@ def test_a_small_case_by_hand():
     found = np.array([[[0, 0, 1, 1], [1, 2, 2, 0]]], np.uint8)
     scores = fill(evaluator_of(4), labels, found).compute()
     iou = {"iou/c0": 2 / 3, "iou/c1": 2 / 4, "iou/c2": 0.0}  # class 3 is nowhere
-    assert {name: value for name, value in scores.numbers.items() if name in iou} == pytest.approx(iou)
-    assert "iou/c3" not in scores.numbers
-    assert scores.numbers["miou"] == pytest.approx((2 / 3 + 0.5) / 3)
-    assert scores.numbers["miou_absent_zero"] == pytest.approx((2 / 3 + 0.5) / 4)
-    assert scores.numbers["pixel_accuracy"] == pytest.approx(4 / 6)
-    assert scores.numbers["fw_iou"] == pytest.approx((2 / 3 * 3 + 0.5 * 3) / 6)
+    assert {name: value for name, value in scores.metrics.items() if name in iou} == pytest.approx(iou)
+    assert "iou/c3" not in scores.metrics
+    assert scores.metrics["miou"] == pytest.approx((2 / 3 + 0.5) / 3)
+    assert scores.metrics["miou_absent_zero"] == pytest.approx((2 / 3 + 0.5) / 4)
+    assert scores.metrics["pixel_accuracy"] == pytest.approx(4 / 6)
+    assert scores.metrics["fw_iou"] == pytest.approx((2 / 3 * 3 + 0.5 * 3) / 6)
     assert scores.per_class == pytest.approx({0: 2 / 3, 1: 0.5})
     assert scores.details.confusion.tolist() == [[2, 0, 0, 0], [1, 2, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
     assert scores.columns == ("Images", "Pixels", "IoU", "Accuracy")
     assert [name for name, _ in scores.rows] == ["all", "c0", "c1"]
     assert scores.rows[0][1] == pytest.approx(
-        {"Images": 1, "Pixels": 6, "IoU": scores.numbers["miou"], "Accuracy": 4 / 6}
+        {"Images": 1, "Pixels": 6, "IoU": scores.metrics["miou"], "Accuracy": 4 / 6}
     )
     assert scores.rows[2][1] == pytest.approx({"Images": 1, "Pixels": 3, "IoU": 0.5, "Accuracy": 2 / 3})
     both = "mean IoU 0.3889, with classes that occur nowhere as 0 0.2917; weighted by pixels 0.5833"
     assert table(scores, verbose=False).splitlines()[-1] == both
     zero_scores = fill(evaluator_of(4, absent_as_zero=True), labels, found).compute()
-    assert zero_scores.remark == both  # both ways are always printed
-    zero = zero_scores.numbers
+    assert zero_scores.note == both  # both ways are always printed
+    zero = zero_scores.metrics
     assert zero["miou"] == zero["miou_absent_zero"] == pytest.approx((2 / 3 + 0.5) / 4)
 
 
@@ -107,7 +107,7 @@ def independent(labels, found, classes):
 @pytest.mark.parametrize("absent", [(), (2,), (0, 5)])
 def test_random_maps_score_as_an_independent_count_says(absent):
     labels, found = random_maps(6, absent=absent)
-    numbers = fill(evaluator_of(6), labels, found).compute().numbers
+    numbers = fill(evaluator_of(6), labels, found).compute().metrics
     wanted = independent(labels, found, 6)
     assert {name: numbers[name] for name in wanted} == pytest.approx(wanted, rel=1e-12)
 
@@ -120,9 +120,9 @@ def test_random_maps_score_as_hotcoco_says(classes):
     other.update(labels, found)
     scores = fill(evaluator_of(classes), labels, found).compute()
     wanted = other.results()
-    assert scores.numbers["miou"] == pytest.approx(wanted["mIoU"], rel=1e-9)
-    assert scores.numbers["fw_iou"] == pytest.approx(wanted["fwIoU"], rel=1e-9)
-    assert scores.numbers["pixel_accuracy"] == pytest.approx(wanted["aAcc"], rel=1e-9)
+    assert scores.metrics["miou"] == pytest.approx(wanted["mIoU"], rel=1e-9)
+    assert scores.metrics["fw_iou"] == pytest.approx(wanted["fwIoU"], rel=1e-9)
+    assert scores.metrics["pixel_accuracy"] == pytest.approx(wanted["aAcc"], rel=1e-9)
     assert np.array_equal(scores.details.confusion.T, other.confusion().astype(np.int64))
 
 
@@ -133,7 +133,7 @@ def test_the_order_of_images_and_seeing_one_twice_change_nothing():
     for first in (2, 0, 3, 1, 2):
         fill(parts, labels[first : first + 1], found[first : first + 1], first)
     again = parts.compute()
-    assert again.numbers == whole.numbers and again.rows == whole.rows
+    assert again.metrics == whole.metrics and again.rows == whole.rows
 
 
 def test_ranks_are_joined_exactly(monkeypatch):
@@ -143,7 +143,7 @@ def test_ranks_are_joined_exactly(monkeypatch):
     monkeypatch.setattr(semantic, "gather", lambda value: [rank._counts for rank in ranks])
     for rank in ranks:
         scores = rank.compute()
-        assert scores.numbers == whole.numbers
+        assert scores.metrics == whole.metrics
         assert np.array_equal(scores.details.confusion, whole.details.confusion)
 
 
@@ -154,8 +154,8 @@ def test_batches_and_images_without_labels_count_nowhere():
     fill(evaluator, np.full((1, 2, 2), 255, np.uint8), np.zeros((1, 2, 2), np.uint8))
     scores = evaluator.compute()
     assert scores.rows == [("all", {"Images": 0, "Pixels": 0, "IoU": 0.0, "Accuracy": 0.0})]
-    assert set(scores.numbers) == {"miou", "miou_absent_zero", "pixel_accuracy", "fw_iou"}
-    assert not any(scores.numbers.values()) and scores.per_class == {}
+    assert set(scores.metrics) == {"miou", "miou_absent_zero", "pixel_accuracy", "fw_iou"}
+    assert not any(scores.metrics.values()) and scores.per_class == {}
 
 
 def test_counts_beyond_32_bits_stay_exact():
@@ -206,4 +206,4 @@ def test_scores_that_follow_the_loss_downhill_find_the_classes(kind):
     POSTPROCESS.get("semantic")(spec_of(5), EvalSettings())({"logits": maps.detach()}, results)
     evaluator = evaluator_of(5)
     evaluator.update(results, batch)
-    assert evaluator.compute().numbers["miou"] > 0.9
+    assert evaluator.compute().metrics["miou"] > 0.9

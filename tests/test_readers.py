@@ -11,10 +11,10 @@ import torch
 from helpers_labels import NAMES, coco_file, labelme_file, picture, voc_file
 from pycocotools import mask as coco_mask
 
-from utils.core.contracts import LoadRequest
 from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
+from utils.core.load_request import LoadRequest
 from utils.core.yaml_file import write_yaml
 from utils.datasets.labels import json_stream
 from utils.datasets.labels.annotation_objects import bezier, join_pieces, mask_pieces, run_length_pieces, unpacked

@@ -16,14 +16,14 @@ from utils.core.yaml_file import write_yaml
 from utils.engine.optimizers import OPTIMIZERS as OPTIMIZER_FUNCTIONS
 from utils.engine.parameter_groups import build_optimizer
 from utils.engine.schedules import SCHEDULES as CURVES
-from utils.engine.schedules import Moment
+from utils.engine.schedules import SchedulePoint
 from utils.engine.step_schedule import Schedule
 
 CPU = torch.device("cpu")
 
 
 def at(name, epoch, **more):
-    return CURVES.get(name)(Moment(epoch, **({"epochs": 100, "final": 0.01} | more)))
+    return CURVES.get(name)(SchedulePoint(epoch, **({"epochs": 100, "final": 0.01} | more)))
 
 
 @pytest.mark.parametrize(
