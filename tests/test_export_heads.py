@@ -277,9 +277,7 @@ def compared(path, checkpoint, pictures, folder):
         assert one.read_text() == (folder / "theirs-seen" / "labels" / one.name).read_text() != ""
 
 
-def test_int8_classifier(
-    checkpoints, classes, tmp_path, monkeypatch
-):
+def test_int8_classifier(checkpoints, classes, tmp_path, monkeypatch):
     needs("onnx")
     monkeypatch.setattr("utils.programs.export_certificate.CALIBRATION_IMAGES", 3)
     seen = []

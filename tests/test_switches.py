@@ -130,9 +130,7 @@ def test_anchor_count(data, tmp_path):
     assert weights(folder / "weights" / "best.pt")["model.24.anchors"].shape == (3, 2, 2)
 
 
-def test_autoanchor(
-    tmp_path, images, network_file, caplog
-):
+def test_autoanchor(tmp_path, images, network_file, caplog):
     """Boxes of 58 x 2 pixels: no anchor matches."""
     for path in (images.parent / "labels").rglob("*.txt"):
         path.write_text("0 0.5 0.5 0.9 0.05\n")
