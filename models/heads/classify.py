@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from models.layer_plan import HEADS, Plan, Row
-from models.layers.common import Conv, Size, same_padding
+from models.layers.common import Conv, same_padding
 from utils.core.contracts import Decoded, HeadSpec, Raw
 
 HIDDEN = 1280  # channels before the linear layer, for every model size
@@ -47,7 +49,7 @@ class Classify(ClassHead):
     plan = staticmethod(_plan)
 
     def __init__(
-        self, in_channels: int, num_classes: int, kernel: Size = 1, stride: Size = 1, padding: Size | None = None,
+        self, in_channels: int, num_classes: int, kernel: Any = 1, stride: Any = 1, padding: Any = None,
         groups: int = 1, dropout: float = 0.0, hidden: int = HIDDEN,
     ) -> None:  # fmt: skip
         super().__init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.layer_plan import LAYERS, channel_plan, repeat_plan
+from models.layer_plan import LAYERS, channel_plan
 from models.layers.common import Conv
 from models.layers.csp import C3
 

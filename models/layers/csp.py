@@ -30,12 +30,12 @@ class Bottleneck(nn.Module):
         inner = int(expansion * out_channels)
         self.cv1 = Conv(in_channels, inner)
         self.cv2 = Conv(inner, out_channels, 3, groups=groups)
-        self.is_residual = bool(shortcut) and in_channels == out_channels
+        self.add = bool(shortcut) and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
         y = self.cv2(self.cv1(x))
-        return y + x if self.is_residual else y
+        return y + x if self.add else y
 
 
 @LAYERS.register("CrossConv")
@@ -62,12 +62,12 @@ class CrossConv(nn.Module):
         inner = int(expansion * out_channels)
         self.cv1 = Conv(in_channels, inner, kernel=(1, kernel), stride=(1, stride))
         self.cv2 = Conv(inner, out_channels, kernel=(kernel, 1), stride=(stride, 1), groups=groups)
-        self.is_residual = bool(shortcut) and in_channels == out_channels
+        self.add = bool(shortcut) and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
         y = self.cv2(self.cv1(x))
-        return y + x if self.is_residual else y
+        return y + x if self.add else y
 
 
 @LAYERS.register("C3")

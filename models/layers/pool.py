@@ -88,12 +88,13 @@ class SPPF(nn.Module):
         self.cv1 = Conv(in_channels, half)
         self.cv2 = Conv(half * (1 + self.NUM_POOLS), out_channels)
         self.m = nn.MaxPool2d(kernel, stride=1, padding=kernel // 2)
+        self.size = kernel
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
         levels = [self.cv1(x)]
         for _ in range(self.NUM_POOLS):
-            levels.append(_max_pool(levels[-1], self.m.kernel_size))
+            levels.append(_max_pool(levels[-1], self.size))
         return self.cv2(torch.cat(levels, dim=1))
 
 

@@ -75,7 +75,7 @@ class ClearMl:
             title, _, series = name.rpartition("/")
             self._numbers.report_scalar(title or series, series, float(value), epoch)
 
-    def picture(self, path: Path, epoch: int) -> None:
+    def image(self, path: Path, epoch: int) -> None:
         """Add the picture under its file's name."""
         self._numbers.report_image(path.stem, path.stem, epoch, local_path=str(path))
 

@@ -67,7 +67,7 @@ class Comet:
         """Log the epoch's numbers."""
         self._experiment.log_metrics({name: float(value) for name, value in numbers.items()}, step=epoch, epoch=epoch)
 
-    def picture(self, path: Path, epoch: int) -> None:
+    def image(self, path: Path, epoch: int) -> None:
         """Log the picture under its file's name."""
         self._experiment.log_image(str(path), name=path.stem, step=epoch)
 

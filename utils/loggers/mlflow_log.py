@@ -65,7 +65,7 @@ class Mlflow:
         """Log the epoch's numbers as one step; what is not a number is left out."""
         self._log({name: value for name, value in numbers.items() if value == value}, epoch)
 
-    def picture(self, path: Path, epoch: int) -> None:
+    def image(self, path: Path, epoch: int) -> None:
         """Keep a copy of the picture with the run."""
         self._client.log_artifact(self._run_id, str(path), "pictures")
 

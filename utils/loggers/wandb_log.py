@@ -45,7 +45,7 @@ class Wandb:
         """Log the epoch's numbers as one step."""
         self._run.log({name: float(value) for name, value in numbers.items()}, step=epoch)
 
-    def picture(self, path: Path, epoch: int) -> None:
+    def image(self, path: Path, epoch: int) -> None:
         """Log the picture with the numbers of its epoch."""
         self._run.log({path.stem: self._package.Image(str(path))}, step=epoch)
 
