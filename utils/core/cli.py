@@ -33,9 +33,16 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text, default = action.help, action.default
-        if text is None or "(default:" in text or default in (None, "", False, [], ()) or default is argparse.SUPPRESS:
+        shown = "" if default is argparse.SUPPRESS else format_default(default)
+        if text is None or "(default:" in text or not shown:
             return text
-        return f"{text} (default: {format_default(default).replace('%', '%%')})"
+        return f"{text} (default: {shown.replace('%', '%%')})"
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        values = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {values}"  # the values once, not after each spelling
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,7 +54,7 @@ class _Parser(argparse.ArgumentParser):
 
 def format_default(value: object) -> str:
     """Format the default of an option as one would type it: lists without brackets, nothing for an empty value."""
-    if value in (None, "", False, [], ()):
+    if value is None or value is False or value in ("", [], ()):
         return ""
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
@@ -55,8 +62,8 @@ def format_default(value: object) -> str:
 def new_parser(description: str | None) -> argparse.ArgumentParser:
     """Create an empty parser in the layout of all programs; it accepts abbreviated options.
 
-    Help texts are noun phrases, those of flags imperatives. The parser appends `(default: …)`; an option whose default is empty or needs words
-    has `(default: from the checkpoint)` or the like in its text.
+    Help texts are noun phrases, those of flags imperatives. The parser appends `(default: …)`; an option whose
+    default is empty or needs words has `(default: from the checkpoint)` or the like in its text.
 
     Args:
         description: Usually the module docstring of the program.

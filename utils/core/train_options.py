@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,13 @@ def _add_optimisation(group: Options) -> None:
     add_alias(group, "--adam", "optimizer", "Adam", "same as --optimizer Adam")
     add_label_smoothing(group)
     add_flag(group, "--autobalance", "balance the objectness loss between feature levels during training")
-    add("--slimming", type=float, default=0.0, metavar="W", help="weight of an L1 penalty on BatchNorm scales (1e-4)")
+    add(
+        "--slimming",
+        type=float,
+        default=0.0,
+        metavar="W",
+        help="weight of an L1 penalty on BatchNorm scales, e.g. 1e-4",
+    )
     add_patience(group)
     text = "weights of the scores in the fitness that ranks epochs (default: those of the task)"
     add("--fitness", nargs="+", type=float, default=[], metavar="WEIGHT", help=text)
@@ -121,8 +127,14 @@ def add_optimizer(group: Options, default: str) -> None:
 
 def add_label_smoothing(group: Options) -> None:
     """Add --label-smoothing."""
-    text = "label-smoothing epsilon, 0 to below 1 (default: from the hyperparameter YAML)"
+    text = "label-smoothing epsilon, 0 to below 1 (default: from --hyp)"
     group.add_argument("--label-smoothing", type=float, default=None, metavar="EPS", help=text)
+
+
+def add_slimming(group: Options) -> None:
+    """Add --slimming."""
+    text = "weight of an L1 penalty on BatchNorm scales, such as 1e-4"
+    group.add_argument("--slimming", type=float, default=0.0, metavar="W", help=text)
 
 
 def add_patience(group: Options) -> None:
@@ -141,7 +153,7 @@ def add_schedule(group: Options) -> None:
         "--lr_scheduler", dest="schedule", action=_MindSporeName, default=argparse.SUPPRESS, metavar="NAME",
         help="schedule by its MindSpore name, where exponential means multi-step",
     )  # fmt: skip
-    text = "epochs at which multi-step lowers the rate (default: from --epochs)"
+    text = "epochs at which multi-step lowers the rate (default: at 220/300 and 250/300 of --epochs)"
     add("--lr-epochs", nargs="+", type=int, default=[], metavar="N", help=text)
     add(
         "--lr_epochs", dest="lr_epochs", type=_comma_list, default=argparse.SUPPRESS, metavar="N,N",
