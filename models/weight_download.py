@@ -1,4 +1,4 @@
-"""Fetch an official weight file, only when the user asked for it with --download."""
+"""Download of YOLOv5's published weights, only with `--download`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from models.checkpoint import OFFICIAL_NAME, RELEASE
+from models.checkpoint import YOLOV5_NAME, YOLOV5_RELEASE
 from utils.core.errors import UserError
 from utils.core.files import atomic_path
 from utils.core.log import LOGGER, progress
 
-TIMEOUT_S, CHUNK = 30, 1 << 20
-MIN_BYTES, MAX_BYTES = 100_000, 2 << 30
+TIMEOUT_S, CHUNK_BYTES = 30, 1 << 20
+MIN_BYTES, MAX_BYTES = 100_000, 2 << 30  # of a plausible weight file
 KNOWN = {  # name -> (bytes, SHA-256) of release v7.0
     "yolov5n.pt": (4_062_133, "4f180cf23ba0717ada0badd6c685026d73d48f184d00fc159c2641284b2ac0a3"),
     "yolov5s.pt": (14_808_437, "8b3b748c1e592ddd8868022e8732fde20025197328490623cc16c6f24d0782ee"),
@@ -24,65 +24,62 @@ KNOWN = {  # name -> (bytes, SHA-256) of release v7.0
 }
 
 
-def on_disk(text: str, download: bool) -> Path:
-    """Return the file `text`; an official name that is not on disk is fetched if `download` allows it."""
+def resolve_weights(text: str, download: bool) -> Path:
+    """Convert a weight file's name to its path; with `download`, fetch a published file that is missing."""
     path = Path(text)
-    return fetch_official(path.name, path.parent) if download and not path.exists() else path
+    return download_weights(path.name, path.parent) if download and not path.exists() else path
 
 
-def fetch_official(name: str, folder: Path) -> Path:
-    """Return `folder/name`, fetched from YOLOv5's release page if it is not there.
+def download_weights(name: str, folder: Path) -> Path:
+    """Download `name` from YOLOv5's release page to `folder`, unless it is there.
 
-    Size and checksum are compared where they are known. A name the page does not have, no network, or a file that is
-    not the one expected raise UserError, and nothing is left behind.
+    Size and checksum are verified where they are known; a failed download leaves no file.
+
+    Raises:
+        UserError: The release has no such file, the network fails, or the file is not the expected one.
     """
     path = Path(folder) / name
     if path.is_file():
         return path
-    if not OFFICIAL_NAME.fullmatch(name):
-        raise UserError(f"{path}: no such file, and {name!r} is no official weight file that --download could fetch")
-    url = f"{RELEASE}/{name}"
-    LOGGER.info(f"fetching {url} (these weights have their own licence, AGPL-3.0)")
+    if not YOLOV5_NAME.fullmatch(name):
+        raise UserError(f"{path}: no such file, and --download has no published weights named {name!r}")
+    url = f"{YOLOV5_RELEASE}/{name}"
+    LOGGER.info(f"downloading {url} (these weights have their own licence, AGPL-3.0)")
     size, checksum = KNOWN.get(name, (None, None))
     with atomic_path(path) as temporary:
-        received, digest = _fetch(url, temporary, size)
-        _check(url, received, digest, size, checksum)
+        try:
+            received, digest = _receive(url, temporary, size)
+        except urllib.error.HTTPError as error:
+            raise UserError(f"{url}: the server answered {error.code} {error.reason}") from error
+        except (urllib.error.URLError, TimeoutError, http.client.HTTPException, ConnectionError, ValueError) as error:
+            raise UserError(f"{url}: download failed ({getattr(error, 'reason', None) or error})") from error
+        _verify(url, received, digest, size, checksum)
     return path
 
 
-def _fetch(url: str, path: Path, size: int | None) -> tuple[int, str]:
-    """Do `_receive`; what goes wrong on the way is one line."""
-    try:
-        return _receive(url, path, size)
-    except urllib.error.HTTPError as error:
-        raise UserError(f"{url}: the server answers {error.code} {error.reason}") from error
-    except (urllib.error.URLError, TimeoutError, http.client.HTTPException, ConnectionError, ValueError) as error:
-        raise UserError(f"{url}: cannot be fetched ({getattr(error, 'reason', None) or error})") from error
-
-
 def _receive(url: str, path: Path, size: int | None) -> tuple[int, str]:
-    """Write what the server sends to `path`; return its length and SHA-256."""
+    """Write the response to `path` and return its length and SHA-256."""
     digest, received = hashlib.sha256(), 0
     request = urllib.request.Request(url, headers={"User-Agent": "polyolo"})
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response, path.open("wb") as target:
         announced = int(response.headers.get("Content-Length") or 0)
         with progress(total=announced or size, text=url.rsplit("/", 1)[-1], unit="B") as bar:
-            while chunk := response.read(CHUNK):
+            while chunk := response.read(CHUNK_BYTES):
                 received += len(chunk)
                 if received > (size or MAX_BYTES):
-                    break  # more than expected: the check will say so
+                    break  # longer than expected, which the verification reports
                 target.write(chunk)
                 digest.update(chunk)
                 bar.update(len(chunk))
     if received < announced:
-        raise ConnectionError(f"broke off after {received} of {announced} bytes")
+        raise ConnectionError(f"connection closed after {received} of {announced} bytes")
     return received, digest.hexdigest()
 
 
-def _check(url: str, received: int, digest: str, size: int | None, checksum: str | None) -> None:
+def _verify(url: str, received: int, digest: str, size: int | None, checksum: str | None) -> None:
     if size is not None and (received != size or digest != checksum):
-        raise UserError(f"{url}: not the file of release v7.0 ({received} bytes, SHA-256 {digest[:16]}…); not kept")
+        raise UserError(f"{url}: not the file of release v7.0 ({received} bytes, SHA-256 {digest[:16]}…); discarded")
     if not MIN_BYTES <= received <= MAX_BYTES:
-        raise UserError(f"{url}: {received} bytes cannot be a weight file; not kept")
+        raise UserError(f"{url}: {received} bytes cannot be a weight file; discarded")
     if size is None:
-        LOGGER.info(f"no checksum is known for {url.rsplit('/', 1)[-1]}; received SHA-256 {digest}")
+        LOGGER.info(f"no checksum is known for {url.rsplit('/', 1)[-1]}; the file has SHA-256 {digest}")

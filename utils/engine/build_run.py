@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.add_semantic_head import with_semantic
+from models.add_semantic_head import with_semantic_head
 from models.builder import build_network
 from models.checkpoint import Checkpoint
-from models.class_names import described_heads
+from models.class_names import list_heads
 from models.network import Network
-from models.pretrained import starting_point
+from models.pretrained import choose_initial_network
 from models.transfer import transfer
-from models.weight_download import on_disk
+from models.weight_download import resolve_weights
 from utils.core import distributed as dist
 from utils.core.contracts import Loader, Logger, Task
 from utils.core.data_config import DataConfig, load_data
@@ -155,11 +155,11 @@ def _network(task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig, ch
                     f"start a new one with --weights {settings.resume}"
                 )
         return build_network(stored, head_names=_names(stored, data))
-    weights = on_disk(settings.weights, settings.download) if settings.weights else None
-    start = starting_point(settings, weights, task.heads, task.cfg)
+    weights = resolve_weights(settings.weights, settings.download) if settings.weights else None
+    start = choose_initial_network(settings, weights, task.heads, task.cfg)
     architecture = start.architecture
     if settings.semantic:
-        architecture = with_semantic(architecture, settings.semantic, alone=not data.splits)
+        architecture = with_semantic_head(architecture, settings.semantic, alone=not data.splits)
     per_level = None if hyp.anchors is None else round(hyp.anchors)
     network = build_network(architecture, anchors_per_level=per_level, head_names=_names(architecture, data))
     if (state := start.state_for(network)) is None:
@@ -173,7 +173,7 @@ def _network(task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig, ch
 
 def _names(architecture: dict[str, Any], data: DataConfig) -> dict[str, tuple[str, ...]]:
     """Return the classes in the data for each head of an architecture that it has labels for."""
-    known = {head: data.names_for(head) for head in described_heads(architecture)}
+    known = {head: data.names_for(head) for head in list_heads(architecture)}
     return {head: names for head, names in known.items() if names}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.checkpoint import load_checkpoint, save_checkpoint
-from models.class_names import in_words
+from models.class_names import count_text
 from models.fuse import fuse
 from models.network_runner import NetworkRunner
 from models.summary import summarize
@@ -73,7 +73,7 @@ def _open(run: Run) -> None:
     LOGGER.info(str(summarize(run.network, run.settings.imgsz[0]).line))
     LOGGER.info(
         f"{run.train_loader.num_images} training and {run.val_loader.num_images} validation images, "
-        f"{in_words(run.network.specs)}; results go to {run.folder}"
+        f"{count_text(run.network.specs)}; results go to {run.folder}"
     )
     if not run.settings.noplots and not run.resumed:
         run.task.draw_labels(run.train_loader, run.folder, run.data)

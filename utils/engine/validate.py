@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from models.semantic_inference import MultiScale, SlidingWindow
+from models.semantic_inference import MultiScaleRunner, SlidingWindowRunner
 from utils.core import distributed as dist
 from utils.core.contracts import Batch, EvalSettings, HeadSpec, Loader, Outputs, Results, Runner, Task
 from utils.core.data_config import DataConfig, find_semantic, load_data
@@ -240,9 +240,9 @@ def score_at(
 
 def _careful(runner: Runner, settings: ScoreSettings) -> Runner | None:
     """Return what looks at classes of pixels as the options ask: at several sizes, mirrored, through windows."""
-    wrapped = SlidingWindow(runner, (settings.seg_window,) * 2) if settings.seg_window else None
+    wrapped = SlidingWindowRunner(runner, (settings.seg_window,) * 2) if settings.seg_window else None
     if settings.seg_scales or settings.seg_flip:
-        return MultiScale(wrapped or runner, settings.seg_scales or (1.0,), settings.seg_flip)
+        return MultiScaleRunner(wrapped or runner, settings.seg_scales or (1.0,), settings.seg_flip)
     return wrapped
 
 
