@@ -7,7 +7,8 @@ import pytest
 
 from utils.core.cli import explain, given, resolve_training
 from utils.core.errors import UserError
-from utils.core.train_settings import ScoreSettings, TrainSettings
+from utils.core.train_settings import TrainSettings
+from utils.core.val_settings import ValSettings
 
 OPTIONS = {
     "train": """
@@ -56,7 +57,7 @@ def test_every_training_option_has_a_setting_and_the_other_way_round():
 def test_defaults_of_parser_and_record_agree():
     parser = parser_of("train")
     assert TrainSettings.from_dict(vars(parser.parse_args([]))) == TrainSettings()
-    assert ScoreSettings.from_dict(vars(parser_of("val").parse_args([]))) == ScoreSettings()
+    assert ValSettings.from_dict(vars(parser_of("val").parse_args([]))) == ValSettings()
 
 
 @pytest.mark.parametrize(

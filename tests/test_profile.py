@@ -16,7 +16,7 @@ from models.layer_times import time_layers
 from models.summary import count_operations
 from utils.core.errors import UserError
 from utils.engine import image_size_study as study
-from utils.engine.bn_sparsity import add_slimming
+from utils.engine.bn_sparsity import add_bn_sparsity
 from utils.engine.profiler import PHASES, Profile, untimed
 from utils.plots.size_study import draw_study
 
@@ -73,7 +73,7 @@ def test_a_profile_of_nothing_is_a_table(tmp_path):
 def test_slimming_pulls_factors_towards_zero():
     block = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
     optimizer = torch.optim.SGD(block.parameters(), lr=0.1)
-    add_slimming(block, optimizer, 0.01, 64)
+    add_bn_sparsity(block, optimizer, 0.01, 64)
     before = block[1].weight.detach().clone()
     for parameter in block.parameters():
         parameter.grad = torch.zeros_like(parameter)

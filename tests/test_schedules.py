@@ -17,7 +17,7 @@ from utils.engine.optimizers import OPTIMIZERS as OPTIMIZER_FUNCTIONS
 from utils.engine.parameter_groups import build_optimizer
 from utils.engine.schedules import SCHEDULES as CURVES
 from utils.engine.schedules import SchedulePoint
-from utils.engine.step_schedule import Schedule
+from utils.engine.step_schedule import StepSchedule
 
 CPU = torch.device("cpu")
 
@@ -87,13 +87,13 @@ def settings_of(line, recommended=None):
     ],
 )  # fmt: skip
 def test_every_spelling_of_a_schedule(line, curve):
-    assert settings_of(line).curve == curve
+    assert settings_of(line).schedule_name == curve
 
 
 def test_the_command_line_beats_the_data_sets_recommendation():
-    assert settings_of("--schedule constant", {"cos_lr": True}).curve == "constant"
-    assert settings_of("--linear-lr", {"schedule": "constant"}).curve == "linear"
-    assert settings_of("", {"schedule": "constant"}).curve == "constant"
+    assert settings_of("--schedule constant", {"cos_lr": True}).schedule_name == "constant"
+    assert settings_of("--linear-lr", {"schedule": "constant"}).schedule_name == "linear"
+    assert settings_of("", {"schedule": "constant"}).schedule_name == "constant"
     assert settings_of("--lr_epochs 220,250 --lr_gamma 0.2").lr_epochs == (220, 250)
 
 
@@ -121,18 +121,18 @@ def test_layers_nearer_to_the_images_learn_slower():
     assert len(scale) == sum(len(group["params"]) for group in optimizer.param_groups) == len(list(net.parameters()))
     for row, expected in ((24, 1.0), (23, 0.5), (21, 0.125), (0, 0.5**24)):
         assert {scale[id(p)] for p in net.model[row].parameters()} == {expected}
-    plan = Schedule(Hyp(warmup_epochs=0), 10, 5, 64)
+    plan = StepSchedule(Hyp(warmup_epochs=0), 10, 5, 64)
     plan.apply(optimizer, 0, 0)
     assert {group["lr"] for group in optimizer.param_groups if group["scale"] == 0.5} == {0.005}
 
 
 def test_the_backbone_warms_up_while_the_head_learns():
     net = network()
-    optimizer = build_optimizer(net, "AdamW", Hyp(), 64, CPU, backbone_apart=True)
+    optimizer = build_optimizer(net, "AdamW", Hyp(), 64, CPU, separate_backbone=True)
     backbone = {id(p) for row in range(10) for p in net.model[row].parameters()}
     marked = {id(p) for group in optimizer.param_groups if group["backbone"] for p in group["params"]}
     assert marked == backbone and len(optimizer.param_groups) == 6
-    plan = Schedule(Hyp(warmup_epochs=0), 10, 5, 64, "constant", backbone_warmup=2.0)
+    plan = StepSchedule(Hyp(warmup_epochs=0), 10, 5, 64, "constant", backbone_warmup=2.0)
     for step, share in ((0, 0.0), (5, 0.5), (10, 1.0), (40, 1.0)):
         plan.apply(optimizer, step // 5, step)
         rates = {group["backbone"]: group["lr"] for group in optimizer.param_groups}
@@ -197,4 +197,4 @@ def test_a_training_with_each_wrong_name_says_what_there_is(data, tmp_path):
 
 
 def test_settings_of_older_checkpoints_still_load():
-    assert TrainSettings.from_dict({"cos_lr": True, "epochs": 3}).curve == "cosine"
+    assert TrainSettings.from_dict({"cos_lr": True, "epochs": 3}).schedule_name == "cosine"

@@ -27,8 +27,8 @@ from utils.core.load_request import LoadRequest
 from utils.core.log import LOGGER
 from utils.core.timing import in_turns
 from utils.datasets.fetch.dataset_download import provide
-from utils.engine.build_run import build_losses
 from utils.engine.evaluate import evaluate
+from utils.engine.run_setup import build_losses
 from utils.tasks.task_selection import task_of
 
 ROUNDS = 15  # of timing; their median counts

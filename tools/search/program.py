@@ -145,7 +145,7 @@ def _open(
     from tools.search.space import choose_genes, start_value
     from tools.search.trial import Search
     from utils.core.hyp import Hyp, find_hyp
-    from utils.engine.build_run import read_hyp
+    from utils.engine.run_setup import read_hyp
 
     require_optuna(goals.sampler)
     hyp = read_hyp(settings)

@@ -17,7 +17,7 @@ from utils.core.cli import (
     new_parser,
     to_namespace,
 )
-from utils.core.train_settings import ScoreSettings
+from utils.core.val_settings import ValSettings
 from utils.datasets.fetch.dataset_download import provide
 
 
@@ -79,18 +79,18 @@ def score_task(task: str, parser: argparse.ArgumentParser, chosen: dict[str, Any
 
     Without weights it is the newest training below `runs` that is scored.
     """
-    settings = ScoreSettings.from_dict(vars(to_namespace(parser, chosen)))
+    settings = ValSettings.from_dict(vars(to_namespace(parser, chosen)))
 
     if settings.data:
         provide(settings.data, settings.download)
 
     from utils.backends.open_weights import open_subject  # torch is loaded here, so that --help answers at once
-    from utils.engine.image_size_study import study
-    from utils.engine.validate import score
+    from utils.engine.image_size_study import study_image_sizes
+    from utils.engine.validate import validate
     from utils.plots.size_study import draw_study
     from utils.tasks.task_selection import task_of
 
     choose, opener = partial(task_of, task), partial(open_subject, runs=Path(runs))
     if settings.task == "study":
-        return study(choose, settings, opener, draw_study)
-    return score(choose, settings, opener)
+        return study_image_sizes(choose, settings, opener, draw_study)
+    return validate(choose, settings, opener)
