@@ -103,7 +103,7 @@ def test_sizes_come_from_the_list_and_stay_for_a_while(monkeypatch):
 
 
 def test_sizes_that_no_network_takes_are_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"--multi-scale 100: no multiple of 32"):
+    with pytest.raises(UserError, match=r"--multi-scale 100: not a multiple of 32"):
         importlib.import_module("train").run(
             data=str(coco_folder(tmp_path / "coco")), cfg="yolov5n", imgsz=[64], multi_scale=[64, 100], workers=0,
             project=str(tmp_path / "runs"),

@@ -8,6 +8,7 @@ from test_losses_semantic import golden_labels, golden_scores
 from utils.core.contracts import Batch, EvalSettings, Geometry, HeadSpec, ImageInfo, Results
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
+from utils.engine.evaluate import format_table
 from utils.losses import LOSSES
 from utils.metrics import EVALUATORS, semantic
 from utils.metrics.average_precision import weighted_sum

@@ -179,7 +179,7 @@ def test_a_model_of_one_size_is_scored_in_windows_of_that_size_alone():
     assert set(fixed.seen) == {(64, 64)}
     with pytest.raises(UserError, match="windows have that size"):
         SlidingWindow(fixed, (96, 96))
-    with pytest.raises(UserError, match="takes only"):
+    with pytest.raises(UserError, match="only takes"):
         MultiScale(fixed)
 
 

@@ -127,7 +127,7 @@ def test_a_study_has_a_curve_per_network_and_goes_on_where_it_stopped(tmp_path, 
     (run / "study_tiny_best.txt").write_text(row)
     with caplog.at_level("INFO", "polyolo"):
         val.run(**options)
-    assert caplog.text.count("known already") == 1
+    assert caplog.text.count("already evaluated") == 1
     found = json.loads((run / "study.json").read_text())
     assert [*found] == ["best", "1-best"] and all(len(rows) == 2 for rows in found.values())
     assert found["best"][0]["mAP_0.5:0.95"] == 0.4 and found["1-best"][1]["inference_ms"] > 0

@@ -100,8 +100,8 @@ def test_the_command_line_beats_the_data_sets_recommendation():
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("--schedule constant --cos-lr", "give one of them"), ("--lr-epochs 5 5", "rising"), ("--lr-gamma 0", "above"),
-        ("--layer-decay 1.5", "at most 1"), ("--lr-cycles 0", "at least 1"), ("--lr_epochs 2,x", "220,250"),
+        ("--schedule constant --cos-lr", "give one of them"), ("--lr-epochs 5 5", "ascending"),
+        ("--lr-gamma 0", "above"), ("--layer-decay 1.5", "at most 1"), ("--lr-cycles 0", "at least 1"), ("--lr_epochs 2,x", "220,250"),
         ("--lr_scheduler warm", "cosine_annealing_V2"), ("--backbone-warmup -1", "at least 0"),
     ],
 )  # fmt: skip
