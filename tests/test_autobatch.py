@@ -9,8 +9,9 @@ from torch import nn
 
 import train
 from models.builder import build_network
-from utils.core.cli import given, training_parser
+from utils.core.cli import explicit_options
 from utils.core.errors import UserError
+from utils.core.train_options import training_parser
 from utils.core.train_settings import TrainSettings
 from utils.core.yaml_file import read_yaml
 from utils.engine import autobatch
@@ -22,11 +23,11 @@ LINE = {batch: (1 + 0.5 * batch) * GIB for batch in (1, 2, 4, 8, 16)}  # 1 GiB f
 
 
 @pytest.mark.parametrize(("free", "fraction", "batch"), [(20, 0.8, 30), (20, 0.5, 18), (80, 0.9, 142), (3, 0.8, 2)])
-def test_batch_is_extrapolated_from_memory(free, fraction, batch):
+def test_memory_extrapolation(free, fraction, batch):
     assert fitting_batch(LINE, free * GIB, fraction) == batch  # (free x fraction - 1) / 0.5, rounded down
 
 
-def test_batch_that_ran_out_of_memory_is_never_chosen():
+def test_out_of_memory_batch_is_never_chosen():
     small = {batch: LINE[batch] for batch in (1, 2, 4)}
     assert fitting_batch(small, 20 * GIB, 0.8, failed=8) == 4
     assert fitting_batch(small, 4 * GIB, 0.8, failed=8) == 4  # the fit gives (3.2 - 1) / 0.5 = 4
@@ -42,7 +43,7 @@ def test_batch_that_ran_out_of_memory_is_never_chosen():
         (LINE, 2000, None, 16),  # more than 1024
     ],
 )
-def test_unusable_fit_falls_back_with_a_warning(memory, free, failed, batch, caplog):
+def test_implausible_fit_falls_back_to_sixteen(memory, free, failed, batch, caplog):
     with caplog.at_level(logging.WARNING, logger="polyolo"):
         assert fitting_batch(memory, free * GIB, 0.8, failed) == batch
     assert f"using {batch}" in caplog.text
@@ -58,11 +59,11 @@ def test_unusable_fit_falls_back_with_a_warning(memory, free, failed, batch, cap
         ({1: 1}, 0.5, 1),  # training needs one image
     ],
 )
-def test_on_a_cpu_the_batch_doubles_while_throughput_grows(rates, free, batch):
+def test_cpu_batch_doubles_while_throughput_grows(rates, free, batch):
     assert growing_batch(lambda n: rates[n], bytes_per_image=1.0, free=free) == batch
 
 
-def test_measuring_changes_neither_network_nor_random_state(monkeypatch):
+def test_measuring_has_no_side_effects(monkeypatch):
     monkeypatch.setattr(autobatch, "_CPU_BATCHES", (1, 2))
     net = build_network("yolov5n.yaml")
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
@@ -84,7 +85,7 @@ class TwoConvolutions(nn.Module):
 
 
 @pytest.mark.parametrize("size", [32, 64])
-def test_activations_are_counted_once_and_per_image(size):
+def test_activation_memory_per_image(size):
     """Saved are the images (3 channels) for the first weight's gradient and the ReLU's output (4 channels).
 
     The latter is saved by the ReLU and by the second convolution and must count once, and weights must not count.
@@ -93,7 +94,7 @@ def test_activations_are_counted_once_and_per_image(size):
     assert probe.activation_bytes() == (3 + 4) * size * size * 4
 
 
-def test_activations_of_a_detector_grow_with_the_pixels():
+def test_activation_memory_grows_with_pixels():
     probe = BatchProbe(build_network("yolov5n.yaml"), 64, CPU, None)
     small = probe.activation_bytes()
     probe.image_size = 128
@@ -101,7 +102,7 @@ def test_activations_of_a_detector_grow_with_the_pixels():
     assert 3.9 < probe.activation_bytes() / small <= 4
 
 
-def test_available_memory_is_that_of_the_machine():
+def test_free_memory():
     memory = available_memory()
     total = float("inf")
     meminfo = autobatch.Path("/proc/meminfo")
@@ -111,18 +112,18 @@ def test_available_memory_is_that_of_the_machine():
 
 
 @pytest.mark.parametrize(("text", "value"), [("-1", -1), ("0.6", 0.6), ("8", 8), ("16.0", 16)])
-def test_spellings_of_the_batch_size(text, value):
-    chosen = given(training_parser(""), ["--batch-size", text])["batch_size"]
+def test_batch_size_values(text, value):
+    chosen = explicit_options(training_parser(""), ["--batch-size", text])["batch_size"]
     assert chosen == value and type(chosen) is type(value)
 
 
 @pytest.mark.parametrize("value", [0, -2, 1.5, -0.5])
-def test_wrong_batch_sizes_are_errors(value):
+def test_invalid_batch_size(value):
     with pytest.raises(UserError, match="--batch-size"):
         TrainSettings(batch_size=value)
 
 
-def test_a_run_uses_and_stores_the_chosen_batch_size(tmp_path, monkeypatch):
+def test_auto_batch_is_saved_for_resume(tmp_path, monkeypatch):
     monkeypatch.setattr(autobatch, "_CPU_BATCHES", (1, 2, 4))
     data = tiny_data(tmp_path, train=8, val=4, size=64)
     train.run(
