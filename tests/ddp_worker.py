@@ -19,15 +19,15 @@ def main(out: Path, data: str, steps: int, freeze_bn: bool, name: str) -> None:
     from utils.core.train_settings import TrainSettings
     from utils.engine.fit import build_run
     from utils.engine.train_epoch import forward_backward, set_train_mode, update_weights
-    from utils.tasks.task_selection import task_of
+    from utils.tasks.task_selection import select_task
 
     task, _, design = name.partition("+")
     settings = TrainSettings(
-        data=data, semantic=design, cfg=task_of(task, ()).cfg, imgsz=(64,), batch_size=8, workers=0, device="cpu",
+        data=data, semantic=design, cfg=select_task(task, ()).cfg, imgsz=(64,), batch_size=8, workers=0, device="cpu",
         amp="fp32", freeze_bn=freeze_bn, project=str(out.parent / "runs"), name=out.stem, noautoanchor=True,
         noplots=True, seed=1,
     )  # fmt: skip
-    run = build_run(partial(task_of, task), settings)
+    run = build_run(partial(select_task, task), settings)
     losses: list[float] = []
     while len(losses) < steps:
         set_train_mode(run.model, run.settings.freeze_bn)

@@ -9,10 +9,6 @@ from typing import Any
 
 from utils.core.errors import UserError
 
-OPTIMIZERS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSProp")  # what the help lists; files may add others
-SCHEDULES = (
-    "linear", "cosine", "exponential", "multi-step", "cosine-restarts", "polynomial", "one-cycle", "constant",
-)  # fmt: skip
 MINDSPORE_SCHEDULES = {  # MindSpore name -> name of the schedule
     "exponential": "multi-step",
     "step": "multi-step",
@@ -21,11 +17,9 @@ MINDSPORE_SCHEDULES = {  # MindSpore name -> name of the schedule
     "cosine_annealing_V2": "cosine_annealing_V2",
     "cosine_annealing_sample": "cosine_annealing_sample",
 }
-SERVICES = ("tensorboard", "wandb", "mlflow", "clearml", "comet")  # what the help of --log lists
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 MAX_IMAGE_PX = 16384  # feature maps of larger images do not fit into memory
-DESIGNS = ("psp", "bise", "lab", "base")  # of semantic heads
-SEG_MODES = ("whole", "native", "crop")
+SEG_MODES = ("whole", "native", "crop")  # see SemanticRequest.mode
 _MINIMUM = {
     "epochs": 1, "workers": 0, "patience": 0, "save_steps": 0, "mosaic_window": 0, "mask_ratio": 1, "seg_interval": 1,
     "resize_rate": 1, "val_start": 1, "val_interval": 1, "save_keep": 0,
@@ -187,8 +181,6 @@ class TrainSettings:
                 raise option_error(name, getattr(self, name), expected)
 
     def _check_semantic(self) -> None:
-        if self.semantic and self.semantic not in DESIGNS:
-            raise option_error("semantic", self.semantic, f"one of {', '.join(DESIGNS)}")
         check_semantic_size(self.base_size, self.seg_mode)
         if not 0 < self.seg_share < 1:
             raise option_error("seg_share", self.seg_share, "a fraction of the batch between 0 and 1")
@@ -196,7 +188,7 @@ class TrainSettings:
             raise option_error("fitness", self.fitness, "weights from 0, at least one above 0")
 
     def _check_overrides(self) -> None:
-        """Check options that replace a hyper-parameter or a part of the model."""
+        """Check options that replace a hyperparameter or a part of the model."""
         checks = {
             "lr0": ("above 0", lambda value: 0 < value < math.inf),
             "decay": ("at least 0", lambda value: 0 <= value < math.inf),

@@ -91,7 +91,7 @@ def build_optimizer(
     Args:
         network: Network to train; a `Network` if the last two arguments are given.
         name: Name in the registry `OPTIMIZERS`.
-        hyp: Hyper-parameters `lr0`, `momentum`, `weight_decay` and `nominal_batch`.
+        hyp: Hyperparameters `lr0`, `momentum`, `weight_decay` and `nominal_batch`.
         batch_size: Images per batch over all processes.
         device: Device of the parameters.
         layer_decay: Ratio of the learning rates of successive layers.

@@ -23,7 +23,7 @@ PLOTTED_BATCHES = 3  # of training and validation images
 
 
 def start_outputs(run: Run) -> None:
-    """Start the loggers, write options and hyper-parameters, and plot labels and training batches (first rank)."""
+    """Start the loggers, write options and hyperparameters, and plot labels and training batches (first rank)."""
     if not dist.is_main():
         return
     run.loggers.start(run.folder, {**run.settings.to_dict(), **{f"hyp/{k}": v for k, v in run.hyp.to_dict().items()}})

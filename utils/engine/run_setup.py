@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from models.add_semantic_head import DESIGNS
 from models.checkpoint import Checkpoint
 from models.network import Network
 from utils.core import distributed as dist
@@ -54,17 +55,19 @@ def open_resumed(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | N
 
 
 def check_names(settings: TrainSettings) -> None:
-    """Check the names of optimizer and schedule before anything expensive is loaded.
+    """Check the names of optimizer, schedule and semantic head before anything expensive is loaded.
 
     Raises:
         UserError: If a name is not registered.
     """
     OPTIMIZERS.get(settings.optimizer, "--optimizer")
     SCHEDULES.get(settings.schedule_name, "--schedule")
+    if settings.semantic and settings.semantic not in DESIGNS:
+        raise UserError(f"--semantic {settings.semantic}: must be one of {', '.join(DESIGNS)}")
 
 
 def read_hyp(settings: TrainSettings) -> Hyp:
-    """Read the hyper-parameters of a new run: those of the file, overridden by options."""
+    """Read the hyperparameters of a new run: those of the file, overridden by options."""
     hyp = Hyp.from_file(find_hyp(settings.hyp))
     options: dict[str, Any] = {
         "label_smoothing": settings.label_smoothing,
@@ -76,7 +79,7 @@ def read_hyp(settings: TrainSettings) -> Hyp:
 
 
 def load_config(settings: TrainSettings, checkpoint: Checkpoint | None) -> tuple[Hyp, DataConfig]:
-    """Load hyper-parameters (of the checkpoint when resuming) and the data configuration."""
+    """Load hyperparameters (of the checkpoint when resuming) and the data configuration."""
     hyp = read_hyp(settings) if checkpoint is None else Hyp.from_dict((checkpoint.training or {})["hyp"], "checkpoint")
     data = load_data(settings.data)
     return hyp, data.single_class() if settings.single_cls else data

@@ -33,7 +33,7 @@ def build_trainable_network(
     Args:
         task: Task of the script; gives the required heads and the default architecture.
         settings: Options of the run.
-        hyp: Hyper-parameters; `anchors` changes the number of anchors.
+        hyp: Hyperparameters; `anchors` changes the number of anchors.
         data: Data set; its classes determine the size of the heads.
         checkpoint: Checkpoint of the run to resume, or None. Its weights are restored by `run_state.restore`.
 
