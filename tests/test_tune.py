@@ -170,7 +170,7 @@ def test_pareto_front(tmp_path):
     search = build(tmp_path, 6, two, sampler="nsga2", maximize=("score", "other"))
     search.run()
     summary = report.summarize_study(search.study)
-    assert len(summary.front) == 6 and "in every goal: none" in report.compare_with_defaults(summary)
+    assert len(summary.front) == 6 and "in every objective: none" in report.compare_with_defaults(summary)
 
 
 def test_pruner(tmp_path):
