@@ -35,7 +35,7 @@ def evaluator_of(classes, **settings):
     return EVALUATORS.get("semantic")(spec_of(classes), EvalSettings(**settings))
 
 
-def test_golden_value_of_multiyolov5():
+def test_multiyolov5_golden_value():
     labels, found = golden_labels(), golden_scores(0.0).argmax(dim=1).to(torch.uint8)
     scores = fill(evaluator_of(19), labels, found).compute()
     assert scores.metrics["miou_absent_zero"] == pytest.approx(0.0230804, abs=1e-7)
@@ -43,13 +43,13 @@ def test_golden_value_of_multiyolov5():
     assert scores.details.confusion.trace() == 5 and scores.details.confusion.sum() == 96
 
 
-def test_the_weights_of_joint_training_rank_as_multiyolov5_does():
+def test_joint_fitness_weights():
     weights = {"detect/map50": 0.1, "detect/map50_95": 0.2, "semantic/miou": 0.7}
     numbers = {"detect/precision": 0.6, "detect/recall": 0.5, "detect/map50": 0.4, "detect/map50_95": 0.3}
     assert weighted_sum(numbers | {"semantic/miou": 0.7}, weights) == pytest.approx(0.59)
 
 
-def test_a_small_case_by_hand():
+def test_hand_computed_case():
     labels = np.array([[[0, 0, 0, 1], [1, 1, 255, 255]]], np.uint8)
     found = np.array([[[0, 0, 1, 1], [1, 2, 2, 0]]], np.uint8)
     scores = fill(evaluator_of(4), labels, found).compute()
@@ -105,7 +105,7 @@ def independent(labels, found, classes):
 
 
 @pytest.mark.parametrize("absent", [(), (2,), (0, 5)])
-def test_random_maps_score_as_an_independent_count_says(absent):
+def test_random_maps_match_reference(absent):
     labels, found = random_maps(6, absent=absent)
     numbers = fill(evaluator_of(6), labels, found).compute().metrics
     wanted = independent(labels, found, 6)
@@ -113,7 +113,7 @@ def test_random_maps_score_as_an_independent_count_says(absent):
 
 
 @pytest.mark.parametrize("classes", [6, 19, 133])
-def test_random_maps_score_as_hotcoco_says(classes):
+def test_random_maps_match_hotcoco(classes):
     hotcoco = pytest.importorskip("hotcoco.semantic", reason="this hotcoco has no scores of pixels")
     labels, found = random_maps(classes, absent=(3,))
     other = hotcoco.SemanticEval(classes)
@@ -126,7 +126,7 @@ def test_random_maps_score_as_hotcoco_says(classes):
     assert np.array_equal(scores.details.confusion.T, other.confusion().astype(np.int64))
 
 
-def test_the_order_of_images_and_seeing_one_twice_change_nothing():
+def test_scores_independent_of_order_and_repeats():
     labels, found = random_maps(6, images=4)
     whole = fill(evaluator_of(6), labels, found).compute()
     parts = evaluator_of(6)
@@ -136,7 +136,7 @@ def test_the_order_of_images_and_seeing_one_twice_change_nothing():
     assert again.metrics == whole.metrics and again.rows == whole.rows
 
 
-def test_ranks_are_joined_exactly(monkeypatch):
+def test_ranks_match_one_process(monkeypatch):
     labels, found = random_maps(6, images=4)
     whole = fill(evaluator_of(6), labels, found).compute()
     ranks = [fill(evaluator_of(6), labels[r::2], found[r::2], first=10 * r) for r in range(2)]
@@ -147,7 +147,7 @@ def test_ranks_are_joined_exactly(monkeypatch):
         assert np.array_equal(scores.details.confusion, whole.details.confusion)
 
 
-def test_batches_and_images_without_labels_count_nowhere():
+def test_unlabelled_images_are_ignored():
     evaluator = evaluator_of(3)
     info = ImageInfo(0, "a.png", Geometry((2, 2), (2, 2)))
     evaluator.update([Results(info)], Batch(torch.zeros(1, 3, 2, 2), torch.zeros(0, 6), [info]))
@@ -158,7 +158,7 @@ def test_batches_and_images_without_labels_count_nowhere():
     assert not any(scores.metrics.values()) and scores.per_class == {}
 
 
-def test_counts_beyond_32_bits_stay_exact():
+def test_large_counts_are_exact():
     evaluator = evaluator_of(2)
     big = 2**40 + 1
     evaluator._counts[0] = semantic.PixelCounts(np.array([0, 1], np.int32), np.array([big, 3]))
@@ -166,7 +166,7 @@ def test_counts_beyond_32_bits_stay_exact():
     assert scores.details.confusion.tolist() == [[big, 0], [3, 0]]
 
 
-def test_faults_name_the_image():
+def test_errors_name_the_image():
     with pytest.raises(UserError, match=r"0\.png: its map of classes has pixels of class 7, but there are 3 classes"):
         fill(evaluator_of(3), np.full((1, 2, 2), 7, np.uint8), np.zeros((1, 2, 2), np.uint8))
     with pytest.raises(ValueError, match=r"0\.png: a map of \(2, 3\) pixels, labels of \(2, 2\)"):
@@ -177,14 +177,14 @@ def test_faults_name_the_image():
         evaluator_of(3).update([Results(info)], batch)
 
 
-def test_names_are_the_heads_own():
+def test_names_of_the_head():
     evaluator = EVALUATORS.get("semantic")(HeadSpec("semantic", 2, names=("road", "sky")), EvalSettings(names=("car",)))
     assert evaluator.names == ("road", "sky")
     assert EVALUATORS.get("semantic")(HeadSpec("semantic", 2), EvalSettings()).names == ("0", "1")
 
 
 @pytest.mark.parametrize("kind", ["ce", "ohem", "prob_ohem", "focal"])
-def test_scores_that_follow_the_loss_downhill_find_the_classes(kind):
+def test_optimising_the_loss_improves_scores(kind):
     """Loss, post-processing and evaluator agree on where pixels are: free scores learn blocks of a small map."""
     rng = torch.Generator().manual_seed(0)
     blocks = torch.randint(0, 5, (2, 4, 6), generator=rng).to(torch.uint8)
