@@ -150,14 +150,14 @@ def test_what_a_format_cannot_say_is_in_the_report(tmp_path):
 
 def test_coco_files_keep_ids_that_are_names_and_score_as_truth(tmp_path):
     pytest.importorskip("hotcoco")
-    from utils.metrics.coco import truth_from_file
+    from utils.metrics.coco import ground_truth_from_file
 
     source = yolo_set(tmp_path / "set")
     labels("yolo", "coco", source, tmp_path / "coco")
     index = indexes(tmp_path / "coco" / "data.yaml")["val"]
     file = load_data(str(tmp_path / "coco" / "data.yaml")).annotations["val"]
     images = {i: index.path(i) for i in range(len(index))}
-    truth = truth_from_file(file, NAMES, images)
+    truth = ground_truth_from_file(file, NAMES, images)
     assert truth.image_ids == {0: 4, 1: 5} and truth.category_ids == (1, 2)
 
 
