@@ -104,7 +104,7 @@ def ours(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=name_of)
-def test_imports_point_down(path):
+def test_imports_follow_layers(path):
     if name_of(path) in ("utils/__init__.py", "tools/__init__.py"):
         assert not ours(path)
         return
@@ -123,16 +123,16 @@ def cycle_in(graph: dict[str, set[str]]) -> set[str]:
     return set(left)
 
 
-def test_parts_form_no_cycle():
+def test_no_cycle_between_parts():
     assert cycle_in(MAY_IMPORT) == set()
     assert cycle_in({"a": {"b"}, "b": {"a"}, "c": set()}) == {"a", "b"}  # the check can fail
 
 
-def test_files_form_no_cycle():
+def test_no_cycle_between_files():
     assert cycle_in({module: ours(path) for module, path in MODULES.items()}) == set()
 
 
-def test_nobody_imports_a_script():
+def test_scripts_are_not_imported():
     scripts = {module_of(path) for path in SCRIPTS if path.name != "__init__.py"}
     assert {name_of(path) for path in [*LIBRARY, *SCRIPTS] if imported(path) & scripts} == set()
 
@@ -149,13 +149,13 @@ ONLY_IN = {
 
 
 @pytest.mark.parametrize("text", ONLY_IN)
-def test_global_concerns_have_one_owner(text):
+def test_single_owner_of_global_concerns(text):
     users = {name_of(path) for path in [*LIBRARY, *SCRIPTS] if text in path.read_text(encoding="utf-8")}
     assert users <= ONLY_IN[text]
 
 
 @pytest.mark.parametrize("path", [*LIBRARY, *SCRIPTS], ids=name_of)
-def test_no_text_is_executed(path):
+def test_no_code_from_text(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         where = f"{name_of(path)}:{getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -212,7 +212,7 @@ def swallowing_lines(source: str) -> list[int]:
 
 
 @pytest.mark.parametrize("path", [*LIBRARY, *SCRIPTS], ids=name_of)
-def test_no_error_is_swallowed(path):
+def test_no_swallowed_exceptions(path):
     allowed, _ = MAY_CATCH_EVERYTHING.get(name_of(path), (0, ""))
     lines = swallowing_lines(path.read_text(encoding="utf-8"))
     assert len(lines) == allowed, f"{name_of(path)}: lines {lines} swallow exceptions of any kind"
@@ -234,18 +234,18 @@ def test_no_error_is_swallowed(path):
         ("with suppress(OSError):\n  f()", []),
     ],
 )
-def test_swallowed_errors_are_seen(source, lines):
+def test_swallowing_lines(source, lines):
     assert swallowing_lines(source) == lines
 
 
 @pytest.mark.parametrize("path", [*LIBRARY, *SCRIPTS], ids=name_of)
-def test_every_file_says_what_it_is_and_stays_readable(path):
+def test_module_docstring_and_length(path):
     text = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(text)), name_of(path)
     assert len(text.splitlines()) <= 400
 
 
-def test_folders_hold_one_kind_of_thing():
+def test_yaml_and_python_folders():
     yaml = {*ROOT.glob("models/**/*.y*ml"), *ROOT.glob("utils/**/*.y*ml"), *ROOT.glob("data/**/*.y*ml")}
     homes = (ROOT / "data", ROOT / "models" / "configs")
     assert [name_of(path) for path in yaml if not any(home in path.parents for home in homes)] == []
@@ -253,7 +253,7 @@ def test_folders_hold_one_kind_of_thing():
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "data").glob("*.yaml")), ids=name_of)
-def test_every_data_yaml_loads_by_its_name_and_runs_nothing(path):
+def test_every_data_yaml_loads(path):
     data = load_data(path.stem)
     assert data.source.resolve() == path
     assert {"train", "val"} <= (data.splits if data.names else data.semantic.splits).keys()
@@ -265,7 +265,7 @@ def test_every_data_yaml_loads_by_its_name_and_runs_nothing(path):
         assert recommended_for(task, data).keys() <= training_options.keys()
 
 
-def test_foundations_are_light():
+def test_core_does_not_load_heavy_packages():
     """Scripts build their parsers from utils.core; --help must not wait for torch."""
     modules = [module for module in MODULES if part_of(module) == "utils/core"]
     code = f"import sys, {', '.join(modules)}; print([name for name in {HEAVY!r} if name in sys.modules])"

@@ -57,7 +57,7 @@ def test_every_logger_accepts_a_run(name, tmp_path, image_file, caplog):
     assert "switched off" not in caplog.text and loggers.active == [name]
 
 
-def test_csv_has_yolov5s_layout(tmp_path):
+def test_csv_layout(tmp_path):
     logger = CsvFile()
     logger.start(tmp_path, {})
     logger.epoch(0, NUMBERS)
@@ -77,18 +77,18 @@ def logged(folder, epochs, value):
     return read_results(folder / "results.csv")
 
 
-def test_csv_of_a_resumed_run_has_every_epoch_once(tmp_path):
+def test_csv_of_resumed_run(tmp_path):
     logged(tmp_path, range(4), 1.0)
     assert logged(tmp_path, [2], 2.0) == {0: {"loss": 1.0}, 1: {"loss": 1.0}, 2: {"loss": 2.0}}
     assert (tmp_path / "results.csv").read_text().count("epoch") == 1
 
 
-def test_csv_of_a_new_run_in_an_old_folder_starts_anew(tmp_path):
+def test_csv_of_new_run_in_existing_folder(tmp_path):
     logged(tmp_path, range(4), 1.0)
     assert logged(tmp_path, [0], 2.0) == {0: {"loss": 2.0}}
 
 
-def test_csv_writes_nan_for_numbers_an_epoch_lacks(tmp_path):
+def test_csv_missing_values_are_nan(tmp_path):
     logger = CsvFile()
     logger.start(tmp_path, {})
     logger.epoch(0, {"loss": 1.0})
@@ -98,7 +98,7 @@ def test_csv_writes_nan_for_numbers_an_epoch_lacks(tmp_path):
     assert rows[1] == {"loss": 0.5, "map": 0.25}
 
 
-def test_csv_leaves_out_lines_that_are_not_whole(tmp_path):
+def test_csv_drops_incomplete_lines(tmp_path):
     logged(tmp_path, range(2), 1.0)
     path = tmp_path / "results.csv"
     path.write_text(path.read_text() + "2, one\n3\n")
@@ -107,7 +107,7 @@ def test_csv_leaves_out_lines_that_are_not_whole(tmp_path):
     assert read_results(path) == {}
 
 
-def test_tensorboard_holds_the_numbers_and_the_image(tmp_path, image_file):
+def test_tensorboard(tmp_path, image_file):
     reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for epochs in (range(3), range(1, 3)):  # the second start resumes at epoch 1
         loggers = Loggers(["tensorboard"])
@@ -123,7 +123,7 @@ def test_tensorboard_holds_the_numbers_and_the_image(tmp_path, image_file):
     assert cv2.imdecode(encoded, cv2.IMREAD_COLOR)[0, 0].tolist() == [255, 0, 0]
 
 
-def test_tensorboard_is_not_started_unless_asked(tmp_path):
+def test_tensorboard_is_opt_in(tmp_path):
     loggers = Loggers(["csv"])
     loggers.start(tmp_path, {})
     loggers.epoch(0, NUMBERS)
@@ -146,7 +146,7 @@ def twice(name, tmp_path, image_file):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_wandb_is_offline_and_continues_its_run(tmp_path, image_file):
+def test_wandb_offline_and_resume(tmp_path, image_file):
     pytest.importorskip("wandb")
     folder = twice("wandb", tmp_path, image_file)
     name = (folder / "wandb_id.txt").read_text().strip()
@@ -158,7 +158,7 @@ def test_wandb_is_offline_and_continues_its_run(tmp_path, image_file):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow_keeps_everything_in_one_run_beside_the_folders(tmp_path, image_file):
+def test_mlflow(tmp_path, image_file):
     pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
     from mlflow.tracking import MlflowClient
@@ -175,7 +175,7 @@ def test_mlflow_keeps_everything_in_one_run_beside_the_folders(tmp_path, image_f
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_clearml_writes_sessions_below_the_run(tmp_path, image_file):
+def test_clearml(tmp_path, image_file):
     pytest.importorskip("clearml")
     folder = twice("clearml", tmp_path, image_file)
     sessions = sorted((folder / "clearml" / "offline").glob("*.zip"), key=lambda path: path.stat().st_mtime)
@@ -190,7 +190,7 @@ def test_clearml_writes_sessions_below_the_run(tmp_path, image_file):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_comet_writes_archives_below_the_run(tmp_path, image_file):
+def test_comet(tmp_path, image_file):
     pytest.importorskip("comet_ml")
     folder = twice("comet", tmp_path, image_file)
     name = (folder / "comet_id.txt").read_text().strip()
@@ -210,14 +210,14 @@ MODULES = {"tensorboard": "torch.utils.tensorboard", "comet": "comet_ml", "mlflo
 
 
 @pytest.mark.parametrize("name", [name for name in LOGGERS.names() if name != "csv"])
-def test_a_missing_package_is_named_at_the_start(tmp_path, monkeypatch, name):
+def test_missing_package(tmp_path, monkeypatch, name):
     package = PACKAGES.get(name, name)
     monkeypatch.setitem(sys.modules, MODULES.get(name, name), None)
     with pytest.raises(UserError, match=f"--log {name} needs a package: pip install {package}"):
         Loggers([name]).start(tmp_path, {})
 
 
-def test_loggers_that_nobody_asked_for_are_not_loaded():
+def test_loggers_are_loaded_on_demand():
     code = (
         "import sys; from utils.loggers import LOGGERS, Loggers; LOGGERS.names(); Loggers(['csv'])\n"
         "print([name for name in ('wandb', 'mlflow', 'clearml', 'comet_ml', 'torch') if name in sys.modules])"
@@ -228,11 +228,11 @@ def test_loggers_that_nobody_asked_for_are_not_loaded():
     assert done.stdout.strip() == "[]"
 
 
-def test_the_help_lists_every_logger():
+def test_help_lists_every_logger():
     assert {"csv", *SERVICES} == set(LOGGERS.names())
 
 
-def test_an_unknown_logger_is_a_user_error():
+def test_unknown_logger():
     with pytest.raises(UserError, match="unknown logger 'tensorbord'; did you mean 'tensorboard'"):
         Loggers(["csv", "tensorbord"])
 
@@ -268,7 +268,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("error", "says"), ERRORS, ids=lambda value: type(value).__name__)
-def test_a_failing_logger_warns_once_and_the_others_go_on(tmp_path, monkeypatch, caplog, error, says):
+def test_failing_logger_is_disabled(tmp_path, monkeypatch, caplog, error, says):
     failing = Failing(error)
     monkeypatch.setitem(LOGGERS._entries, "failing", lambda: failing)
     loggers = Loggers(["failing", "csv"])
@@ -283,7 +283,7 @@ def test_a_failing_logger_warns_once_and_the_others_go_on(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("error", [PackageError("disk full"), UserError("disk full")], ids=lambda e: type(e).__name__)
-def test_a_failure_is_logged_at_once_with_its_type_and_at_debug_level_its_traceback(monkeypatch, caplog, error):
+def test_failure_is_logged_with_type_and_traceback(monkeypatch, caplog, error):
     monkeypatch.setitem(LOGGERS._entries, "failing", lambda: Failing(error))
     loggers = Loggers(["failing"])
     with caplog.at_level(logging.DEBUG, logger="polyolo"):
@@ -299,7 +299,7 @@ def test_a_failure_is_logged_at_once_with_its_type_and_at_debug_level_its_traceb
     assert "raise self.error" in details.getMessage()
 
 
-def test_a_user_error_at_the_start_is_raised_and_not_logged(tmp_path, monkeypatch, caplog):
+def test_user_error_at_start_is_raised(tmp_path, monkeypatch, caplog):
     class Absent(Failing):
         def start(self, run_dir, settings):
             raise UserError("no key")
@@ -322,7 +322,7 @@ class Slow(Failing):
         self.epochs.append(epoch)
 
 
-def test_a_slow_logger_keeps_nobody_waiting_and_gets_all_in_order(tmp_path, monkeypatch):
+def test_slow_logger_does_not_block(tmp_path, monkeypatch):
     slow = Slow()
     monkeypatch.setitem(LOGGERS._entries, "slow", lambda: slow)
     loggers = Loggers(["slow"])
@@ -336,7 +336,7 @@ def test_a_slow_logger_keeps_nobody_waiting_and_gets_all_in_order(tmp_path, monk
     assert slow.epochs == list(range(50)) and slow.calls == 1
 
 
-def test_a_logger_that_never_answers_is_left_behind(tmp_path, monkeypatch, caplog):
+def test_hanging_logger_is_abandoned(tmp_path, monkeypatch, caplog):
     slow = Slow()
     monkeypatch.setitem(LOGGERS._entries, "slow", lambda: slow)
     monkeypatch.setattr(async_logger, "FINISH_TIMEOUT_S", 0.05)
@@ -359,7 +359,7 @@ class Stopping(Failing):
             raise StopTraining("good enough")
 
 
-def test_a_logger_of_ones_own_is_told_and_may_end_the_training(tmp_path):
+def test_custom_logger_can_stop_training(tmp_path):
     import train
 
     own = Stopping(None)
@@ -394,7 +394,7 @@ class Following(Failing):
         self.images.append((epoch, path.parent.name, path.name))
 
 
-def test_hooks_receive_batches_checkpoints_and_images(tmp_path):
+def test_custom_logger_hooks(tmp_path):
     import train
 
     own = Following()
@@ -418,12 +418,12 @@ def test_hooks_receive_batches_checkpoints_and_images(tmp_path):
     assert not [row for row in own.images if row[1] in ("epoch0", "epoch2")]
 
 
-def test_nobody_waits_for_the_device_unless_a_logger_follows_batches():
+def test_device_sync_only_for_batch_loggers():
     assert not Loggers(["csv"]).wants_batches and Loggers(["csv"], [Following()]).wants_batches
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_wandb_keeps_the_checkpoints_of_save_period(tmp_path):
+def test_wandb_checkpoints(tmp_path):
     pytest.importorskip("wandb")
     for name in ("epoch4.pt", "last.pt"):
         (tmp_path / name).write_bytes(b"weights")
@@ -438,12 +438,12 @@ def test_wandb_keeps_the_checkpoints_of_save_period(tmp_path):
     assert f"run_{name}_model".encode() in content and b"epoch4.pt" in content and b"last.pt" not in content
 
 
-def test_a_mistake_in_a_logger_of_ones_own_is_not_hidden():
+def test_custom_logger_errors_are_raised():
     with pytest.raises(TypeError, match="a bug"):
         Loggers([], [Failing(TypeError("a bug"))]).epoch(0, {})
 
 
-def test_a_results_file_that_cannot_be_written_does_not_stop_the_run(tmp_path, caplog):
+def test_unwritable_results_csv(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     loggers = Loggers(["csv"])
     loggers.start(tmp_path / "file", {})
@@ -453,7 +453,7 @@ def test_a_results_file_that_cannot_be_written_does_not_stop_the_run(tmp_path, c
     assert caplog.text.count("logger csv failed") == 1
 
 
-def test_other_ranks_log_nothing(tmp_path, monkeypatch):
+def test_only_rank_zero_logs(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     loggers = Loggers(["csv"])

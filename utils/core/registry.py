@@ -4,14 +4,15 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from utils.core.errors import UserError
 
 Entry = TypeVar("Entry")
+Added = TypeVar("Added")  # keeps the type of the decorated object; test_contracts.py checks that it is an `Entry`
 
 
-class Registry:
+class Registry(Generic[Entry]):
     """A table of implementations, filled by importing every module of one package at the first lookup.
 
     Adding an implementation is adding a file whose class or function carries `@REGISTRY.register("name")`.
@@ -20,16 +21,16 @@ class Registry:
 
     def __init__(self, kind: str, package: str) -> None:
         self.kind, self.package = kind, package
-        self._entries: dict[str, Any] = {}
+        self._entries: dict[str, Entry] = {}
         self._loaded = False
 
-    def register(self, name: str) -> Callable[[Entry], Entry]:
+    def register(self, name: str) -> Callable[[Added], Added]:
         """Return a decorator that enters its argument under `name`; a name that is taken raises ValueError."""
 
-        def enter(entry: Entry) -> Entry:
+        def enter(entry: Added) -> Added:
             if name in self._entries:
                 raise ValueError(f"{self.kind} {name!r} is registered already, by {self._entries[name]!r}")
-            self._entries[name] = entry
+            self._entries[name] = cast(Any, entry)
             return entry
 
         return enter
@@ -51,7 +52,7 @@ class Registry:
         self._load()
         return name in self._entries
 
-    def get(self, name: str, source: object = "") -> Any:
+    def get(self, name: str, source: object = "") -> Entry:
         """Return the entry called `name`; else UserError with the nearest name, and `source`, which asked for it."""
         self._load()
         if name not in self._entries:

@@ -6,14 +6,23 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.core.contracts import EvalSettings, Frame, FrameSource, Geometry, ImageInfo, PostProcess, Results, Runner
+from utils.core.contracts import (
+    EvalSettings,
+    Frame,
+    FrameSource,
+    Geometry,
+    ImageInfo,
+    PostProcess,
+    Results,
+    Runner,
+    Sink,
+)
 from utils.core.errors import UserError
 from utils.core.log import LOGGER, Once, progress
 from utils.core.timing import Stopwatch
@@ -30,20 +39,6 @@ LONG_VIDEO = 100  # frames; longer ones show a bar instead of a line per frame
 SHOWN_SHARES = 3  # classes of pixels in a line
 
 Draw = Callable[[np.ndarray, Results], np.ndarray]
-
-
-class Sink(Protocol):
-    """A destination for predictions."""
-
-    stopped: bool  # the user asked, through this destination, to stop
-
-    def write(self, frame: Frame, results: Results, picture: Callable[[], np.ndarray]) -> None:
-        """Take one frame; `picture` makes the annotated image, once for all destinations."""
-        ...
-
-    def close(self) -> str:
-        """Finish files; return what was written as words for the user, empty if nothing was."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from utils.core.errors import UserError
 from utils.core.registry import Registry
 from utils.loggers.async_logger import AsyncLogger, LoggerCall, log_failure
 
-LOGGERS = Registry("logger", "utils.loggers")
+LOGGERS: Registry[type[Logger]] = Registry("logger", "utils.loggers")
 
 _EXPECTED_ERRORS = (OSError, RuntimeError, ValueError)  # of loggers that run in the training's own thread
 

@@ -61,6 +61,7 @@ class DetectLoss(nn.Module):
 
     per_image = True
     labels = "boxes"
+    extra_terms: tuple[str, ...] = ()
     anchors: Tensor
     balance: Tensor
     cls_positive: Tensor

@@ -101,7 +101,7 @@ class DetectEvaluator:
         numbers = mean_scores(table)
         numbers |= {f"coco/{name}": value for name, value in coco_metrics(truth, found).items()}
         return Scores(
-            numbers=numbers,
+            metrics=numbers,
             columns=COLUMNS,
             rows=self.rows(table, records, numbers),
             per_class={int(label): float(row.mean()) for label, row in zip(table.classes, table.ap, strict=True)},

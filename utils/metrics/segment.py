@@ -85,7 +85,7 @@ class SegmentEvaluator:
         box, table = self.boxes.score(records), evaluate_records(by_mask)
         found = mean_scores(table)
         numbers = {f"mask_{name}": value for name, value in found.items()}
-        for name, value in box.numbers.items():
+        for name, value in box.metrics.items():
             numbers[name if name.startswith("coco/") else f"box_{name}"] = value
         if self.settings.save_json is not None:
             numbers |= self._coco(records, masks)
@@ -95,7 +95,7 @@ class SegmentEvaluator:
             rows.append((name, dict(zip(COLUMNS, (first["Images"], first["Instances"], *scores), strict=True))))
         per_mask = {int(label): float(row.mean()) for label, row in zip(table.classes, table.ap, strict=True)}
         return Scores(
-            numbers=numbers,
+            metrics=numbers,
             columns=COLUMNS,
             rows=rows,
             per_class={label: (value + per_mask[label]) / 2 for label, value in box.per_class.items()},

@@ -108,11 +108,11 @@ class SemanticEvaluator:
             row = self._row(int(showing[index]), int(labels[index]), float(iou[index]), share)
             rows.append((self.names[index], row))
         return Scores(
-            numbers=numbers,
+            metrics=numbers,
             columns=COLUMNS,
             rows=rows,
             per_class={int(index): float(iou[index]) for index in np.flatnonzero(labels)},
-            remark=_remark(numbers, float(iou[known].mean()) if known.any() else 0.0),
+            note=_remark(numbers, float(iou[known].mean()) if known.any() else 0.0),
             details=SemanticDetails(self.names, np.ascontiguousarray(confusion.T), iou),
         )
 

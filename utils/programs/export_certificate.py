@@ -21,11 +21,12 @@ from models.network_runner import NetworkRunner
 from utils.backends.export_metadata import Description
 from utils.backends.exported_runner import as_bytes, as_floats
 from utils.backends.flat_outputs import ExportJob
-from utils.core.contracts import EvalSettings, LoadRequest, Runner, SemanticRequest
+from utils.core.contracts import EvalSettings, Runner
 from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
 from utils.core.files import write_text
 from utils.core.hyp import Hyp
+from utils.core.load_request import LoadRequest, SemanticRequest
 from utils.core.log import LOGGER, progress
 from utils.datasets.generators import ensure
 from utils.datasets.generators.shapes import Settings, image_scene
@@ -176,11 +177,11 @@ def accuracy(runner: Runner, data: DataConfig, size: int, batch: int = 16, squar
     )  # fmt: skip
     report = evaluate(runner, task.load(request), EvalSettings(names=data.names), torch.device("cpu"))
     most: dict[str, float] = {}
-    for name, weight in task.headline.items():
+    for name, weight in task.fitness.items():
         head = name.partition("/")[0]
         most[head] = max(weight, most.get(head, 0.0))
-    wanted = [name for name, weight in task.headline.items() if weight == most[name.partition("/")[0]]]
-    return {name: report.numbers[name] for name in wanted if name in report.numbers}
+    wanted = [name for name, weight in task.fitness.items() if weight == most[name.partition("/")[0]]]
+    return {name: report.metrics[name] for name in wanted if name in report.metrics}
 
 
 def _folders(place: Path) -> list[Path]:

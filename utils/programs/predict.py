@@ -23,8 +23,8 @@ from utils.programs.semantic_options import (
 if TYPE_CHECKING:  # what needs torch is imported after parsing, so that --help answers at once
     import numpy as np
 
-    from utils.core.contracts import FrameSource, Results, Runner
-    from utils.engine.predict import PredictReport, PredictSettings, Sink
+    from utils.core.contracts import FrameSource, Results, Runner, Sink
+    from utils.engine.predict import PredictReport, PredictSettings
     from utils.plots.semantic_overlay import SemanticStyle
 
 

@@ -13,8 +13,7 @@ from utils.core.files import is_url
 from utils.core.log import LOGGER
 
 if TYPE_CHECKING:  # what needs torch is loaded by the functions that use it
-    from utils.core.contracts import FrameSource, Runner
-    from utils.engine.predict import Sink
+    from utils.core.contracts import FrameSource, Runner, Sink
     from utils.plots.draw import DrawStyle
     from utils.plots.semantic_overlay import SemanticStyle
 

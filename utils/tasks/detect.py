@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from utils.core.contracts import Batch, Loader, LoadRequest, Results, Scores, Task
+from utils.core.contracts import Batch, Loader, Results, Scores, Task
 from utils.core.data_config import DataConfig
+from utils.core.load_request import LoadRequest
 from utils.datasets.generators.prepare import ensure
 from utils.datasets.pipeline.loader import open_loader
 from utils.plots.batches import draw_batch
@@ -64,7 +65,7 @@ TASKS.register("detect")(
     Task(
         name="detect",
         heads=("detect",),
-        headline={"detect/map50": 0.1, "detect/map50_95": 0.9},
+        fitness={"detect/map50": 0.1, "detect/map50_95": 0.9},
         load=load,
         columns=COLUMNS,
         draw_batch=draw_labelled,

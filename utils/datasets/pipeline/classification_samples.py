@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 import cv2
 import numpy as np
 
-from utils.core.contracts import Geometry, LoadRequest
+from utils.core.contracts import Geometry
 from utils.core.distributed import rank as this_rank
 from utils.core.distributed import world_size
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
+from utils.core.load_request import LoadRequest
 from utils.core.log import LOGGER
 from utils.core.seed import generator
 from utils.datasets.labels.label_index import Index
