@@ -9,11 +9,12 @@ import pytest
 from helpers_bad import TINY, error_of, image_set
 
 from models.builder import build_network, read_architecture
-from utils.core.cli import one_line, resolve_training
+from utils.core.cli import one_line
 from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.load_request import LoadRequest
+from utils.core.train_options import resolve_training
 from utils.core.yaml_file import write_yaml
 from utils.datasets.image_files import IMAGE_SUFFIXES, ImageFault, probe_image, read_image
 from utils.datasets.labels.scan import build_index

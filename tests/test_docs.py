@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from utils.core.cli import format_default
 from utils.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,23 +158,23 @@ def cell(text):
     return str(text).replace("%%", "%").replace("|", "\\|")
 
 
-def default_of(action):
-    if any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS)) or action.default in ("", []):
-        return ""
-    value = action.default
-    return f"`{' '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}`"
+def option_row(action):
+    """Return the table row of an option; its default is the parser's, or what the help text has in parentheses."""
+    names = ", ".join(f"`{name}`" for name in action.option_strings)
+    text, _, default = action.help.removesuffix(")").partition(" (default: ")
+    if not default:
+        text, value = action.help, "" if action.default is argparse.SUPPRESS else format_default(action.default)
+        default = f"`{value}`" if value else ""
+    choices = [str(choice) for choice in action.choices or () if choice != ""]
+    choices = [] if all(choice in text for choice in choices) else choices
+    listed = f" ({', '.join(choices)})" if choices else ""
+    return f"| {names} | {cell(default)} | {cell(text)}{listed} |"
 
 
 def option_rows(program):
     """Return the rows that the program's table must have."""
-    rows = []
-    for action in actions_of(program):
-        if action.dest == "help" or action.help == argparse.SUPPRESS:
-            continue
-        names = ", ".join(f"`{name}`" for name in action.option_strings)
-        choices = f" ({', '.join(map(str, action.choices))})" if action.choices else ""
-        rows.append(f"| {names} | {default_of(action)} | {cell(action.help)}{choices} |")
-    return rows
+    shown = [action for action in actions_of(program) if action.dest != "help" and action.help != argparse.SUPPRESS]
+    return [option_row(action) for action in shown]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.core.cli import training_parser
 from utils.core.data_config import load_data
+from utils.core.train_options import training_parser
 from utils.core.yaml_file import read_yaml
 from utils.datasets import READERS
 from utils.datasets.fetch.dataset_download import pieces_of
