@@ -18,6 +18,7 @@ from utils.ops.transform import (
     sample_warp,
     transform_boxes,
     transform_points,
+    usable_boxes,
 )
 
 RNG = np.random.default_rng(5)

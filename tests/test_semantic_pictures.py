@@ -12,6 +12,7 @@ from utils.plots.draw import DrawStyle, annotate, palette_colour
 from utils.plots.semantic_overlay import (
     SemanticStyle,
     class_colour,
+    colourize,
     draw_legend,
     legend_strip,
     overlay_semantic_map,
