@@ -33,7 +33,7 @@ from utils.datasets.generators.shapes import ShapesSettings, image_scene
 from utils.datasets.sources.frame_sources import open_source
 from utils.engine.evaluate import evaluate
 from utils.engine.parity import Limits, Looking, compare
-from utils.ops.crop import centre_square
+from utils.ops.crop import centre_crop
 from utils.ops.letterbox import letterbox
 from utils.tasks.task_selection import task_of_heads
 
@@ -218,7 +218,7 @@ def _fitted(picture: np.ndarray, about: Description, step: int | None = None) ->
     Networks that look at the middle of pictures get that.
     """
     if all(spec.fit == "centre" for spec in about.specs.values()):
-        boxed, _ = centre_square(picture, about.image_hw)
+        boxed, _ = centre_crop(picture, about.image_hw)
     else:
         boxed, _ = letterbox(picture, about.image_hw, auto=step is not None, stride=step or 32)
     return torch.from_numpy(np.ascontiguousarray(boxed[:, :, ::-1].transpose(2, 0, 1)))[None]

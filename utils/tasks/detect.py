@@ -12,7 +12,7 @@ from utils.plots.batches import draw_batch
 from utils.plots.curves import draw_confusion, draw_score_curves
 from utils.plots.label_statistics import draw_labels
 from utils.plots.results import draw_results
-from utils.plots.semantic_overlay import SemanticLook
+from utils.plots.semantic_overlay import SemanticStyle
 from utils.tasks import TASKS
 
 
@@ -24,7 +24,7 @@ def load(request: LoadRequest) -> Loader:
 
 def draw_labelled(batch: Batch, path: Path, data: DataConfig, results: Sequence[Results] | None = None) -> None:
     """Write a batch as one picture, with labels or results of every kind on it."""
-    look = SemanticLook(data.semantic.names, data.semantic.palette) if data.semantic else None
+    look = SemanticStyle(data.semantic.names, data.semantic.palette) if data.semantic else None
     draw_batch(batch, path, data.names, results, look)
 
 
