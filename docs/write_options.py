@@ -35,9 +35,10 @@ def _row(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     names = ", ".join(f"`{name}`" for name in action.option_strings)
     meaning, found, default = parser._get_formatter()._expand_help(action).rpartition(" (default: ")
     meaning, default = (meaning, found + default) if found else (default, "")
-    choices = ", ".join(str(choice) for choice in action.choices or () if choice != "")
-    text = f"{meaning}: {choices}{default}" if choices and choices not in meaning else f"{meaning}{default}"
-    return f"| {names} | {text.replace('|', chr(92) + '|')} |\n"
+    choices = [str(choice) for choice in action.choices or () if choice != ""]
+    listed = "" if all(choice in meaning for choice in choices) else f": {', '.join(choices)}"
+    text = f"{meaning}{listed}{default}".replace("|", "\\|")
+    return f"| {names} | {text} |\n"
 
 
 def tables(parser: argparse.ArgumentParser) -> str:

@@ -8,8 +8,9 @@ from helpers_run import tiny_data, weights
 
 import train
 from models.builder import build_network
-from utils.core.cli import given, training_parser
+from utils.core.cli import explicit_options
 from utils.core.errors import UserError
+from utils.core.train_options import training_parser
 from utils.core.train_settings import TrainSettings
 from utils.core.yaml_file import read_yaml
 from utils.engine import autobatch
@@ -84,7 +85,7 @@ def test_free_memory():
 
 @pytest.mark.parametrize(("text", "value"), [("-1", -1), ("0.6", 0.6), ("8", 8), ("16.0", 16)])
 def test_batch_size_values(text, value):
-    chosen = given(training_parser(""), ["--batch-size", text])["batch_size"]
+    chosen = explicit_options(training_parser(""), ["--batch-size", text])["batch_size"]
     assert chosen == value and type(chosen) is type(value)
 
 

@@ -9,11 +9,12 @@ import pytest
 from helpers_bad import TINY, error_of, image_set
 
 from models.builder import build_network, read_architecture
-from utils.core.cli import one_line, resolve_training
+from utils.core.cli import one_line
 from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.load_request import LoadRequest
+from utils.core.train_options import resolve_training
 from utils.core.yaml_file import write_yaml
 from utils.datasets.image_files import IMAGE_SUFFIXES, ImageFault, probe_image, read_image
 from utils.datasets.labels.scan import build_index
@@ -360,15 +361,15 @@ nothing*.jpg | no images or videos
 a; b | no such file
 http://[bad/a.jpg | not a valid address
 rtsp://host:port/x | not a valid address
-screen 1 2 | expected `screen`
-text.mp4 | not a video
-zero.gif | not a video
+screen 1 2 | expected `screen [n]
+text.mp4 | cannot be opened as a video
+zero.gif | cannot be opened as a video
 empty | no images or videos
-blank.txt | the list is empty
+blank.txt | empty list
 gone.txt | none of 2 files
 bad.streams | not a valid address
 film.jpg | not an image
-words.doc | neither image nor video
+words.doc | not a supported image or video
 """)
 
 

@@ -13,7 +13,7 @@ from helpers_run import ROOT, command, environment, results, same, script, weigh
 
 from models.builder import build_network, read_architecture
 from models.checkpoint import save_checkpoint
-from utils.core.cli import given
+from utils.core.cli import explicit_options
 from utils.core.errors import UserError
 from utils.core.yaml_file import write_yaml
 
@@ -107,7 +107,7 @@ def run_here(name, *options):
     """Run a script in this process; return what it returns."""
     module, line = importlib.import_module(name), list(map(str, options))
     if "train" in name or "val" in name:
-        return module.run(**given(module.build_parser(), line))
+        return module.run(**explicit_options(module.build_parser(), line))
     return module.main(module.build_parser().parse_args(line))
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from utils.core.cli import explain, given, resolve_training
+from utils.core.cli import explicit_options
 from utils.core.errors import UserError
+from utils.core.train_options import format_origins, resolve_training
 from utils.core.train_settings import ScoreSettings, TrainSettings
 
 OPTIONS = {
@@ -75,7 +76,7 @@ def test_parser_defaults_equal_settings_defaults():
     ],
 )  # fmt: skip
 def test_old_spellings(line, name, value):
-    assert given(parser_of("train"), line.split()) == {name: value}
+    assert explicit_options(parser_of("train"), line.split()) == {name: value}
 
 
 RECOMMENDED = {"epochs": 7, "imgsz": 224}
@@ -83,14 +84,14 @@ RECOMMENDED = {"epochs": 7, "imgsz": 224}
 
 def resolved(*line):
     parser = parser_of("train")
-    return resolve_training(parser, given(parser, line), RECOMMENDED, Path("d.yaml"))
+    return resolve_training(parser, explicit_options(parser, line), RECOMMENDED, Path("d.yaml"))
 
 
 def test_command_line_overrides_recommendation():
     settings, origin = resolved("--epochs", "3")
     assert (settings.epochs, settings.imgsz, settings.batch_size) == (3, (224,), 16)
     assert (origin["epochs"], origin["imgsz"], origin["batch_size"]) == ("command line", "d.yaml", "default")
-    text = explain(settings, origin)
+    text = format_origins(settings, origin)
     assert "from command line: epochs=3" in text and "from d.yaml: imgsz=[224]" in text
 
 

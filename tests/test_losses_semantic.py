@@ -238,7 +238,7 @@ def test_dice():
     """Two pixels of class 0, one of class 1: by hand (smoothed by 1)."""
     probabilities = torch.tensor([[0.9, 0.6, 0.3], [0.1, 0.4, 0.7], [0.0, 0.0, 0.0]])
     first, second = (2 * 1.5 + 1) / (1.8 + 2 + 1), (2 * 0.7 + 1) / (1.2 + 1 + 1)
-    found = pixels.dice(probabilities, torch.tensor([0, 0, 1]))
+    found = pixels.dice_loss(probabilities, torch.tensor([0, 0, 1]))
     assert float(found) == pytest.approx(1 - (first + second) / 2)
 
 
@@ -265,7 +265,7 @@ def test_lovasz():
         truth = [int(value == label) for value in classes.tolist()]
         errors = [abs(t - p) for t, p in zip(truth, probabilities[label].tolist(), strict=True)]
         wanted.append(jaccard_extension(errors, truth))
-    assert float(pixels.lovasz(probabilities, classes)) == pytest.approx(sum(wanted) / 3, rel=1e-5)
+    assert float(pixels.lovasz_softmax_loss(probabilities, classes)) == pytest.approx(sum(wanted) / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["dice", "lovasz"])
@@ -276,7 +276,8 @@ def test_overlap_terms_gradient(name):
     term = make(spec_of(5), **{f"seg_{name}": 0.5})({"logits": first}, batch_of(labels))[name]
     known = labels[0] != 255
     large = interpolate(second, size=labels.shape[1:], mode="bilinear", align_corners=True)[0]
-    wanted = getattr(pixels, name)(large[:, known].softmax(dim=0), labels[0][known].long()) * 0.5
+    region_loss = {"dice": pixels.dice_loss, "lovasz": pixels.lovasz_softmax_loss}[name]
+    wanted = region_loss(large[:, known].softmax(dim=0), labels[0][known].long()) * 0.5
     assert float(term.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
     term.backward()
     wanted.backward()

@@ -460,7 +460,10 @@ def test_format_detection(tmp_path):
 
 def test_unknown_format(tmp_path):
     picture(tmp_path / "a.png")
-    with pytest.raises(UserError, match=r"unknown label format 'coko'; did you mean 'coco'.*labelme.*voc.*yolo"):
+    with pytest.raises(
+        UserError,
+        match=r"unknown label format 'coko'; did you mean 'coco'.* all of them are in utils/datasets/labels/readers/",
+    ):
         build_index(files_data(tmp_path, "coko"), "train")
 
 

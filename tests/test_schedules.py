@@ -8,9 +8,10 @@ import torch
 from helpers_run import same, tiny_data, weights
 
 from models.builder import build_network
-from utils.core.cli import given, resolve_training, training_parser
+from utils.core.cli import explicit_options
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
+from utils.core.train_options import resolve_training, training_parser
 from utils.core.train_settings import MINDSPORE_SCHEDULES, OPTIMIZERS, SCHEDULES, TrainSettings
 from utils.core.yaml_file import write_yaml
 from utils.engine.optimizers import OPTIMIZERS as OPTIMIZER_FUNCTIONS
@@ -75,7 +76,7 @@ def test_help_lists_schedules():
 
 def settings_of(line, recommended=None):
     parser = training_parser("")
-    return resolve_training(parser, given(parser, line.split()), recommended or {}, "data.yaml")[0]
+    return resolve_training(parser, explicit_options(parser, line.split()), recommended or {}, "data.yaml")[0]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from tools.search.mutation import choose_parent, mutated
 from tools.search.search_options import task_in, tune
 from tools.search.shared_study import SearchSettings
 from tools.search.space import choose_genes, default_genes, start_value
-from utils.core.cli import given
+from utils.core.cli import explicit_options
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.yaml_file import read_yaml, write_yaml
@@ -365,7 +365,7 @@ def test_evolve_files(data, tmp_path):
 
 def parsed(line):
     words = line.split()
-    return given(importlib.import_module("tune").build_parser(task_in(words)), words)
+    return explicit_options(importlib.import_module("tune").build_parser(task_in(words)), words)
 
 
 def test_task_options():
