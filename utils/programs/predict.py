@@ -210,10 +210,10 @@ def _source(options: argparse.Namespace, data_yaml: str) -> FrameSource:
     if options.source:
         return open_source(options.source, options.vid_stride)
     from utils.core.data_config import load_data
-    from utils.datasets.generators import ensure
+    from utils.datasets.generators import ensure_generated
 
     data = load_data(data_yaml)
-    ensure(data)
+    ensure_generated(data)
     place = data.split("val")[0]
     LOGGER.info(f"no --source: validation images of {data.source}, {place}")
     return open_source(str(place / "*" / "*") if data.format == "folders" else str(place), options.vid_stride)
