@@ -6,10 +6,11 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from filelock import FileLock
+
 from tools.search.report import TrialRecord
 from tools.search.space import with_values
 from tools.search.trial import PruningLogger, Search, Train, train_trial
-from utils.core.file_lock import FileLock
 from utils.core.files import write_text
 from utils.core.hyp import Hyp
 from utils.core.log import LOGGER
@@ -49,7 +50,8 @@ def confirm_best(
 
 def _train_once(train: Train, hyp: Hyp, folder: Path, objective: str) -> float:
     path = folder / _METRICS_FILE
-    with FileLock(folder / ".lock").held():  # other processes may confirm the same search
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # other processes may confirm the same search
         if not path.is_file():
             write_text(path, json.dumps(train_trial(train, hyp, folder, PruningLogger(None, "")), indent=2) + "\n")
     return float(json.loads(path.read_text(encoding="utf-8"))[objective])

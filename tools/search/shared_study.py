@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from tools.search.mutation import distribution, mutation_sampler
 from tools.search.space import SearchRange
 from utils.core.errors import UserError
-from utils.core.file_lock import FileLock
 
 if TYPE_CHECKING:
     import optuna
@@ -149,9 +148,12 @@ def open_study(
     Raises:
         UserError: If the storage cannot be opened, or the study has another search space or other objectives.
     """
+    from filelock import FileLock
+
     require_optuna(settings.sampler)
     address = settings.storage or f"sqlite:///{(folder / 'study.db').resolve().as_posix()}"
-    with FileLock(folder / ".opening").held(), warnings.catch_warnings():
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".opening"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # heartbeats are experimental
         study = _create_study(settings, address, space, epochs, seed)
         ranges = {one.name: repr(distribution(one)) for one in space}

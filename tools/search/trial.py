@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from tools.search.mutation import suggest
 from tools.search.shared_study import DEFAULTS, FITNESS, SearchSettings, require_optuna, retry_callback
 from tools.search.space import SearchRange, with_values
 from utils.core.contracts import StopTraining, Task
 from utils.core.errors import UserError, did_you_mean
-from utils.core.file_lock import FileLock
 from utils.core.hyp import Hyp
 from utils.core.log import LOGGER
 from utils.core.yaml_file import write_yaml
@@ -160,19 +160,22 @@ class Search:
         for trial in self._in_states("RUNNING"):
             if trial.user_attrs.get(_HOST) != platform.node():
                 continue
-            lock = FileLock(_lock_path(self._folder_of(trial)))
-            if not lock.take():
+            lock = _lock_of(self._folder_of(trial))
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:  # its process is alive
                 continue
             with suppress(ValueError):  # finished in the meantime
                 self.study.tell(trial.number, state=require_optuna().trial.TrialState.FAIL)
                 LOGGER.info(f"trial {trial.number} was interrupted; resuming it in {self._folder_of(trial)}")
                 retry_callback()(self.study, trial)
-            lock.drop()
+            lock.release()
 
     def _objective(self, trial: optuna.Trial) -> tuple[float, ...]:
         folder = self._folder_of(trial)
-        lock = FileLock(_lock_path(folder))
-        lock.take()
+        lock = _lock_of(folder)
+        with suppress(Timeout):  # held by a process that is about to end an earlier attempt at this trial
+            lock.acquire(blocking=False)
         try:
             values = self._run_trial(trial, folder)
             self._failures.clear()
@@ -186,7 +189,7 @@ class Search:
             LOGGER.warning(f"trial {trial.number} failed: {reason}")
             raise
         finally:
-            lock.drop()
+            lock.release()
 
     def _requeue(self, number: int) -> None:
         """Enqueue a copy of a trial that the user interrupted."""
@@ -250,8 +253,10 @@ def best_trials(study: optuna.Study) -> tuple[int, ...]:
     return tuple(trial.number for trial in study.best_trials)
 
 
-def _lock_path(folder: Path) -> Path:
-    return folder / ".lock"
+def _lock_of(folder: Path) -> FileLock:
+    """Create the lock of a trial's folder; the system releases it when the process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / ".lock")
 
 
 def _objective_value(name: str, metrics: Mapping[str, float]) -> float:

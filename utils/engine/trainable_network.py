@@ -16,7 +16,7 @@ from models.class_names import described_heads
 from models.network import Network
 from models.pretrained import starting_point
 from models.transfer import transfer
-from models.weight_download import on_disk
+from models.weight_download import resolve_weights
 from utils.core.contracts import Task
 from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
@@ -61,7 +61,7 @@ def _rebuild(settings: TrainSettings, data: DataConfig, checkpoint: Checkpoint) 
 
 
 def _build_from_weights(task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig) -> Network:
-    weights = on_disk(settings.weights, settings.download) if settings.weights else None
+    weights = resolve_weights(settings.weights, settings.download) if settings.weights else None
     start = starting_point(settings, weights, task.heads, task.cfg)
     architecture = start.architecture
     if settings.semantic:

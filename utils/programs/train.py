@@ -14,7 +14,7 @@ from utils.core.log import LOGGER
 from utils.core.registry import registered_names
 from utils.core.train_options import format_origins, resolve_training, training_parser
 from utils.core.train_settings import TrainSettings
-from utils.datasets.fetch.dataset_download import provide
+from utils.datasets.fetch.dataset_download import resolve_dataset
 from utils.programs.classification_options import class_training_options, class_training_parser
 
 TASKS = tuple(registered_names("utils.tasks"))
@@ -71,7 +71,7 @@ def resolve_settings(
         The settings, and where each value comes from by name.
     """
     explicit = class_training_options(options) if task == "classify" else dict(options)
-    data = provide(str(explicit.get("data", parser.get_default("data"))), bool(explicit.get("download")))
+    data = resolve_dataset(str(explicit.get("data", parser.get_default("data"))), bool(explicit.get("download")))
     return resolve_training(parser, explicit, recommended_for(task, data), data.source)
 
 

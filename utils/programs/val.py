@@ -21,7 +21,7 @@ from utils.core.cli import (
 )
 from utils.core.train_options import add_semantic_size
 from utils.core.val_settings import ValSettings
-from utils.datasets.fetch.dataset_download import provide
+from utils.datasets.fetch.dataset_download import resolve_dataset
 
 DEFAULT_WEIGHTS = "default: best.pt of the newest run"
 
@@ -118,7 +118,7 @@ def validate_task(
     """
     settings = ValSettings.from_dict(vars(to_namespace(parser, dict(options))))
     if settings.data:
-        provide(settings.data, settings.download)
+        resolve_dataset(settings.data, settings.download)
 
     from utils.backends.open_weights import open_subject  # loads torch, which --help does not need
     from utils.engine.image_size_study import study_image_sizes

@@ -7,7 +7,7 @@ from pathlib import Path
 from utils.core.contracts import Loader, Scores, Task
 from utils.core.data_config import DataConfig
 from utils.core.load_request import LoadRequest
-from utils.datasets.generators.prepare import ensure
+from utils.datasets.generators.prepare import ensure_generated
 from utils.datasets.pipeline.loader import open_loader
 from utils.plots.curves import draw_confusion, draw_score_curves
 from utils.plots.results import draw_results
@@ -20,7 +20,7 @@ def load(request: LoadRequest) -> Loader:
 
     In evaluation each object has a mask of its own, so that overlapping parts are compared as well.
     """
-    ensure(request.data)
+    ensure_generated(request.data)
     return open_loader(replace(request, masks=True, overlap=request.overlap and request.training))
 
 
