@@ -179,7 +179,7 @@ def test_fixed_size_model_windows():
     assert set(fixed.seen) == {(64, 64)}
     with pytest.raises(UserError, match="windows have that size"):
         SlidingWindow(fixed, (96, 96))
-    with pytest.raises(UserError, match="only takes"):
+    with pytest.raises(UserError, match="takes only"):
         MultiScale(fixed)
 
 

@@ -109,7 +109,9 @@ def open_model_and_data(
     task = select_task(model.runner.specs)
     require_heads(task.name, set(task.heads), set(model.runner.specs), model.name)
     for head in model.runner.specs:
-        EVALUATORS.get(head, model.name)  # an unknown head is an error before the data is loaded
+        if head not in EVALUATORS:
+            known = ", ".join(EVALUATORS.names())
+            raise UserError(f"{model.name}: its head {head!r} cannot be evaluated (known: {known})")
     if settings.save_hybrid and any(spec.num_masks for spec in model.runner.specs.values()):
         raise UserError("--save-hybrid: not supported by segmentation models, whose labels have no mask coefficients")
     return task, model, _load_data(task, settings, model)
