@@ -71,10 +71,10 @@ def plain_layers() -> Iterator[None]:
     """Switch the short cuts of the layers off."""
     separate = lambda x, sizes: [functional.max_pool2d(x, size, 1, size // 2) for size in sizes]  # noqa: E731
     with (
-        mock.patch.object(coarse, "on_cpu", lambda x: False),
-        mock.patch.object(fusion, "on_cpu", lambda x: False),
+        mock.patch.object(coarse, "use_cpu_kernels", lambda x: False),
+        mock.patch.object(fusion, "use_cpu_kernels", lambda x: False),
         mock.patch.object(winograd, "pays", lambda x, weight: False),
-        mock.patch.object(pool, "pooled", separate),
+        mock.patch.object(pool, "max_pools", separate),
     ):
         yield
 
