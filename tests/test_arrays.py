@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from helpers_server import everything, tar_of
 
-from utils.core.data_config import find_data, load_data
+from utils.core.data_config import load_data
+from utils.core.data_paths import find_data
 from utils.core.errors import UserError
 from utils.core.yaml_file import read_yaml, write_yaml
+from utils.datasets.fetch import array_files as arrays
 from utils.datasets.fetch.array_files import write_pictures
-from utils.datasets.fetch.dataset_download import array_files as arrays
 from utils.datasets.fetch.dataset_download import pieces_of, provide
 from utils.datasets.labels.scan import build_index
 

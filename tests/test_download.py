@@ -17,9 +17,9 @@ import check
 from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.yaml_file import write_yaml
+from utils.datasets.fetch import archives as unpack
+from utils.datasets.fetch import http_client as http_file
 from utils.datasets.fetch.dataset_download import Piece, destination, fetch, pieces_of, provide
-from utils.datasets.fetch.dataset_download import archives as unpack
-from utils.datasets.fetch.dataset_download import http_client as http_file
 from utils.datasets.fetch.http_client import Wanted, fetch_file
 
 BODY = bytes(range(256)) * 1000

@@ -75,7 +75,7 @@ _EXPECTED = {
     "defaults": "a mapping of training options",
     "label_names": "a list of the names that labels or folders use for the classes, in the order of `names`",
     "semantic": "a mapping that describes the images with semantic labels",
-    "semantic.names": "a list of class names, a mapping from numbers to names (0: road), or a file of one name per line",
+    "semantic.names": "a list of names, a mapping from numbers to names (0: road), or a file with a name per line",
     "semantic.masks": "a mapping from splits (train, val, test) to folders",
     "semantic.palette": "a list of colours, [red, green, blue] from 0 to 255 each",
     "semantic.ignore": "a list of mask values without a class, from 0 to 255",

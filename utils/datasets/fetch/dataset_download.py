@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from utils.core import distributed as dist
-from utils.core.data_config import DataConfig, datasets_folder, load_data
+from utils.core.data_config import DataConfig, load_data
+from utils.core.data_paths import datasets_folder
 from utils.core.errors import UserError
 from utils.core.files import ROOT
 from utils.core.log import LOGGER
@@ -143,7 +144,7 @@ def fetch(pieces: list[Piece], root: Path, names: Sequence[str] = ()) -> None:
         _merge(whole, root)
         shutil.rmtree(work)
     except OSError as error:
-        raise UserError(f"{root}: cannot write there ({error.strerror or error})") from error
+        raise UserError(f"{root}: cannot be written ({error.strerror or error})") from error
 
 
 def _draw(kind: str, folder: Path, names: Sequence[str], mark: Path) -> None:

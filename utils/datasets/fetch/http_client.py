@@ -48,7 +48,7 @@ def fetch_file(wanted: Wanted, path: Path, pause_s: float = _PAUSE_S) -> None:
         part.replace(path)
         _mark_of(part).unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot write there ({error.strerror or error})") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def _mark_of(part: Path) -> Path:
