@@ -361,15 +361,15 @@ nothing*.jpg | no images or videos
 a; b | no such file
 http://[bad/a.jpg | not a valid address
 rtsp://host:port/x | not a valid address
-screen 1 2 | expected `screen`
-text.mp4 | not a video
-zero.gif | not a video
+screen 1 2 | expected `screen [n]
+text.mp4 | cannot be opened as a video
+zero.gif | cannot be opened as a video
 empty | no images or videos
-blank.txt | the list is empty
+blank.txt | empty list
 gone.txt | none of 2 files
 bad.streams | not a valid address
 film.jpg | not an image
-words.doc | neither image nor video
+words.doc | not a supported image or video
 """)
 
 

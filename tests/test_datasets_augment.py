@@ -13,12 +13,12 @@ from utils.datasets.pipeline.sample import Sample
 from utils.ops.letterbox import letterbox, letterbox_geometry, points_to_network, points_to_original
 from utils.ops.transform import (
     Warp,
-    draw_warp,
     polygon_box,
     resample_polygon,
-    survives,
+    sample_warp,
     transform_boxes,
     transform_points,
+    usable_boxes,
 )
 
 RNG = np.random.default_rng(5)
@@ -99,7 +99,7 @@ def test_rotation_and_shear_match_opencv():
 
 
 def test_warp_parameter_ranges():
-    warps = [draw_warp(np.random.default_rng(i), 10, 0.1, 0.5, 3, 0.001) for i in range(300)]
+    warps = [sample_warp(np.random.default_rng(i), 10, 0.1, 0.5, 3, 0.001) for i in range(300)]
     for values, low, high in (
         ([w.angle for w in warps], -10, 10),
         ([w.scale for w in warps], 0.5, 1.5),
@@ -138,7 +138,7 @@ def test_polygon_box_uses_points_inside():
     ((300, 3), (300, 2.9), False), ((10, 10), (2, 10), False), ((0, 0), (5, 5), True),
 ])  # fmt: skip
 def test_box_candidates(old, new, kept):
-    assert survives(np.array([[0, 0, *old]], float), np.array([[0, 0, *new]], float)).tolist() == [kept]
+    assert usable_boxes(np.array([[0, 0, *old]], float), np.array([[0, 0, *new]], float)).tolist() == [kept]
 
 
 def test_normalised_labels_are_clipped():  # G11
@@ -366,7 +366,7 @@ def test_mosaic_labels_match_reference():
             side = rng.uniform(0.02, 0.3, (5, 2)) * (width, height)
             samples.append(boxed(np.zeros((height, width, 3), np.uint8), *np.concatenate((corner, corner + side), 1)))
         tiles = mosaic4(samples, size, (int(rng.integers(80, 240)), int(rng.integers(80, 240))))
-        warp = draw_warp(np.random.default_rng(trial), 10, 0.1, 0.5, 3, 0.0003)
+        warp = sample_warp(np.random.default_rng(trial), 10, 0.1, 0.5, 3, 0.0003)
         ours = compose(tiles, View((320, 320), (size, size), warp))
         matrix, expected = warp.matrix((320, 320), (size, size)), []
         for tile in tiles:

@@ -100,8 +100,8 @@ def test_semantic_hyp():
         ("lr0: 0.01\n\tlrf: 0.1\n", ":2", "invalid YAML"),
         ("lr0: &a 0.01\nlrf: *a\n", ":2", "aliases"),
         ("lr0: !!python/object/apply:os.getcwd []\n", ":1", "invalid YAML"),
-        ("- lr0\n- lrf\n", "", "list of `key: value` lines"),
-        ("0.01", "", "list of `key: value` lines"),
+        ("- lr0\n- lrf\n", "", "expected `key: value` lines"),
+        ("0.01", "", "expected `key: value` lines"),
         ("# nothing\n", "", "is empty"),
         ("? [a, b]\n: 1\n", ":1", "a key must be a string or a number"),
         ("\0\n", "", "invalid YAML"),
@@ -123,7 +123,7 @@ def test_unreadable_hyp(tmp_path):
         Hyp.from_file(path)
     with pytest.raises(UserError, match="no such hyper-parameter file"):
         Hyp.from_file(tmp_path / "none.yaml")
-    with pytest.raises(UserError, match="this is a folder"):
+    with pytest.raises(UserError, match="got a folder"):
         Hyp.from_file(tmp_path)
     with pytest.raises(UserError, match=r"scratch-lo: no such hyper-parameter file .*hyp\.scratch-low\.yaml"):
         find_hyp("scratch-lo")

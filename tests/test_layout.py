@@ -12,7 +12,7 @@ from utils.core.data_config import load_data
 from utils.core.train_options import training_parser
 from utils.core.yaml_file import read_yaml
 from utils.datasets import READERS
-from utils.datasets.fetch.dataset_download import pieces_of
+from utils.datasets.fetch.dataset_download import parse_download
 from utils.programs.train import recommended_for
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -259,7 +259,7 @@ def test_every_data_yaml_loads(path):
     assert {"train", "val"} <= (data.splits if data.names else data.semantic.splits).keys()
     assert data.format in READERS
     if data.download is not None:  # addresses, sizes, checksums: nothing that could be run
-        assert read_yaml(path)["download"] == data.download and len(pieces_of(data)) == len(data.download)
+        assert read_yaml(path)["download"] == data.download and len(parse_download(data)) == len(data.download)
     training_options = vars(training_parser("").parse_args([]))
     for task in ("detect", "segment"):
         assert recommended_for(task, data).keys() <= training_options.keys()

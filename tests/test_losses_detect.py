@@ -13,7 +13,7 @@ from utils.core.contracts import Batch, HeadSpec
 from utils.core.hyp import Hyp
 from utils.losses import LOSSES, detect
 from utils.losses.anchor_assignment import assign_level
-from utils.losses.focal import binary_loss
+from utils.losses.focal import binary_focal_loss
 
 P5 = (((10, 13), (16, 30), (33, 23)), ((30, 61), (62, 45), (59, 119)), ((116, 90), (156, 198), (373, 326)))
 SPEC = HeadSpec("detect", 3, (8, 16, 32), P5)
@@ -306,7 +306,7 @@ def test_level_balance():
 
 def test_focal_gradient_is_finite():
     logits = torch.tensor([200.0, -200.0, 0.0], requires_grad=True)
-    binary_loss(logits, torch.tensor([1.0, 0.0, 1.0]), gamma=0.5).sum().backward()
+    binary_focal_loss(logits, torch.tensor([1.0, 0.0, 1.0]), gamma=0.5).sum().backward()
     assert logits.grad.isfinite().all()
 
 

@@ -153,7 +153,7 @@ def test_coco_wrong_or_missing_json(tmp_path):
         build_index(replace(data, splits={"train": (tmp_path / "elsewhere",)}), "train")
     with pytest.raises(UserError, match=r"needs the JSON of this split"):
         build_index(replace(data, annotations={}), "train")
-    with pytest.raises(UserError, match=r"does not exist; looked for"):
+    with pytest.raises(UserError, match=r"is not there; looked for"):
         build_index(replace(data, annotations={"train": tmp_path / "no.json"}), "train")
 
 

@@ -17,7 +17,7 @@ from utils.core.data_config import DataConfig, SemanticConfig
 from utils.core.errors import UserError
 from utils.engine.predict import PredictSettings, predict, shares_in_words
 from utils.plots.prediction_sinks import JoinSink, WindowSink
-from utils.plots.semantic_overlay import SemanticLook
+from utils.plots.semantic_overlay import SemanticStyle
 from utils.plots.semantic_sinks import ClassMapSink, SubmitSink, cityscapes_ids
 from utils.plots.video_writer import count_frames
 from utils.postprocess import POSTPROCESS
@@ -111,7 +111,7 @@ def test_semantic_map_round_trip(tmp_path):
     classes = np.random.default_rng(0).integers(0, 19, (64, 128)).astype(np.uint8)
     classes[:5] = 255
     film = Frame(still().image, "/a/film.mp4", "", 7, 9)
-    text = write(ClassMapSink(tmp_path, SemanticLook(CITYSCAPES)), (still(), seen(classes)), (film, seen(classes)))
+    text = write(ClassMapSink(tmp_path, SemanticStyle(CITYSCAPES)), (still(), seen(classes)), (film, seen(classes)))
     assert text == f"2 class maps in {tmp_path / 'masks'}, coloured in {tmp_path / 'masks_colour'}"
     for name in ("bus.png", "film_7.png"):
         written = cv2.imread(str(tmp_path / "masks" / name), cv2.IMREAD_UNCHANGED)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from models.checkpoint import load_checkpoint, save_checkpoint
-from models.weight_download import on_disk
+from models.weight_download import resolve_weights
 from utils.backends import BACKENDS
 from utils.backends.opencv_dnn import open_with_opencv
 from utils.core.contracts import Runner
@@ -77,7 +77,7 @@ def find_weights(weights: Sequence[str], download: bool = False, runs: Path = RU
     """Return the files that `--weights` names; empty means the newest best.pt under `runs`."""
     given = [text.strip() for text in weights if text.strip()]
     if given:
-        return [on_disk(text, download) for text in given]
+        return [resolve_weights(text, download) for text in given]
     found = newest_file(runs, "weights/best.pt")
     if found is None:
         how = "train one with `python train.py`" if runs == RUNS else "train one"

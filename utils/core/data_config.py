@@ -311,9 +311,7 @@ def _semantic_names(path: Path, block: Any, root: Path, layout: str, box_names: 
         given = [line.strip() for line in lines if line.strip()]
     names = _class_names(path, given, block.nc, "semantic.")
     if len(names) > MAX_SEMANTIC_CLASSES:
-        raise UserError(
-            f"{path}: `semantic.names` lists {len(names)} classes; at most {MAX_SEMANTIC_CLASSES} fit a mask"
-        )
+        raise UserError(f"{path}: `semantic.names` lists {len(names)} classes; {MAX_SEMANTIC_CLASSES} at most")
     return names
 
 

@@ -19,7 +19,7 @@ from models.class_names import described_heads
 from models.network import Network
 from models.pretrained import starting_point
 from models.transfer import transfer
-from models.weight_download import on_disk
+from models.weight_download import resolve_weights
 from utils.core import distributed as dist
 from utils.core.contracts import Loader, Logger, Task
 from utils.core.data_config import DataConfig, load_data
@@ -155,7 +155,7 @@ def _network(task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig, ch
                     f"start a new one with --weights {settings.resume}"
                 )
         return build_network(stored, head_names=_names(stored, data))
-    weights = on_disk(settings.weights, settings.download) if settings.weights else None
+    weights = resolve_weights(settings.weights, settings.download) if settings.weights else None
     start = starting_point(settings, weights, task.heads, task.cfg)
     architecture = start.architecture
     if settings.semantic:

@@ -6,25 +6,25 @@ from pathlib import Path
 from utils.core.contracts import Batch, Loader, Results, Scores, Task
 from utils.core.data_config import DataConfig
 from utils.core.load_request import LoadRequest
-from utils.datasets.generators.prepare import ensure
+from utils.datasets.generators.prepare import ensure_generated
 from utils.datasets.pipeline.loader import open_loader
 from utils.plots.batches import draw_batch
 from utils.plots.curves import draw_confusion, draw_score_curves
 from utils.plots.label_statistics import draw_labels
 from utils.plots.results import draw_results
-from utils.plots.semantic_overlay import SemanticLook
+from utils.plots.semantic_overlay import SemanticStyle
 from utils.tasks import TASKS
 
 
 def load(request: LoadRequest) -> Loader:
     """Return the batches of one split; a generated data set is made first if need be."""
-    ensure(request.data)
+    ensure_generated(request.data)
     return open_loader(request)
 
 
 def draw_labelled(batch: Batch, path: Path, data: DataConfig, results: Sequence[Results] | None = None) -> None:
     """Write a batch as one picture, with labels or results of every kind on it."""
-    look = SemanticLook(data.semantic.names, data.semantic.palette) if data.semantic else None
+    look = SemanticStyle(data.semantic.names, data.semantic.palette) if data.semantic else None
     draw_batch(batch, path, data.names, results, look)
 
 
