@@ -31,7 +31,7 @@ def find_data(text: str) -> Path:
     if alike := [path for path in files if path.name.lower() in (names[0].lower(), names[1].lower())]:
         return alike[0]
     tried = f"; no folder {', '.join(map(str, dict.fromkeys(folders)))}" if folders else ""
-    hint = did_you_mean(text, [path.stem for path in files]) or "; data/ has the shipped ones"
+    hint = did_you_mean(Path(text).stem, [path.stem for path in files]) or "; data/ has the shipped ones"
     raise UserError(f"--data {text}: no such data-set YAML{tried}{hint}")
 
 
