@@ -326,8 +326,8 @@ FAULTS = {
     "two heads of one name": (replaced("   [[8, 5], 1, Detect, [nc, anchors]],",
      "   [[8, 5], 1, Detect, [nc, anchors]],\n   [[8, 5], 1, Detect, [nc, anchors]],"), r"'detect' stands twice"),
     "no head": (replaced("   [[8, 5], 1, Detect, [nc, anchors]],\n", ""), r"no head"),
-    "key twice": (USER_YAML + "nc: 8\n", r"stands twice"),
-    "not yaml": (replaced("backbone:", "backbone: ]"), r"not valid YAML"),
+    "key twice": (USER_YAML + "nc: 8\n", r"duplicate key"),
+    "not yaml": (replaced("backbone:", "backbone: ]"), r"invalid YAML"),
     "no anchors": (replaced("anchors:", "anchor:"), r"row 9 \(Detect\): needs the key `anchors:`"),
     "base": ("base: yolov9\nnc: 1\nscales: {n: [1, 1]}\n", r"no such family"),
 }  # fmt: skip
