@@ -11,7 +11,7 @@ from utils.core.hyp import Hyp, find_hyp
 NAMES = (
     "scratch-low", "scratch-med", "scratch-high", "no-augmentation", "VOC", "Objects365", "scratch", "finetune",
 )  # fmt: skip
-TABLE = {  # behaviour.md 3.1, columns in the order of NAMES
+TABLE = {  # published values, columns in the order of NAMES
     "lr0": (0.01, 0.01, 0.01, 0.01, 0.00334, 0.00258, 0.01, 0.0032),
     "lrf": (0.01, 0.1, 0.1, 0.1, 0.15135, 0.17, 0.2, 0.12),
     "momentum": (0.937, 0.937, 0.937, 0.937, 0.74832, 0.779, 0.937, 0.843),

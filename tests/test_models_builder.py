@@ -17,7 +17,7 @@ from models.network import Network
 from models.summary import summarize
 from utils.core.errors import UserError
 
-# behaviour.md 1.6: parameters, parameters after folding, GFLOPs at 640, the same after folding, entries of the state
+# parameters, parameters after fusing, GFLOPs at 640, the same after fusing, entries of the state
 DETECTION = {
     "yolov5n": (1_872_157, 1_867_405, 4.56, 4.47, 349),
     "yolov5s": (7_235_389, 7_225_885, 16.63, 16.44, 349),
