@@ -12,7 +12,7 @@ from tools.search.program import PLAN_FILE, Plan, search
 from tools.search.shared_study import MUTATION, PRUNERS, SAMPLER_NAMES
 from utils.core.contracts import Logger
 from utils.core.errors import UserError
-from utils.core.files import newest
+from utils.core.files import newest_file
 from utils.programs.train import TASKS, task_parser
 
 _CHANGEABLE = ("device", "workers", "trials", "confirm", "noplots")  # options that may differ when resuming
@@ -148,7 +148,7 @@ def _find_search(text: str, project: Path) -> Path:
     if text != "newest":
         folder = Path(text)
     else:
-        plan = newest(project, PLAN_FILE)
+        plan = newest_file(project, PLAN_FILE)
         if plan is None:
             raise UserError(f"--resume: no search under {project}; give its folder")
         folder = plan.parent

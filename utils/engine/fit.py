@@ -13,7 +13,7 @@ from utils.core import distributed as dist
 from utils.core.contracts import Batch, Logger, Results, SelectTask, Task
 from utils.core.device import autocast_dtype, describe, select_device
 from utils.core.errors import UserError
-from utils.core.files import drop_if_empty
+from utils.core.files import remove_if_empty
 from utils.core.interrupt import Interrupt
 from utils.core.log import LOGGER
 from utils.core.seed import seed_everything
@@ -74,7 +74,7 @@ def fit(select_task: SelectTask, settings: TrainSettings, loggers: Sequence[Logg
         start_outputs(run)
     except UserError:
         if dist.is_main():
-            drop_if_empty(run.folder)
+            remove_if_empty(run.folder)
         raise
     with Interrupt("stopping after this step; press Ctrl-C again to stop at once") as interrupt, Stopwatch() as watch:
         try:

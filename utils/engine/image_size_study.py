@@ -11,7 +11,7 @@ from utils.core import distributed as dist
 from utils.core.contracts import SelectTask
 from utils.core.device import select_device
 from utils.core.errors import UserError
-from utils.core.files import drop_if_empty, write_text
+from utils.core.files import remove_if_empty, write_text
 from utils.core.log import LOGGER
 from utils.core.val_settings import ValSettings
 from utils.engine.validate import OpenedModel, OpenModel, evaluate_at_size, open_model_and_data, results_folder
@@ -72,7 +72,7 @@ def study_image_sizes(
         return metrics
     finally:
         if dist.is_main():
-            drop_if_empty(folder)
+            remove_if_empty(folder)
 
 
 def _label(model: OpenedModel, weights: str, taken: Collection[str]) -> str:

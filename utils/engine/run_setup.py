@@ -164,7 +164,7 @@ def fit_anchors(network: Network, loader: Loader, hyp: Hyp, settings: TrainSetti
                 LOGGER.warning(
                     "the weights were trained with other anchors; keep those with --noautoanchor if training is short"
                 )
-        new = dist.from_main(None if decision is None or decision.new is None else np.asarray(decision.new))
+        new = dist.broadcast(None if decision is None or decision.new is None else np.asarray(decision.new))
         if new is not None:
             levels = torch.from_numpy(new).float().reshape(len(spec.strides), -1, 2)
             network.set_anchors(name, levels.half().float())  # values that a half-precision checkpoint can store
@@ -231,4 +231,4 @@ def create_folder(settings: TrainSettings, checkpoint: Checkpoint | None) -> Pat
     if checkpoint is not None:
         return Path(settings.resume).resolve().parent.parent
     name = Path(settings.cfg).stem if settings.name == "cfg" and settings.cfg else settings.name
-    return Path(dist.made_by_main(lambda: run_folder(Path(settings.project), name, settings.exist_ok)))
+    return Path(dist.run_on_main(lambda: run_folder(Path(settings.project), name, settings.exist_ok)))

@@ -24,10 +24,10 @@ from utils.core.contracts import (
     SelectTask,
     Task,
 )
-from utils.core.data_config import DataConfig, find_semantic, load_data
+from utils.core.data_config import DataConfig, load_data, load_semantic_data
 from utils.core.device import select_device
 from utils.core.errors import UserError
-from utils.core.files import drop_if_empty, run_folder, write_text
+from utils.core.files import remove_if_empty, run_folder, write_text
 from utils.core.hyp import Hyp
 from utils.core.load_request import LoadRequest, SemanticRequest
 from utils.core.log import LOGGER
@@ -91,7 +91,7 @@ def validate(select_task: SelectTask, settings: ValSettings, open_model: OpenMod
         return report.metrics
     finally:
         if dist.is_main():
-            drop_if_empty(folder)  # after an error
+            remove_if_empty(folder)  # after an error
 
 
 def open_model_and_data(
@@ -119,7 +119,7 @@ def open_model_and_data(
 
 def results_folder(settings: ValSettings) -> Path:
     """Create the folder of the results on the first rank; return its path on all."""
-    return Path(dist.made_by_main(lambda: run_folder(Path(settings.project), settings.name, settings.exist_ok)))
+    return Path(dist.run_on_main(lambda: run_folder(Path(settings.project), settings.name, settings.exist_ok)))
 
 
 def _data_name(task: Task, settings: ValSettings, model: OpenedModel) -> str:
@@ -133,16 +133,16 @@ def _load_data(task: Task, settings: ValSettings, model: OpenedModel) -> DataCon
     if not settings.data:
         LOGGER.info(f"data: {text} (training data of {model.name})")
     data = load_data(text)
-    if data.named_by_folders and set(data.names) <= set(model.runner.names):
+    if data.is_class_folders and set(data.names) <= set(model.runner.names):
         data = replace(data, names=tuple(model.runner.names))  # there may be no folder for some classes
-    elif data.named_by_folders:
+    elif data.is_class_folders:
         LOGGER.warning(
             f"{data.source}: folder names differ from the classes of {model.name} ({data.names[0]}, "
             f"{model.runner.names[0]}, …); matching them by order"
         )
     data = data.single_class() if settings.single_cls else data
     if settings.segdata:
-        data = replace(data, semantic=find_semantic(settings.segdata))
+        data = replace(data, semantic=load_semantic_data(settings.segdata))
     for spec in model.runner.specs.values():
         _check_classes(data, model.name, spec, settings.single_cls)
     return data

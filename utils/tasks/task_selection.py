@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from utils.core.contracts import Task
-from utils.core.data_config import PIXEL_HEAD
+from utils.core.data_config import SEMANTIC_HEAD
 from utils.core.errors import UserError
 from utils.tasks import TASKS
 from utils.tasks.joint import join_tasks
@@ -24,15 +24,15 @@ def select_task(name: str, heads: Collection[str]) -> Task:
         none of the heads of the named task.
     """
     task = TASKS.get(name)
-    if PIXEL_HEAD not in heads or name == PIXEL_HEAD:
+    if SEMANTIC_HEAD not in heads or name == SEMANTIC_HEAD:
         return task
-    semantic = TASKS.get(PIXEL_HEAD)
+    semantic = TASKS.get(SEMANTIC_HEAD)
     return join_tasks(task, semantic) if set(heads) & set(task.heads) else semantic
 
 
 def select_task_by_heads(heads: Collection[str]) -> Task:
     """Select the task that evaluates all heads of a network."""
-    return select_task(next((head for head in heads if head != PIXEL_HEAD), PIXEL_HEAD), heads)
+    return select_task(next((head for head in heads if head != SEMANTIC_HEAD), SEMANTIC_HEAD), heads)
 
 
 def select_training_task(name: str, fitness: Sequence[float], heads: Collection[str]) -> Task:
