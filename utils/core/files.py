@@ -57,7 +57,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
-    """Create the folder of a run: `project/name`, or the first free one of name2, name3, …
+    """Create the folder of a run: `project/name`, or the first free one of name2, name3 and so on.
 
     Args:
         project: Parent folder of the runs.
