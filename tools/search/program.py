@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools.search.shared_study import SearchSettings
 from utils.core import distributed as dist
 from utils.core.contracts import Logger, Task
 from utils.core.errors import UserError
@@ -21,6 +20,7 @@ from utils.programs.train import TASKS, resolve_settings, task_parser
 
 if TYPE_CHECKING:  # torch is loaded once the options are known
     from tools.search.report import StudySummary
+    from tools.search.shared_study import SearchSettings
     from tools.search.trial import PruningLogger, Search
 
 PLAN_FILE = "search.yaml"  # in the folder of the search
@@ -114,6 +114,8 @@ def search(
             "a search runs in one process, without torchrun; to use several GPUs start one process for each, the later "
             f"ones with {plan.resume_command} FOLDER --device 1"
         )
+    from tools.search.shared_study import SearchSettings
+
     search_settings = SearchSettings.from_dict(plan.search)
     settings, origin = _training_settings(plan)
     if settings.noval and search_settings.pruner != "none":

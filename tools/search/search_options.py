@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from tools.search.program import PLAN_FILE, Plan, search
-from tools.search.shared_study import MUTATION, PRUNERS, SAMPLER_NAMES
 from utils.core.contracts import Logger
 from utils.core.errors import UserError
 from utils.core.files import newest_file
@@ -40,6 +39,8 @@ def tuning_parser(description: str | None, task: str = "detect") -> argparse.Arg
         description: Module docstring of the script.
         task: Task of the training runs.
     """
+    from tools.search.shared_study import MUTATION, PRUNERS, SAMPLER_NAMES  # not loaded by training scripts
+
     parser = task_parser(task, description)
     for action in parser._actions:
         if action.dest == "resume":
@@ -132,7 +133,7 @@ def evolve(
     if int(trials or 0) < 1:
         raise UserError(f"--evolve {trials}: must be a number of training runs, at least 1")
     first = _find_population(Path(str(population))) if population else []
-    search_options = {"trials": trials, "sampler": MUTATION, "pruner": "none", "first": first}
+    search_options = {"trials": trials, "sampler": "mutation", "pruner": "none", "first": first}
     return search(Plan(task, training, search_options, evolves=True), loggers=loggers)
 
 
