@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.fuse import fuse
 from models.network import Network
 from utils.core.log import progress
-from utils.core.timing import Stopwatch, in_turns
+from utils.core.timing import Stopwatch, time_alternately
 
 WARM_UP = 3  # untimed runs first
 
@@ -34,7 +34,7 @@ def time_network(network: Network, size_hw: tuple[int, int], batch: int, device:
     """Measure the median milliseconds of the fused network for `batch` images."""
     folded, images = _prepare(network, size_hw, batch, device)
     with torch.inference_mode():
-        seconds = in_turns({"network": lambda: folded(images)}, runs, WARM_UP, device)
+        seconds = time_alternately({"network": lambda: folded(images)}, runs, WARM_UP, device)
     return 1000 * statistics.median(seconds["network"])
 
 

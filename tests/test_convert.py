@@ -150,14 +150,14 @@ def test_report_lists_what_a_format_cannot_hold(tmp_path):
 
 def test_coco_keeps_image_ids(tmp_path):
     pytest.importorskip("hotcoco")
-    from utils.metrics.coco import truth_from_file
+    from utils.metrics.coco import ground_truth_from_file
 
     source = yolo_set(tmp_path / "set")
     labels("yolo", "coco", source, tmp_path / "coco")
     index = indexes(tmp_path / "coco" / "data.yaml")["val"]
     file = load_data(str(tmp_path / "coco" / "data.yaml")).annotations["val"]
     images = {i: index.path(i) for i in range(len(index))}
-    truth = truth_from_file(file, NAMES, images)
+    truth = ground_truth_from_file(file, NAMES, images)
     assert truth.image_ids == {0: 4, 1: 5} and truth.category_ids == (1, 2)
 
 

@@ -28,7 +28,7 @@ from utils.core.errors import UserError
 from utils.core.log import LOGGER
 from utils.core.yaml_file import read_yaml, write_yaml
 from utils.engine.parity import Limits, Looking, compare
-from utils.ops.crop import centre_square
+from utils.ops.crop import centre_crop
 from utils.programs.export_certificate import LIMITS
 
 SIDE = 96
@@ -282,7 +282,7 @@ def test_int8_classifier(checkpoints, classes, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.programs.export_certificate.CALIBRATION_IMAGES", 3)
     seen = []
     monkeypatch.setattr(
-        "utils.programs.export_certificate.centre_square", lambda *a: seen.append(a[0]) or centre_square(*a)
+        "utils.programs.export_certificate.centre_crop", lambda *a: seen.append(a[0]) or centre_crop(*a)
     )
     chosen = {"include": ["onnx"], "int8": True, "max_drop": 1.0, "data": str(classes), "imgsz": [SIDE]}
     (path,) = export.run(weights=[str(checkpoints["classify"])], output=str(tmp_path), **chosen)
