@@ -1,4 +1,4 @@
-"""Whole trainings for measuring programs: the options they share, one run, and what came of it."""
+"""Training runs for the benchmarks: their common options, one run, and its results."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ SCORE = "metrics/mAP_0.5:0.95"
 
 @dataclass(frozen=True)
 class Training:
-    """What one run gave."""
+    """Results of one training run."""
 
-    losses: list[float]  # per epoch, the sum of the training terms
-    scores: list[float]  # per epoch, mAP50-95
-    numbers: dict[str, float]  # of the best checkpoint at the end
+    losses: list[float]  # sum of the training losses, per epoch
+    scores: list[float]  # mAP50-95 per epoch
+    numbers: dict[str, float]  # scores of the best checkpoint
     seconds: float
 
 
 def add_training_options(parser: argparse.ArgumentParser, data: str, epochs: int | None) -> None:
-    """Add the options that are handed on to the training; what is not given is what train.py takes."""
+    """Add the options that are passed to the training; the others have the defaults of train.py."""
     add = parser.add_argument
     add("--data", default=data, help="data-set YAML")
-    add("--weights", default=None, help="checkpoint to start from; none: from scratch")
-    add("--cfg", default=None, help="model YAML or name; none: the checkpoint's own, else yolov5n")
-    add("--hyp", default=None, help="hyper-parameter YAML")
-    add("--epochs", type=int, default=epochs, help="epochs of each run; none: what the data YAML recommends")
+    add("--weights", default=None, help="initial checkpoint (default: none, train from scratch)")
+    add("--cfg", default=None, help="model YAML or name (default: from the checkpoint, else yolov5n)")
+    add("--hyp", default=None, help="hyperparameter YAML")
+    add("--epochs", type=int, default=epochs, help="epochs per run (default: from the data-set YAML)")
     add("--batch-size", type=int, default=None)
     add_image_size(parser, (), "image size in pixels")
     add("--workers", type=int, default=None)
     add("--device", default=None)
-    add("--seeds", type=int, nargs="+", default=[0, 1], help="each setting is trained once with every seed")
+    add("--seeds", type=int, nargs="+", default=[0, 1], help="seeds, with each of which every setting is trained once")
 
 
 def train_once(options: argparse.Namespace, **chosen: Any) -> Training:
-    """Train as train.py would with `options` and `chosen`, in a folder that is removed afterwards."""
+    """Train like train.py with `options` and `chosen`, in a temporary folder."""
     names = ("data", "weights", "cfg", "hyp", "epochs", "batch_size", "imgsz", "workers", "device")
     values = {name: value for name in names if (value := getattr(options, name)) not in (None, ())}
     data = load_data(options.data)
