@@ -208,7 +208,7 @@ def compare(options: argparse.Namespace) -> list[str]:
         f"{count} images of {options.size} x {options.size}, one at a time, {options.rounds} alternating rounds, each "
         "runtime in a separate process; milliseconds per image, medians (range); then the speedups.",
         "",
-        "| | total | preprocessing | network | postprocessing | over plain PyTorch | over detect.py's PyTorch | over its fp32 |",
+        "| | total | preprocessing | network | postprocessing | over plain PyTorch | over detect.py | over its fp32 |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, seconds in times.items():

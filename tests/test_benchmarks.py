@@ -101,7 +101,7 @@ def test_class_map(results):
 
 
 def test_class_map_invalid_size():
-    with pytest.raises(UserError, match=r"--size 96: width and height"):
+    with pytest.raises(UserError, match=r"--size 96: expected width and height"):
         class_map.main(["--size", "96"])
 
 
