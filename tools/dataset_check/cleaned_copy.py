@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import yaml
 
-from tools.converters.output_folder import Sink
+from tools.converters.output_folder import OutputFolder
 from tools.dataset_check.checks.image_files import SUFFIXES
 from tools.dataset_check.records import Gathered, Labelled, Picture
 from tools.dataset_check.text_report import Report
@@ -40,7 +40,7 @@ class _Copy:
     """One cleaned copy in the making."""
 
     gathered: Gathered
-    sink: Sink
+    sink: OutputFolder
     left_out: dict[tuple[str, str], str]  # split and image -> why
     changed: Counter[str] = field(default_factory=Counter)
     stems: dict[tuple[str, str], str] = field(default_factory=dict)  # split and image -> what the copy is called
@@ -49,7 +49,7 @@ class _Copy:
 def write_fixed(report: Report, out: Path) -> Path:
     """Write the copy; return its data YAML. UserError: `out` is not empty, or nothing sound would be left."""
     gathered = report.gathered
-    with Sink(out) as sink:
+    with OutputFolder(out) as sink:
         copy = _Copy(gathered, sink, _unwanted(report))
         sink.protected |= {
             os.path.realpath(path) for split in gathered.split_names for path in gathered.pictures(split)
