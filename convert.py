@@ -54,9 +54,9 @@ def _add_labels(parser: argparse.ArgumentParser) -> None:
     text = "class names: a file with one name per line, a data YAML, or a,b,c (default: from the source)"
     data.add_argument("--names", default="", help=text)
     data.add_argument("--split", default="train", help="split of the images of a source without splits")
-    data.add_argument("--pictures", default="", metavar="DIR", help="folder of the images (default: detected)")
+    data.add_argument("--pictures", default="", metavar="FOLDER", help="folder of the images (default: detected)")
     text = "folder of the masks of the formats masks and panoptic (default: detected)"
-    data.add_argument("--masks", default="", metavar="DIR", help=text)
+    data.add_argument("--masks", default="", metavar="FOLDER", help=text)
     _add_output(parser, "new folder for the converted data set")
 
     conversion = parser.add_argument_group("conversion")
