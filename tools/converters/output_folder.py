@@ -42,7 +42,7 @@ class OutputFolder:
                 self._root = self.out.with_name(f".{self.out.name}.{os.getpid()}.part")
                 self._root.mkdir(parents=True)
         except OSError as error:
-            raise UserError(f"{self.out}: cannot write there ({error.strerror or error})") from error
+            raise UserError(f"{self.out}: cannot be written ({error.strerror or error})") from error
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
@@ -57,7 +57,7 @@ class OutputFolder:
             self._root.rename(self.out)
         except OSError as error:
             shutil.rmtree(self._root, ignore_errors=True)
-            raise UserError(f"{self.out}: cannot write there ({error.strerror or error})") from error
+            raise UserError(f"{self.out}: cannot be written ({error.strerror or error})") from error
 
     def unused(self, candidates: list[str]) -> str:
         """Reserve the first unused name among `candidates`, or the last one with a number appended."""
@@ -92,7 +92,7 @@ class OutputFolder:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         except OSError as error:
-            raise UserError(f"{path}: cannot write there ({error.strerror or error})") from error
+            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
     def add_image(self, source: Path, below: str, how: str) -> None:
         """Add an image.
@@ -118,4 +118,4 @@ class OutputFolder:
                 shutil.copyfile(source, temporary)
             temporary.replace(path)
         except OSError as error:
-            raise UserError(f"{path}: cannot write there ({error.strerror or error})") from error
+            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
