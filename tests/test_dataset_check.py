@@ -357,5 +357,5 @@ def test_exit_status(tmp_path, monkeypatch):
 def test_help_and_missing_data(root, tmp_path):
     line = [sys.executable, str(root / "check.py"), "--data", "nothing-there.yaml"]
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith("error: nothing-there.yaml: no such data-set YAML")
+    assert done.returncode == 2 and done.stderr.startswith("error: --data nothing-there.yaml: no such data-set YAML")
     assert len(done.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
