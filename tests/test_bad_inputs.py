@@ -108,7 +108,7 @@ def test_unknown_head(monkeypatch, images, network_file, tmp_path, name, registr
 
 def test_class_mismatch_of_weights_and_data(shared, images, network_file, tmp_path):
     options = options_for("val", shared / "weights" / "det_pvdefect_nc5.pt", images)
-    assert "2 classes" in (text := error_of("val", *options, project=tmp_path / "p")) and "knows 5" in text
+    assert "2 classes" in (text := error_of("val", *options, project=tmp_path / "p")) and "has 5" in text
     both = ("--weights", network_file, shared / "weights" / "yolov5n.pt")
     text = error_of("val", *both, "--data", images, "--img", 64, project=tmp_path / "p")
     assert "2 and 80 classes" in text

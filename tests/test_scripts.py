@@ -156,7 +156,7 @@ BAD = [
     (("--data", "nothing.yaml"), "no such data-set YAML"),
     (("--weights", "nothing.pt"), "nothing.pt"),
     (("--cfg", "yolov9.yaml"), "yolov9"),
-    (("--hyp", "nothing.yaml"), "no such hyper-parameter file"),
+    (("--hyp", "nothing.yaml"), "no such hyperparameter file"),
     (("--resume", "nothing.pt"), "no such file"),
     (("--device", "7"), "--device"),
     (("--amp", "fp16", "--device", "cpu"), "GPU"),
