@@ -28,7 +28,7 @@ from models.builder import build_network, read_architecture
 from models.network import Network
 from models.network_runner import to_input
 from utils.core.cli import run_script
-from utils.core.contracts import Batch, Geometry, ImageInfo
+from utils.core.contracts import Batch, Geometry, ImageInfo, Loss
 from utils.core.device import autocast_dtype, select_device
 from utils.core.hyp import Hyp
 from utils.core.seed import seed_everything
@@ -59,8 +59,8 @@ class Side:
     """One implementation of the training step."""
 
     network: Network
-    losses: dict[str, Any]
-    optimizer: Any
+    losses: dict[str, Loss]
+    optimizer: torch.optim.Optimizer
     ema: Any
     enter: Callable[[Tensor], Tensor]  # uint8 images to the network's input
     clip: Callable[[Any], object]

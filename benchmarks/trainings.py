@@ -1,4 +1,4 @@
-"""Training runs for the benchmarks: their common options, one run, and its results."""
+"""Training runs for benchmarks: common options, one run and its results."""
 
 from __future__ import annotations
 
@@ -32,22 +32,33 @@ class Training:
 
 
 def add_training_options(parser: argparse.ArgumentParser, data: str, epochs: int | None) -> None:
-    """Add the options that are passed to the training; the others have the defaults of train.py."""
+    """Add the options of the training runs; their defaults are those of train.py.
+
+    Args:
+        parser: Parser of the benchmark.
+        data: Default data-set YAML.
+        epochs: Default number of epochs; None: the recommendation of the data set.
+    """
     add = parser.add_argument
     add("--data", default=data, help="data-set YAML")
     add("--weights", default=None, help="initial checkpoint (default: none, train from scratch)")
     add("--cfg", default=None, help="model YAML or name (default: from the checkpoint, else yolov5n)")
     add("--hyp", default=None, help="hyperparameter YAML")
-    add("--epochs", type=int, default=epochs, help="epochs per run (default: from the data-set YAML)")
+    add("--epochs", type=int, default=epochs, help="epochs of each run (default: from the data YAML)")
     add("--batch-size", type=int, default=None)
     add_image_size(parser, (), "image size in pixels")
     add("--workers", type=int, default=None)
     add("--device", default=None)
-    add("--seeds", type=int, nargs="+", default=[0, 1], help="seeds, with each of which every setting is trained once")
+    add("--seeds", type=int, nargs="+", default=[0, 1], help="seeds; each setting is trained once with every seed")
 
 
 def train_once(options: argparse.Namespace, **chosen: Any) -> Training:
-    """Train like train.py with `options` and `chosen`, in a temporary folder."""
+    """Train in a temporary folder.
+
+    Args:
+        options: Options of `add_training_options`.
+        **chosen: Further options of train.py by name.
+    """
     names = ("data", "weights", "cfg", "hyp", "epochs", "batch_size", "imgsz", "workers", "device")
     values = {name: value for name in names if (value := getattr(options, name)) not in (None, ())}
     data = load_data(options.data)
