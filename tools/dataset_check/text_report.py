@@ -96,8 +96,8 @@ class Report:
         for name, fit in ((anchors.usual, anchors.usual_fit), ("fitted", anchors.fit)):
             if fit is not None:
                 LOGGER.info(
-                    f"anchors {name}: best possible recall {fit.recall:.4f}, {fit.above_per_label:.2f} match a label, "
-                    f"fitness {fit.fitness:.4f} ({anchors.labels} labels at {self.gathered.imgsz})"
+                    f"anchors {name}: best possible recall {fit.recall:.4f}, "
+                    f"{fit.matches_per_label:.2f} match a label, fitness {fit.fitness:.4f} ({anchors.labels} labels at {self.gathered.imgsz})"
                 )
         for line in [anchors.advice, *anchors.yaml().splitlines()]:
             LOGGER.info(line)
