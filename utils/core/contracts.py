@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # keeps --help fast: parsers are built without loading torch
     import numpy as np
@@ -47,6 +47,13 @@ class ImageInfo:
     geometry: Geometry
 
 
+class Prepared(Protocol):
+    """Targets that a loss computed from the labels of a batch on the host."""
+
+    def to(self, device: device) -> Self:
+        """Move the targets to a device without blocking the host."""
+
+
 @dataclass
 class Batch:
     """Images and their labels.
@@ -68,6 +75,8 @@ class Batch:
     classes: Tensor | None = None
     # (B, H, W) uint8 class of each pixel; in evaluation at the original size, common to all images of the batch
     semantic: Tensor | None = None
+    # By head name: what its loss computed from the labels on the host (`Loss.prepare`)
+    prepared: dict[str, Prepared] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.info)
@@ -96,7 +105,8 @@ class Batch:
 
     def to(self, target: device) -> Batch:
         """Move the batch to `target`; images stay uint8 to transfer a quarter of the bytes."""
-        return self._map(lambda tensor: tensor.to(target, non_blocking=True))
+        moved = self._map(lambda tensor: tensor.to(target, non_blocking=True))
+        return replace(moved, prepared={name: targets.to(target) for name, targets in self.prepared.items()})
 
 
 class FineMasks(Protocol):
@@ -245,6 +255,8 @@ class Loss(Protocol):
     depend on the number of processes. Without labels a term is exactly zero but connected to all parameters of the
     head. State that changes during training lives in buffers and is saved with the run. The `hyp` of the constructor
     has scaled gains (`Hyp.scaled`).
+
+    A loss that also has the method of `HostTargets` may compute on the host what needs the labels only.
     """
 
     per_image: bool  # the engine multiplies the sum of terms by the number of labelled images
@@ -258,6 +270,16 @@ class Loss(Protocol):
     def eval(self) -> Self: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+
+
+@runtime_checkable
+class HostTargets(Protocol):
+    """A loss that computes targets on the host, from the labels and the size of the network's input alone.
+
+    The engine calls `prepare` before it moves a batch to the device, and hands the result over in `batch.prepared`.
+    """
+
+    def prepare(self, batch: Batch, input_hw: tuple[int, int]) -> Prepared: ...
 
 
 class PostProcess(Protocol):
