@@ -40,43 +40,19 @@ DEVICE = torch.device("cuda", 0)
 GIB = 2**30
 
 # operators that return a view or only allocate: no kernel runs
-NO_KERNEL = frozenset(
-    [
-        "empty",
-        "empty_like",
-        "empty_strided",
-        "new_empty",
-        "new_empty_strided",
-        "detach",
-        "alias",
-        "lift_fresh",
-        "resize_",
-        "set_",
-        "is_pinned",
-        "_pin_memory",
-        "_unsafe_view",
-        "unsafe_split",
-        "_local_scalar_dense",
-    ]
-)
+_NO_KERNEL = """
+empty empty_like empty_strided new_empty new_empty_strided detach alias lift_fresh resize_ set_ is_pinned _pin_memory
+_unsafe_view unsafe_split _local_scalar_dense
+"""
+NO_KERNEL = frozenset(_NO_KERNEL.split())
 # operators whose result size depends on data, so the host waits for it
-DATA_DEPENDENT = frozenset(
-    [
-        "nonzero",
-        "masked_select",
-        "_unique2",
-        "unique_consecutive",
-        "unique_dim",
-        "equal",
-        "bincount",
-        "is_nonzero",
-        "repeat_interleave",
-        "histc",
-        "multinomial",
-    ]
-)
-MIXING_ALLOWED = frozenset(["copy_", "_to_copy", "index", "index_put", "index_put_", "_index_put_impl_"])
-INDEXING = frozenset(["index", "index_put", "index_put_", "_index_put_impl_"])
+_DATA_DEPENDENT = """
+nonzero masked_select _unique2 unique_consecutive unique_dim equal bincount is_nonzero repeat_interleave histc
+multinomial
+"""
+DATA_DEPENDENT = frozenset(_DATA_DEPENDENT.split())
+INDEXING = frozenset(("index", "index_put", "index_put_", "_index_put_impl_"))
+MIXING_ALLOWED = INDEXING | {"copy_", "_to_copy"}
 
 
 class Recorder:
@@ -249,15 +225,20 @@ def _record(func: Any, name: str, args: Any, plain: list[torch.Tensor]) -> None:
         RECORD.launch(name)
 
 
-_BATCH_NORM = {
-    "cudnn_batch_norm": lambda i, w, b, rm, rv, training, momentum, eps: (
-        *torch.ops.aten.native_batch_norm(i, w, b, rm, rv, training, momentum, eps),
-        torch.zeros(0, dtype=torch.uint8),
-    ),
-    "cudnn_batch_norm_backward": lambda i, g, w, rm, rv, mean, invstd, eps, _: (
-        torch.ops.aten.native_batch_norm_backward(g, i, w, rm, rv, mean, invstd, True, eps, [True, True, True])
-    ),
-}
+def _batch_norm(*arguments: Any) -> Any:
+    """Compute cudnn_batch_norm, whose fourth output is a reserve of bytes."""
+    return (*torch.ops.aten.native_batch_norm(*arguments), torch.zeros(0, dtype=torch.uint8))
+
+
+def _batch_norm_backward(*arguments: Any) -> Any:
+    """Compute cudnn_batch_norm_backward."""
+    features, grad, weight, mean, variance, saved_mean, saved_variance, epsilon, _ = arguments
+    return torch.ops.aten.native_batch_norm_backward(
+        grad, features, weight, mean, variance, saved_mean, saved_variance, True, epsilon, [True, True, True]
+    )
+
+
+_BATCH_NORM = {"cudnn_batch_norm": _batch_norm, "cudnn_batch_norm_backward": _batch_norm_backward}
 
 
 def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
@@ -364,49 +345,16 @@ def install(strict: bool = True, capability: tuple[int, int] = (9, 0), memory_gi
 # ----------------------------------------------------------------------------------------------------------------------
 # The stub of the CUDA runtime
 
-_RETURNS_SUCCESS = [
-    "cudaDeviceCanAccessPeer",
-    "cudaDeviceEnablePeerAccess",
-    "cudaDeviceGetAttribute",
-    "cudaDeviceGetDefaultMemPool",
-    "cudaDeviceGetPCIBusId",
-    "cudaDeviceSynchronize",
-    "cudaEventCreate",
-    "cudaEventDestroy",
-    "cudaEventElapsedTime",
-    "cudaEventQuery",
-    "cudaEventRecord",
-    "cudaEventRecordWithFlags",
-    "cudaEventSynchronize",
-    "cudaFree",
-    "cudaFreeAsync",
-    "cudaFuncGetAttributes",
-    "cudaFuncSetAttribute",
-    "cudaGetDriverEntryPointByVersion",
-    "cudaGetLastError",
-    "cudaGetSymbolAddress",
-    "cudaHostRegister",
-    "cudaHostUnregister",
-    "cudaLaunchKernel",
-    "cudaLaunchKernelExC",
-    "cudaMemcpy",
-    "cudaMemcpyAsync",
-    "cudaMemset",
-    "cudaMemsetAsync",
-    "cudaPeekAtLastError",
-    "cudaPointerGetAttributes",
-    "cudaSetDevice",
-    "cudaStreamAddCallback",
-    "cudaStreamDestroy",
-    "cudaStreamGetCaptureInfo",
-    "cudaStreamGetPriority",
-    "cudaStreamQuery",
-    "cudaStreamSynchronize",
-    "cudaStreamWaitEvent",
-    "cudaThreadExchangeStreamCaptureMode",
-    "cudaProfilerStart",
-    "cudaProfilerStop",
-]
+_RETURNS_SUCCESS = """
+cudaDeviceCanAccessPeer cudaDeviceEnablePeerAccess cudaDeviceGetAttribute cudaDeviceGetDefaultMemPool
+cudaDeviceGetPCIBusId cudaDeviceSynchronize cudaEventCreate cudaEventDestroy cudaEventElapsedTime cudaEventQuery
+cudaEventRecord cudaEventRecordWithFlags cudaEventSynchronize cudaFree cudaFreeAsync cudaFuncGetAttributes
+cudaFuncSetAttribute cudaGetDriverEntryPointByVersion cudaGetLastError cudaGetSymbolAddress cudaHostRegister
+cudaHostUnregister cudaLaunchKernel cudaLaunchKernelExC cudaMemcpy cudaMemcpyAsync cudaMemset cudaMemsetAsync
+cudaPeekAtLastError cudaPointerGetAttributes cudaSetDevice cudaStreamAddCallback cudaStreamDestroy
+cudaStreamGetCaptureInfo cudaStreamGetPriority cudaStreamQuery cudaStreamSynchronize cudaStreamWaitEvent
+cudaThreadExchangeStreamCaptureMode cudaProfilerStart cudaProfilerStop
+"""
 _RUNTIME = """
 #include <stdlib.h>
 #include <string.h>
@@ -456,7 +404,7 @@ def stub_libraries() -> Path:
     folder = Path(tempfile.gettempdir()) / f"simulated-gpu-{os.getuid()}-{torch.__version__}"
     if not (folder / "complete").exists():
         folder.mkdir(exist_ok=True)
-        runtime = _RUNTIME + "\n".join(f"int {name}() {{ return 0; }}" for name in _RETURNS_SUCCESS)
+        runtime = _RUNTIME + "\n".join(f"int {name}() {{ return 0; }}" for name in _RETURNS_SUCCESS.split())
         for file, code in (("libcudastub.so", runtime), ("libcuda.so.1", _DRIVER)):
             built = folder / f"{file}.{os.getpid()}"
             command = ["gcc", "-w", "-shared", "-fPIC", "-x", "c", "-o", str(built), "-"]
@@ -520,9 +468,9 @@ def main() -> None:
             Path(report).write_text(json.dumps(RECORD.summary()), encoding="utf-8")
         else:
             record = RECORD.summary()
-            print(f"{record['launches']} launches; mixed devices: {record['mixed'] or 'none'}")
+            sys.stdout.write(f"{record['launches']} launches; mixed devices: {record['mixed'] or 'none'}\n")
             for place, count in collections.Counter(record["waits"]).most_common(40):
-                print(f"{count:6d} {place}")
+                sys.stdout.write(f"{count:6d} {place}\n")
 
 
 if __name__ == "__main__":

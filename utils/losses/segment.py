@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import interpolate, pad, softplus
 
 from utils.core.contracts import Batch, HeadSpec, Raw
-from utils.core.distributed import sum_over_ranks, world_size
+from utils.core.distributed import sum_over_ranks
 from utils.core.hyp import Hyp
 from utils.losses import LOSSES
 from utils.losses.anchor_assignment import Assignment, pack_to
@@ -169,9 +169,9 @@ class SegmentLoss(nn.Module):
             counts=targets.counts,
             padded=targets.padded,
         )
-        images: Tensor | float = float(len(batch))
-        if self.training and world_size() > 1:
-            images = sum_over_ranks(torch.full((), images, device=prototypes.device))
+        images = torch.full((), float(len(batch)), device=prototypes.device)
+        if self.training:
+            images = sum_over_ranks(images)
         return _MaskCrossEntropy.apply(prototypes, pairs.coefficients, pairs, masks) * (self.gain / images)
 
 
