@@ -33,9 +33,9 @@ from utils.core.device import autocast_dtype, select_device
 from utils.core.hyp import Hyp
 from utils.core.seed import seed_everything
 from utils.core.timing import Stopwatch
-from utils.engine.build_run import build_losses
 from utils.engine.ema import ModelEma
 from utils.engine.parameter_groups import build_optimizer, clip_gradients
+from utils.engine.run_setup import build_losses
 
 NAME = "train_step"
 PARTS = ("forward", "loss and backward", "optimizer and EMA")

@@ -15,7 +15,7 @@ from utils.core.timing import Stopwatch
 from utils.core.train_options import resolve_training, training_parser
 from utils.engine.fit import fit
 from utils.loggers.csv_file import read_results
-from utils.tasks.task_selection import task_for
+from utils.tasks.task_selection import select_training_task
 
 LOSSES = ("train/box_loss", "train/obj_loss", "train/cls_loss")
 SCORE = "metrics/mAP_0.5:0.95"
@@ -55,7 +55,7 @@ def train_once(options: argparse.Namespace, **chosen: Any) -> Training:
         place = {"project": folder, "name": "run", "noplots": True}
         settings, _ = resolve_training(training_parser(None), values | chosen | place, data.defaults, data.source)
         with Stopwatch() as watch:
-            numbers = fit(partial(task_for, "detect", settings), settings)
+            numbers = fit(partial(select_training_task, "detect", settings.fitness), settings)
         rows = read_results(Path(folder) / "run" / "results.csv")
     epochs = [rows[epoch] for epoch in sorted(rows)]
     return Training(

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from helpers_server import everything, tar_of
 
-from utils.core.data_config import find_data, load_data
+from utils.core.data_config import load_data
+from utils.core.data_paths import find_data
 from utils.core.errors import UserError
 from utils.core.yaml_file import read_yaml, write_yaml
 from utils.datasets.fetch import array_files

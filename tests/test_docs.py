@@ -3,6 +3,7 @@
 import importlib
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from docs.write_options import PROGRAMS, commands_of, page, parser_of
 from tests.test_layout import MAY_IMPORT
 from utils.core.errors import UserError
+from utils.core.hyp import Hyp
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -200,6 +202,16 @@ def test_every_data_and_hyp_file_is_documented():
     text = "\n".join(page.read_text() for page in PAGES)
     files = [*(ROOT / "data").glob("*.yaml"), *(ROOT / "data" / "hyps").glob("*.yaml")]
     assert [path.name for path in files if path.name not in text] == []
+
+
+def test_reference_lists_every_hyper_parameter_with_its_default():
+    text = (ROOT / "docs" / "reference" / "training.md").read_text()
+    table = text.split("## Hyper-parameters\n", 1)[1].split("\n## ", 1)[0]
+    listed = {}
+    for keys, defaults in re.findall(r"^\| (`[^|]*) \|([^|]*)\|", table, re.MULTILINE):
+        listed |= dict(zip(re.findall(r"`(\w+)`", keys), defaults.strip().split(", "), strict=True))
+    shown = {field.name: "" if field.default is None else field.default for field in fields(Hyp)}
+    assert listed == {key: value if isinstance(value, str) else f"{value:g}" for key, value in shown.items()}
 
 
 def test_every_benchmark_is_documented():

@@ -275,7 +275,7 @@ def served_set(server, folder, **entry):
 
 def test_no_download_without_the_option(server, tmp_path):
     path = served_set(server, tmp_path)
-    with pytest.raises(UserError, match=rf"to fetch it: python check.py --data {path} --download"):
+    with pytest.raises(UserError, match=rf"to download it: python check.py --data {path} --download"):
         resolve_dataset(str(path), download=False).split("train")
     assert server.asked == [] and not (tmp_path / "set").exists()
 

@@ -1,4 +1,4 @@
-"""The segmentation loss: golden vector G4, its gradient against plain autograd, and its contract with the engine."""
+"""The segmentation loss: golden values, its gradient against plain autograd, and its contract with the engine."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The loss of pixels: golden vectors G15, gradients against plain autograd, and its contract with the engine."""
+"""The semantic loss: golden values, gradients against plain autograd, and its contract with the engine."""
 
 import dataclasses
 import math

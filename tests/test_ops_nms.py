@@ -61,7 +61,7 @@ def test_limits_per_image():
     settings = dataclasses.replace(SETTINGS, max_detections=7, max_candidates=10)
     result = nms.batched_nms(predictions, 1, settings)
     assert [len(rows) for rows in result.rows] == [7, 0, 5]
-    assert result.cut == [True, False, False]
+    assert result.truncated == [True, False, False]
     assert result.rows[0][:, 4].tolist() == pytest.approx(predictions[0, :, 4].flip(0)[:7].tolist())
 
 

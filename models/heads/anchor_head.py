@@ -159,7 +159,7 @@ class BoxHead(nn.Module):
         self.anchors.copy_(ordered.to(self.anchors.device) / strides.view(-1, 1, 1))
 
     def level_maps(self, features: list[Tensor]) -> Raw:
-        """Return (B, A, H, W, columns) per level, finest first, as level0, level1, …"""
+        """Compute the raw (B, A, H, W, columns) map of each level, finest first, as level0, level1 and so on."""
         maps = {}
         for index, (convolution, feature) in enumerate(zip(self.m, features, strict=True)):
             if is_exporting() and _WHOLE_COLUMNS.get():

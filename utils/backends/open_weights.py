@@ -15,7 +15,7 @@ from utils.backends import BACKENDS
 from utils.backends.opencv_dnn import open_with_opencv
 from utils.core.contracts import Runner
 from utils.core.errors import UserError
-from utils.core.files import newest
+from utils.core.files import newest_file
 from utils.core.log import LOGGER
 
 RUNS = Path("runs/train")
@@ -78,7 +78,7 @@ def find_weights(weights: Sequence[str], download: bool = False, runs: Path = RU
     given = [text.strip() for text in weights if text.strip()]
     if given:
         return [resolve_weights(text, download) for text in given]
-    found = newest(runs, "weights/best.pt")
+    found = newest_file(runs, "weights/best.pt")
     if found is None:
         how = "train one with `python train.py`" if runs == RUNS else "train one"
         raise UserError(

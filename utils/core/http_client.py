@@ -90,7 +90,7 @@ def download_file(remote: RemoteFile, path: Path, pause_s: float = _PAUSE_S) -> 
                 with suppress(OSError):
                     lock.unlink()  # still held: those who wait notice that the file is gone, and lock a new one
     except OSError as error:
-        raise UserError(f"{path}: cannot write there ({error.strerror or error})") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def file_digest(path: Path, algorithm: str) -> str:

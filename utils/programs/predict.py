@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.core.cli import add_device, add_download, add_image_size, add_run_folder, add_runtime, new_parser
 from utils.core.errors import UserError
-from utils.core.files import drop_if_empty, run_folder
+from utils.core.files import remove_if_empty, run_folder
 from utils.core.log import LOGGER
 from utils.programs.semantic_options import (
     add_pixels,
@@ -181,7 +181,7 @@ def _predict(options: argparse.Namespace, runs: str, settings: PredictSettings, 
         report = predict(runner, source, settings, sinks, draw, device)
     finally:
         if folder is not None:
-            drop_if_empty(folder)  # nothing could be read
+            remove_if_empty(folder)  # nothing could be read
     _tell(report)
     if options.update:
         strip_weights(opened.paths)

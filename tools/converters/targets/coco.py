@@ -1,4 +1,4 @@
-"""COCO JSON: `images/<split>`, `annotations/instances_<split>.json`, data.yaml. Category ids are 1, 2, …"""
+"""COCO JSON: `images/<split>`, `annotations/instances_<split>.json`, data.yaml. Category ids count from 1."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from utils.core import distributed as dist
-from utils.core.data_config import DataConfig, datasets_folder, load_data
+from utils.core.data_config import DataConfig, load_data
+from utils.core.data_paths import datasets_folder
 from utils.core.errors import UserError
 from utils.core.files import ROOT
 from utils.core.http_client import RemoteFile, download_file
@@ -173,7 +174,7 @@ def download_items(items: list[DownloadItem], root: Path, class_folders: Sequenc
         _merge(staging, root)
         shutil.rmtree(work)
     except OSError as error:
-        raise UserError(f"{root}: cannot write there ({error.strerror or error})") from error
+        raise UserError(f"{root}: cannot be written ({error.strerror or error})") from error
 
 
 def _convert_arrays(array_format: str, folder: Path, class_folders: Sequence[str], done: Path) -> None:

@@ -150,8 +150,15 @@ def _nearest_corners(first: np.ndarray, second: np.ndarray) -> tuple[float, int,
 
 
 def mask_pieces(mask: np.ndarray, least_px: int = 1) -> list[np.ndarray]:
-    """Return the outer outlines of an (H, W) mask's connected parts with `least_px` pixels, (k, 2) through the centres
-    of the pixels on the border; holes are not kept. A part too thin for an outline is given by its rectangle.
+    """Trace the outer outline of each connected part of a mask with at least `least_px` pixels.
+
+    Args:
+        mask: (H, W) array, non-zero inside. Holes are ignored.
+        least_px: Smallest area of a part.
+
+    Returns:
+        One (k, 2) polygon per part, through the centres of its border pixels. A part too thin for an outline is given
+        by its rectangle.
     """
     filled = np.ascontiguousarray(mask > 0).view(np.uint8)
     contours, _ = cv2.findContours(filled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
