@@ -99,6 +99,13 @@ class Batch:
         changed: dict[str, Any] = {n: change(t) for n in names if (t := getattr(self, n)) is not None}
         return replace(self, **changed)
 
+    def with_targets(self, losses: Mapping[str, Loss], input_hw: tuple[int, int]) -> Batch:
+        """Let losses compute on the host what needs only labels and the size of the network's input."""
+        prepared = {
+            head: loss.prepare(self, input_hw) for head, loss in losses.items() if isinstance(loss, HostTargets)
+        }
+        return replace(self, prepared=prepared)
+
     def pin_memory(self) -> Batch:
         """Copy the batch to page-locked memory (called by the data loader)."""
         return self._map(lambda tensor: tensor.pin_memory())

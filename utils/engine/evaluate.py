@@ -81,6 +81,9 @@ class _Evaluation:
     def process(self, batch: Batch, heads: Collection[str]) -> list[Results]:
         """Run one batch and update the evaluators of `heads`."""
         with self.watches["preprocess"]:
+            if self.losses:
+                losses = {name: loss for name, loss in self.losses.items() if name in heads}
+                batch = batch.with_targets(losses, (batch.images.shape[2], batch.images.shape[3]))
             moved = batch.to(self.device)
         with self.watches["inference"]:
             outputs = self.runner.run(moved.images)
