@@ -1,4 +1,4 @@
-"""Run some training steps and write the loss of each as JSON; test_ddp.py starts it alone and under torchrun."""
+"""Run training steps and write their losses as JSON; started by test_ddp.py, also under torchrun."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ sys.argv, arguments = sys.argv[:1], sys.argv[1:]
 def main(out: Path, data: str, steps: int, freeze_bn: bool, name: str) -> None:
     """Train the smallest network of a task for `steps` batches of 8 and write `out` on the first rank.
 
-    `name` is that of the task, with `+psp` and the like where pixels are learned beside it.
+    `name` is the task, followed by `+psp` or another design for an additional semantic head.
     """
     from utils.core import distributed as dist
     from utils.core.train_settings import TrainSettings

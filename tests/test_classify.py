@@ -1,4 +1,4 @@
-"""Classification's parts: folders to batches, the crop, the loss, the scores, and networks of every origin."""
+"""Classification: data folders, crops, loss, metrics, and networks from all kinds of weights."""
 
 import cv2
 import numpy as np

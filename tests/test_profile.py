@@ -1,4 +1,4 @@
-"""Where time goes: the table and the trace of a profiled training, the layers of a network, the study of sizes."""
+"""Profiles: table and trace of a training run, times of layers, the image-size study."""
 
 import gzip
 import json

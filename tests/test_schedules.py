@@ -1,4 +1,4 @@
-"""Learning-rate curves worked out by hand; optimizers, rates of layers and memory savers in real trainings."""
+"""Learning-rate schedules at hand-computed points; optimizers, layer-wise rates and checkpointing in training runs."""
 
 import importlib
 import math

@@ -1,4 +1,4 @@
-"""Every switch of train.py at work in a short run: several at once, since each run costs seconds."""
+"""Options of train.py in short runs, several at once because each run takes seconds."""
 
 import csv
 import importlib

@@ -1,4 +1,4 @@
-"""Searches for hyperparameters: ranges, proposals, one study in several processes, kills, pruning, files."""
+"""Hyperparameter search: ranges, samplers, shared studies, killed processes, pruning, output files."""
 
 import csv
 import importlib

@@ -1,4 +1,4 @@
-"""A process that searches with trainings of no cost: `tune_worker.py FOLDER TRIALS HANG`, where HANG hangs for ever."""
+"""Search process with instant training runs: `tune_worker.py FOLDER TRIALS HANG`, where trial HANG never ends."""
 
 import sys
 import time
