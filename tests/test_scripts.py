@@ -6,14 +6,9 @@ import subprocess
 import time
 
 import pytest
-from helpers_run import ROOT, command, environment, results, same, script, tiny_data, weights
+from helpers_run import ROOT, command, environment, results, same, script, weights
 
 TINY = ("--cfg", "yolov5n", "--img", 64, "--batch", 4, "--workers", 0, "--epochs", 2)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
