@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # keeps --help fast: parsers are built without loading torch
     import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # keeps --help fast: parsers are built without loading torch
     from typing_extensions import Self
 
     from utils.core.data_config import DataConfig
+    from utils.core.host_targets import Prepared
     from utils.core.hyp import Hyp
     from utils.core.load_request import LoadRequest
 
@@ -47,13 +48,6 @@ class ImageInfo:
     geometry: Geometry
 
 
-class Prepared(Protocol):
-    """Targets that a loss computed from the labels of a batch on the host."""
-
-    def to(self, device: device) -> Self:
-        """Move the targets to a device without blocking the host."""
-
-
 @dataclass
 class Batch:
     """Images and their labels.
@@ -75,7 +69,7 @@ class Batch:
     classes: Tensor | None = None
     # (B, H, W) uint8 class of each pixel; in evaluation at the original size, common to all images of the batch
     semantic: Tensor | None = None
-    # By head name: what its loss computed from the labels on the host (`Loss.prepare`)
+    # By head name: targets that its loss computed on the host
     prepared: dict[str, Prepared] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -98,13 +92,6 @@ class Batch:
         names = ("images", "boxes", "boxes_known", "masks", "classes", "semantic")
         changed: dict[str, Any] = {n: change(t) for n in names if (t := getattr(self, n)) is not None}
         return replace(self, **changed)
-
-    def with_targets(self, losses: Mapping[str, Loss], input_hw: tuple[int, int]) -> Batch:
-        """Let losses compute on the host what needs only labels and the size of the network's input."""
-        prepared = {
-            head: loss.prepare(self, input_hw) for head, loss in losses.items() if isinstance(loss, HostTargets)
-        }
-        return replace(self, prepared=prepared)
 
     def pin_memory(self) -> Batch:
         """Copy the batch to page-locked memory (called by the data loader)."""
@@ -263,7 +250,7 @@ class Loss(Protocol):
     head. State that changes during training lives in buffers and is saved with the run. The `hyp` of the constructor
     has scaled gains (`Hyp.scaled`).
 
-    A loss that also has the method of `HostTargets` may compute on the host what needs the labels only.
+    A loss may also be a `HostTargets` (`utils/core/host_targets.py`).
     """
 
     per_image: bool  # the engine multiplies the sum of terms by the number of labelled images
@@ -277,16 +264,6 @@ class Loss(Protocol):
     def eval(self) -> Self: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
-
-
-@runtime_checkable
-class HostTargets(Protocol):
-    """A loss that computes targets on the host, from the labels and the size of the network's input alone.
-
-    The engine calls `prepare` before it moves a batch to the device, and hands the result over in `batch.prepared`.
-    """
-
-    def prepare(self, batch: Batch, input_hw: tuple[int, int]) -> Prepared: ...
 
 
 class PostProcess(Protocol):

@@ -17,6 +17,7 @@ from utils.core import distributed as dist
 from utils.core.contracts import Batch, Loss, Raw
 from utils.core.errors import UserError
 from utils.core.files import atomic_path
+from utils.core.host_targets import with_targets
 from utils.core.interrupt import Interrupt
 from utils.core.log import LOGGER, progress
 from utils.core.seed import generator
@@ -125,7 +126,7 @@ def forward_backward(run: Run, batch: Batch) -> dict[str, Tensor]:
     image_hw = (batch.images.shape[2], batch.images.shape[3])
     input_hw = random_input_hw(image_hw, run.settings, run.network.stride, run.state.epoch, run.state.step)
     with run.phase("transfer"):
-        batch = batch.with_targets(run.losses, input_hw).to(run.device)
+        batch = with_targets(batch, run.losses, input_hw).to(run.device)
         images = to_input(batch.images, run.device)
         if input_hw != image_hw:
             images = interpolate(images, size=input_hw, mode="bilinear", align_corners=False)

@@ -62,7 +62,7 @@ class Assignment:
         if device.type == "cpu":
             return self
         tensors = self._tensors()
-        moved: dict[str, Tensor] = {}
+        moved: dict[str, Any] = {}
         for kind in (torch.int64, torch.float32):
             names = [name for name, value in tensors.items() if value.dtype is kind]
             moved |= zip(names, pack_to([tensors[name] for name in names], device), strict=True)

@@ -141,8 +141,8 @@ class DetectLoss(nn.Module):
     def detailed(self, raw: Raw, batch: Batch) -> DetectLossDetails:
         """Compute the loss terms and return them with the assignment and the assigned predictions."""
         levels = [raw[f"level{index}"] for index in range(len(self.spec.strides))]
-        assignment: Assignment | None = batch.prepared.get(self.spec.name)
-        if assignment is None:
+        assignment = batch.prepared.get(self.spec.name)
+        if not isinstance(assignment, Assignment):
             stride = self.spec.strides[0]
             input_hw = levels[0].shape[2] * stride, levels[0].shape[3] * stride
             assignment = self.prepare(batch, input_hw).to(levels[0].device)
