@@ -80,8 +80,8 @@ def test_shorter_set_wraps_to_next_epoch(data):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_start_in_mid_epoch(data, workers, monkeypatch):
-    for module in ("mixed", "loader", "semantic_loader"):
-        monkeypatch.setattr(f"utils.datasets.{module}.usable_cpus", lambda: 4)
+    for module in ("mixed_loader", "loader", "semantic_loader"):
+        monkeypatch.setattr(f"utils.datasets.pipeline.{module}.usable_cpus", lambda: 4)
     plain, loader = open_mixed(request(data)), open_mixed(request(data, workers=workers))
     assert [part._crew.workers for part in (loader.primary, loader.secondary)] == [workers // 2] * 2
     whole = list(plain.epoch(1))
