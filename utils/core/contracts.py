@@ -18,7 +18,6 @@ if TYPE_CHECKING:  # keeps --help fast: parsers are built without loading torch
     from typing_extensions import Self
 
     from utils.core.data_config import DataConfig
-    from utils.core.host_targets import Prepared
     from utils.core.hyp import Hyp
     from utils.core.load_request import LoadRequest
 
@@ -69,8 +68,8 @@ class Batch:
     classes: Tensor | None = None
     # (B, H, W) uint8 class of each pixel; in evaluation at the original size, common to all images of the batch
     semantic: Tensor | None = None
-    # By head name: targets that its loss computed on the host
-    prepared: dict[str, Prepared] = field(default_factory=dict)
+    # By head name: targets that its loss computed on the host, `Prepared` in utils/core/host_targets.py
+    prepared: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.info)
