@@ -1,13 +1,13 @@
-"""Time and memory of a large COCO JSON: the first look at it, the start with what was kept, the workers' epochs.
+"""Time and memory of a large COCO JSON: the first scan, a start with the cache, and the epochs of the workers.
 
 python benchmarks/coco_index.py
 python benchmarks/coco_index.py --images 10000 --boxes 100000 --polygons
 python benchmarks/coco_index.py --folder ../coco-index --write
 
-The JSON and its images are made (noise of few pixels, each file a hard link to one of eight where the file system can
-do that) and removed unless `--folder` says where to keep them. Each measurement is a fresh process that opens the data
-as training does; its greatest memory is what Linux counts as resident bytes. Then two workers make all batches of some
-epochs; after each of them their own memory is read, which is what they do not share with the main process.
+The JSON and its images are generated (small noise images, hard links to one of eight where the file system supports
+them) and removed unless `--folder` is given. Each measurement is a new process that opens the data like training does;
+its memory is the peak resident set size on Linux. Then the workers load all batches of some epochs; after each epoch
+their private memory is read, which they do not share with the main process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import numpy as np
 
-from benchmarks.machine import given, new_parser, publish, report
+from benchmarks.machine import command_arguments, new_parser, publish, report
 from utils.core.cli import run_script
 from utils.core.files import ROOT
 from utils.core.yaml_file import write_yaml
@@ -41,7 +41,7 @@ from utils.datasets.labels.scan import build_index
 started = time.perf_counter()
 index = build_index(load_data(sys.argv[1]), "train")
 seconds = time.perf_counter() - started
-with open("/proc/self/status", encoding="ascii") as file:  # the usual counter has the parent's memory in it
+with open("/proc/self/status", encoding="ascii") as file:  # rusage would include the memory of the parent
     memory = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
 print(seconds, time.process_time(), memory, len(index), len(index.boxes))
 """
@@ -65,19 +65,19 @@ for epoch in range(epochs):
 
 
 def make(folder: Path, images: int, boxes: int, polygons: bool) -> Path:
-    """Write images, JSON and data YAML; return the YAML. What is there already is kept."""
+    """Write images, JSON and data-set YAML unless they exist; return the YAML."""
     yaml = folder / "data.yaml"
     if yaml.exists():
         return yaml
-    pictures = folder / "images"
-    pictures.mkdir(parents=True)
+    image_folder = folder / "images"
+    image_folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     originals = []
     for number in range(8):
         originals.append(folder / f"original{number}.jpg")
         cv2.imwrite(str(originals[-1]), rng.integers(0, 255, (*SIDES_HW, 3), dtype=np.uint8))
     for number in range(images):
-        path = pictures / f"{number:012d}.jpg"
+        path = image_folder / f"{number:012d}.jpg"
         try:
             os.link(originals[number % 8], path)
         except OSError:
@@ -109,14 +109,14 @@ def _json(rng: np.random.Generator, images: int, boxes: int, polygons: bool) -> 
 
 
 def _outline(x: float, y: float, w: float, h: float) -> list[float]:
-    """Return 25 points, what COCO's outlines have on average."""
+    """Draw a polygon of 25 points, the average of COCO."""
     angles = np.linspace(0, 2 * np.pi, 25, endpoint=False)
     points = np.stack((x + w * (1 + np.cos(angles)) / 2, y + h * (1 + np.sin(angles)) / 2), 1)
     return [round(value, 2) for value in points.ravel().tolist()]
 
 
 def _run(code: str, cache: Path, *words: str) -> str:
-    """Run `code` in a fresh process that keeps what it finds out in `cache`; return what it printed."""
+    """Run `code` in a new process with `cache` as the user's cache; return its output."""
     environment = os.environ | {"POLYOLO_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-c", code, *words]
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -126,13 +126,13 @@ def _run(code: str, cache: Path, *words: str) -> str:
 
 
 def measure(yaml: Path, cache: Path) -> tuple[float, float, float, int, int]:
-    """Return seconds, seconds of CPU, greatest GiB of memory, images and objects of one start in a fresh process."""
+    """Measure one start in a new process: seconds, CPU seconds, peak GiB, images and objects."""
     seconds, cpu, memory, images, objects = _run(MEASURE, cache, str(yaml)).split()[-5:]
     return float(seconds), float(cpu), float(memory) / 2**30, int(images), int(objects)
 
 
 def follow(yaml: Path, cache: Path, workers: int, epochs: int) -> list[tuple[int, float]]:
-    """Return for every epoch how many boxes its batches had and MiB of memory of the average worker's own."""
+    """Measure for every epoch the number of boxes and the mean private memory of a worker in MiB."""
     lines = [line.split()[1:] for line in _run(EPOCHS, cache, str(yaml), str(workers), str(epochs)).splitlines()
              if line.startswith("epoch ")]  # fmt: skip
     return [(int(boxes), sum(map(int, own)) / len(own) / 2**20) for boxes, *own in lines]
@@ -148,20 +148,20 @@ def _place(text: str) -> Iterator[Path]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the options of this script."""
+    """Create the command-line parser."""
     parser = new_parser(__doc__, NAME)
     parser.add_argument("--images", type=int, default=100_000, help="images in the JSON")
     parser.add_argument("--boxes", type=int, default=1_000_000, help="annotations in the JSON")
-    parser.add_argument("--polygons", action="store_true", help="give every object an outline of 25 points")
+    parser.add_argument("--polygons", action="store_true", help="give every object a polygon of 25 points")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of the workers")
-    parser.add_argument("--workers", type=int, default=2, help="processes that make batches")
-    parser.add_argument("--folder", default="", help="where to keep the data; empty: it is removed afterwards")
+    parser.add_argument("--workers", type=int, default=2, help="data-loading processes")
+    parser.add_argument("--folder", default="", help="folder of the data (default: a temporary one)")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Measure, print and on request write the report; return the seconds and GiB of both starts."""
-    line = given(arguments)
+    """Run the benchmark and report it; return the seconds and GiB of both starts."""
+    line = command_arguments(arguments)
     options = build_parser().parse_args(line)
     with _place(options.folder) as folder:
         yaml = make(folder, options.images, options.boxes, options.polygons)

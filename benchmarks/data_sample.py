@@ -1,10 +1,10 @@
-"""Cost of one training sample, ours beside a straightforward implementation of the same augmentation.
+"""Cost of one training sample, compared with a straightforward implementation of the same augmentation.
 
 python benchmarks/data_sample.py --images ../datasets/coco128/images/train2017
 python benchmarks/data_sample.py --images FOLDER --size 320 --epochs 9 --write
 
-The other implementation reads the specification literally: four decodes for each sample, a canvas of twice the size,
-one warp, three lookup tables, flips and a transposing copy. Both run in one thread, turn about, epoch by epoch.
+The straightforward pipeline decodes four images per sample, fills a canvas of twice the size, warps it once, applies
+three lookup tables and flips, and copies the result to channels-first. Both run in one thread, in alternating epochs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.machine import given, new_parser, publish, report, spread
+from benchmarks.machine import command_arguments, new_parser, publish, report, spread
 from utils.core.cli import run_script
 from utils.core.data_config import DataConfig
 from utils.core.hyp import Hyp
@@ -43,14 +43,14 @@ GREY = 114
 
 
 class Straightforward:
-    """The specification's steps one after the other, for mosaics of four without polygons (its default)."""
+    """Straightforward pipeline: all steps of a four-image mosaic without polygons, one after the other."""
 
     def __init__(self, index: Index, hyp: Hyp, size: int) -> None:
         self.index, self.hyp, self.size = index, hyp, size
         self.rng = np.random.default_rng(0)
 
     def batch(self, numbers: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (B, 3, H, W) images and (N, 6) boxes."""
+        """Build a batch: (B, 3, H, W) images and (N, 6) boxes."""
         made = [self.sample(int(number)) for number in numbers]
         boxes = []
         for i, (_, labels) in enumerate(made):
@@ -58,7 +58,7 @@ class Straightforward:
         return torch.stack([image for image, _ in made]), torch.from_numpy(np.concatenate(boxes))
 
     def sample(self, number: int) -> tuple[torch.Tensor, np.ndarray]:
-        """Return one (3, H, W) image and its (n, 5) labels."""
+        """Build one (3, H, W) image and its (n, 5) labels."""
         canvas, labels = self.mosaic(number)
         image, labels = self.perspective(canvas, labels)
         size = self.size
@@ -75,7 +75,7 @@ class Straightforward:
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)[::-1])), labels
 
     def mosaic(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the canvas of twice the size and its labels: class and corners in pixels."""
+        """Build the mosaic canvas of twice the size and its labels (class and corners in pixels)."""
         size = self.size
         y, x = (int(self.rng.uniform(size / 2, 3 * size / 2)) for _ in range(2))
         numbers = [number, *self.rng.integers(0, len(self.index), 3)]
@@ -99,7 +99,7 @@ class Straightforward:
         return canvas, joined
 
     def perspective(self, canvas: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the warped middle of the canvas and the labels that are left."""
+        """Warp the centre of the canvas and its labels."""
         hyp, size, draw = self.hyp, self.size, self.rng.uniform
         centre, rotation, shear, translate = np.eye(3), np.eye(3), np.eye(3), np.eye(3)
         centre[:2, 2] = -canvas.shape[1] / 2, -canvas.shape[0] / 2
@@ -120,7 +120,7 @@ class Straightforward:
         return image, np.concatenate((labels[:, :1], new), 1)[keep]
 
     def colour(self, image: np.ndarray) -> np.ndarray:
-        """Return the image with hue, saturation and value changed."""
+        """Change hue, saturation and value of an image."""
         gains = self.rng.uniform(-1, 1, 3) * (self.hyp.hsv_h, self.hyp.hsv_s, self.hyp.hsv_v) + 1
         levels = np.arange(256)
         tables = [(levels * gains[0]) % 180, *(np.clip(levels * gain, 0, 255) for gain in gains[1:])]
@@ -130,21 +130,21 @@ class Straightforward:
 
 
 def cpu_seconds(action: Callable[[], object]) -> float:
-    """Return the CPU time of a call."""
+    """Measure the CPU time of a call."""
     start = time.process_time()
     action()
     return time.process_time() - start
 
 
 class Parts:
-    """CPU time spent inside some functions, while they are replaced by timed ones."""
+    """Profiler that replaces functions by timed ones and adds up their CPU time."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def timed(self, module: ModuleType, name: str, label: str) -> Iterator[None]:
-        """Time `module.name` under `label` inside the block."""
+        """Time `module.name` under `label` within the block."""
         original = getattr(module, name)
 
         def call(*arguments: Any, **options: Any) -> Any:
@@ -162,14 +162,14 @@ class Parts:
 
 
 def one_epoch(loader: BatchLoader, epoch: int) -> None:
-    """Make all batches of an epoch with an empty cache."""
+    """Load all batches of an epoch with an empty cache."""
     loader.forget()
     for _ in loader.epoch(epoch):
         pass
 
 
 def shares(loader: BatchLoader, epochs: int) -> dict[str, float]:
-    """Return the share of each part of our sample's CPU time."""
+    """Measure the fraction of CPU time of each part of our samples."""
     parts = Parts()
     with (
         parts.timed(cache, "read_image", "decode"),
@@ -184,7 +184,7 @@ def shares(loader: BatchLoader, epochs: int) -> dict[str, float]:
 
 
 def measure(options: argparse.Namespace) -> tuple[str, float]:
-    """Return the table's row of one size, and the ratio in it."""
+    """Measure one size; return its table row and our speedup."""
     folder = options.images.resolve()
     data = DataConfig(folder, folder, tuple(map(str, range(1000))), {"train": (folder,)})
     hyp = Hyp()
@@ -212,18 +212,18 @@ def measure(options: argparse.Namespace) -> tuple[str, float]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the options of this script."""
+    """Create the command-line parser."""
     parser = new_parser(__doc__, NAME)
     parser.add_argument("--images", type=Path, required=True, help="folder of images with YOLO labels")
     parser.add_argument("--size", type=int, nargs="+", default=[640, 320], help="network input sizes")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--epochs", type=int, default=7, help="pairs of epochs; the median counts")
+    parser.add_argument("--epochs", type=int, default=7, help="paired epochs, whose median is reported")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[int, float]:
-    """Measure, print and on request write the report; return the ratio at each size."""
-    line = given(arguments)
+    """Run the benchmark and report it; return the speedup for each size."""
+    line = command_arguments(arguments)
     options = build_parser().parse_args(line)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -233,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[int, float]:
         table.append(row)
     body = [
         "Mosaic, random perspective, HSV and flips with the defaults of hyp.scratch-low; no decoded image is kept from",
-        "one epoch to the next. Milliseconds of CPU time; medians of epochs run turn about.",
+        "one epoch to the next. Milliseconds of CPU time; medians of alternating epochs.",
         "",
         "| size | ours | straightforward | ratio | images decoded per sample | parts of ours |",
         "|---|---|---|---|---|---|",

@@ -1,9 +1,9 @@
-"""Does it cost accuracy that mosaic partners come from a window of the epoch's order, instead of from all images?
+"""Accuracy with mosaic partners from a window of the epoch's order, compared with partners from all images.
 
 python benchmarks/mosaic_window.py
 python benchmarks/mosaic_window.py --data shapes.yaml --epochs 40 --seeds 0 1 2 3 --windows 64 0 --write
 
-Trains once for every seed and window, everything else equal; 0 stands for all images. The last window is compared with.
+Trains once per seed and window with otherwise equal settings. The last window is the reference; 0 means all images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.machine import given, new_parser, publish, report
+from benchmarks.machine import command_arguments, new_parser, publish, report
 from benchmarks.trainings import Training, add_training_options, train_once
 from utils.core.cli import run_script
 from utils.core.device import select_device
@@ -27,13 +27,13 @@ Runs = dict[tuple[int, int], Training]  # by window and seed
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
-    """Return `mean ± standard deviation`; the mean alone of a single value."""
+    """Format `mean ± standard deviation`; only the mean of a single value."""
     mean = f"{statistics.fmean(values):.4f}"
     return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
 
 
 def summary(runs: Runs, windows: Sequence[int], seeds: Sequence[int]) -> tuple[list[str], dict[str, float]]:
-    """Return table rows with mean scores of each window, and each one's mean difference from the last."""
+    """Compute table rows with the mean scores of each window, and their mean differences from the last window."""
     rows, differences = [], {}
     for window in windows:
         cells = []
@@ -49,16 +49,18 @@ def summary(runs: Runs, windows: Sequence[int], seeds: Sequence[int]) -> tuple[l
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the options of this script."""
+    """Create the command-line parser."""
     parser = new_parser(__doc__, NAME)
     add_training_options(parser, "data/shapes.yaml", None)
-    parser.add_argument("--windows", type=int, nargs="+", default=[64, 0], help="0: partners from all images")
+    parser.add_argument(
+        "--windows", type=int, nargs="+", default=[64, 0], help="mosaic windows; 0: partners from all images"
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Train, print and on request write the report; return mean differences from the last window."""
-    line = given(arguments)
+    """Run the benchmark and report it; return the mean differences from the last window."""
+    line = command_arguments(arguments)
     options = build_parser().parse_args(line)
     runs: Runs = {
         (window, seed): train_once(options, mosaic_window=window, seed=seed)

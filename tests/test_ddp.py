@@ -1,4 +1,4 @@
-"""Two processes train as one does on the same global batch."""
+"""Training with two processes equals training with one on the same global batch."""
 
 import json
 import os

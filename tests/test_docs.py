@@ -204,9 +204,9 @@ def test_every_data_and_hyp_file_is_documented():
     assert [path.name for path in files if path.name not in text] == []
 
 
-def test_reference_lists_every_hyper_parameter_with_its_default():
+def test_reference_lists_every_hyperparameter_with_its_default():
     text = (ROOT / "docs" / "reference" / "training.md").read_text()
-    table = text.split("## Hyper-parameters\n", 1)[1].split("\n## ", 1)[0]
+    table = text.split("## Hyperparameters\n", 1)[1].split("\n## ", 1)[0]
     listed = {}
     for keys, defaults in re.findall(r"^\| (`[^|]*) \|([^|]*)\|", table, re.MULTILINE):
         listed |= dict(zip(re.findall(r"`(\w+)`", keys), defaults.strip().split(", "), strict=True))

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import cv2
 import pytest
 from filelock import FileLock, Timeout
-from helpers_gate import scene
+from helpers_dataset_check import scene
 from helpers_server import everything, tar_of, zip_of
 
 import check

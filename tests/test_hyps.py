@@ -1,4 +1,4 @@
-"""Every hyper-parameter file that ships, and every way one can be wrong."""
+"""Every hyperparameter file that ships, and every way one can be wrong."""
 
 from dataclasses import replace
 
@@ -83,7 +83,7 @@ def test_semantic_hyp():
 @pytest.mark.parametrize(
     ("text", "place", "message"),
     [
-        ("lr0: 0.01\nmosiac: 0.1\n", "", r"unknown key 'mosiac', did you mean 'mosaic'\?"),
+        ("lr0: 0.01\nmosiac: 0.1\n", "", r"unknown key 'mosiac'; did you mean 'mosaic'"),
         ("lr0: 0.01\nlr0: 0.02\n", ":2", "duplicate key"),
         ("lr0: fast\n", "", "lr0 must be a number, got 'fast'"),
         ("mosaic: yes\n", "", "mosaic must be a number, got 'yes'"),
@@ -121,11 +121,11 @@ def test_unreadable_hyp(tmp_path):
     path.write_bytes(b"lr0: \xff\xfe\n")
     with pytest.raises(UserError, match=r"hyp\.yaml: not a text file \(byte 5"):
         Hyp.from_file(path)
-    with pytest.raises(UserError, match="no such hyper-parameter file"):
+    with pytest.raises(UserError, match="no such hyperparameter file"):
         Hyp.from_file(tmp_path / "none.yaml")
     with pytest.raises(UserError, match="got a folder"):
         Hyp.from_file(tmp_path)
-    with pytest.raises(UserError, match=r"scratch-lo: no such hyper-parameter file .*hyp\.scratch-low\.yaml"):
+    with pytest.raises(UserError, match=r"scratch-lo: no such hyperparameter file.*hyp\.scratch-low\.yaml"):
         find_hyp("scratch-lo")
 
 

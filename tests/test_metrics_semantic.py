@@ -8,7 +8,7 @@ from test_losses_semantic import golden_labels, golden_scores
 from utils.core.contracts import Batch, EvalSettings, Geometry, HeadSpec, ImageInfo, Results
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
-from utils.engine.evaluate import table
+from utils.engine.evaluate import format_table
 from utils.losses import LOSSES
 from utils.metrics import EVALUATORS, semantic
 from utils.metrics.average_precision import weighted_sum
@@ -69,7 +69,7 @@ def test_hand_computed_case():
     )
     assert scores.rows[2][1] == pytest.approx({"Images": 1, "Pixels": 3, "IoU": 0.5, "Accuracy": 2 / 3})
     both = "mean IoU 0.3889, 0.2917 with absent classes counted as 0; frequency-weighted IoU 0.5833"
-    assert table(scores, verbose=False).splitlines()[-1] == both
+    assert format_table(scores, verbose=False).splitlines()[-1] == both
     zero_scores = fill(evaluator_of(4, absent_as_zero=True), labels, found).compute()
     assert zero_scores.note == both  # both ways are always printed
     zero = zero_scores.metrics

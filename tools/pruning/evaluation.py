@@ -27,9 +27,9 @@ from utils.core.load_request import LoadRequest
 from utils.core.log import LOGGER
 from utils.core.timing import time_alternately
 from utils.datasets.fetch.dataset_download import resolve_dataset
-from utils.engine.build_run import build_losses
 from utils.engine.evaluate import evaluate
-from utils.tasks.task_selection import task_of
+from utils.engine.run_setup import build_losses
+from utils.tasks.task_selection import select_task
 
 ROUNDS = 15  # of timing; their median counts
 
@@ -50,7 +50,7 @@ class Judge:
     def of(cls, options: argparse.Namespace, checkpoint: Checkpoint, path: Path, device: torch.device) -> Judge:
         """Return the judge of a checkpoint; data that does not suit it raises UserError."""
         network = checkpoint.network
-        task = task_of(checkpoint.task, network.heads)
+        task = select_task(checkpoint.task, network.heads)
         usual = max(spec.usual_px for spec in network.specs.values())
         size = int(options.imgsz[0] if options.imgsz else checkpoint.meta.get("imgsz") or usual)
         step = max(network.stride, 32)

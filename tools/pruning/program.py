@@ -243,7 +243,7 @@ class _Pruning:
     def _fine_tune(self) -> None:
         from models.checkpoint import load_checkpoint
         from utils.engine.fit import fit
-        from utils.tasks.task_selection import task_for
+        from utils.tasks.task_selection import select_training_task
 
         options, name = self.options, self.checkpoint.task
         hyp, optimizer = TRAINING.get(name, TRAINING[""])
@@ -254,7 +254,7 @@ class _Pruning:
             noplots=options.noplots, noautoanchor=True, project=str(self.folder), name="finetune", exist_ok=True,
             optimizer=optimizer, cos_lr=True, allow_label_faults=True,
         )  # fmt: skip
-        fit(partial(task_for, name, settings), settings, ())
+        fit(partial(select_training_task, name, settings.fitness), settings, ())
         best = self.folder / "finetune" / "weights" / "best.pt"
         self._add("fine-tuned", load_checkpoint(best).network, best)
 

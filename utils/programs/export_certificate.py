@@ -35,7 +35,7 @@ from utils.engine.evaluate import evaluate
 from utils.engine.parity import Limits, Looking, compare
 from utils.ops.crop import centre_crop
 from utils.ops.letterbox import letterbox
-from utils.tasks.task_selection import task_of_heads
+from utils.tasks.task_selection import select_task_by_heads
 
 _ANY = float("inf")
 LIMITS = {
@@ -168,7 +168,7 @@ def accuracy(runner: Runner, data: DataConfig, size: int, batch: int = 16, squar
     Of each head the one that counts most, if the data has labels for it. Images are squares where the runner takes
     nothing else, or if `square`; else rectangles with little border.
     """
-    task = task_of_heads(runner.specs)
+    task = select_task_by_heads(runner.specs)
     fixed = (size, size) if square else runner.fixed_hw
     rect = fixed is None
     request = LoadRequest(

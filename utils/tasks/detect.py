@@ -1,4 +1,4 @@
-"""Detection: boxes, their pictures, and the score that ranks runs."""
+"""Object detection: data, plots and fitness."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,31 +17,31 @@ from utils.tasks import TASKS
 
 
 def load(request: LoadRequest) -> Loader:
-    """Return the batches of one split; a generated data set is made first if need be."""
+    """Open the loader of one split; a generated data set is written first."""
     ensure_generated(request.data)
     return open_loader(request)
 
 
 def draw_labelled(batch: Batch, path: Path, data: DataConfig, results: Sequence[Results] | None = None) -> None:
-    """Write a batch as one picture, with labels or results of every kind on it."""
-    look = SemanticStyle(data.semantic.names, data.semantic.palette) if data.semantic else None
-    draw_batch(batch, path, data.names, results, look)
+    """Plot a batch with its labels, or with the results of all heads."""
+    style = SemanticStyle(data.semantic.names, data.semantic.palette) if data.semantic else None
+    draw_batch(batch, path, data.names, results, style)
 
 
 def draw_box_labels(loader: Loader, folder: Path, data: DataConfig) -> None:
-    """Draw how many boxes there are, how large they are and where."""
+    """Plot the numbers, sizes and positions of the labelled boxes."""
     draw_labels(loader, folder, data.names)
 
 
 def draw_scores(scores: Mapping[str, Scores], folder: Path, data: DataConfig) -> Iterable[Path]:
-    """Draw the curves and the confusion matrix of every head that has boxes; return the pictures' paths."""
+    """Plot score curves, confusion matrix and training curves; return the files."""
     drawn: list[Path] = []
     names = data.names
     for score in scores.values():
         drawn += draw_score_curves(score.details, folder, names)
         drawn.append(draw_confusion(score.details.confusion, folder / "confusion_matrix.png", names))
-    if (csv := folder / "results.csv").is_file() and (picture := draw_results(csv)):
-        drawn.append(picture)
+    if (csv := folder / "results.csv").is_file() and (plot := draw_results(csv)):
+        drawn.append(plot)
     return drawn
 
 
