@@ -1,4 +1,4 @@
-"""For tests of bad inputs: a small data set to spoil, a small network, a script that must end with one line."""
+"""Helpers for tests of bad inputs: a small data set and network, and programs that must fail with one line."""
 
 import importlib
 
@@ -16,8 +16,8 @@ from utils.core.yaml_file import write_yaml
 TINY = ("--cfg", "yolov5n", "--img", "64", "--batch", "4", "--workers", "0", "--epochs", "1", "--noplots")
 
 
-def shows(name):
-    """Tell whether a script takes a source in place of a data set."""
+def takes_source(name):
+    """Check whether a program takes a source in place of a data set."""
     return name.endswith(("detect", "predict"))
 
 
@@ -26,7 +26,7 @@ def error_of(name, *options, project):
     module = importlib.import_module(name)
     line = [str(option) for option in (*options, *(() if "--project" in options else ("--project", project)))]
     with pytest.raises(UserError) as caught:
-        if shows(name):
+        if takes_source(name):
             module.main(module.build_parser().parse_args(line))
         else:
             module.run(**explicit_options(module.build_parser(), line))
@@ -57,6 +57,6 @@ def two_class_network(path):
 
 def options_for(name, weights, images):
     """Return options that would work if the weights did."""
-    if shows(name):
+    if takes_source(name):
         return ("--weights", weights, "--source", load_data(str(images)).split("val")[0], "--img", 64)
     return ("--weights", weights, "--data", images, "--img", 64, "--workers", 0)

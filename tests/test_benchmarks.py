@@ -53,7 +53,7 @@ def shapes(tmp_path_factory):
 
 
 def check_report(path, rows):
-    """A report says command, commit and date, has a table of at least `rows` rows, and tells nobody's folders."""
+    """A report says command, commit and date, has a table of at least `rows` rows, and shows no absolute paths."""
     text = path.read_text()
     assert text.startswith("# ") and "commit " in text and datetime.date.today().isoformat() in text
     assert f"`python benchmarks/{path.stem}.py " in text

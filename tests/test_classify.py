@@ -110,9 +110,9 @@ FAULTS = {
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_too_many_faulty_images(folder, kind, monkeypatch):
-    spoil, split, says = FAULTS[kind]
+    damage, split, says = FAULTS[kind]
     monkeypatch.setattr(cv2, "imwrite", lambda path, _: open(path, "w").close() or True)  # noqa: PTH123
-    spoil(folder)
+    damage(folder)
     with pytest.raises(UserError, match=says) as caught:
         open_class_loader(request(folder, training=split == "train"))
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
@@ -206,7 +206,7 @@ def test_scores():
             [0.3, 0.2, 0.1, 0.15, 0.05, 0.12, 0.08],  # e is the last of seven
             [0.4, 0.2, 0.1, 0.15, 0.06, 0.05, 0.04],  # e is the fifth
             [0.2, 0.2, 0.2, 0.2, 0.2, 0, 0],  # b: of equals the first wins, so a
-            [1.0, 0, 0, 0, 0, 0, 0],  # nobody labelled it
+            [1.0, 0, 0, 0, 0, 0, 0],  # unlabelled
         ]
     )
     batch = batch_of([0, 4, 4, 1, -1])

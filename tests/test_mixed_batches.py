@@ -52,7 +52,7 @@ def test_batch_too_small_to_divide(batch, share):
 
 
 def test_mixed_batch_label_flags(data):
-    loader = open_mixed(request(data, share=0.5))
+    loader = open_mixed(request(data, fraction=0.5))
     assert loader.heads == ("detect", "semantic")
     assert (loader.primary.num_batches, loader.secondary.num_batches, loader.num_batches) == (3, 4, 4)
     assert (loader.num_images, loader.num_images_of_both) == (5, 12)
@@ -69,7 +69,7 @@ def test_mixed_batch_label_flags(data):
 
 
 def test_shorter_set_wraps_to_next_epoch(data):
-    loader = open_mixed(request(data, share=0.5))  # 3 batches of boxes, 4 of pixels
+    loader = open_mixed(request(data, fraction=0.5))  # 3 batches of boxes, 4 of pixels
     seen = [[info.index for info in batch.info if info.index < 5] for e in range(3) for batch in loader.epoch(e)]
     assert len(seen) == 12
     for own_epoch in range(4):  # 12 steps: four whole epochs of the boxes
@@ -80,8 +80,8 @@ def test_shorter_set_wraps_to_next_epoch(data):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_start_in_mid_epoch(data, workers, monkeypatch):
-    for module in ("mixed", "loader", "semantic_loader"):
-        monkeypatch.setattr(f"utils.datasets.{module}.usable_cpus", lambda: 4)
+    for module in ("mixed_loader", "loader", "semantic_loader"):
+        monkeypatch.setattr(f"utils.datasets.pipeline.{module}.usable_cpus", lambda: 4)
     plain, loader = open_mixed(request(data)), open_mixed(request(data, workers=workers))
     assert [part._crew.workers for part in (loader.primary, loader.secondary)] == [workers // 2] * 2
     whole = list(plain.epoch(1))

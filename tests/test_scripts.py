@@ -82,7 +82,7 @@ def of(program):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, data):
-    """What a program's run ends with when nothing happens to it; made once each."""
+    """Final weights of uninterrupted runs, computed once per program."""
     found = {}
 
     def end_of(program="train.py"):

@@ -1,4 +1,4 @@
-"""Boxes and classes of pixels in one network: trained, scored and shown by the programs as a user runs them."""
+"""Programs with networks that have a detection and a semantic head: training, validation and prediction."""
 
 import csv
 import json
