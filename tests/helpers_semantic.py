@@ -45,7 +45,7 @@ def pixel_set(root: Path, count: int = 9, sizes=SIZES, boxes: bool = False, **op
 
 def request(data: DataConfig, **changes) -> LoadRequest:
     """Return a small request; keys of SemanticRequest are put where they belong."""
-    wanted = {key: changes.pop(key) for key in ("mode", "base_size", "share", "mosaic") if key in changes}
+    wanted = {key: changes.pop(key) for key in ("mode", "base_size", "fraction", "mosaic") if key in changes}
     options = {"training": True, "image_size": 64, "batch_size": 4, "stride": 32, "hyp": Hyp(), "workers": 0, **changes}
     split = "train" if options["training"] else "val"
     return LoadRequest(data, split, semantic=SemanticRequest(**wanted), **options)

@@ -14,7 +14,7 @@ from utils.core.yaml_file import read_yaml, write_yaml
 from utils.datasets.fetch.array_files import write_pictures
 from utils.datasets.fetch.dataset_download import array_files as arrays
 from utils.datasets.fetch.dataset_download import pieces_of, provide
-from utils.datasets.labels.scan import build_index
+from utils.datasets.labels.label_scan import build_index
 
 
 def idx(values):

@@ -9,7 +9,7 @@ from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
 from utils.core.yaml_file import write_yaml
 from utils.datasets.labels.readers.xview import TYPES
-from utils.datasets.labels.scan import build_index
+from utils.datasets.labels.label_scan import build_index
 
 
 def boxes_of(index):

@@ -12,7 +12,8 @@ from utils.core.errors import UserError
 from utils.datasets import READERS
 from utils.datasets.labels import scan as scan_module
 from utils.datasets.labels.readers.yolo import label_path
-from utils.datasets.labels.scan import build_index, cache_places
+from utils.datasets.labels.label_scan import build_index
+from utils.datasets.labels.scan_cache import cache_paths
 from utils.datasets.labels.yolo_lines import parse_labels
 
 
@@ -241,7 +242,7 @@ def test_works_without_writable_cache(tmp_path, monkeypatch, scans):
     (tmp_path / "labels").chmod(0o555)
     try:
         assert len(build_index(data, "train")) == 3
-        assert all(not place.exists() for place in cache_places(cache_of(data)))
+        assert all(not place.exists() for place in cache_paths(cache_of(data)))
     finally:
         (tmp_path / "labels").chmod(0o755)
 

@@ -25,7 +25,7 @@ from utils.datasets.labels.annotation_objects import (
     extent,
     resized,
 )
-from utils.datasets.labels.scan import same_aspect
+from utils.datasets.labels.label_scan import is_same_aspect
 
 
 class Target(Protocol):
@@ -108,7 +108,7 @@ def _item(
         report.skip(image, "neither an image nor its size")
         return None
     stated = found.size_hw or size_hw
-    if not same_aspect(stated, size_hw):
+    if not is_same_aspect(stated, size_hw):
         sizes = " and ".join(f"{width} x {height}" for height, width in (stated, size_hw))
         report.skip(image, f"labels and image have different shapes, {sizes}; is it turned or cut?")
         return None

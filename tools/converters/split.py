@@ -22,7 +22,7 @@ from utils.core.errors import UserError
 from utils.core.log import LOGGER, progress
 from utils.core.seed import generator
 from utils.datasets import READERS
-from utils.datasets.labels.annotation_paths import images_in
+from utils.datasets.labels.annotation_paths import find_images
 
 SPLITS = ("train", "val", "test")
 
@@ -111,7 +111,7 @@ def _counted(data: DataConfig, settings: SplitSettings, report: Report) -> tuple
     """Return the images of all splits and their (n, C) labels per class; images with faulty labels are left out."""
     if settings.stratify != "labels":
         images = sorted(
-            {path for places in data.splits.values() for place in places for path in images_in(place, data.root)}
+            {path for places in data.splits.values() for place in places for path in find_images(place, data.root)}
         )
         names = [Path(path).parent.name if settings.stratify == "folders" else "" for path in images]
         known = sorted(set(names))
@@ -125,7 +125,7 @@ def _counted(data: DataConfig, settings: SplitSettings, report: Report) -> tuple
         for note in listing.prepare() if listing.prepare is not None else []:
             report.note(note)
         for i, image in enumerate(progress(listing.images, len(listing.images), f"{split}: reading labels", "image")):
-            labels = listing.labels_of(i)
+            labels = listing.load_labels(i)
             if labels.faults:
                 report.skip(image, "; ".join(labels.faults))
             elif labels.listed:

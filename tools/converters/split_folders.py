@@ -10,7 +10,7 @@ from tools.converters.convert_settings import LabelSettings
 from tools.converters.label_items import Work, given_names, works_below
 from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
-from utils.datasets.labels.annotation_paths import images_in
+from utils.datasets.labels.annotation_paths import find_images
 
 USUAL = ("train", "val", "valid", "test", "trainval")
 
@@ -60,7 +60,7 @@ def image_works(data: DataConfig) -> list[Work]:
     for split, places in data.splits.items():
         data.split(split)  # says what is not there
         for place in places:
-            paths = sorted(dict.fromkeys(images_in(place, data.root)))
+            paths = sorted(dict.fromkeys(find_images(place, data.root)))
             works += works_below(place if place.is_dir() else data.root, paths, split)
     return works
 

@@ -15,10 +15,10 @@ from utils.core.data_config import SPLITS, DataConfig
 from utils.core.errors import UserError
 from utils.core.log import progress
 from utils.datasets import READERS, SEMANTIC_READERS
-from utils.datasets.labels.label_index import Listing
-from utils.datasets.labels.readers.auto import guess_format
-from utils.datasets.labels.scan_cache import Pool
-from utils.datasets.labels.semantic_layout import SemanticListing
+from utils.datasets.labels.label_index import SplitFiles
+from utils.datasets.labels.readers.auto import detect_format
+from utils.datasets.labels.scan import ThreadPool
+from utils.datasets.labels.semantic_layout import SemanticSplitFiles
 from utils.datasets.labels.yolo_lines import ImageLabels
 
 
@@ -45,7 +45,7 @@ def gather(data: DataConfig, imgsz: int, fast: bool = False) -> Gathered:
     return gathered
 
 
-def _first_like(listing: Listing, others: dict[str, Listing]) -> str:
+def _first_like(listing: SplitFiles, others: dict[str, SplitFiles]) -> str:
     """Return which of `others` has the same images and labels, "" if none has."""
     files = (listing.images, listing.label_files)
     return next((name for name, other in others.items() if (other.images, other.label_files) == files), "")
@@ -56,17 +56,17 @@ def _unread(split: str, error: UserError) -> Finding:
 
 
 def _on_all_cores(work: Callable[[Any], Any], items: Sequence[Any], text: str) -> list[Any]:
-    with Pool(os.cpu_count() or 1) as pool:
+    with ThreadPool(os.cpu_count() or 1) as pool:
         return list(progress(pool.map(work, items), len(items), text, "image"))
 
 
-def _listings(gathered: Gathered) -> dict[str, Listing]:
+def _listings(gathered: Gathered) -> dict[str, SplitFiles]:
     """Return what the reader of the data's format finds in each split that can be read."""
     data, found = gathered.data, {}
     for split in (split for split in SPLITS if split in data.splits):
         try:
-            name = guess_format(data, split) if data.format == "auto" else data.format
-            listing: Listing = READERS.get(name, data.source)(data, split)
+            name = detect_format(data, split) if data.format == "auto" else data.format
+            listing: SplitFiles = READERS.get(name, data.source)(data, split)
             notes = listing.prepare() if listing.prepare is not None else []
         except UserError as error:
             gathered.met.append(_unread(split, error))
@@ -77,13 +77,13 @@ def _listings(gathered: Gathered) -> dict[str, Listing]:
     return found
 
 
-def _semantic_listings(gathered: Gathered) -> dict[str, SemanticListing]:
+def _semantic_listings(gathered: Gathered) -> dict[str, SemanticSplitFiles]:
     config, found = gathered.data.semantic, {}
     for split in SPLITS if config is not None else ():
         if config is None or split not in config.splits:
             continue
         try:
-            listing: SemanticListing = SEMANTIC_READERS.get(config.format, gathered.data.source).read(
+            listing: SemanticSplitFiles = SEMANTIC_READERS.get(config.format, gathered.data.source).read(
                 gathered.data, split
             )
         except UserError as error:
@@ -94,16 +94,16 @@ def _semantic_listings(gathered: Gathered) -> dict[str, SemanticListing]:
     return found
 
 
-def _labelled(listing: Listing, pictures: dict[str, Picture], split: str) -> list[Labelled]:
+def _labelled(listing: SplitFiles, pictures: dict[str, Picture], split: str) -> list[Labelled]:
     labels: Iterable[ImageLabels] = _on_all_cores(
-        listing.labels_of, range(len(listing.images)), f"{split}: reading labels"
+        listing.load_labels, range(len(listing.images)), f"{split}: reading labels"
     )
     files = zip(listing.images, listing.label_files, labels, strict=True)
     return [Labelled(pictures[path], label, file) for path, file, label in files if label.listed]
 
 
 def _mapped(
-    gathered: Gathered, listing: SemanticListing, pictures: dict[str, Picture], split: str, fast: bool
+    gathered: Gathered, listing: SemanticSplitFiles, pictures: dict[str, Picture], split: str, fast: bool
 ) -> list[Mapped]:
     config = gathered.data.semantic
     assert config is not None

@@ -10,8 +10,8 @@ import numpy as np
 from tools.dataset_check.records import Mapped, Picture
 from utils.core.contracts import IGNORED_PIXEL
 from utils.datasets.image_files import ImageFault
-from utils.datasets.labels.semantic_mask_files import class_numbers, count_values, read_values
-from utils.datasets.labels.semantic_scan import value_fault
+from utils.datasets.labels.semantic_mask_files import map_classes, count_values, read_values
+from utils.datasets.labels.semantic_scan import find_value_fault
 from utils.datasets.labels.yolo_lines import ImageLabels
 
 _LABELLED_SHARE = 0.5  # of a box's pixels that must have a class before its absence says anything
@@ -33,14 +33,14 @@ def map_of(
     except ImageFault as fault:
         mapped.fault = str(fault)
         return mapped
-    fault_text = value_fault(values, table, num_classes)
+    fault_text = find_value_fault(values, table, num_classes)
     if picture.size_hw is not None and values.shape != picture.size_hw:
         (height, width), (h, w) = values.shape, picture.size_hw
         fault_text = f"{width} x {height} pixels, its image {picture.path} {w} x {h}"
     if fault_text:
         mapped.fault = f"{mask}: {fault_text}"
         return mapped
-    classes = class_numbers(values, table)
+    classes = map_classes(values, table)
     mapped.counts = count_values(classes)[:num_classes]
     if boxes is not None:
         known = np.array([of_box[int(c)] if int(c) < len(of_box) else -1 for c in boxes.boxes[:, 0]], np.int64)

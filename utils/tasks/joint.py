@@ -12,7 +12,7 @@ from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.load_request import LoadRequest
 from utils.datasets.generators.prepare import ensure
-from utils.datasets.pipeline.mixed_loader import Suite, open_mixed, same_images
+from utils.datasets.pipeline.mixed_loader import LoaderSequence, has_same_images, open_mixed_loader
 
 SEMANTIC_WEIGHT = 0.7  # of the mean IoU in what ranks epochs; the boxes' scores have the rest (behaviour.md 12.8)
 BOX_WEIGHTS = {"map50": 0.1, "map50_95": 0.2}
@@ -75,14 +75,14 @@ def _load(request: LoadRequest, boxes: Task, pixels: Task) -> Loader:
             parts.append(pixels.load(request))
         if not parts:
             raise UserError(f"{data.source}: has no {request.split} split, neither of boxes nor of pixels")
-        return parts[0] if len(parts) == 1 else Suite(parts)
+        return parts[0] if len(parts) == 1 else LoaderSequence(parts)
     if data.semantic is None:
         raise UserError(f"{data.source}: no `semantic:` block, and the network has a head for classes of pixels")
     if not data.splits:
         raise UserError(f"{data.source}: has no boxes (`names:`, `train:`), and the network has a head for them")
     if request.semantic.mosaic:
-        if not same_images(request):
+        if not has_same_images(request):
             raise UserError(f"{data.source}: --seg-mosaic is for boxes and classes of pixels of the same images")
         return boxes.load(request)
     ensure(data)
-    return open_mixed(request, (*boxes.heads, *pixels.heads), open_boxes=boxes.load)
+    return open_mixed_loader(request, (*boxes.heads, *pixels.heads), open_boxes=boxes.load)

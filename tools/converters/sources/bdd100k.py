@@ -15,7 +15,7 @@ from tools.converters.split_folders import named, opened
 from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject, bezier, extent
-from utils.datasets.labels.annotation_paths import images_in
+from utils.datasets.labels.annotation_paths import find_images
 
 _LINES = ("lane", "lane/")  # lines on the road, no things
 
@@ -32,7 +32,7 @@ def open_bdd(settings: LabelSettings) -> Source:
     for file in files:
         for frame in _frames(read_json(file), file):
             frames[Path(str(frame.get("name", file.stem))).stem] = (file, frame)
-    paths = [path for path in sorted(images_in(pictures, pictures)) if Path(path).stem in frames]
+    paths = [path for path in sorted(find_images(pictures, pictures)) if Path(path).stem in frames]
     if not paths:
         raise UserError(f"{pictures}: none of the {len(frames)} images that the JSON describes; give --pictures")
     data = opened(settings, "bdd100k") if source.is_dir() else opened_names(settings)

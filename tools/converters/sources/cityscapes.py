@@ -14,7 +14,7 @@ from tools.converters.json_file import read_json
 from tools.converters.label_items import NO_CLASS, Source, Work, given_names, works_below
 from utils.core.errors import UserError
 from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject, extent, mask_pieces
-from utils.datasets.labels.annotation_paths import images_in
+from utils.datasets.labels.annotation_paths import find_images
 
 BOX_NAMES = (
     "car", "traffic sign", "rider", "person", "bicycle", "traffic light", "bus", "motorcycle", "truck", "train",
@@ -35,7 +35,7 @@ def open_cityscapes(settings: LabelSettings) -> Source:
         raise UserError(f"{settings.source}: no folder leftImg8bit in it; is it the root of Cityscapes?")
     works: list[Work] = []
     for folder in sorted(path for path in images.iterdir() if path.is_dir()):
-        works += works_below(folder, sorted(images_in(folder, folder)), folder.name)
+        works += works_below(folder, sorted(find_images(folder, folder)), folder.name)
     if settings.target_format == "masks":
         return Source(PIXEL_NAMES, works, lambda work: _pixels(settings.source, work), has_boxes=False)
     without = sum(not _label(settings.source, work, "polygons.json").is_file() for work in works)

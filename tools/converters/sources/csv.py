@@ -14,7 +14,7 @@ from tools.converters.label_items import Source, given_names, works_below
 from utils.core.errors import UserError
 from utils.core.yaml_file import read_text
 from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject
-from utils.datasets.labels.annotation_paths import images_in
+from utils.datasets.labels.annotation_paths import find_images
 
 _COLUMNS = {  # what a column may be called, in lower case
     "image": ("filename", "image", "frame", "image_id", "path", "file"),
@@ -35,7 +35,7 @@ def open_csv(settings: LabelSettings) -> Source:
         raise UserError(f"--source {file}: a CSV file is expected")
     found = _read(file)
     pictures = Path(settings.pictures) if settings.pictures else file.parent
-    paths = [path for path in sorted(images_in(pictures, pictures)) if Path(path).name in found]
+    paths = [path for path in sorted(find_images(pictures, pictures)) if Path(path).name in found]
     if not paths:
         raise UserError(f"{pictures}: none of the {len(found)} images of {file.name}, such as {next(iter(found), '')}")
     names = given_names(settings.names) or tuple(

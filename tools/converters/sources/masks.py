@@ -13,7 +13,7 @@ from tools.converters.label_items import BACKGROUND, NO_CLASS, Source, Work, giv
 from tools.converters.split_folders import USUAL
 from utils.core.errors import UserError
 from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject, mask_pieces
-from utils.datasets.labels.annotation_paths import images_in
+from utils.datasets.labels.annotation_paths import find_images
 
 _MAPS = (".png", ".bmp", ".tif", ".tiff", ".npy")
 _PAIRS = (("images", "masks"), ("images", "labels"), ("segimages", "seglabels"), ("imgs", "gts"))
@@ -35,7 +35,7 @@ def open_masks(settings: LabelSettings) -> Source:
             works += [Work(work.split, work.image, work.name, has_image=False) for work in found]
             maps |= {work.image: work.image for work in found}
             continue
-        for work in works_below(pictures, sorted(images_in(pictures, pictures)), split):
+        for work in works_below(pictures, sorted(find_images(pictures, pictures)), split):
             stems = [f"{base}{end}" for base in (work.name, _without_ending(work.name)) for end in _ENDINGS]
             file = next((there[stem] for stem in stems if stem in there), None)
             if file is not None:

@@ -10,7 +10,7 @@ from tools.converters.label_items import Source, works_below
 from tools.converters.split_folders import named, opened
 from utils.core.log import progress
 from utils.datasets.labels.annotation_paths import annotation_files
-from utils.datasets.labels.readers.voc import images_at, read_voc_file
+from utils.datasets.labels.readers.voc import find_voc_images, read_voc_file
 
 
 @SOURCES.register("voc")
@@ -21,7 +21,7 @@ def open_voc(settings: LabelSettings) -> Source:
     for split, places in data.splits.items():
         data.split(split)
         for place in places:
-            paths = sorted(dict.fromkeys(images_at(place, data.root)))
+            paths = sorted(dict.fromkeys(find_voc_images(place, data.root)))
             below = place if place.is_dir() else (Path(paths[0]).parent if paths else place)
             works += works_below(below, paths, split)
     files = dict(zip([w.image for w in works], annotation_files([str(w.image) for w in works], ".xml"), strict=True))

@@ -31,7 +31,7 @@ def check_images(gathered: Gathered) -> Iterator[Finding]:
 def _faults(picture: Picture) -> Iterator[tuple[str, str]]:
     path = picture.path
     if picture.fault:
-        yield ("truncated" if "cut short" in picture.fault else "unreadable"), picture.fault
+        yield ("truncated" if "truncated PNG" in picture.fault else "unreadable"), picture.fault
         return
     if picture.cut:
         yield "truncated", picture.cut
