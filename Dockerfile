@@ -1,8 +1,8 @@
-# The service in a container; docs/serve.md shows how to build and run it, also for GPUs.
+# HTTP service; docs/serve.md describes how to build and run the image, also for GPUs.
 ARG BASE=python:3.12-slim-bookworm
 FROM ${BASE}
 
-# what OpenCV's wheel links against
+# shared libraries that OpenCV's wheel needs
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libgl1 libglib2.0-0 libxcb1 \
     && rm -rf /var/lib/apt/lists/*
@@ -20,5 +20,5 @@ ENV PYTHONUNBUFFERED=1 MPLCONFIGDIR=/tmp
 EXPOSE 5000
 HEALTHCHECK --start-period=60s --interval=30s --timeout=5s \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:5000/health', timeout=4)"]
-# exec form: SIGTERM reaches the service, which finishes what runs
+# exec form, so that SIGTERM reaches the service and it finishes running requests
 ENTRYPOINT ["python", "serve.py", "--host", "0.0.0.0"]

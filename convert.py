@@ -7,82 +7,105 @@
     python convert.py split --source data/animals.yaml --shares 0.8 0.1 0.1 --out animals-split
     python convert.py checkpoint --weights yolov5n.pt --out yolov5n.safetensors
 
-Sources are never changed, and nothing is overwritten without --exist-ok. The work is done by tools/converters.
+Sources are never changed, and nothing is overwritten without --exist-ok.
 """
 
 import argparse
+import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
+from tools.converters import sources, targets
 from tools.converters.convert_settings import (
-    FROM,
     IMAGES,
     SHAPES,
     STRATIFY,
     STYLES,
-    TO,
     CheckpointSettings,
     LabelSettings,
     SplitSettings,
 )
-from utils.core.cli import add_subparser, new_parser, run_script
+from utils.core.cli import add_flag, add_subparser, new_parser, run_script
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the options of this script."""
+    """Build the command-line parser of this program."""
     parser = new_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="labels | split | checkpoint")
-    _add_labels(add_subparser(commands, "labels", "labels from one format to another"))
-    _add_split(add_subparser(commands, "split", "lists of training, validation and test images"))
-    _add_checkpoint(add_subparser(commands, "checkpoint", "weights from one file format to another"))
+    _add_labels(add_subparser(commands, "labels", "Convert labels from one format to another."))
+    _add_split(add_subparser(commands, "split", "Write lists of training, validation and test images."))
+    _add_checkpoint(add_subparser(commands, "checkpoint", "Convert a checkpoint from one file format to another."))
     return parser
 
 
+def format_names(package: ModuleType) -> list[str]:
+    """List the formats of a registry by its files, because importing them would load OpenCV and numpy."""
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+
+
 def _add_labels(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--from", dest="source_format", required=True, choices=FROM, help="format of the source")
-    add("--to", dest="target_format", required=True, choices=TO, help="format to write")
-    add("--source", required=True, type=Path, help="data YAML, folder, or the one file of the format")
-    _add_output(parser, "new folder for the result")
-    add("--names", default="", help="class names: a file with one a line, a data YAML, or a,b,c; empty: the source's")
-    add("--split", default="train", help="what images are called whose source has no splits")
-    add("--pictures", default="", help="folder of the images; empty: the usual places")
-    add("--masks", default="", help="folder of the masks of the formats masks and panoptic; empty: the usual places")
-    add("--images", choices=IMAGES, default="copy", help="what to do with the images")
-    add("--style", choices=STYLES, default="auto", help="boxes or polygons; auto: polygons where all objects have one")
-    add("--decimals", type=int, default=None, help="of the numbers written; empty: 6 for yolo, 2 for pixels")
-    add("--least-px", type=int, default=0, help="leave out objects of a smaller area in pixels")
-    add("--background", type=int, default=None, help="value of unlabelled pixels in masks; empty: _background_ or 255")
-    add("--only", choices=SHAPES, default="all", help="kind of LabelMe shapes to convert")
-    add("--shift-centre", action="store_true", help="move Cityscapes boxes by -1 pixel as multiyolov5 does")
+    data = parser.add_argument_group("data")
+    known = format_names(sources)
+    data.add_argument("--from", dest="source_format", required=True, choices=known, help="format of the source")
+    known = format_names(targets)
+    data.add_argument("--to", dest="target_format", required=True, choices=known, help="format to write")
+    data.add_argument("--source", required=True, type=Path, help="data YAML, folder, or single file of the format")
+    text = "class names: a file with one name per line, a data YAML, or a,b,c (default: from the source)"
+    data.add_argument("--names", default="", help=text)
+    data.add_argument("--split", default="train", help="split of the images of a source without splits")
+    data.add_argument("--pictures", default="", metavar="FOLDER", help="folder of the images (default: detected)")
+    text = "folder of the masks of the formats masks and panoptic (default: detected)"
+    data.add_argument("--masks", default="", metavar="FOLDER", help=text)
+    _add_output(parser, "new folder for the converted data set")
+
+    conversion = parser.add_argument_group("conversion")
+    conversion.add_argument("--images", choices=IMAGES, default="copy", help="copy images, link them, or leave them")
+    text = "write boxes or polygons; auto: polygons for images whose objects all have one"
+    conversion.add_argument("--style", choices=STYLES, default="auto", help=text)
+    text = "decimal places of coordinates (default: 6 for yolo, 2 for pixels)"
+    conversion.add_argument("--decimals", type=int, default=None, metavar="N", help=text)
+    conversion.add_argument("--least-px", type=int, default=0, metavar="N", help="minimum area of objects in pixels")
+    text = "value of unlabelled pixels in masks (default: that of the class _background_, else 255)"
+    conversion.add_argument("--background", type=int, default=None, metavar="N", help=text)
+    conversion.add_argument("--only", choices=SHAPES, default="all", help="kind of LabelMe shapes to convert")
+    add_flag(conversion, "--shift-centre", "move Cityscapes boxes by -1 pixel, like multiyolov5's converter")
 
 
 def _add_split(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--source", required=True, type=Path, help="data YAML or folder of images")
+    data = parser.add_argument_group("data")
+    data.add_argument("--source", required=True, type=Path, help="data YAML or folder of images")
+    data.add_argument("--format", default="auto", help="label format of a folder")
+    text = "class names of a folder: a file with one name per line, a data YAML, or a,b,c (default: from the folder)"
+    data.add_argument("--names", default="", help=text)
     _add_output(parser, "new folder for the lists and their data YAML")
-    add("--shares", type=float, nargs="+", default=[0.8, 0.2], help="of train, val and, if there are three, test")
-    add("--seed", type=int, default=0, help="the same seed gives the same lists")
-    add("--stratify", choices=STRATIFY, default="labels", help="what all lists get the same shares of")
-    add("--group", default="", help="regular expression on paths; images with the same match stay together")
-    add("--format", default="auto", help="label format of a folder")
-    add("--names", default="", help="class names of a folder: a file with one a line, a data YAML, or a,b,c")
+
+    split = parser.add_argument_group("split")
+    text = "relative sizes of train, val and, optionally, test"
+    split.add_argument("--shares", type=float, nargs="+", default=[0.8, 0.2], metavar="X", help=text)
+    split.add_argument("--seed", type=int, default=0, help="random seed; equal seeds give equal lists")
+    text = "what to distribute evenly: labels by class, images by folder, or nothing"
+    split.add_argument("--stratify", choices=STRATIFY, default="labels", help=text)
+    text = "regular expression on paths; images with the same match stay in one split (default: no groups)"
+    split.add_argument("--group", default="", metavar="REGEX", help=text)
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", required=True, type=Path, help="official or native checkpoint")
-    _add_output(parser, "new file: .pt, or .safetensors for weights alone")
-    parser.add_argument("--half", action="store_true", help="store weights in fp16")
+    data = parser.add_argument_group("data")
+    data.add_argument("--weights", required=True, type=Path, help="official or native checkpoint")
+    _add_output(parser, "new file: .pt, or .safetensors for the weights alone")
+    add_flag(parser.add_argument_group("conversion"), "--half", "store weights in fp16")
 
 
 def _add_output(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument("--out", required=True, type=Path, help=text)
-    parser.add_argument("--exist-ok", action="store_true", help="write although it exists, replacing files")
-    parser.add_argument("--dry-run", action="store_true", help="write nothing, say what would be")
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", required=True, type=Path, help=text)
+    add_flag(output, "--exist-ok", "allow an existing --out and replace files in it")
+    add_flag(output, "--dry-run", "report what would be written without writing")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Do what the command line asks for."""
+    """Run the program."""
     options = vars(build_parser().parse_args(arguments))
     command = options.pop("command")
     if command == "labels":

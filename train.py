@@ -1,32 +1,42 @@
 """Train a detector.
 
-    python train.py                                             (the embedded shapes data, no download)
+    python train.py                                             (generated shapes data, no download)
     python train.py --data coco128.yaml --weights yolov5n.pt --img 640 --epochs 10
     python train.py --resume runs/train/exp/weights/last.pt
     torchrun --nproc-per-node 2 train.py --batch 32
 
-The loop itself is utils/engine/fit.py.
+The training loop is utils/engine/fit.py.
 """
 
 import argparse
 from collections.abc import Sequence
 
-from tools.search.search_options import add_evolution, train_or_evolve
+from tools.search.search_options import add_evolution, evolve, wants_evolution
 from utils.core.cli import explicit_options, run_script, to_namespace
 from utils.core.contracts import Logger
-from utils.programs.train import task_parser
+from utils.programs.train import task_parser, train_task
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the options of this script."""
+    """Create the command-line parser of this script."""
     return add_evolution(task_parser("detect", __doc__))
 
 
-def run(loggers: Sequence[Logger] = (), **overrides: object) -> dict[str, float]:
-    """Train from Python with the options' names and defaults, and loggers of your own; return the final numbers."""
-    to_namespace(build_parser(), dict(overrides))
-    return train_or_evolve("detect", build_parser(), dict(overrides), loggers)
+def run(loggers: Sequence[Logger] = (), **options: object) -> dict[str, float]:
+    """Train from Python.
+
+    Args:
+        loggers: Loggers beside those of `--log`.
+        **options: Options of the script, with underscores for dashes.
+
+    Returns:
+        Metrics of the best checkpoint by name.
+    """
+    parser = build_parser()
+    to_namespace(build_parser(), options)  # checks the names
+    train = evolve if wants_evolution(options) else train_task
+    return train("detect", parser, options, loggers)
 
 
 if __name__ == "__main__":
-    run_script(lambda: train_or_evolve("detect", build_parser(), explicit_options(build_parser())))
+    run_script(lambda: run(**explicit_options(build_parser())))

@@ -1,28 +1,35 @@
-"""Score a checkpoint on a data set.
+"""Validate a checkpoint on a data set.
 
-    python val.py                                               (the newest run, on the data it was trained on)
+    python val.py                                               (newest run, on its training data set)
     python val.py --weights yolov5n.pt --data coco128.yaml --img 640
-    python val.py --weights yolov5s.pt yolov5m.pt               (an ensemble)
+    python val.py --weights yolov5s.pt yolov5m.pt               (ensemble)
     torchrun --nproc-per-node 2 val.py --weights yolov5n.pt --data coco.yaml
     python val.py --task study --weights yolov5n.pt --data coco128.yaml
 
-The loop itself is utils/engine/evaluate.py.
+The loop is utils/engine/evaluate.py.
 """
 
 import argparse
 
 from utils.core.cli import explicit_options, run_script
-from utils.programs.val import score_task, scoring_parser
+from utils.programs.val import val_parser, validate_task
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the options of this script."""
-    return scoring_parser(__doc__)
+    """Create the command-line parser of this script."""
+    return val_parser(__doc__)
 
 
-def run(**overrides: object) -> dict[str, float]:
-    """Score from Python with the options' names and defaults; return the numbers."""
-    return score_task("detect", build_parser(), dict(overrides), "runs/train")
+def run(**options: object) -> dict[str, float]:
+    """Validate from Python.
+
+    Args:
+        **options: Options of the script, with underscores for dashes.
+
+    Returns:
+        Metrics by name.
+    """
+    return validate_task("detect", build_parser(), options, "runs/train")
 
 
 if __name__ == "__main__":

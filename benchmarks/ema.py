@@ -1,10 +1,10 @@
-"""Cost of one update of the averaged network: all tensors in one operation beside one tensor after the other.
+"""Time of one EMA update: multi-tensor operation compared with a loop over tensors.
 
 python benchmarks/ema.py
 python benchmarks/ema.py --cfg yolov5n yolov5s yolov5m --device 0 --write
 
-The plain loop takes both state dicts and moves tensor by tensor, in place. Both follow networks with the same weights,
-turn about, and end with the same numbers, which is checked.
+The loop updates the tensors of the state dict in place, one after the other. Both versions follow networks with the
+same weights, are timed alternately, and must end with the same values.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NAME = "ema"
 
 
 def timed(update: Callable[[], None], times: int, device: torch.device) -> float:
-    """Return the milliseconds of one update, the mean of `times` in a row."""
+    """Measure the milliseconds of one update, averaged over `times` in a row."""
     with Stopwatch(device) as watch:
         for _ in range(times):
             update()
@@ -39,7 +39,7 @@ def timed(update: Callable[[], None], times: int, device: torch.device) -> float
 
 
 def compare(cfg: str, options: argparse.Namespace, device: torch.device) -> tuple[str, float]:
-    """Return the table's row of a network and how many times as fast the multi-tensor update is."""
+    """Measure one network; return its table row and the speedup of the multi-tensor update."""
     seed_everything(0)
     network = build_network(read_architecture(cfg)).to(device, memory_format=torch.channels_last)
     ours, plain = ModelEma(network), PlainEma(network)
@@ -64,7 +64,7 @@ def compare(cfg: str, options: argparse.Namespace, device: torch.device) -> tupl
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the options of this script."""
+    """Create the command-line parser of this script."""
     parser = new_parser(__doc__, NAME)
     parser.add_argument("--cfg", nargs="+", default=["yolov5n", "yolov5s"], help="networks")
     parser.add_argument("--rounds", type=int, default=15, help="pairs of measurements; the median counts")
@@ -74,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Measure, print and on request write the report; return the ratio of each network."""
+    """Run the benchmark, print and optionally write the report; return the speedup by network."""
     line = given(arguments)
     options = build_parser().parse_args(line)
     device = select_device(options.device)

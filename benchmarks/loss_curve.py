@@ -1,9 +1,9 @@
-"""Loss curves in mixed precision and in fp32 side by side: does mixed precision stay within the noise of the seed?
+"""Loss curves in mixed precision and fp32, compared with the variation between seeds.
 
 python benchmarks/loss_curve.py --data coco128.yaml --weights yolov5n.pt --imgsz 320
 python benchmarks/loss_curve.py --data shapes.yaml --epochs 5 --seeds 0 1 2 --write
 
-Trains once for every seed and precision, everything else equal; with the same seed both see the same images.
+Trains once for every seed and precision; runs with the same seed see the same images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Runs = dict[tuple[str, int], Training]  # by precision and seed
 
 
 def gaps(runs: Runs, precisions: Sequence[str], seeds: Sequence[int], what: str) -> tuple[float, float]:
-    """Return the mean distance between curves: of the precisions with the same seed, of the seeds in fp32 (or nan).
+    """Compute mean distances between curves: of the precisions with the same seed, and of the seeds in fp32 (or nan).
 
     `what` is losses (distance relative to fp32) or scores (absolute).
     """
@@ -43,7 +43,7 @@ def gaps(runs: Runs, precisions: Sequence[str], seeds: Sequence[int], what: str)
 
 
 def curves(runs: Runs, what: str, title: str, digits: int) -> list[str]:
-    """Return a table with a column per run and a row per epoch."""
+    """Format a table with a column per run and a row per epoch."""
     epochs = len(next(iter(getattr(run, what) for run in runs.values())))
     lines = [
         f"| {title} | " + " | ".join(f"{precision}, seed {seed}" for precision, seed in runs) + " |",
@@ -56,7 +56,7 @@ def curves(runs: Runs, what: str, title: str, digits: int) -> list[str]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the options of this script."""
+    """Create the command-line parser of this script."""
     parser = new_parser(__doc__, NAME)
     add_training_options(parser, "data/shapes.yaml", 5)
     parser.add_argument("--mixed", default="auto", help="the mixed precision: auto, bf16, fp16")
@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Train, print and on request write the report; return the distances between the curves."""
+    """Run the benchmark, print and optionally write the report; return the distances between the curves."""
     line = given(arguments)
     options = build_parser().parse_args(line)
     device = select_device(options.device or "")

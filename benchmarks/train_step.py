@@ -1,11 +1,11 @@
-"""Cost of one training step, ours beside plain PyTorch: fp32, default memory order, tensor by tensor.
+"""Time of one training step compared with plain PyTorch: fp32, NCHW memory format, single-tensor operations.
 
 python benchmarks/train_step.py
 python benchmarks/train_step.py --cfg yolov5s --size 640 --batch-size 16 --device 0 --steps 50 --write
 
-Both sides train the same network with the same loss on the same images, turn about, an update at every step. Ours:
-channels-last, mixed precision as train.py chooses it, fused optimizer, multi-tensor average. Plain: fp32, NCHW, an
-optimizer and an average that go from tensor to tensor.
+Both sides train the same network with the same loss on the same images, alternately, with an optimizer step per batch.
+Ours: channels-last, mixed precision as in train.py, fused optimizer, multi-tensor EMA. Plain: fp32, NCHW, single-tensor
+optimizer and EMA.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from models.builder import build_network, read_architecture
 from models.network import Network
 from models.network_runner import to_input
 from utils.core.cli import run_script
-from utils.core.contracts import Batch, Geometry, ImageInfo
+from utils.core.contracts import Batch, Geometry, ImageInfo, Loss
 from utils.core.device import autocast_dtype, select_device
 from utils.core.hyp import Hyp
 from utils.core.seed import seed_everything
 from utils.core.timing import Stopwatch
-from utils.engine.build_run import build_losses
 from utils.engine.ema import ModelEma
 from utils.engine.parameter_groups import build_optimizer, clip_gradients
+from utils.engine.run_setup import build_losses
 
 NAME = "train_step"
 PARTS = ("forward", "loss and backward", "optimizer and EMA")
 
 
 def random_batch(count: int, size: int, boxes_per_image: int, classes: int) -> Batch:
-    """Return `count` noise images with labels; times depend on shapes and counts, not on what the images show."""
+    """Create a batch of noise images with random labels; times depend on shapes and counts only."""
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=rng)
     total = count * boxes_per_image
@@ -56,11 +56,11 @@ def random_batch(count: int, size: int, boxes_per_image: int, classes: int) -> B
 
 @dataclass
 class Side:
-    """One way to make a training step."""
+    """One implementation of the training step."""
 
     network: Network
-    losses: dict[str, Any]
-    optimizer: Any
+    losses: dict[str, Loss]
+    optimizer: torch.optim.Optimizer
     ema: Any
     enter: Callable[[Tensor], Tensor]  # uint8 images to the network's input
     clip: Callable[[Any], object]
@@ -69,7 +69,7 @@ class Side:
     seconds: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in PARTS})
 
     def step(self, batch: Batch) -> float:
-        """Train on a batch; return the seconds it took and keep those of the parts."""
+        """Train on a batch; return the seconds and record those of the parts."""
         watches = {part: Stopwatch(self.device) for part in PARTS}
         with watches["forward"], torch.autocast(self.device.type, dtype=self.mixed, enabled=self.mixed is not None):
             raw = self.network(self.enter(batch.images))
@@ -87,7 +87,7 @@ class Side:
 
 
 def our_side(cfg: str, options: argparse.Namespace, device: torch.device) -> Side:
-    """Return the step as utils/engine makes it."""
+    """Build the step of utils/engine."""
     seed_everything(0)
     hyp, network = Hyp(), build_network(read_architecture(cfg)).to(device, memory_format=torch.channels_last)
     return Side(
@@ -103,7 +103,7 @@ def our_side(cfg: str, options: argparse.Namespace, device: torch.device) -> Sid
 
 
 def plain_side(cfg: str, options: argparse.Namespace, device: torch.device) -> Side:
-    """Return the same step without any of that."""
+    """Build the same step in plain PyTorch."""
     seed_everything(0)
     hyp, network = Hyp(), build_network(read_architecture(cfg)).to(device)
     return Side(
@@ -119,7 +119,7 @@ def plain_side(cfg: str, options: argparse.Namespace, device: torch.device) -> S
 
 
 def compare(cfg: str, options: argparse.Namespace, device: torch.device) -> tuple[list[str], Spread]:
-    """Return table rows of one network (all, then each part) and how many times as fast our step is."""
+    """Measure one network; return its table rows (total, then each part) and the speedup."""
     batch = random_batch(options.batch_size, options.size, options.boxes, read_architecture(cfg)["nc"]).to(device)
     sides = {"ours": our_side(cfg, options, device), "plain": plain_side(cfg, options, device)}
     actions = {name: (lambda side=side: side.step(batch)) for name, side in sides.items()}
@@ -135,7 +135,7 @@ def compare(cfg: str, options: argparse.Namespace, device: torch.device) -> tupl
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the options of this script."""
+    """Create the command-line parser of this script."""
     parser = new_parser(__doc__, NAME)
     parser.add_argument("--cfg", nargs="+", default=["yolov5n"], help="networks")
     parser.add_argument("--size", type=int, default=320, help="side of the images in pixels")
@@ -149,7 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Measure, print and on request write the report; return the ratio of each network."""
+    """Run the benchmark, print and optionally write the report; return the speedup by network."""
     line = given(arguments)
     options = build_parser().parse_args(line)
     device = select_device(options.device)

@@ -1,4 +1,4 @@
-"""Whole trainings for measuring programs: the options they share, one run, and what came of it."""
+"""Training runs for benchmarks: common options, one run and its results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from utils.core.timing import Stopwatch
 from utils.core.train_options import resolve_training, training_parser
 from utils.engine.fit import fit
 from utils.loggers.csv_file import read_results
-from utils.tasks.task_selection import task_for
+from utils.tasks.task_selection import select_training_task
 
 LOSSES = ("train/box_loss", "train/obj_loss", "train/cls_loss")
 SCORE = "metrics/mAP_0.5:0.95"
@@ -23,7 +23,7 @@ SCORE = "metrics/mAP_0.5:0.95"
 
 @dataclass(frozen=True)
 class Training:
-    """What one run gave."""
+    """Results of one training run."""
 
     losses: list[float]  # per epoch, the sum of the training terms
     scores: list[float]  # per epoch, mAP50-95
@@ -32,22 +32,33 @@ class Training:
 
 
 def add_training_options(parser: argparse.ArgumentParser, data: str, epochs: int | None) -> None:
-    """Add the options that are handed on to the training; what is not given is what train.py takes."""
+    """Add the options of the training runs; their defaults are those of train.py.
+
+    Args:
+        parser: Parser of the benchmark.
+        data: Default data-set YAML.
+        epochs: Default number of epochs; None: the recommendation of the data set.
+    """
     add = parser.add_argument
     add("--data", default=data, help="data-set YAML")
-    add("--weights", default=None, help="checkpoint to start from; none: from scratch")
-    add("--cfg", default=None, help="model YAML or name; none: the checkpoint's own, else yolov5n")
+    add("--weights", default=None, help="initial checkpoint (default: none, train from scratch)")
+    add("--cfg", default=None, help="model YAML or name (default: from the checkpoint, else yolov5n)")
     add("--hyp", default=None, help="hyper-parameter YAML")
-    add("--epochs", type=int, default=epochs, help="epochs of each run; none: what the data YAML recommends")
+    add("--epochs", type=int, default=epochs, help="epochs of each run (default: from the data YAML)")
     add("--batch-size", type=int, default=None)
     add_image_size(parser, (), "image size in pixels")
     add("--workers", type=int, default=None)
     add("--device", default=None)
-    add("--seeds", type=int, nargs="+", default=[0, 1], help="each setting is trained once with every seed")
+    add("--seeds", type=int, nargs="+", default=[0, 1], help="seeds; each setting is trained once with every seed")
 
 
 def train_once(options: argparse.Namespace, **chosen: Any) -> Training:
-    """Train as train.py would with `options` and `chosen`, in a folder that is removed afterwards."""
+    """Train in a temporary folder.
+
+    Args:
+        options: Options of `add_training_options`.
+        **chosen: Further options of train.py by name.
+    """
     names = ("data", "weights", "cfg", "hyp", "epochs", "batch_size", "imgsz", "workers", "device")
     values = {name: value for name in names if (value := getattr(options, name)) not in (None, ())}
     data = load_data(options.data)
@@ -55,7 +66,7 @@ def train_once(options: argparse.Namespace, **chosen: Any) -> Training:
         place = {"project": folder, "name": "run", "noplots": True}
         settings, _ = resolve_training(training_parser(None), values | chosen | place, data.defaults, data.source)
         with Stopwatch() as watch:
-            numbers = fit(partial(task_for, "detect", settings), settings)
+            numbers = fit(partial(select_training_task, "detect", settings.fitness), settings)
         rows = read_results(Path(folder) / "run" / "results.csv")
     epochs = [rows[epoch] for epoch in sorted(rows)]
     return Training(

@@ -1,4 +1,4 @@
-"""Run some training steps and write the loss of each as JSON; test_ddp.py starts it alone and under torchrun."""
+"""Run training steps and write their losses as JSON; started by test_ddp.py, also under torchrun."""
 
 import json
 import sys
@@ -13,29 +13,29 @@ sys.argv, arguments = sys.argv[:1], sys.argv[1:]
 def main(out: Path, data: str, steps: int, freeze_bn: bool, name: str) -> None:
     """Train the smallest network of a task for `steps` batches of 8 and write `out` on the first rank.
 
-    `name` is that of the task, with `+psp` and the like where pixels are learned beside it.
+    `name` is the task, followed by `+psp` or another design for an additional semantic head.
     """
     from utils.core import distributed as dist
     from utils.core.train_settings import TrainSettings
-    from utils.engine.build_run import assemble
-    from utils.engine.train_epoch import _forward_backward, _maybe_update, _set_modes
-    from utils.tasks.task_selection import task_of
+    from utils.engine.fit import build_run
+    from utils.engine.train_epoch import forward_backward, set_train_mode, update_weights
+    from utils.tasks.task_selection import select_task
 
     task, _, design = name.partition("+")
     settings = TrainSettings(
-        data=data, semantic=design, cfg=task_of(task, ()).cfg, imgsz=(64,), batch_size=8, workers=0, device="cpu",
+        data=data, semantic=design, cfg=select_task(task, ()).cfg, imgsz=(64,), batch_size=8, workers=0, device="cpu",
         amp="fp32", freeze_bn=freeze_bn, project=str(out.parent / "runs"), name=out.stem, noautoanchor=True,
         noplots=True, seed=1,
     )  # fmt: skip
-    run = assemble(partial(task_of, task), settings)
+    run = build_run(partial(select_task, task), settings)
     losses: list[float] = []
     while len(losses) < steps:
-        _set_modes(run)
+        set_train_mode(run.model, run.settings.freeze_bn)
         for batch in run.train_loader.epoch(run.state.epoch):
             run.schedule.apply(run.optimizer, run.state.epoch, run.state.global_step)
-            terms = torch.stack([term.detach() for term in _forward_backward(run, batch).values()])
+            terms = torch.stack([term.detach() for term in forward_backward(run, batch).values()])
             losses.append(float(dist.sum_over_ranks(terms).sum()))
-            _maybe_update(run, batch)
+            update_weights(run, batch)
             run.state.global_step += 1
             if len(losses) == steps:
                 break

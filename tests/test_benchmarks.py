@@ -207,11 +207,11 @@ def test_coco_index(results):
 
 def test_semantic_heads_restores_layers(results, monkeypatch):
     monkeypatch.setattr(semantic_heads, "memory", lambda job: dict.fromkeys(semantic_heads.WAYS, 1.0))
-    before = coarse.on_cpu
+    before = coarse.use_cpu_kernels
     small = ["--cfg", "yolov5n", "--size", "64", "128", "--classes", "4", "--rounds", "2", "--designs", "base", "psp"]
     found = semantic_heads.main([*small, "--write"])
     assert set(found) == {"base", "psp"} and all(set(shares) == {"ours", "plain"} for shares in found.values())
-    assert coarse.on_cpu is before
+    assert coarse.use_cpu_kernels is before
     check_report(results / "semantic_heads.md", rows=2)
 
 

@@ -1,4 +1,4 @@
-"""Classification's parts: folders to batches, the crop, the loss, the scores, and networks of every origin."""
+"""Classification: data folders, crops, loss, metrics, and networks from all kinds of weights."""
 
 import cv2
 import numpy as np
@@ -16,11 +16,11 @@ from utils.core.hyp import Hyp
 from utils.core.load_request import LoadRequest
 from utils.core.train_settings import TrainSettings
 from utils.datasets import GENERATORS
-from utils.datasets.generators.prepare import ensure
+from utils.datasets.generators.prepare import ensure_generated
 from utils.datasets.pipeline.classification_samples import open_classification_loader
 from utils.losses import LOSSES
 from utils.metrics import EVALUATORS
-from utils.ops.crop import centre_square, jittered, random_area
+from utils.ops.crop import centre_crop, colour_jitter, random_resized_area
 from utils.postprocess import POSTPROCESS
 
 SPEC = HeadSpec("classify", 3)
@@ -85,7 +85,9 @@ def test_batches_are_deterministic(folder, workers):
 def test_caches_do_not_change_batches(folder):
     plain = next(iter(open_classification_loader(request(folder)).epoch(0)))
     for cache in ("ram", "disk"):
-        assert torch.equal(next(iter(open_classification_loader(request(folder, cache=cache)).epoch(0))).images, plain.images)
+        assert torch.equal(
+            next(iter(open_classification_loader(request(folder, cache=cache)).epoch(0))).images, plain.images
+        )
 
 
 def test_faulty_images_and_small_classes_are_reported(folder, caplog):
@@ -141,7 +143,7 @@ def test_missing_image_becomes_unlabelled_grey(folder):
 def test_center_crop():
     image = np.zeros((4, 8, 3), np.uint8)
     image[:, 2:6] = 200
-    square, geometry = centre_square(image, (2, 2))
+    square, geometry = centre_crop(image, (2, 2))
     assert square.shape == (2, 2, 3) and (square == 200).all()
     assert geometry == Geometry((4, 8), (2, 2), (0.5, 0.5), (-1.0, 0.0))  # x = 2 lies at the left border
 
@@ -149,25 +151,25 @@ def test_center_crop():
 def test_center_crop_of_reference_image(shared):
     image = cv2.imread(str(shared / "images" / "bus.jpg"))
     with np.load(shared / "reference" / "cls_kuih_nc10_bus.npz") as reference:
-        found = centre_square(image, (224, 224))[0][..., ::-1].astype(int)
+        found = centre_crop(image, (224, 224))[0][..., ::-1].astype(int)
         assert np.abs(found - reference["input"]).max() <= 1  # another release of OpenCV
 
 
 def test_random_resized_crop_ranges():
     rng = np.random.default_rng(0)
-    parts = np.array([random_area(rng, (300, 400), 0.08) for _ in range(2000)])
+    parts = np.array([random_resized_area(rng, (300, 400), 0.08) for _ in range(2000)])
     top, left, height, width = parts.T
     assert (top >= 0).all() and (left >= 0).all() and (top + height <= 300).all() and (left + width <= 400).all()
     areas, aspects = height * width / 120_000, width / height
     assert 0.079 < areas.min() < 0.1 and areas.max() > 0.9 and aspects.min() > 0.74 and aspects.max() < 1.35
-    assert random_area(rng, (10, 1000), 1.0) == (0, 493, 10, 13)  # no draw fits: the middle, 4/3 wide
+    assert random_resized_area(rng, (10, 1000), 1.0) == (0, 493, 10, 13)  # no draw fits: the middle, 4/3 wide
 
 
 def test_color_jitter_ranges():
     grey = np.full((4, 4, 3), 100, np.uint8)
-    means = [jittered(grey, np.random.default_rng(i), 0.4).mean() for i in range(200)]
+    means = [colour_jitter(grey, np.random.default_rng(i), 0.4).mean() for i in range(200)]
     assert 59 <= min(means) < 70 and 130 < max(means) <= 141  # of one colour: only brightness acts
-    assert (jittered(grey, np.random.default_rng(0), 0.0) == grey).all()
+    assert (colour_jitter(grey, np.random.default_rng(0), 0.0) == grey).all()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -294,7 +296,7 @@ def test_generated_class_folders(tmp_path):
     yaml = tmp_path / "s.yaml"
     yaml.write_text(f"path: s\ntrain: train\nval: val\nformat: folders\nnames: [ring, star]\ngenerate: {generate}\n")
     data = load_data(str(yaml))
-    ensure(data)
+    ensure_generated(data)
     files = {path.relative_to(tmp_path).as_posix(): path for path in sorted((tmp_path / "s").rglob("*.jpg"))}
     train = [f"s/train/{name}/shape_{i:06d}.jpg" for name in ("ring", "star") for i in (0, 1)]
     assert list(files) == [*train, "s/val/ring/shape_000000.jpg", "s/val/star/shape_000000.jpg"]

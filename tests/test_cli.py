@@ -8,7 +8,8 @@ import pytest
 from utils.core.cli import explicit_options
 from utils.core.errors import UserError
 from utils.core.train_options import format_origins, resolve_training
-from utils.core.train_settings import ScoreSettings, TrainSettings
+from utils.core.train_settings import TrainSettings
+from utils.core.val_settings import ValSettings
 
 OPTIONS = {
     "train": """
@@ -57,7 +58,7 @@ def test_options_match_settings():
 def test_parser_defaults_equal_settings_defaults():
     parser = parser_of("train")
     assert TrainSettings.from_dict(vars(parser.parse_args([]))) == TrainSettings()
-    assert ScoreSettings.from_dict(vars(parser_of("val").parse_args([]))) == ScoreSettings()
+    assert ValSettings.from_dict(vars(parser_of("val").parse_args([]))) == ValSettings()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from helpers_run import results, script
 
 from utils.core.data_config import load_data
 from utils.core.errors import UserError
-from utils.engine.train_epoch import _resized
+from utils.engine.train_epoch import resize_randomly
 from utils.loggers.csv_file import read_results
 
 CATEGORIES = [{"id": 18, "name": "disc"}, {"id": 3, "name": "box"}]  # rising ids: box, disc
@@ -46,7 +46,7 @@ def coco_folder(root, splits=("train2017", "val2017"), below="", count=6):
 def test_load_coco_folder(tmp_path):
     data = load_data(str(coco_folder(tmp_path / "coco")))
     assert (data.names, data.format, set(data.splits)) == (("box", "disc"), "coco", {"train", "val"})
-    assert data.annotations["val"].name == "instances_val2017.json" and not data.named_by_folders
+    assert data.annotations["val"].name == "instances_val2017.json" and not data.is_class_folders
     below = load_data(str(coco_folder(tmp_path / "other", ("train", "val"), below="images")))
     assert below.splits["train"] == (tmp_path / "other" / "images" / "train",)
     with pytest.raises(UserError, match=r"no annotations/instances_test\*\.json"):
@@ -84,12 +84,10 @@ def test_train_and_val_on_coco_folder(tmp_path):
 
 def sizes(multi_scale, rate=1, seed=0, steps=12):
     settings = SimpleNamespace(multi_scale=multi_scale, imgsz=(128,), resize_rate=rate, seed=seed)
-    network = SimpleNamespace(stride=32)
     images = torch.zeros(1, 3, 128, 128)
     found = []
     for step in range(steps):
-        run = SimpleNamespace(settings=settings, network=network, state=SimpleNamespace(epoch=0, step=step))
-        found.append(_resized(run, images).shape[-1])
+        found.append(resize_randomly(images, settings, stride=32, epoch=0, step=step).shape[-1])
     return found
 
 
@@ -105,7 +103,7 @@ def test_multi_scale_sizes_and_resize_rate(monkeypatch):
 
 
 def test_invalid_multi_scale_sizes(tmp_path):
-    with pytest.raises(UserError, match=r"--multi-scale 100: no multiple of 32"):
+    with pytest.raises(UserError, match=r"--multi-scale 100: not a multiple of 32"):
         importlib.import_module("train").run(
             data=str(coco_folder(tmp_path / "coco")), cfg="yolov5n", imgsz=[64], multi_scale=[64, 100], workers=0,
             project=str(tmp_path / "runs"),

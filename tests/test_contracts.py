@@ -27,6 +27,7 @@ from utils.core.contracts import (
     Task,
 )
 from utils.core.hyp import Hyp
+from utils.core.registry import registered_names
 from utils.datasets import GENERATORS, READERS, SEMANTIC_READERS
 from utils.engine.optimizers import OPTIMIZERS, OptimizerOptions
 from utils.engine.schedules import SCHEDULES, SchedulePoint
@@ -194,3 +195,11 @@ def test_results_and_batches_name_their_tensors():
     for record, method in ((Results, Results.cpu), (contracts.Batch, contracts.Batch._map)):
         tensors = {name for name, kind in record.__annotations__.items() if "Tensor" in kind or "FineMasks" in kind}
         assert tensors == set(next(c for c in method.__code__.co_consts if isinstance(c, tuple) and len(c) > 2))
+
+
+REGISTRIES = (HEADS, LOSSES, EVALUATORS, POSTPROCESS, BACKENDS, LOGGERS, TASKS, OPTIMIZERS, SCHEDULES)
+
+
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.kind)
+def test_registered_names_are_found_without_importing(registry):
+    assert sorted(registered_names(registry.package)) == registry.names()

@@ -16,9 +16,8 @@ from helpers_labels import NAMES, coco_file, labelme_file, picture, voc_file
 
 import convert
 from models.checkpoint import load_checkpoint
-from tools.converters import SOURCES, TARGETS
-from tools.converters.convert_settings import FROM, TO
-from tools.converters.split import stratified
+from tools.converters import SOURCES, TARGETS, sources, targets
+from tools.converters.split import stratify
 from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.datasets.labels.label_scan import build_index
@@ -139,7 +138,7 @@ def test_report_lists_what_a_format_cannot_hold(tmp_path):
     coco_file(tmp_path / "set" / "instances_train.json", rows)
     report = labels("coco", "voc", tmp_path / "set", tmp_path / "voc")
     assert [row["why"].split(":")[1].strip()[:20] for row in report["objects lost"]] == [
-        "a box of 9 x 0 pixel", "1 x 1 pixels, too sm",
+        "a box of 9 x 0 pixel", "1 x 1 pixels cannot ",
     ]  # fmt: skip
     assert report["notes"]["crowd object marked as difficult"] == 1 and report["objects"] == {"cat": 2}
     report = labels("coco", "yolo", tmp_path / "set", tmp_path / "yolo")
@@ -150,14 +149,14 @@ def test_report_lists_what_a_format_cannot_hold(tmp_path):
 
 def test_coco_keeps_image_ids(tmp_path):
     pytest.importorskip("hotcoco")
-    from utils.metrics.coco import truth_from_file
+    from utils.metrics.coco import ground_truth_from_file
 
     source = yolo_set(tmp_path / "set")
     labels("yolo", "coco", source, tmp_path / "coco")
     index = indexes(tmp_path / "coco" / "data.yaml")["val"]
     file = load_data(str(tmp_path / "coco" / "data.yaml")).annotations["val"]
     images = {i: index.path(i) for i in range(len(index))}
-    truth = truth_from_file(file, NAMES, images)
+    truth = ground_truth_from_file(file, NAMES, images)
     assert truth.image_ids == {0: 4, 1: 5} and truth.category_ids == (1, 2)
 
 
@@ -345,7 +344,10 @@ def test_csv_tables(tmp_path, text):
 
 def test_csv_faults_name_the_line(tmp_path):
     picture(tmp_path / "x.png")
-    for text, says in (("a,b\n", ":1: no column for image, label"), ("x.png 8 six 24 18 0 car\n", ":1: not an image")):
+    for text, says in (
+        ("a,b\n", ":1: no column for image, label"),
+        ("x.png 8 six 24 18 0 car\n", ":1: expected an"),
+    ):
         (tmp_path / "labels.csv").write_text(text)
         with pytest.raises(UserError, match=r"labels\.csv" + says):
             labels("csv", "yolo", tmp_path / "labels.csv", tmp_path / "out")
@@ -359,7 +361,7 @@ def test_existing_output_needs_exist_ok(tmp_path):
     source, out = yolo_set(tmp_path / "set"), tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"is there and not empty.*--exist-ok"):
+    with pytest.raises(UserError, match=r"exists and is not empty.*--exist-ok"):
         labels("yolo", "coco", source, out)
     labels("yolo", "coco", source, out, "--exist-ok")
     assert (out / "mine.txt").read_text() == "mine" and (out / "data.yaml").is_file()
@@ -384,7 +386,7 @@ def test_dry_run(tmp_path, caplog):
     run("split", "--source", source, "--out", tmp_path / "out", "--dry-run")
     assert state_of(tmp_path) == before
     said = [record.getMessage() for record in caplog.records]
-    assert said.count("images: 4 train, 2 val; objects: 18 of 2 classes") == 4 and any("would be" in s for s in said)
+    assert said.count("images: 4 train, 2 val; objects: 18 in 2 classes") == 4 and any("would be" in s for s in said)
 
 
 def test_interrupted_conversion_leaves_no_folder(tmp_path, monkeypatch):
@@ -429,18 +431,18 @@ def test_faulty_inputs_are_skipped(tmp_path):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        (("labels", "--from", "yolo", "--to", "voc", "--source", "nowhere", "--out", "o"), "nowhere: not there"),
-        (("labels", "--from", "yolo", "--to", "voc", "--source", "SET", "--out", "o"), "give the names"),
+        (("labels", "--from", "yolo", "--to", "voc", "--source", "nowhere", "--out", "o"), "nowhere: no such file"),
+        (("labels", "--from", "yolo", "--to", "voc", "--source", "SET", "--out", "o"), "set --names"),
         (("labels", "--from", "voc", "--to", "yolo", "--source", "SET", "--out", "o"), "no class names"),
         (("labels", "--from", "coco", "--to", "yolo", "--source", "SET", "--out", "o"), "no instances_"),
         (("labels", "--from", "cityscapes", "--to", "yolo", "--source", "SET", "--out", "o"), "no folder leftImg8bit"),
-        (("labels", "--from", "masks", "--to", "yolo", "--source", "SET", "--out", "o"), "masks hold numbers only"),
+        (("labels", "--from", "masks", "--to", "yolo", "--source", "SET", "--out", "o"), "masks contain numbers only"),
         (("labels", "--from", "yolo", "--to", "exe", "--source", "SET", "--out", "o"), "invalid choice"),
         (("split", "--source", "SET", "--out", "o", "--names", "n.txt"), "no such file"),
-        (("split", "--source", "SET", "--out", "o", "--names", "a,a"), "stands twice"),
-        (("split", "--source", "SET", "--out", "o"), "give the names"), (("mend",), "invalid choice"), ((), "required"),
-        (("split", "--source", "SET", "--out", "o", "--shares", "1"), "two or three numbers"),
-        (("split", "--source", "SET", "--out", "o", "--stratify", "none", "--group", "("), "no regular expression"),
+        (("split", "--source", "SET", "--out", "o", "--names", "a,a"), "occurs twice"),
+        (("split", "--source", "SET", "--out", "o"), "set --names"), (("mend",), "invalid choice"), ((), "required"),
+        (("split", "--source", "SET", "--out", "o", "--shares", "1"), "two or three positive numbers"),
+        (("split", "--source", "SET", "--out", "o", "--stratify", "none", "--group", "("), "not a valid regular"),
         (("checkpoint", "--weights", "x.pt", "--out", "o.pt"), "x.pt: no such file"),
     ],
 )  # fmt: skip
@@ -454,7 +456,8 @@ def test_invalid_commands(tmp_path, monkeypatch, line, says):
 
 
 def test_options_match_registries():
-    assert sorted(FROM) == SOURCES.names() and sorted(TO) == TARGETS.names()
+    assert convert.format_names(sources) == SOURCES.names()
+    assert convert.format_names(targets) == TARGETS.names()
 
 
 def test_convert_program(tmp_path, root):
@@ -473,20 +476,20 @@ def test_convert_program(tmp_path, root):
 def test_stratified_split():
     rng = np.random.default_rng(3)
     counts = rng.poisson((4, 1, 0.3, 0.05), (1000, 4))
-    part = stratified(counts, np.ones(1000, np.int64), (0.7, 0.2, 0.1), seed=0)
+    part = stratify(counts, np.ones(1000, np.int64), (0.7, 0.2, 0.1), seed=0)
     for label in range(4):
         shares = np.array([counts[part == n, label].sum() for n in range(3)]) / counts[:, label].sum()
         one = counts[:, label].max() / counts[:, label].sum()  # nobody can cut an image in two
         assert np.abs(shares - (0.7, 0.2, 0.1)).max() <= max(one, 0.005)
     assert np.abs(np.bincount(part) - (700, 200, 100)).max() <= 20
-    assert np.array_equal(part, stratified(counts, np.ones(1000, np.int64), (0.7, 0.2, 0.1), seed=0))
-    assert not np.array_equal(part, stratified(counts, np.ones(1000, np.int64), (0.7, 0.2, 0.1), seed=1))
+    assert np.array_equal(part, stratify(counts, np.ones(1000, np.int64), (0.7, 0.2, 0.1), seed=0))
+    assert not np.array_equal(part, stratify(counts, np.ones(1000, np.int64), (0.7, 0.2, 0.1), seed=1))
 
 
 def test_stratified_split_of_small_class():
     counts = np.zeros((20, 2), np.int64)
     counts[:, 0], counts[[4, 5], 1] = 1, 1
-    part = stratified(counts, np.ones(20, np.int64), (0.5, 0.5), seed=0)
+    part = stratify(counts, np.ones(20, np.int64), (0.5, 0.5), seed=0)
     assert part[4] != part[5]
 
 
@@ -538,7 +541,7 @@ def test_weights_safetensors_round_trip(tmp_path):
         run("checkpoint", "--weights", source, "--out", tmp_path / "again.pt")
     with pytest.raises(UserError, match="never changed"):
         run("checkpoint", "--weights", source, "--out", source, "--exist-ok")
-    with pytest.raises(UserError, match=r"ending must be one of \.pt"):
+    with pytest.raises(UserError, match=r"expected the suffix \.pt"):
         run("checkpoint", "--weights", source, "--out", tmp_path / "x.onnx")
 
 

@@ -8,8 +8,8 @@ from helpers_labels import coco_file, picture
 from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
 from utils.core.yaml_file import write_yaml
-from utils.datasets.labels.readers.xview import TYPES
 from utils.datasets.labels.label_scan import build_index
+from utils.datasets.labels.readers.xview import TYPES
 
 
 def boxes_of(index):

@@ -6,19 +6,19 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.datasets.pipeline.augment import copy_paste, hsv_tables, mixup, apply_optional, covered_fractions, write_rgb
+from utils.datasets.pipeline.augment import apply_optional, copy_paste, covered_fractions, hsv_tables, mixup, write_rgb
 from utils.datasets.pipeline.collate import normalised_rows
 from utils.datasets.pipeline.mosaic import Tile, View, compose, mosaic4, mosaic9
 from utils.datasets.pipeline.sample import Sample
 from utils.ops.letterbox import letterbox, letterbox_geometry, points_to_network, points_to_original
 from utils.ops.transform import (
     Warp,
-    draw_warp,
     polygon_box,
     resample_polygon,
-    survives,
+    sample_warp,
     transform_boxes,
     transform_points,
+    usable_boxes,
 )
 
 RNG = np.random.default_rng(5)
@@ -71,7 +71,7 @@ def test_stretch_has_no_border():
 
 def test_geometry_round_trip():
     geometry = letterbox_geometry((720, 1280), (640, 640), auto=True)
-    original = points_to_original(np.array([[10.0, 20.0], [300.0, 370.0]]), geometry)  # G11, there clipped
+    original = points_to_original(np.array([[10.0, 20.0], [300.0, 370.0]]), geometry)  # clipped when mapped back
     np.testing.assert_allclose(original, [[20, 16], [600, 716]])
     np.testing.assert_allclose(points_to_network(original, geometry), [[10, 20], [300, 370]])
 
@@ -99,7 +99,7 @@ def test_rotation_and_shear_match_opencv():
 
 
 def test_warp_parameter_ranges():
-    warps = [draw_warp(np.random.default_rng(i), 10, 0.1, 0.5, 3, 0.001) for i in range(300)]
+    warps = [sample_warp(np.random.default_rng(i), 10, 0.1, 0.5, 3, 0.001) for i in range(300)]
     for values, low, high in (
         ([w.angle for w in warps], -10, 10),
         ([w.scale for w in warps], 0.5, 1.5),
@@ -122,7 +122,7 @@ def test_perspective_division():
     np.testing.assert_allclose(transform_points(np.array([[100.0, 50.0]]), matrix), [[50, 25]])
 
 
-def test_polygon_resampling():  # G10
+def test_polygon_resampling():
     points = resample_polygon(np.array([[0, 0], [10, 0], [10, 10.0]]), 7)
     np.testing.assert_allclose(points, [[0, 0], [5, 0], [10, 0], [10, 5], [10, 10], [5, 5], [0, 0]])
 
@@ -134,14 +134,14 @@ def test_polygon_box_uses_points_inside():
 
 
 @pytest.mark.parametrize(("old", "new", "kept"), [
-    ((10, 10), (3, 3), False), ((10, 10), (3.2, 3.2), True), ((10, 100), (1.9, 100), False),  # G11
+    ((10, 10), (3, 3), False), ((10, 10), (3.2, 3.2), True), ((10, 100), (1.9, 100), False),
     ((300, 3), (300, 2.9), False), ((10, 10), (2, 10), False), ((0, 0), (5, 5), True),
 ])  # fmt: skip
 def test_box_candidates(old, new, kept):
-    assert survives(np.array([[0, 0, *old]], float), np.array([[0, 0, *new]], float)).tolist() == [kept]
+    assert usable_boxes(np.array([[0, 0, *old]], float), np.array([[0, 0, *new]], float)).tolist() == [kept]
 
 
-def test_normalised_labels_are_clipped():  # G11
+def test_normalised_labels_are_clipped():
     rows = normalised_rows(boxed(photo(4, 4), (-5, 10, 700, 320)), 3, (320, 640))
     np.testing.assert_allclose(rows[0], [3, 0, 0.499999, 0.515623, 0.999998, 0.968747], atol=1e-6)
 
@@ -311,7 +311,7 @@ def test_mixup():
     assert out.classes.tolist() == [0, 0, 1]
 
 
-def test_covered_fraction():  # G1, ioa
+def test_covered_fraction():
     others = np.array([[2, 2, 6, 6], [0, 0, 2, 2.0]])
     np.testing.assert_allclose(covered_fractions(np.array([0, 0, 4, 4.0]), others), [0.25, 1], atol=1e-9)
 
@@ -366,7 +366,7 @@ def test_mosaic_labels_match_reference():
             side = rng.uniform(0.02, 0.3, (5, 2)) * (width, height)
             samples.append(boxed(np.zeros((height, width, 3), np.uint8), *np.concatenate((corner, corner + side), 1)))
         tiles = mosaic4(samples, size, (int(rng.integers(80, 240)), int(rng.integers(80, 240))))
-        warp = draw_warp(np.random.default_rng(trial), 10, 0.1, 0.5, 3, 0.0003)
+        warp = sample_warp(np.random.default_rng(trial), 10, 0.1, 0.5, 3, 0.0003)
         ours = compose(tiles, View((320, 320), (size, size), warp))
         matrix, expected = warp.matrix((320, 320), (size, size)), []
         for tile in tiles:

@@ -11,8 +11,8 @@ from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.datasets import READERS
 from utils.datasets.labels import scan as scan_module
-from utils.datasets.labels.readers.yolo import label_path
 from utils.datasets.labels.label_scan import build_index
+from utils.datasets.labels.readers.yolo import label_path
 from utils.datasets.labels.scan_cache import cache_paths
 from utils.datasets.labels.yolo_lines import parse_labels
 

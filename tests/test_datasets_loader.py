@@ -14,9 +14,9 @@ from utils.core.hyp import Hyp
 from utils.core.load_request import LoadRequest
 from utils.datasets.pipeline import image_cache as cache_module
 from utils.datasets.pipeline.batch_plan import by_aspect, epoch_order, rect_shape, window_of
+from utils.datasets.pipeline.box_samples import open_box_loader
 from utils.datasets.pipeline.collate import quad
 from utils.datasets.pipeline.loader import BatchLoader
-from utils.datasets.pipeline.box_samples import open_box_loader
 
 PLAIN = Hyp(hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0, mosaic=0)
 RICH = Hyp(mosaic=0.8, mosaic9=0.3, mixup=0.4, copy_paste=0.5, degrees=5, flipud=0.2)

@@ -1,4 +1,4 @@
-"""Schedule, optimizer groups, averaging: numbers worked out by hand or from behaviour.md appendix G."""
+"""Schedule, optimizer groups, averaging: values computed by hand or known golden values."""
 
 import math
 
@@ -11,7 +11,7 @@ from utils.engine.ema import ModelEma, decay_at
 from utils.engine.parameter_groups import build_optimizer, clip_gradients, parameter_groups
 from utils.engine.schedules import SchedulePoint
 from utils.engine.schedules.lr_curves import cosine, linear
-from utils.engine.step_schedule import Schedule
+from utils.engine.step_schedule import StepSchedule
 
 
 @pytest.mark.parametrize(("epoch", "factor"), [(0, 1), (1, 0.9967), (150, 0.505), (299, 0.0133), (300, 0.01)])
@@ -73,7 +73,7 @@ def test_fused_optimizer_matches_plain(name):
 
 
 def test_warm_up():
-    plan = Schedule(Hyp(), epochs=10, steps_per_epoch=50, batch_size=16)
+    plan = StepSchedule(Hyp(), epochs=10, steps_per_epoch=50, batch_size=16)
     optimizer = build_optimizer(network(), "SGD", Hyp(), 16, torch.device("cpu"))
     assert plan.warmup_steps == 150
     plan.apply(optimizer, epoch=0, step=0)
@@ -89,7 +89,7 @@ def test_warm_up():
 
 
 def test_warm_up_disabled():
-    plan = Schedule(Hyp(warmup_epochs=0), epochs=10, steps_per_epoch=5, batch_size=64)
+    plan = StepSchedule(Hyp(warmup_epochs=0), epochs=10, steps_per_epoch=5, batch_size=64)
     optimizer = build_optimizer(network(), "SGD", Hyp(), 64, torch.device("cpu"))
     plan.apply(optimizer, 0, 0)
     assert [group["lr"] for group in optimizer.param_groups] == [0.01] * 3 and plan.accumulate(0) == 1

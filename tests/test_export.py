@@ -25,7 +25,7 @@ from utils.core.errors import UserError
 from utils.core.version import VERSION
 from utils.core.yaml_file import read_yaml, write_yaml
 from utils.engine.parity import Limits, Looking, compare
-from utils.ops.nms import suppress
+from utils.ops.nms import batched_nms
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_nms_in_file_matches_ours(num_classes, num_masks, agnostic):
     predictions = scattered(3, 500, num_classes, num_masks)
     settings = EvalSettings(confidence=0.1, iou=0.4, max_detections=1000, multi_label=False, agnostic=agnostic)
     rows = torch.from_numpy(session.run(None, {"images": predictions.numpy()})[0])
-    for ours, theirs in zip(suppress(predictions, num_classes, settings).rows, rows, strict=True):
+    for ours, theirs in zip(batched_nms(predictions, num_classes, settings).rows, rows, strict=True):
         assert 15 < len(ours) < 450
         torch.testing.assert_close(theirs[: len(ours)], ours, rtol=1e-5, atol=1e-4)
         assert not theirs[len(ours) :].any()
@@ -179,7 +179,7 @@ def test_nms_is_idempotent_on_file_output():
     rows = torch.tensor([[[10, 20, 30, 60, 0.9, 2, 0.45], [0, 0, 0, 0, 0, 0, 0]]])
     predictions = predictions_of(rows, 3)
     assert predictions[0, 0].tolist() == pytest.approx([20, 40, 20, 40, 0.9, 0, 0, 1, 0.5])
-    again = suppress(predictions, 3, EvalSettings(confidence=0.25, multi_label=False)).rows[0]
+    again = batched_nms(predictions, 3, EvalSettings(confidence=0.25, multi_label=False)).rows[0]
     assert again.tolist() == [pytest.approx([10, 20, 30, 60, 0.9, 2, 0.45])]
 
 

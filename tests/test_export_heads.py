@@ -20,14 +20,14 @@ from models.builder import build_network, classification_network
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.fuse import fuse, without_slices
 from models.heads.anchor_head import decode_level, whole_columns
-from models.layers.context import grid_means
+from models.layers.context import pool_to_grid
 from models.layers.space_to_depth import Focus
 from utils.backends.openvino import OFTEN
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
 from utils.core.yaml_file import read_yaml, write_yaml
 from utils.engine.parity import Limits, Looking, compare
-from utils.ops.crop import centre_square
+from utils.ops.crop import centre_crop
 from utils.programs.export_certificate import LIMITS
 
 SIDE = 96
@@ -122,9 +122,9 @@ def test_grid_means_match_adaptive_pooling(monkeypatch):
     x = torch.randn(2, 3, 13, 20)
     for size in (1, 2, 3, 6):
         plain = torch.nn.functional.adaptive_avg_pool2d(x, size)
-        assert torch.equal(grid_means(x, size), plain)
-        monkeypatch.setattr("models.layers.context.being_exported", lambda: True)
-        torch.testing.assert_close(grid_means(x, size), plain)
+        assert torch.equal(pool_to_grid(x, size), plain)
+        monkeypatch.setattr("models.layers.context.is_exporting", lambda: True)
+        torch.testing.assert_close(pool_to_grid(x, size), plain)
         monkeypatch.undo()
 
 
@@ -133,7 +133,7 @@ def test_traced_decoding_is_bit_exact(masks, monkeypatch):
     raw = torch.randn(2, 3, 5, 7, 5 + 3 + masks)
     anchors = torch.tensor([[10.0, 13.0], [16.0, 30.0], [33.0, 23.0]])
     plain = decode_level(raw, anchors, 16, 3)
-    monkeypatch.setattr("models.heads.anchor_head.being_exported", lambda: True)
+    monkeypatch.setattr("models.heads.anchor_head.is_exporting", lambda: True)
     assert torch.equal(decode_level(raw, anchors, 16, 3), plain)
 
 
@@ -144,7 +144,7 @@ def test_column_decoding_matches_head(name, monkeypatch):
     (head,) = network.heads.values()
     features = [torch.randn(2, layer.in_channels, *size) for layer, size in zip(head.m, SIZES, strict=True)]
     plain = head.decode(head(features))["predictions"]
-    monkeypatch.setattr("models.heads.anchor_head.being_exported", lambda: True)
+    monkeypatch.setattr("models.heads.anchor_head.is_exporting", lambda: True)
     with whole_columns():
         found = head.decode(head(features))["predictions"]
     assert not torch.equal(found, plain)  # another way was taken
@@ -170,7 +170,7 @@ def test_focus_as_convolution(kernel):
     x = torch.randn(2, 3, 32, 48)
     torch.testing.assert_close(focus.as_convolution()(x), focus(x), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="groups"):
-        Focus(4, 8, kernel, g=2).as_convolution()
+        Focus(4, 8, kernel, groups=2).as_convolution()
 
 
 def test_focus_is_replaced_in_exports_only(checkpoints):
@@ -282,7 +282,7 @@ def test_int8_classifier(checkpoints, classes, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.programs.export_certificate.CALIBRATION_IMAGES", 3)
     seen = []
     monkeypatch.setattr(
-        "utils.programs.export_certificate.centre_square", lambda *a: seen.append(a[0]) or centre_square(*a)
+        "utils.programs.export_certificate.centre_crop", lambda *a: seen.append(a[0]) or centre_crop(*a)
     )
     chosen = {"include": ["onnx"], "int8": True, "max_drop": 1.0, "data": str(classes), "imgsz": [SIDE]}
     (path,) = export.run(weights=[str(checkpoints["classify"])], output=str(tmp_path), **chosen)

@@ -15,8 +15,8 @@ from models.layer_plan import LAYERS, Row
 from models.layers import fusion
 from models.layers.common import Conv
 from models.layers.context import ASPP, RFB1, RFB2, ASPPs, PyramidPooling, WideC3SPP
-from models.layers.fusion import ARM, DAPPM, FFM, Attention, broadcast
-from models.layers.pool import SPP, pooled
+from models.layers.fusion import ARM, DAPPM, FFM, Attention, resize_like
+from models.layers.pool import SPP, max_pools
 
 
 def lively(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -33,12 +33,12 @@ def lively(module: nn.Module, seed: int = 0) -> nn.Module:
 BLOCKS = {  # block, its input channels, its output channels, parameters counted by hand
     # hidden 4: 3 x Conv1x1 16->4 (64+8) less one, Conv3x3 4->4 (144+8), two dilated of it, last 1x1 16->8 (128+16)
     "RFB2": (RFB2(16, 8), 16, 8, 2 * 72 + 3 * 152 + 144),
-    "RFB2 global": (RFB2(16, 8, has_global=True), 16, 8, 2 * 72 + 3 * 152 + (16 + 8) + (20 * 8 + 16)),
+    "RFB2 global": (RFB2(16, 8, with_global_pool=True), 16, 8, 2 * 72 + 3 * 152 + (16 + 8) + (20 * 8 + 16)),
     "RFB1": (RFB1(16, 8), 16, 8, 4 * 72 + 3 * 152 + (400 + 8) + 3 * 152 + 144),
-    "RFB1 global": (RFB1(16, 8, has_global=True), 16, 8, 4 * 72 + 6 * 152 + 408 + 72 + 176),
+    "RFB1 global": (RFB1(16, 8, with_global_pool=True), 16, 8, 4 * 72 + 6 * 152 + 408 + 72 + 176),
     "ASPP": (ASPP(16, 8), 16, 8, 72 + 3 * (16 * 4 * 9 + 8) + 72 + 176),
     "ASPP plain": (
-        ASPP(16, 8, has_global=False, map_reduce=2),
+        ASPP(16, 8, with_global_pool=False, reduction=2),
         16,
         8,
         (128 + 16) + 3 * (16 * 8 * 9 + 16) + 32 * 8 + 16,
@@ -47,7 +47,7 @@ BLOCKS = {  # block, its input channels, its output channels, parameters counted
     # hidden 8, deep 12: two 16->8, SPP 8->12 (4 hidden: 40, 16->12: 216), 20->6
     "C3SPP": (WideC3SPP(16, 6), 16, 6, 2 * 144 + 40 + 216 + 132),
     "PyramidPooling": (PyramidPooling(16), 16, 32, 4 * (64 + 8)),
-    "FFM": (FFM(16, 8, 2, is_cat=False, k=3), 16, 8, 16 * 8 * 9 + 16 + 2 * 32),
+    "FFM": (FFM(16, 8, 2, inputs_are_a_list=False, kernel=3), 16, 8, 16 * 8 * 9 + 16 + 2 * 32),
     "ARM": (ARM(16, 8), 16, 8, 16 * 8 * 9 + 16 + 64 + 16),
     "Attention": (Attention(16, 4), 16, 16, 64 + 8 + 64 + 32),
     # before 4 scales and the first: BN 16 + 16x4; four BN 4 + 3x3; BN 20 + 20x8; BN 16 + 16x8
@@ -76,15 +76,15 @@ def test_receptive_fields():
         lively(block)(x)[0, :, 0, 20].sum().backward()
         return int(x.grad.abs().sum(dim=(0, 1, 2)).nonzero().flatten()[-1]) - 20
 
-    assert reach(RFB2(16, 8, d=(2, 3))) == 1 + 2 + 3  # one after the other
-    assert reach(RFB1(16, 8, d=(3, 5, 7))) == 2 + 7  # side by side, after 3x3 or 5x5
-    assert reach(ASPP(16, 8, d=(3, 6, 9), has_global=False)) == 9
-    assert reach(ASPPs(16, 8, d=(3, 6, 8), has_global=False)) == 8
+    assert reach(RFB2(16, 8, dilation=(2, 3))) == 1 + 2 + 3  # one after the other
+    assert reach(RFB1(16, 8, dilation=(3, 5, 7))) == 2 + 7  # side by side, after 3x3 or 5x5
+    assert reach(ASPP(16, 8, dilation=(3, 6, 9), with_global_pool=False)) == 9
+    assert reach(ASPPs(16, 8, dilation=(3, 6, 8), with_global_pool=False)) == 8
 
 
 def test_attention_of_one_half():
     x = torch.rand(1, 4, 5, 3)
-    joined = FFM(4, 4, is_cat=True)
+    joined = FFM(4, 4, inputs_are_a_list=True)
     nn.init.zeros_(joined.channel_attention[3].weight)
     joined.eval()
     torch.testing.assert_close(joined([x[:, :1], x[:, 1:]]), 1.5 * joined.convblk(x))
@@ -122,9 +122,9 @@ def test_blocks_from_yaml():
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda: RFB2(16, 8, map_reduce=17),
-        lambda: RFB2(16, 8, d=(2, 3, 4)),
-        lambda: ASPP(16, 8, d=(3, 0, 9)),
+        lambda: RFB2(16, 8, reduction=17),
+        lambda: RFB2(16, 8, dilation=(2, 3, 4)),
+        lambda: ASPP(16, 8, dilation=(3, 0, 9)),
         lambda: PyramidPooling(16, ()),
         lambda: PyramidPooling(3),
         lambda: FFM(16, 8, reduction=9),
@@ -141,17 +141,17 @@ def test_chained_pools_equal_larger_pools():
     x = torch.randn(2, 3, 17, 11)
     for sizes in ((5, 9, 13), (3, 5, 7), (13, 5), (1, 3)):
         plain = [functional.max_pool2d(x, size, 1, size // 2) for size in sizes]
-        assert all(torch.equal(a, b) for a, b in zip(pooled(x, sizes), plain, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(max_pools(x, sizes), plain, strict=True))
         with torch.no_grad():  # down and across
-            assert all(torch.equal(a, b) for a, b in zip(pooled(x, sizes), plain, strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(max_pools(x, sizes), plain, strict=True))
 
 
 def test_resize_modes():
     like = torch.rand(1, 1, 5, 3)
     x = torch.rand(2, 4, 5, 3)
-    assert broadcast(x, like) is x
-    assert torch.equal(broadcast(x[..., :1, :1], like, "bilinear"), x[..., :1, :1].expand(-1, -1, 5, 3))
-    grown = broadcast(torch.tensor([[[[0.0, 4], [8, 12]]]]), like, "bilinear")
+    assert resize_like(x, like) is x
+    assert torch.equal(resize_like(x[..., :1, :1], like, "bilinear"), x[..., :1, :1].expand(-1, -1, 5, 3))
+    grown = resize_like(torch.tensor([[[[0.0, 4], [8, 12]]]]), like, "bilinear")
     assert grown[0, 0, 0].tolist() == [0, 2, 4]
     assert grown[0, 0, :, 0].tolist() == [0, 2, 4, 6, 8]
 
@@ -163,8 +163,8 @@ def test_resize_modes():
 def both_ways(function, monkeypatch) -> tuple[torch.Tensor, torch.Tensor]:
     short = function()
     with monkeypatch.context() as patch:
-        patch.setattr(coarse, "on_cpu", lambda x: False)
-        patch.setattr(fusion, "on_cpu", lambda x: False)
+        patch.setattr(coarse, "use_cpu_kernels", lambda x: False)
+        patch.setattr(fusion, "use_cpu_kernels", lambda x: False)
         plain = function()
     return short, plain
 
@@ -212,13 +212,13 @@ def test_resize_add_in_place(monkeypatch):
 def test_inplace_ops_do_not_alias_inputs():
     x = torch.rand(1, 6, 8, 8).to(memory_format=torch.channels_last)
     kept = x.clone()
-    for block in (Conv(6, 6), RFB2(6, 6, map_reduce=1), ASPP(6, 6), WideC3SPP(6, 6), SPP(6, 6)):
+    for block in (Conv(6, 6), RFB2(6, 6, reduction=1), ASPP(6, 6), WideC3SPP(6, 6), SPP(6, 6)):
         lively(block)
         wanted = block(x)
         with torch.no_grad():
             torch.testing.assert_close(block(x), wanted, rtol=1e-5, atol=1e-6)
         assert torch.equal(x, kept)
-    fusion = lively(FFM(6, 6, is_cat=False, k=3))
+    fusion = lively(FFM(6, 6, inputs_are_a_list=False, kernel=3))
     wanted = fusion(x)
     with torch.no_grad():
         torch.testing.assert_close(fusion(x), wanted, rtol=1e-5, atol=1e-6)
@@ -240,13 +240,13 @@ def test_fast_paths_have_plain_gradients(monkeypatch):
 
 
 def test_attention_folded_into_classifier_per_image(monkeypatch):
-    block, classify = FFM(6, 6, is_cat=False, k=3).double().eval(), nn.Conv2d(6, 4, 1).double().eval()
+    block, classify = FFM(6, 6, inputs_are_a_list=False, kernel=3).double().eval(), nn.Conv2d(6, 4, 1).double().eval()
     x = torch.rand(3, 6, 5, 7).double()
     assert block.channel_attention(x).std() > 0
-    short, plain = both_ways(lambda: block.classified(x, classify), monkeypatch)
+    short, plain = both_ways(lambda: block.classify(x, classify), monkeypatch)
     assert not torch.equal(short, plain)  # another way was taken
     torch.testing.assert_close(short, plain, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(plain, classify(block.weighed(x)))
+    torch.testing.assert_close(plain, classify(block.reweight(x)))
 
 
 @pytest.mark.parametrize("size", [(32, 40), (33, 42), (35, 31), (4, 300)])

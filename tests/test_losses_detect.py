@@ -13,7 +13,7 @@ from utils.core.contracts import Batch, HeadSpec
 from utils.core.hyp import Hyp
 from utils.losses import LOSSES, detect
 from utils.losses.anchor_assignment import assign_level
-from utils.losses.focal import binary_loss
+from utils.losses.focal import binary_focal_loss
 
 P5 = (((10, 13), (16, 30), (33, 23)), ((30, 61), (62, 45), (59, 119)), ((116, 90), (156, 198), (373, 326)))
 SPEC = HeadSpec("detect", 3, (8, 16, 32), P5)
@@ -29,7 +29,7 @@ TARGETS = torch.tensor(
 
 
 def golden_raw(extra=0, requires_grad=False):
-    """Return the maps of golden vector G3; `extra` columns more of the same kind."""
+    """Return the maps of the golden values; `extra` columns more of the same kind."""
     maps = {}
     for level, size in enumerate((8, 4, 2)):
         shape = (2, 3, size, size, 8 + extra)
@@ -306,7 +306,7 @@ def test_level_balance():
 
 def test_focal_gradient_is_finite():
     logits = torch.tensor([200.0, -200.0, 0.0], requires_grad=True)
-    binary_loss(logits, torch.tensor([1.0, 0.0, 1.0]), gamma=0.5).sum().backward()
+    binary_focal_loss(logits, torch.tensor([1.0, 0.0, 1.0]), gamma=0.5).sum().backward()
     assert logits.grad.isfinite().all()
 
 
@@ -320,7 +320,7 @@ def reference_batch(folder, names):
         picture = np.ascontiguousarray(cv2.imread(str(folder / "images" / "train2017" / name))[:, :, ::-1])
         height, width = picture.shape[:2]
         scale = 640 / max(height, width)
-        if scale != 1:  # sides are truncated, as when data are loaded (behaviour.md 4.3)
+        if scale != 1:  # sides are truncated, as in the data loader
             picture = cv2.resize(picture, (int(width * scale), int(height * scale)), interpolation=cv2.INTER_LINEAR)
         inside, geometry = letterbox(picture, (640, 640))
         images.append(torch.from_numpy(inside.copy()).permute(2, 0, 1).float() / 255)

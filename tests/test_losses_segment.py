@@ -1,4 +1,4 @@
-"""The segmentation loss: golden vector G4, its gradient against plain autograd, and its contract with the engine."""
+"""The segmentation loss: golden values, its gradient against plain autograd, and its contract with the engine."""
 
 import dataclasses
 
@@ -65,7 +65,7 @@ def plain(raw, batch, found):
     """Return the mask term by autograd, one pair after the other, as the specification says it."""
     total = 0.0
     prototypes = raw["prototypes"]
-    for level, rows in zip(found.assignments, found.rows, strict=True):
+    for level, rows in zip(found.assignments, found.predictions, strict=True):
         for image in range(len(batch)):
             pairs = (level.image == image).nonzero()[:, 0].tolist()
             values = []
@@ -82,11 +82,11 @@ def plain(raw, batch, found):
 
 
 @pytest.mark.parametrize("chunk", [1, 3 * 256, 2**21])
-@pytest.mark.parametrize("split", ["by_label", "by_image"])
+@pytest.mark.parametrize("split", ["chunks_by_label", "chunks_by_image"])
 def test_gradient_matches_autograd(monkeypatch, chunk, split):
     """Label by label is how a CPU computes it, image by image a GPU."""
     monkeypatch.setattr(segment, "_CHUNK", chunk)
-    monkeypatch.setattr(segment, "by_label", getattr(segment, split))
+    monkeypatch.setattr(segment, "chunks_by_label", getattr(segment, split))
     batch = batch_of(rectangles(TARGETS))
     first, second = raw_of(True), raw_of(True)
     ours = loss()

@@ -18,14 +18,20 @@ from utils.core.contracts import Batch, EvalSettings, Geometry, HeadSpec, ImageI
 from utils.core.errors import UserError
 from utils.metrics import EVALUATORS
 from utils.metrics.average_precision import average_precision, evaluate_detections, smooth, weighted_sum
-from utils.metrics.coco import COCO_NAMES, coco_numbers, match_categories, truth_from_file, truth_from_labels
+from utils.metrics.coco import (
+    COCO_NAMES,
+    coco_metrics,
+    ground_truth_from_file,
+    ground_truth_from_labels,
+    match_categories,
+)
 from utils.metrics.confusion import ConfusionMatrix
-from utils.metrics.matching import match, pairs_by_overlap
+from utils.metrics.matching import match_detections, match_one_to_one
 from utils.ops.iou import pairwise_iou_numpy
 
-G7_DETECTIONS = np.array([(0, 0, 10, 10), (1, 0, 11, 10), (0, 0, 10, 10)], dtype=float)
-G7_SCORES, G7_CLASSES = np.array([0.9, 0.8, 0.7]), np.array([0, 0, 1])
-G7_LABEL = np.array([(1, 0, 11, 10)], dtype=float)
+GOLDEN_DETECTIONS = np.array([(0, 0, 10, 10), (1, 0, 11, 10), (0, 0, 10, 10)], dtype=float)
+GOLDEN_SCORES, GOLDEN_CLASSES = np.array([0.9, 0.8, 0.7]), np.array([0, 0, 1])
+GOLDEN_LABEL = np.array([(1, 0, 11, 10)], dtype=float)
 
 
 def test_average_precision_golden_value():
@@ -68,33 +74,33 @@ def test_classes_without_detections_or_labels():
 
 
 def test_matching_prefers_confidence():
-    overlap = pairwise_iou_numpy(G7_LABEL, G7_DETECTIONS)
+    overlap = pairwise_iou_numpy(GOLDEN_LABEL, GOLDEN_DETECTIONS)
     assert overlap[0] == pytest.approx([0.818182, 1, 0.818182], abs=1e-6)
-    correct = match(overlap, (G7_CLASSES == 0)[None])
+    correct = match_detections(overlap, (GOLDEN_CLASSES == 0)[None])
     assert correct.astype(int).tolist() == [[1] * 7 + [0] * 3, [0] * 7 + [1] * 3, [0] * 10]
 
 
 def test_matching_is_one_to_one():
     overlap = np.array([[0.9, 0.6, 0.0], [0.7, 0.8, 0.5]])
-    correct = match(overlap, np.ones((2, 3), dtype=bool))
+    correct = match_detections(overlap, np.ones((2, 3), dtype=bool))
     assert correct[:, 0].tolist() == [True, True, False]
     assert correct[:, 8].tolist() == [True, False, False]  # at .9, which an overlap of .9 reaches
-    assert match(np.zeros((0, 3)), np.zeros((0, 3), bool)).shape == (3, 10)
-    assert not match(np.zeros((2, 2)), np.ones((2, 2), bool)).any()  # boxes that only touch
+    assert match_detections(np.zeros((0, 3)), np.zeros((0, 3), bool)).shape == (3, 10)
+    assert not match_detections(np.zeros((2, 2)), np.ones((2, 2), bool)).any()  # boxes that only touch
 
 
 def test_confusion_golden_matrix():
     matrix = ConfusionMatrix(2)
-    matrix.add(G7_DETECTIONS, G7_SCORES, G7_CLASSES, G7_LABEL, np.array([0]))
+    matrix.add(GOLDEN_DETECTIONS, GOLDEN_SCORES, GOLDEN_CLASSES, GOLDEN_LABEL, np.array([0]))
     assert matrix.matrix.tolist() == [[1, 0, 1], [0, 0, 1], [0, 0, 0]]
 
 
 def test_confusion_false_positives_and_misses():
     matrix = ConfusionMatrix(2)
     none, label = np.zeros((0, 4)), np.array([[50.0, 50, 60, 60]])
-    matrix.add(G7_DETECTIONS[:1], np.array([0.9]), np.array([1]), none, np.zeros(0))  # no labels
-    matrix.add(G7_DETECTIONS[:1], np.array([0.9]), np.array([1]), label, np.array([0]))  # nothing matches
-    matrix.add(G7_DETECTIONS[:1], np.array([0.25]), np.array([1]), label, np.array([0]))  # not above .25
+    matrix.add(GOLDEN_DETECTIONS[:1], np.array([0.9]), np.array([1]), none, np.zeros(0))  # no labels
+    matrix.add(GOLDEN_DETECTIONS[:1], np.array([0.9]), np.array([1]), label, np.array([0]))  # nothing matches
+    matrix.add(GOLDEN_DETECTIONS[:1], np.array([0.25]), np.array([1]), label, np.array([0]))  # not above .25
     matrix.add(none, np.zeros(0), np.zeros(0), label, np.array([1]))
     matrix.add(label, np.array([0.9]), np.array([1]), label, np.array([0]))  # the wrong class
     assert matrix.matrix.tolist() == [[0, 0, 0], [1, 0, 2], [2, 1, 0]]
@@ -102,9 +108,9 @@ def test_confusion_false_positives_and_misses():
 
 def test_confusion_pairs_by_iou():
     overlap = np.array([[0.5, 0.9, 0.0], [0.48, 0.6, 0.0]])
-    assert sorted(pairs_by_overlap(overlap, 0.45)) == [(0, 1)]  # detection 0 prefers label 0 and loses it
-    assert pairs_by_overlap(np.array([[0.45]]), 0.45) == []
-    assert pairs_by_overlap(np.zeros((0, 3)), 0.45) == []
+    assert sorted(match_one_to_one(overlap, 0.45)) == [(0, 1)]  # detection 0 prefers label 0 and loses it
+    assert match_one_to_one(np.array([[0.45]]), 0.45) == []
+    assert match_one_to_one(np.zeros((0, 3)), 0.45) == []
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -145,13 +151,13 @@ def test_coco_sample_with_crowds(shared, capfd):
     images = sorted(image["id"] for image in content["images"])
     names = [category["name"] for category in content["categories"]]
     paths = {index: f"{image:012d}.jpg" for index, image in enumerate(images)}
-    truth = truth_from_file(folder / "instances_val2014_100.json", names, paths)
+    truth = ground_truth_from_file(folder / "instances_val2014_100.json", names, paths)
     found = by_image(rows, truth.category_ids, images)
-    numbers = coco_numbers(truth, found)
+    numbers = coco_metrics(truth, found)
     whole = {name: expected[name] for name in COCO_NAMES}
     assert numbers == pytest.approx(whole, abs=1e-6)
     assert any(annotation["iscrowd"] for annotation in content["annotations"])
-    half = coco_numbers(truth, dict(list(found.items())[::2]))  # other images of the file do not count as missed
+    half = coco_metrics(truth, dict(list(found.items())[::2]))  # other images of the file do not count as missed
     reference = pycocotools_numbers(folder / "instances_val2014_100.json", rows, images[::2])
     assert half == pytest.approx(reference, abs=1e-6)
     assert capfd.readouterr().out == ""
@@ -202,14 +208,14 @@ NAMES = ("ant", "bee", "cat", "dog")
 def test_random_scenes_match_pycocotools(tmp_path, seed):
     labels, found = random_scene(seed)
     path = coco_json(tmp_path / "truth.json", labels, NAMES)
-    truth = truth_from_file(path, NAMES, {index: f"b/{index:03d}.png" for index in labels})
+    truth = ground_truth_from_file(path, NAMES, {index: f"b/{index:03d}.png" for index in labels})
     settings = EvalSettings(names=NAMES, annotations=path, save_json=tmp_path / "found.json")
     evaluator = filled(EVALUATORS.get("detect")(HeadSpec("detect", 4), settings), labels, found, "b/{:03d}.png")
     numbers = evaluator.compute().metrics
     rows = json.loads((tmp_path / "found.json").read_text())
     expected = pycocotools_numbers(path, rows, [index + 100 for index in labels])
     assert {name: numbers[f"coco/{name}"] for name in COCO_NAMES} == pytest.approx(expected, abs=1e-6)
-    assert coco_numbers(truth, found) == pytest.approx(expected, abs=1e-3)
+    assert coco_metrics(truth, found) == pytest.approx(expected, abs=1e-3)
     assert rows[0].keys() == {"image_id", "category_id", "bbox", "score"}
     assert all(round(value, 3) == value for value in rows[0]["bbox"])
 
@@ -221,23 +227,23 @@ def test_coco_labels_from_memory_match_file(tmp_path):
     for annotation in content["annotations"]:
         annotation["iscrowd"] = 0
     path.write_text(json.dumps(content))
-    from_file = truth_from_file(path, NAMES, {index: f"{index:03d}.jpg" for index in labels})
+    from_file = ground_truth_from_file(path, NAMES, {index: f"{index:03d}.jpg" for index in labels})
     images = {index: (f"{index:03d}.jpg", (480, 640)) for index in labels}
-    in_memory = truth_from_labels(NAMES, images, labels)
-    assert coco_numbers(in_memory, found) == pytest.approx(coco_numbers(from_file, found), abs=1e-9)
+    in_memory = ground_truth_from_labels(NAMES, images, labels)
+    assert coco_metrics(in_memory, found) == pytest.approx(coco_metrics(from_file, found), abs=1e-9)
 
 
 def test_coco_without_labels_or_detections(capfd):
     none = np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)
     box = np.array([[1.0, 1, 50, 50]]), np.array([0.9]), np.array([0])
     images = {0: ("0.jpg", (100, 100))}
-    unlabelled = truth_from_labels(NAMES, images, {0: (none[0], none[2])})
-    labelled = truth_from_labels(NAMES, images, {0: (box[0], box[2])})
-    assert set(coco_numbers(unlabelled, {0: none}).values()) == {-1}
-    assert set(coco_numbers(unlabelled, {0: box}).values()) == {-1}
-    assert coco_numbers(labelled, {0: none})["AP"] == 0
-    assert coco_numbers(labelled, {0: box})["AP"] == pytest.approx(1)
-    assert set(coco_numbers(truth_from_labels(NAMES, {}, {}), {}).values()) == {-1}
+    unlabelled = ground_truth_from_labels(NAMES, images, {0: (none[0], none[2])})
+    labelled = ground_truth_from_labels(NAMES, images, {0: (box[0], box[2])})
+    assert set(coco_metrics(unlabelled, {0: none}).values()) == {-1}
+    assert set(coco_metrics(unlabelled, {0: box}).values()) == {-1}
+    assert coco_metrics(labelled, {0: none})["AP"] == 0
+    assert coco_metrics(labelled, {0: box})["AP"] == pytest.approx(1)
+    assert set(coco_metrics(ground_truth_from_labels(NAMES, {}, {}), {}).values()) == {-1}
     captured = capfd.readouterr()
     assert captured.out == captured.err == ""
 
@@ -258,14 +264,14 @@ def test_bad_annotation_files(tmp_path, content):
     if content is not None:
         path.write_text(content)
     with pytest.raises(UserError, match=r"truth\.json") as caught:
-        truth_from_file(path, NAMES, {0: "000.jpg"})
+        ground_truth_from_file(path, NAMES, {0: "000.jpg"})
     assert "\n" not in str(caught.value)
 
 
 def test_annotations_of_another_split(tmp_path):
     path = coco_json(tmp_path / "truth.json", random_scene(0, images=2)[0], NAMES)
     with pytest.raises(UserError, match="none of the 1 images"):
-        truth_from_file(path, NAMES, {0: "elsewhere.jpg"})
+        ground_truth_from_file(path, NAMES, {0: "elsewhere.jpg"})
 
 
 # ----------------------------------------------------------------------------------------------------------------------

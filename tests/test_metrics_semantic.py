@@ -8,7 +8,7 @@ from test_losses_semantic import golden_labels, golden_scores
 from utils.core.contracts import Batch, EvalSettings, Geometry, HeadSpec, ImageInfo, Results
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
-from utils.engine.evaluate import table
+from utils.engine.evaluate import format_table
 from utils.losses import LOSSES
 from utils.metrics import EVALUATORS, semantic
 from utils.metrics.average_precision import weighted_sum
@@ -68,8 +68,8 @@ def test_hand_computed_case():
         {"Images": 1, "Pixels": 6, "IoU": scores.metrics["miou"], "Accuracy": 4 / 6}
     )
     assert scores.rows[2][1] == pytest.approx({"Images": 1, "Pixels": 3, "IoU": 0.5, "Accuracy": 2 / 3})
-    both = "mean IoU 0.3889, with classes that occur nowhere as 0 0.2917; weighted by pixels 0.5833"
-    assert table(scores, verbose=False).splitlines()[-1] == both
+    both = "mean IoU 0.3889, 0.2917 with absent classes counted as 0; frequency-weighted IoU 0.5833"
+    assert format_table(scores, verbose=False).splitlines()[-1] == both
     zero_scores = fill(evaluator_of(4, absent_as_zero=True), labels, found).compute()
     assert zero_scores.note == both  # both ways are always printed
     zero = zero_scores.metrics
@@ -167,13 +167,13 @@ def test_large_counts_are_exact():
 
 
 def test_errors_name_the_image():
-    with pytest.raises(UserError, match=r"0\.png: its map of classes has pixels of class 7, but there are 3 classes"):
+    with pytest.raises(UserError, match=r"0\.png: its semantic map contains class 7; expected classes 0 to 2"):
         fill(evaluator_of(3), np.full((1, 2, 2), 7, np.uint8), np.zeros((1, 2, 2), np.uint8))
-    with pytest.raises(ValueError, match=r"0\.png: a map of \(2, 3\) pixels, labels of \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"0\.png: expected a semantic map of \(2, 2\) pixels, got \(2, 3\)"):
         fill(evaluator_of(3), np.zeros((1, 2, 2), np.uint8), np.zeros((1, 2, 3), np.uint8))
     info = ImageInfo(0, "a.png", Geometry((2, 2), (2, 2)))
     batch = Batch(torch.zeros(1, 3, 2, 2), torch.zeros(0, 6), [info], semantic=torch.zeros(1, 2, 2, dtype=torch.uint8))
-    with pytest.raises(ValueError, match=r"a\.png: no classes of pixels"):
+    with pytest.raises(ValueError, match=r"a\.png: no semantic map"):
         evaluator_of(3).update([Results(info)], batch)
 
 

@@ -12,11 +12,11 @@ from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.datasets.pipeline.box_samples import open_box_loader
 from utils.datasets.pipeline.mixed_loader import (
+    LoaderSequence,
     MixedLoader,
     concatenate_batches,
-    LoaderSequence,
-    open_mixed_loader,
     has_same_images,
+    open_mixed_loader,
     split_batch_size,
 )
 from utils.datasets.pipeline.semantic_samples import open_semantic_loader
@@ -199,6 +199,8 @@ def test_evaluation_suite(data):
 
 
 def test_mixed_loader_of_any_loaders(data):
-    mixed = MixedLoader(open_box_loader(request(data, batch_size=1)), open_semantic_loader(request(data, batch_size=3)), ())
+    mixed = MixedLoader(
+        open_box_loader(request(data, batch_size=1)), open_semantic_loader(request(data, batch_size=3)), ()
+    )
     assert mixed.num_batches == 5 and mixed.heads == ()
     assert [len(batch) for batch in mixed.epoch(0)] == [4, 4, 2, 4, 4]  # 7 = 3 + 3 + 1

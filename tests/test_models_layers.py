@@ -30,8 +30,8 @@ def test_expand_inverts_contract():
 def test_mixconv_channel_split():
     assert split_channels(24, (1, 3, 5), equal=True) == [8, 8, 8]
     assert split_channels(24, (1, 3, 5), equal=False) == [21, 2, 1]
-    assert MixConv2d(16, 24, (1, 3, 5), 2, equal_ch=False)(torch.rand(2, 16, 8, 8)).shape == (2, 24, 4, 4)
-    with pytest.raises(ValueError, match="cannot be shared"):
+    assert MixConv2d(16, 24, (1, 3, 5), 2, equal_channels=False)(torch.rand(2, 16, 8, 8)).shape == (2, 24, 4, 4)
+    with pytest.raises(ValueError, match="cannot be split"):
         MixConv2d(4, 2, (1, 3, 5))
 
 
@@ -75,7 +75,7 @@ def test_transposed_depthwise_convolution():
 
 
 def test_weighted_sum_initial_weights():
-    layer = Sum(3, weight=True)
+    layer = Sum(3, weighted=True)
     first, second, third = (torch.full((1, 1, 1, 1), value) for value in (1.0, 10.0, 100.0))
     weights = 2 * torch.sigmoid(torch.tensor([-0.5, -1.0]))
     assert layer([first, second, third]).item() == pytest.approx(1 + 10 * weights[0].item() + 100 * weights[1].item())
@@ -86,7 +86,7 @@ def test_same_padding():
     assert same_padding(3) == 1
     assert same_padding(3, 2) == 2
     assert same_padding((1, 5)) == (0, 2)
-    assert Conv(2, 2, 3, d=2)(torch.rand(1, 2, 9, 9)).shape == (1, 2, 9, 9)
+    assert Conv(2, 2, 3, dilation=2)(torch.rand(1, 2, 9, 9)).shape == (1, 2, 9, 9)
 
 
 def test_legacy_activation_argument():
@@ -135,7 +135,7 @@ def test_activation_text_is_not_executed(text):
 
 
 def test_channel_wise_activations():
-    layer = nn.Sequential(Conv(3, 4), Conv(4, 6, act=False))
+    layer = nn.Sequential(Conv(3, 4), Conv(4, 6, activation=False))
     set_activation(layer, parse_activation("FReLU"))
     assert layer[0].act.conv.weight.shape[0] == 4
     assert isinstance(layer[1].act, nn.Identity)

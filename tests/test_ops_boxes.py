@@ -8,7 +8,7 @@ import torch
 
 from utils.core.contracts import Geometry
 from utils.ops import boxes
-from utils.ops.iou import covered_share, paired_iou, pairwise_iou, pairwise_iou_numpy
+from utils.ops.iou import intersection_over_area, paired_iou, pairwise_iou, pairwise_iou_numpy
 
 KINDS = ("iou", "giou", "diou", "ciou")
 
@@ -80,7 +80,7 @@ def test_pairwise_iou_numpy_and_empty():
 
 def test_covered_fraction_golden_values():
     others = np.array([[2.0, 2.0, 6.0, 6.0], [0.0, 0.0, 2.0, 2.0]])
-    assert covered_share(np.array([0.0, 0.0, 4.0, 4.0]), others) == pytest.approx([0.25, 1.0], abs=1e-6)
+    assert intersection_over_area(np.array([0.0, 0.0, 4.0, 4.0]), others) == pytest.approx([0.25, 1.0], abs=1e-6)
 
 
 @pytest.mark.parametrize(

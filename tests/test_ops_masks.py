@@ -1,4 +1,4 @@
-"""Masks: the golden vectors of behaviour.md G5, and every way in and out."""
+"""Instance masks: golden values, rasterising, assembly, mapping back, overlap."""
 
 import numpy as np
 import pytest
@@ -9,15 +9,15 @@ from utils.ops import masks as module
 from utils.ops.letterbox import letterbox_geometry
 from utils.ops.masks import (
     PrototypeMasks,
-    enlarged_masks,
+    encode_rle,
     inside_boxes,
-    largest_outline,
+    instance_map,
+    largest_contour,
     mask_iou,
-    overlap_map,
     polygon_mask,
     polygon_masks,
     prototype_masks,
-    run_lengths,
+    upsampled_masks,
 )
 
 COEFFICIENTS = torch.tensor([[1, -1, 0.5, 0.2], [-0.3, 0.8, 0.1, 1]])
@@ -36,8 +36,8 @@ def sums(masks):
 def test_golden_masks():
     args = (PROTOTYPES[0], COEFFICIENTS, BOXES, (64, 64))
     assert sums(prototype_masks(*args)) == [34, 131]
-    assert sums(enlarged_masks(*args, crop_first=True)) == [573, 2083]
-    assert sums(enlarged_masks(*args)) == [623, 2083]
+    assert sums(upsampled_masks(*args, crop_first=True)) == [573, 2083]
+    assert sums(upsampled_masks(*args)) == [623, 2083]
 
 
 def test_golden_crop():
@@ -46,7 +46,7 @@ def test_golden_crop():
 
 
 def test_golden_overlap_map():
-    joined, order = overlap_map([square(4, 40), square(20, 60)], (64, 64), 4)
+    joined, order = instance_map([square(4, 40), square(20, 60)], (64, 64), 4)
     assert joined.shape == (16, 16) and joined.dtype == np.uint8 and order.tolist() == [1, 0]
     assert np.bincount(joined.ravel()).tolist() == [100, 75, 81]
 
@@ -54,7 +54,7 @@ def test_golden_overlap_map():
 def test_more_than_255_objects():
     places = [(x, y) for y in range(20) for x in range(15)]
     polygons = [square(0, 3) + np.float32([4 * x, 4 * y]) for x, y in places]
-    joined, order = overlap_map(polygons, (80, 60), 1)
+    joined, order = instance_map(polygons, (80, 60), 1)
     assert joined.dtype == np.int32 and sorted(order.tolist()) == list(range(300))
     assert np.unique(joined).tolist() == list(range(1, 301))
 
@@ -62,7 +62,7 @@ def test_more_than_255_objects():
 def test_degenerate_polygons():
     masks = polygon_masks([square(-1e9, 1e9), np.zeros((0, 2), np.float32), square(200, 300)], (64, 96), 4)
     assert masks.shape == (3, 16, 24) and sums(torch.from_numpy(masks)) == [16 * 24, 0, 0]
-    assert overlap_map([], (64, 64), 4)[0].shape == (16, 16)
+    assert instance_map([], (64, 64), 4)[0].shape == (16, 16)
 
 
 def test_chunk_size_does_not_matter(monkeypatch):
@@ -91,9 +91,9 @@ def test_polygon_and_rle_round_trip():
     from hotcoco.mask import decode
 
     mask = polygon_mask(np.array([[5, 4], [50, 20], [30, 60]], np.float32), (64, 80)).astype(bool)
-    assert (polygon_mask(largest_outline(mask), (64, 80)) > 0).sum() == pytest.approx(mask.sum(), rel=0.02)
-    assert (decode(run_lengths(mask)).astype(bool) == mask).all() and run_lengths(mask)["size"] == [64, 80]
-    assert largest_outline(np.zeros((4, 4), bool)).shape == (0, 2)
+    assert (polygon_mask(largest_contour(mask), (64, 80)) > 0).sum() == pytest.approx(mask.sum(), rel=0.02)
+    assert (decode(encode_rle(mask)).astype(bool) == mask).all() and encode_rle(mask)["size"] == [64, 80]
+    assert largest_contour(np.zeros((4, 4), bool)).shape == (0, 2)
 
 
 @pytest.mark.parametrize("native", [False, True])

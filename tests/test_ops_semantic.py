@@ -9,7 +9,7 @@ from utils.core.contracts import EvalSettings, Geometry, HeadSpec, ImageInfo, Re
 from utils.core.errors import UserError
 from utils.ops import semantic_maps as semantic
 from utils.ops.letterbox import letterbox, letterbox_geometry
-from utils.ops.semantic_maps import Enlarging, class_map, even_grid, original_grid
+from utils.ops.semantic_maps import BilinearUpsampler, aligned_grid, class_map, original_grid
 from utils.postprocess import POSTPROCESS
 
 SPEC = HeadSpec("semantic", 4, names=("a", "b", "c", "d"))
@@ -25,7 +25,7 @@ def smooth(classes, size_hw, seed=0):
 
 
 def check(logits, size_hw):
-    found = class_map(logits, *even_grid(size_hw, tuple(logits.shape[1:])))
+    found = class_map(logits, *aligned_grid(size_hw, tuple(logits.shape[1:])))
     scores = enlarged(logits, size_hw)
     assert found.dtype == torch.uint8 and found.shape == size_hw
     best = scores.amax(dim=0)
@@ -55,15 +55,15 @@ def test_single_row_or_column(map_hw):
 
 def test_chunk_size_does_not_matter(monkeypatch):
     logits = torch.randn(7, 9, 11, generator=torch.Generator().manual_seed(2))
-    grid = even_grid((70, 80), (9, 11))
+    grid = aligned_grid((70, 80), (9, 11))
     whole = class_map(logits, *grid)
-    monkeypatch.setattr(semantic, "_PIXELS", 1)
+    monkeypatch.setattr(semantic, "_MIXED_PIXELS", 1)
     assert torch.equal(class_map(logits, *grid), whole)
 
 
 def test_memory_format_and_precision():
     logits = (torch.randn(7, 9, 11, generator=torch.Generator().manual_seed(2)) * 4).bfloat16()
-    grid = even_grid((70, 80), (9, 11))
+    grid = aligned_grid((70, 80), (9, 11))
     wanted = class_map(logits.float(), *grid)
     assert torch.equal(class_map(logits, *grid), wanted)
     last = logits[None].to(memory_format=torch.channels_last)[0].requires_grad_()
@@ -71,26 +71,26 @@ def test_memory_format_and_precision():
 
 
 def test_ties_take_first_class():
-    assert class_map(torch.zeros(3, 4, 4), *even_grid((9, 9), (4, 4))).unique().tolist() == [0]
+    assert class_map(torch.zeros(3, 4, 4), *aligned_grid((9, 9), (4, 4))).unique().tolist() == [0]
     logits = torch.zeros(3, 2, 2)
     logits[1], logits[2] = 1.0, 1.0
-    assert class_map(logits, *even_grid((9, 9), (2, 2))).unique().tolist() == [1]
+    assert class_map(logits, *aligned_grid((9, 9), (2, 2))).unique().tolist() == [1]
     logits[1, 0, 0] = -1.0  # now class 2 wins in that corner, and both are equal along the far sides
-    found = class_map(logits, *even_grid((3, 3), (2, 2)))
+    found = class_map(logits, *aligned_grid((3, 3), (2, 2)))
     assert found.tolist() == [[2, 2, 1], [2, 2, 1], [1, 1, 1]]
 
 
 def test_nan_scores():
     logits = torch.randn(4, 6, 6, generator=torch.Generator().manual_seed(0))
     logits[:, 2:4, 2:4] = float("nan")
-    assert set(class_map(logits, *even_grid((40, 40), (6, 6))).unique().tolist()) <= {0, 1, 2, 3}
+    assert set(class_map(logits, *aligned_grid((40, 40), (6, 6))).unique().tolist()) <= {0, 1, 2, 3}
     logits[:] = float("nan")
-    assert not class_map(logits, *even_grid((40, 40), (6, 6))).any()
+    assert not class_map(logits, *aligned_grid((40, 40), (6, 6))).any()
 
 
 def test_class_winning_between_corners():
     logits = torch.tensor([[[10.0, 0.0]], [[0.0, 10.0]], [[6.0, 6.0]]])
-    assert class_map(logits, *even_grid((1, 5), (1, 2))).tolist() == [[0, 0, 2, 1, 1]]
+    assert class_map(logits, *aligned_grid((1, 5), (1, 2))).tolist() == [[0, 0, 2, 1, 1]]
     assert enlarged(logits, (1, 5)).argmax(dim=0).tolist() == [[0, 0, 2, 1, 1]]
 
 
@@ -98,27 +98,27 @@ def test_gpu_path_on_cpu(monkeypatch):
     monkeypatch.setattr(semantic, "_CPU_CHUNK", 500)
     monkeypatch.setattr(semantic, "_CPU_WIDTH", 17)
     for logits in (torch.randn(6, 8, 12, generator=torch.Generator().manual_seed(0)), smooth(6, (8, 12))):
-        grid = even_grid((61, 90), (8, 12))
-        other = semantic._class_map_plain(logits, Enlarging(*grid, (8, 12), torch.device("cpu")))
+        grid = aligned_grid((61, 90), (8, 12))
+        other = semantic._class_map_by_tiles(logits, BilinearUpsampler(*grid, (8, 12), torch.device("cpu")))
         assert torch.equal(other, class_map(logits, *grid))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_gpu():
-    logits, grid = smooth(19, (64, 128)), even_grid((512, 1024), (64, 128))
+    logits, grid = smooth(19, (64, 128)), aligned_grid((512, 1024), (64, 128))
     found = class_map(logits.cuda(), *grid)
     assert found.is_cuda and float((found.cpu() != class_map(logits, *grid)).float().mean()) < 1e-5
 
 
 def test_too_many_classes():
-    grid = even_grid((4, 4), (2, 2))
+    grid = aligned_grid((4, 4), (2, 2))
     assert int(class_map(torch.eye(255)[:, :4].reshape(255, 2, 2), *grid).max()) == 3
-    with pytest.raises(UserError, match="256 classes per pixel: at most 255"):
+    with pytest.raises(UserError, match="semantic maps hold at most 255 classes, got 256"):
         class_map(torch.zeros(256, 2, 2), *grid)
 
 
 def test_positions_must_increase():
-    with pytest.raises(ValueError, match="rise"):
+    with pytest.raises(ValueError, match="non-decreasing"):
         class_map(torch.zeros(2, 3, 3), torch.tensor([2.0, 0.0]), torch.tensor([0.0]))
 
 
@@ -127,16 +127,16 @@ def test_bilinear_upsampling_gradient(tile, monkeypatch):
     monkeypatch.setattr(semantic, "_CPU_CHUNK", tile[0])
     monkeypatch.setattr(semantic, "_CPU_WIDTH", tile[1])
     logits = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    grid = Enlarging(*even_grid((23, 31), (5, 6)), (5, 6), torch.device("cpu"))
+    grid = BilinearUpsampler(*aligned_grid((23, 31), (5, 6)), (5, 6), torch.device("cpu"))
     wanted = interpolate(logits[None], size=(23, 31), mode="bilinear", align_corners=True)[0]
     slope = torch.randn(3, 23, 31, generator=torch.Generator().manual_seed(1))
     wanted.backward(slope)
     found, gathered = torch.zeros(3, 23, 31), torch.zeros(3, 5, 6)
     for part in grid.tiles(3):
-        found[:, part.rows, part.columns] = grid.enlarge(logits.detach(), part)
-        grid.gather(slope[:, part.rows, part.columns], part, gathered)
+        found[:, part.rows, part.columns] = grid.upsample_tile(logits.detach(), part)
+        grid.accumulate_gradient(slope[:, part.rows, part.columns], part, gathered)
     torch.testing.assert_close(found, wanted.detach(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(grid.whole(logits.detach()), found, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grid.upsample(logits.detach()), found, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gathered, logits.grad, rtol=1e-4, atol=1e-4)
 
 

@@ -9,7 +9,7 @@ import pytest
 from utils.plots import label_statistics as label_plots
 from utils.plots.curves import _smoothed, draw_confidence_curve, draw_confusion, draw_pr_curve, draw_score_curves
 from utils.plots.label_statistics import draw_labels
-from utils.plots.results import arrange, draw_results, read_columns, smooth
+from utils.plots.results import draw_results, panel_rows, read_columns, smooth
 
 X = np.linspace(0, 1, 1000)
 COLUMNS = [
@@ -35,7 +35,7 @@ def test_curves_for_any_number_of_classes(tmp_path, classes):
 
 
 def test_smoothed_operating_point():
-    values = np.array([0, 1, 2, 3, 10, 3, 2, 1, *[0] * 12], float)  # G8: 20 values, fraction .1, width 3
+    values = np.array([0, 1, 2, 3, 10, 3, 2, 1, *[0] * 12], float)  # 20 values, fraction .1, width 3
     expected = [1 / 3, 1, 2, 5, 16 / 3, 5, 2, 1, 1 / 3]
     assert _smoothed(values)[:9] == pytest.approx(expected)
 
@@ -94,13 +94,13 @@ def test_results_plot_with_gaps(tmp_path):
 
 
 def test_results_plot_grid():
-    above, below = arrange(COLUMNS)
+    above, below = panel_rows(COLUMNS)
     assert above == COLUMNS[1:6] and below == [*COLUMNS[8:11], *COLUMNS[6:8]]
     boxes = ["metrics/precision(B)", "metrics/recall(B)", "metrics/mAP_0.5(B)", "metrics/mAP_0.5:0.95(B)"]
     names = (
         [f"train/{i}" for i in range(4)] + boxes + [b.replace("B", "M") for b in boxes] + [f"val/{i}" for i in range(4)]
     )
-    assert [len(row) for row in arrange(names)] == [8, 8]
+    assert [len(row) for row in panel_rows(names)] == [8, 8]
 
 
 def test_results_column_names_are_stripped(tmp_path):

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from utils.core.contracts import Batch, Geometry, ImageInfo, Results
-from utils.plots.batches import draw_batch, to_network_px
+from utils.plots.batches import boxes_to_network, draw_batch
 from utils.plots.draw import (
     DrawStyle,
     annotate,
-    colour_of,
     draw_label,
     draw_masks,
+    palette_colour,
     text_colour_on,
 )
 from utils.plots.text_rendering import text_mask
@@ -30,15 +30,15 @@ def grey(height=100, width=120) -> np.ndarray:
 
 
 def test_palette():
-    assert colour_of(0) == (0x38, 0x38, 0xFF) and colour_of(9) == (0xBB, 0xD4, 0x00)
-    assert colour_of(23) == colour_of(3) and colour_of(19) == (0xC7, 0x37, 0xFF)
+    assert palette_colour(0) == (0x38, 0x38, 0xFF) and palette_colour(9) == (0xBB, 0xD4, 0x00)
+    assert palette_colour(23) == palette_colour(3) and palette_colour(19) == (0xC7, 0x37, 0xFF)
 
 
 def test_box_edges():
     image = grey()
     drawn = annotate(image, found([[20, 30, 80, 90]]), ["thing"], DrawStyle(line_px=1, labels=False))
     assert (image == 90).all()  # the original is left alone
-    assert tuple(drawn[60, 20]) == colour_of(0) and tuple(drawn[90, 50]) == colour_of(0)
+    assert tuple(drawn[60, 20]) == palette_colour(0) and tuple(drawn[90, 50]) == palette_colour(0)
     assert (drawn[32:88, 22:78] == 90).all() and (drawn[:28] == 90).all()
 
 
@@ -105,7 +105,7 @@ def test_hide_labels_and_scores():
 def test_highest_score_is_drawn_last():
     boxes = found([[20, 30, 80, 90], [20, 30, 80, 90]], classes=[3, 5], scores=[0.9, 0.4])
     drawn = annotate(grey(), boxes, ["x"] * 6, DrawStyle(line_px=1, labels=False))
-    assert tuple(drawn[60, 20]) == colour_of(3)
+    assert tuple(drawn[60, 20]) == palette_colour(3)
 
 
 def test_masks_and_outlines():
@@ -133,7 +133,7 @@ def test_batch_grid(tmp_path):
     mosaic = cv2.imread(str(tmp_path / "a.png"))
     assert mosaic.shape == (2 * 64, 3 * 96, 3)
     assert mosaic[32, 96 + 48, 2] == 40 and mosaic[64 + 40, 48, 2] == 120  # image 1 and image 3, red channel
-    assert tuple(mosaic[32, 96 + 24]) == colour_of(2)  # left edge of the box in image 1
+    assert tuple(mosaic[32, 96 + 24]) == palette_colour(2)  # left edge of the box in image 1
     assert (mosaic[64:, 192:] == 255).all()  # no sixth image
 
 
@@ -143,13 +143,13 @@ def test_batch_grid_predictions(tmp_path):
     results[0].info = batch.info[0]
     draw_batch(batch, tmp_path / "a.png", ["a", "b"], results)
     picture = cv2.imread(str(tmp_path / "a.png"))
-    assert tuple(picture[40, 24]) == colour_of(1)  # x 48 / 2
-    assert not (picture == np.array(colour_of(0))).all(axis=2).any()  # too unsure to be shown
+    assert tuple(picture[40, 24]) == palette_colour(1)  # x 48 / 2
+    assert not (picture == np.array(palette_colour(0))).all(axis=2).any()  # too unsure to be shown
 
 
 def test_original_to_network_mapping():
     info = ImageInfo(0, "a", Geometry((720, 1280), (384, 640), (0.5, 0.5), (0.0, 12.0)))
-    boxes = to_network_px(np.array([[20, 16, 600, 716]], np.float32), info)  # G11 the other way round
+    boxes = boxes_to_network(np.array([[20, 16, 600, 716]], np.float32), info)  # the inverse of mapping back
     assert boxes.tolist() == [[10, 20, 300, 370]]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from utils.plots.palette import CITYSCAPES, palette
-from utils.plots.semantic_scores import draw_iou, draw_semantic_scores
+from utils.plots.semantic_scores import draw_iou_bars, draw_semantic_scores
 
 
 def test_cityscapes_colours():
@@ -65,13 +65,13 @@ def test_score_plot_for_few_or_no_classes(tmp_path, classes, absent):
 
 def test_score_plot_for_many_classes(tmp_path):
     many = scores_of(133, absent=30)
-    image = cv2.imread(str(draw_iou(many.iou, tmp_path / "iou.png", many.names)))
+    image = cv2.imread(str(draw_iou_bars(many.iou, tmp_path / "iou.png", many.names)))
     assert image.shape[0] > 103 * 30 and image.std() > 1
 
 
 def test_score_bars(tmp_path):
     names = ("road", "sky")
-    image = cv2.imread(str(draw_iou(np.array([0.25, 0.75]), tmp_path / "iou.png", names)))
+    image = cv2.imread(str(draw_iou_bars(np.array([0.25, 0.75]), tmp_path / "iou.png", names)))
     widths = {}
     for name, colour in zip(names, palette(names), strict=True):
         rows, columns = np.nonzero((np.abs(image[:, :, ::-1].astype(int) - colour) < 6).all(axis=2))

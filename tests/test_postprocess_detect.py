@@ -1,4 +1,4 @@
-"""Post-processing of the detect head: suppression, then pixels of the original."""
+"""Post-processing of the detect head: NMS and boxes in pixels of the original image."""
 
 import pytest
 import torch

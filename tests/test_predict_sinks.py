@@ -9,7 +9,7 @@ import torch
 
 from utils.core.contracts import Frame, Geometry, ImageInfo, Results
 from utils.core.errors import UserError
-from utils.plots.features import FeatureSink, feature_picture
+from utils.plots.features import FeatureSink, feature_image
 from utils.plots.prediction_sinks import (
     CropSink,
     CsvSink,
@@ -148,9 +148,9 @@ def test_several_videos_and_sizes(tmp_path):
 
 def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write there"):
+    with pytest.raises(UserError, match="cannot be written"):
         feed(PictureSink(tmp_path / "file"), (still(), TWO))
-    with pytest.raises(UserError, match="cannot write there"):
+    with pytest.raises(UserError, match="cannot be written"):
         feed(VideoSink(tmp_path / "file"), (film(1), TWO))
 
 
@@ -164,4 +164,4 @@ def test_feature_maps(tmp_path):
     feed(FeatureSink(tmp_path, maps), (still(), TWO))
     assert np.load(tmp_path / "bus" / "00_Conv.npy").shape == (40, 8, 8)
     assert cv2.imread(str(tmp_path / "bus" / "01_C3.png")) is not None
-    assert feature_picture(np.random.default_rng(0).random((40, 8, 8))).shape == (4 * 98, 8 * 98, 3)
+    assert feature_image(np.random.default_rng(0).random((40, 8, 8))).shape == (4 * 98, 8 * 98, 3)

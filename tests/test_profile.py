@@ -1,4 +1,4 @@
-"""Where time goes: the table and the trace of a profiled training, the layers of a network, the study of sizes."""
+"""Profiles: table and trace of a training run, times of layers, the image-size study."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ from models.layer_times import time_layers
 from models.summary import count_operations
 from utils.core.errors import UserError
 from utils.engine import image_size_study as study
-from utils.engine.bn_sparsity import add_slimming
+from utils.engine.bn_sparsity import add_bn_sparsity
 from utils.engine.profiler import PHASES, Profile, untimed
 from utils.plots.size_study import draw_study
 
@@ -73,7 +73,7 @@ def test_empty_profile(tmp_path):
 def test_slimming():
     block = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
     optimizer = torch.optim.SGD(block.parameters(), lr=0.1)
-    add_slimming(block, optimizer, 0.01, 64)
+    add_bn_sparsity(block, optimizer, 0.01, 64)
     before = block[1].weight.detach().clone()
     for parameter in block.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -88,7 +88,7 @@ def test_layer_times_and_flops():
     assert [row.index for row in rows] == list(range(25)) and all(row.milliseconds > 0 for row in rows)
     normalised = count_operations(network, (64, 64)) / 1e9
     assert 0.9 * normalised < sum(row.gflops for row in rows) < normalised
-    assert sum(row.parameters for row in rows) == 1_867_405  # folded (behaviour.md 1.6)
+    assert sum(row.parameters for row in rows) == 1_867_405  # of the fused network
 
 
 def test_summary_profile(monkeypatch, caplog):
@@ -127,7 +127,7 @@ def test_study_resumes(tmp_path, monkeypatch, caplog):
     (run / "study_tiny_best.txt").write_text(row)
     with caplog.at_level("INFO", "polyolo"):
         val.run(**options)
-    assert caplog.text.count("known already") == 1
+    assert caplog.text.count("already evaluated") == 1
     found = json.loads((run / "study.json").read_text())
     assert [*found] == ["best", "1-best"] and all(len(rows) == 2 for rows in found.values())
     assert found["best"][0]["mAP_0.5:0.95"] == 0.4 and found["1-best"][1]["inference_ms"] > 0

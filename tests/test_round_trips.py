@@ -159,7 +159,7 @@ def test_polygon_round_trip_per_format(tmp_path):
             assert [number for number, _ in found[content]] == [number for number, _ in rows]
             np.testing.assert_allclose([area for _, area in found[content]], [area for _, area in rows], rtol=1e-3)
     assert_same(boxes_of(root / "data.yaml"), boxes_of(steps[3][0] / "data.yaml"))
-    assert steps[3][1]["notes"]["outline written as box"] == 3
+    assert steps[3][1]["notes"]["polygon written as box"] == 3
 
 
 def test_coco128_round_trip(coco128, tmp_path):

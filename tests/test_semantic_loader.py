@@ -19,10 +19,10 @@ from utils.datasets.pipeline.semantic_augment import (
     ColourJitter,
     RandomCrop,
     apply_jitter,
-    draw_jitter,
-    draw_crop,
-    long_side_distribution,
     crop_into,
+    draw_crop,
+    draw_jitter,
+    long_side_distribution,
     scaled_hw,
 )
 from utils.datasets.pipeline.semantic_samples import open_semantic_loader
@@ -67,7 +67,11 @@ def far_from_edges(classes: np.ndarray, reach: int = 1) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("draws", "base", "count", "ends", "mode"),
-    [(CITYS, 1024, 76, (672, 3072), 896), (CITYBDD, 1024, 44, (672, 2048), 896), (SemanticAugment(), 832, 20, (640, 1248), 704)],
+    [
+        (CITYS, 1024, 76, (672, 3072), 896),
+        (CITYBDD, 1024, 44, (672, 2048), 896),
+        (SemanticAugment(), 832, 20, (640, 1248), 704),
+    ],
 )
 def test_random_scale_golden_values(draws, base, count, ends, mode):
     sides, chances = long_side_distribution(base, draws.low, draws.high, draws.std)

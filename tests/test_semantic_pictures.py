@@ -6,13 +6,20 @@ import pytest
 import torch
 
 from utils.core.contracts import Batch, Geometry, ImageInfo, Results
-from utils.ops.class_fractions import class_shares
+from utils.ops.class_fractions import class_fractions
 from utils.plots.batches import draw_batch, map_in_network
-from utils.plots.draw import DrawStyle, annotate, colour_of
-from utils.plots.semantic_overlay import SemanticLook, class_colour, coloured, draw_classes, draw_legend, legend_strip
+from utils.plots.draw import DrawStyle, annotate, palette_colour
+from utils.plots.semantic_overlay import (
+    SemanticStyle,
+    class_colour,
+    colourize,
+    draw_legend,
+    legend_strip,
+    overlay_semantic_map,
+)
 
-STREET = SemanticLook(("road", "sidewalk", "sky"))  # 128,64,128; 244,35,232; 0,130,180 (behaviour.md 12.6)
-PLAIN = SemanticLook(("road", "sidewalk", "sky"), legend=False)
+STREET = SemanticStyle(("road", "sidewalk", "sky"))  # 128,64,128; 244,35,232; 0,130,180 in Cityscapes
+PLAIN = SemanticStyle(("road", "sidewalk", "sky"), legend=False)
 
 
 def grey(height=100, width=120) -> np.ndarray:
@@ -32,8 +39,8 @@ def found(pixels, **more) -> Results:
 
 def test_class_fractions():
     classes = np.array([[0, 0, 3, 255], [0, 3, 7, 255]], np.uint8)
-    assert list(class_shares(classes).items()) == [(0, 3 / 6), (3, 2 / 6), (7, 1 / 6)]
-    assert class_shares(np.full((2, 2), 255, np.uint8)) == {}
+    assert list(class_fractions(classes).items()) == [(0, 3 / 6), (3, 2 / 6), (7, 1 / 6)]
+    assert class_fractions(np.full((2, 2), 255, np.uint8)) == {}
 
 
 def test_overlay_blending():
@@ -49,20 +56,20 @@ def test_overlay_blending():
 @pytest.mark.parametrize(("opacity", "wanted"), [(0.0, (90, 90, 90)), (1.0, (128, 64, 128))])
 def test_opacity(opacity, wanted):
     canvas = grey()
-    draw_classes(canvas, halves(), SemanticLook(STREET.names, opacity=opacity))
+    overlay_semantic_map(canvas, halves(), SemanticStyle(STREET.names, opacity=opacity))
     assert tuple(canvas[50, 10]) == wanted
 
 
 def test_draw_into_view():
     large = grey(200, 240)
-    draw_classes(large[50:150, 60:180], halves(20, 24), SemanticLook(STREET.names, opacity=1.0))
+    overlay_semantic_map(large[50:150, 60:180], halves(20, 24), SemanticStyle(STREET.names, opacity=1.0))
     assert tuple(large[100, 70]) == (128, 64, 128) and tuple(large[100, 170]) == (180, 130, 0)
     assert (large[:50] == 90).all() and (large[:, 180:] == 90).all()
 
 
 def test_data_set_colours():
-    own = SemanticLook(("a", "b"), given=((1, 2, 3), (4, 5, 6)))
-    picture = coloured(np.array([[0, 1, 2, 254, 255]], np.uint8), own)
+    own = SemanticStyle(("a", "b"), given=((1, 2, 3), (4, 5, 6)))
+    picture = colourize(np.array([[0, 1, 2, 254, 255]], np.uint8), own)
     assert picture[0, :2].tolist() == [[3, 2, 1], [6, 5, 4]]
     assert picture[0, 2:4].any() and not picture[0, 4].any()
 
@@ -74,8 +81,8 @@ def test_boxes_and_masks_above_semantic_map():
     style = DrawStyle(line_px=1, labels=False, semantic=PLAIN)
     drawn = annotate(grey(), found(halves(), **boxes, masks=mask), ["x"] * 5, style)
     below = np.array((105.2, 79.6, 105.2))
-    assert tuple(drawn[40, 50]) == colour_of(4)
-    assert np.abs(drawn[50, 50] - (below + colour_of(4)) / 2).max() <= 1.5
+    assert tuple(drawn[40, 50]) == palette_colour(4)
+    assert np.abs(drawn[50, 50] - (below + palette_colour(4)) / 2).max() <= 1.5
     assert np.abs(drawn[50, 20] - below).max() <= 1
 
 
@@ -83,7 +90,7 @@ def test_boxes_and_masks_above_semantic_map():
 # Legends
 
 
-def patches(picture: np.ndarray, look: SemanticLook, count: int) -> set[int]:
+def patches(picture: np.ndarray, look: SemanticStyle, count: int) -> set[int]:
     """Return the classes whose pure colour shows somewhere in the picture."""
     return {i for i in range(count) if (picture == np.array(class_colour(i, look), np.uint8)).all(axis=2).any()}
 
@@ -102,7 +109,7 @@ def test_legend_lists_present_classes():
 @pytest.mark.parametrize("size_hw", [(360, 480), (1080, 1920), (240, 240)])
 def test_legend_size(size_hw):
     classes = (np.arange(size_hw[0] * size_hw[1]).reshape(size_hw) * 150 // (size_hw[0] * size_hw[1])).astype(np.uint8)
-    look = SemanticLook(tuple(f"class {i}" for i in range(150)))
+    look = SemanticStyle(tuple(f"class {i}" for i in range(150)))
     canvas = grey(*size_hw)
     draw_legend(canvas, classes, look, 12)
     changed = (canvas != 90).any(axis=2)
@@ -116,7 +123,7 @@ def test_legend_truncation():
     for index in range(1, 9):
         classes[:, 300 + 10 * index :] = index
     names = tuple(f"number {i}" for i in range(9))
-    look, canvas = SemanticLook(names), grey(240, 400)
+    look, canvas = SemanticStyle(names), grey(240, 400)
     draw_legend(canvas, classes, look, 16)
     assert patches(canvas, look, 9) == {0, 1, 8}  # and a line `+ 6`; the last class reaches the border
 
@@ -144,7 +151,7 @@ def test_legend_disabled():
 
 
 def test_legend_strip_lines():
-    look = SemanticLook(tuple(f"name {i}" for i in range(30)))
+    look = SemanticStyle(tuple(f"name {i}" for i in range(30)))
     wide, narrow = legend_strip(range(30), look, 4000), legend_strip(range(30), look, 300)
     assert wide.shape[1] == 4000 and narrow.shape[1] == 300 and narrow.shape[0] > 4 * wide.shape[0]
     assert patches(narrow, look, 30) == set(range(30))

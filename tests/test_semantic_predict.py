@@ -17,7 +17,7 @@ from utils.core.data_config import DataConfig, SemanticConfig
 from utils.core.errors import UserError
 from utils.engine.predict import PredictSettings, predict, shares_in_words
 from utils.plots.prediction_sinks import JoinSink, WindowSink
-from utils.plots.semantic_overlay import SemanticLook
+from utils.plots.semantic_overlay import SemanticStyle
 from utils.plots.semantic_sinks import ClassMapSink, SubmitSink, cityscapes_ids
 from utils.plots.video_writer import count_frames
 from utils.postprocess import POSTPROCESS
@@ -26,7 +26,7 @@ CITYSCAPES = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
     "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
 )  # fmt: skip
-# behaviour.md 12.6, id to trainId, as the reader of the labels has it
+# Cityscapes' id to trainId, as in the reader of the masks
 TRAIN_ID = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14,
             28: 15, 31: 16, 32: 17, 33: 18}  # fmt: skip
 
@@ -111,7 +111,7 @@ def test_semantic_map_round_trip(tmp_path):
     classes = np.random.default_rng(0).integers(0, 19, (64, 128)).astype(np.uint8)
     classes[:5] = 255
     film = Frame(still().image, "/a/film.mp4", "", 7, 9)
-    text = write(ClassMapSink(tmp_path, SemanticLook(CITYSCAPES)), (still(), seen(classes)), (film, seen(classes)))
+    text = write(ClassMapSink(tmp_path, SemanticStyle(CITYSCAPES)), (still(), seen(classes)), (film, seen(classes)))
     assert text == f"2 class maps in {tmp_path / 'masks'}, coloured in {tmp_path / 'masks_colour'}"
     for name in ("bus.png", "film_7.png"):
         written = cv2.imread(str(tmp_path / "masks" / name), cv2.IMREAD_UNCHANGED)

@@ -290,14 +290,14 @@ def test_url_inputs(networks, monkeypatch):
     with serving([networks["boxes"]], allow_urls=True, max_images=2) as client:
         body = b'--x\r\nContent-Disposition: form-data; name="url"\r\n\r\nhttp://127.0.0.1/a.png\r\n--x--\r\n'
         answer = client.post("/v1/predict", content=body, headers=BROKEN)
-        assert answer.status_code == 400 and "no public address" in answer.json()["detail"]
+        assert answer.status_code == 400 and "not a public address" in answer.json()["detail"]
         asked = []
 
-        def fetched(address, private, max_bytes):
-            asked.append((address, private, max_bytes))
+        def fetched(address, allow_private, max_bytes):
+            asked.append((address, allow_private, max_bytes))
             return picture()
 
-        monkeypatch.setattr(intake, "fetch", fetched)
+        monkeypatch.setattr(intake, "fetch_bytes", fetched)
         body = b'--x\r\nContent-Disposition: form-data; name="url"\r\n\r\nhttps://example.com/a.png\r\n'
         answer = client.post("/v1/predict", content=body + b"--x--\r\n", headers=BROKEN)
         assert answer.json()["images"][0]["name"] == "https://example.com/a.png"

@@ -1,4 +1,4 @@
-"""Every switch of train.py at work in a short run: several at once, since each run costs seconds."""
+"""Options of train.py in short runs, several at once because each run takes seconds."""
 
 import csv
 import importlib
@@ -10,7 +10,7 @@ from helpers_run import results, script, tiny_data, weights
 
 from models.checkpoint import load_checkpoint, save_checkpoint
 from utils.core.yaml_file import write_yaml
-from utils.engine.build_run import has_folded_statistics
+from utils.engine.trainable_network import has_folded_batchnorm
 
 BASE = {"cfg": "yolov5n", "imgsz": [64], "batch_size": 4, "workers": 0, "epochs": 2, "noplots": True}
 LOUD = {
@@ -83,14 +83,14 @@ def test_freeze(data, tmp_path):
 def test_fused_weights_train(tmp_path, images, network_file, caplog):
     """Statistics of batches would ruin them; so do those of a network that is merely new not count as folded."""
     checkpoint = load_checkpoint(network_file)
-    assert not has_folded_statistics(checkpoint.network)
+    assert not has_folded_batchnorm(checkpoint.network)
     for module in checkpoint.network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.constant_(module.bias, 0.1)
-    assert has_folded_statistics(checkpoint.network)
+    assert has_folded_batchnorm(checkpoint.network)
     save_checkpoint(tmp_path / "folded.pt", checkpoint.network, meta={})
     folder, _ = train(images, tmp_path, weights=str(tmp_path / "folded.pt"), cfg="", epochs=1)
-    assert "folded into its weights" in caplog.text
+    assert "folded into the weights" in caplog.text
     state = weights(folder / "weights" / "best.pt")
     assert all(float(value.abs().max()) == 0 for name, value in state.items() if name.endswith("running_mean"))
 
@@ -141,7 +141,7 @@ def test_autoanchor(tmp_path, images, network_file, caplog):
             folder, _ = train(images, tmp_path, **options, noautoanchor=name == "kept")
             after = weights(folder / "weights" / "best.pt")["model.24.anchors"]
             assert torch.equal(before.float(), after.float()) == (name == "kept")
-    assert "replaced by" in caplog.text and "give --noautoanchor" in caplog.text
+    assert "replaced by" in caplog.text and "keep those with --noautoanchor" in caplog.text
 
 
 def test_patience(data, tmp_path):

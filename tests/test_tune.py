@@ -1,4 +1,4 @@
-"""Searches for hyper-parameters: ranges, proposals, one study in several processes, kills, pruning, files."""
+"""Hyperparameter search: ranges, samplers, shared studies, killed processes, pruning, output files."""
 
 import csv
 import importlib
@@ -15,11 +15,11 @@ from helpers_run import ROOT, environment, tiny_data
 from tune_worker import TASK, build, score
 
 from tools.search import report
-from tools.search.confirm import compared, confirmed
-from tools.search.mutation import choose_parent, mutated
-from tools.search.search_options import task_in, tune
+from tools.search.confirm import compare_pairs, confirm_best
+from tools.search.mutation import choose_parent, mutate
+from tools.search.search_options import find_task, tune
 from tools.search.shared_study import SearchSettings
-from tools.search.space import choose_genes, default_genes, start_value
+from tools.search.space import build_space, default_space, start_value
 from utils.core.cli import explicit_options
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
@@ -37,27 +37,27 @@ def hyp_file(folder, **values):
     return folder / "hyp.yaml"
 
 
-def genes_of(folder, keys=(), space="", task="detect", **values):
+def space_of(folder, keys=(), space="", task="detect", **values):
     path = hyp_file(folder, **values)
-    return {gene.name: gene for gene in choose_genes(task, Hyp.from_file(path), path, space, keys)}
+    return {one.name: one for one in build_space(task, Hyp.from_file(path), path, space, keys)}
 
 
 def test_default_search_space(tmp_path):
-    found = genes_of(tmp_path)
+    found = space_of(tmp_path)
     assert (
         len(found) == 23 and not {"anchors", "copy_paste", "perspective", "fliplr", "fl_gamma", "iou_t"} & found.keys()
     )
     assert (found["lr0"].low, found["lr0"].high, found["lr0"].log) == (1e-5, 0.1, True)
     assert found["momentum"].gain == 0.3 and found["degrees"].high == 45
-    assert "copy_paste" in genes_of(tmp_path, task="segment") and "anchors" in genes_of(tmp_path, anchors=3)
-    assert "crop" in genes_of(tmp_path, task="classify") and "box" not in genes_of(tmp_path, task="classify")
+    assert "copy_paste" in space_of(tmp_path, task="segment") and "anchors" in space_of(tmp_path, anchors=3)
+    assert "crop" in space_of(tmp_path, task="classify") and "box" not in space_of(tmp_path, task="classify")
     for task in ("detect", "segment", "classify", "semantic"):
-        for gene in default_genes(task, Hyp(anchors=3)):  # both ends are values that a file may have
-            Hyp(**{gene.name: gene.low}), Hyp(**{gene.name: gene.high})
+        for one in default_space(task, Hyp(anchors=3)):  # both ends are values that a file may have
+            Hyp(**{one.name: one.low}), Hyp(**{one.name: one.high})
 
 
 def test_range_includes_default(tmp_path):
-    found = genes_of(tmp_path, keys=("lr0", "weight_decay", "anchors"), lr0=0.5, weight_decay=0.002)
+    found = space_of(tmp_path, keys=("lr0", "weight_decay", "anchors"), lr0=0.5, weight_decay=0.002)
     assert found["lr0"].high == 0.5 and found["weight_decay"].high == 0.002
     assert start_value(Hyp(lr0=0.5), found["lr0"]) == 0.5 and start_value(Hyp(), found["anchors"]) == 3
 
@@ -68,13 +68,13 @@ def test_range_files(tmp_path):
         "seg_loss": {"choices": ["ce", "ohem"]},
         "mixup": {"low": 0.1, "high": 0.3, "log": True},
     }
-    found = genes_of(tmp_path, search=block)
+    found = space_of(tmp_path, search=block)
     assert list(found) == ["lr0", "seg_loss", "mixup"]
     assert (found["lr0"].low, found["lr0"].high, found["seg_loss"].choices) == (0.001, 0.05, ("ce", "ohem"))
     assert found["mixup"].low == 0 and not found["mixup"].log  # the file's 0 has no logarithm
     write_yaml(tmp_path / "space.yaml", {"box": [0.01, 0.3]})
-    assert list(genes_of(tmp_path, space=str(tmp_path / "space.yaml"), search=block)) == ["box"]
-    assert list(genes_of(tmp_path, keys=("lr0", "cls"), search=block)) == ["lr0", "cls"]
+    assert list(space_of(tmp_path, space=str(tmp_path / "space.yaml"), search=block)) == ["box"]
+    assert list(space_of(tmp_path, keys=("lr0", "cls"), search=block)) == ["lr0", "cls"]
 
 
 @pytest.mark.parametrize(
@@ -88,12 +88,12 @@ def test_range_files(tmp_path):
 )  # fmt: skip
 def test_invalid_ranges(tmp_path, block, says):
     with pytest.raises(UserError, match=f"hyp.yaml.*{says}"):
-        genes_of(tmp_path, search=block)
+        space_of(tmp_path, search=block)
 
 
 def test_unknown_key(tmp_path):
     with pytest.raises(UserError, match=r"--keys.*momentun.*momentum"):
-        genes_of(tmp_path, keys=("momentun",))
+        space_of(tmp_path, keys=("momentun",))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -109,14 +109,14 @@ def test_evolution_parents():
 
 
 def test_evolution_mutation(tmp_path):
-    genes = list(genes_of(tmp_path).values())
-    parent = {gene.name: start_value(Hyp(), gene) for gene in genes}
+    space = list(space_of(tmp_path).values())
+    parent = {one.name: start_value(Hyp(), one) for one in space}
     rng = np.random.default_rng(1)
-    children = [mutated(parent, genes, rng) for _ in range(500)]
-    for gene in genes:
-        values = np.array([child[gene.name] for child in children])
-        assert gene.low <= values.min() and values.max() <= gene.high
-        if parent[gene.name] == 0:
+    children = [mutate(parent, space, rng) for _ in range(500)]
+    for one in space:
+        values = np.array([child[one.name] for child in children])
+        assert one.low <= values.min() and values.max() <= one.high
+        if parent[one.name] == 0:
             assert not values.any()  # what is multiplied stays 0
     lr = np.array([child["lr0"] for child in children]) / 0.01
     assert np.mean(lr == 1) == pytest.approx(0.2, abs=0.06) and 0.05 < lr.std() < 0.15
@@ -129,8 +129,8 @@ def test_evolution_mutation(tmp_path):
 # Trials
 
 
-def trains(hyp, folder, watcher):
-    watcher.task = TASK
+def trains(hyp, folder, logger):
+    logger.task = TASK
     return {"score": score(hyp)}
 
 
@@ -138,48 +138,52 @@ def trains(hyp, folder, watcher):
 def test_samplers(tmp_path, sampler):
     search = build(tmp_path, 10, trains, sampler=sampler)
     search.run()
-    story = report.story_of(search.study)
-    assert len(story.complete) == 10 and story.defaults.number == 0
-    assert story.defaults.hyps == {"lr0": 0.01, "momentum": 0.937}
-    assert story.best.values[0] > story.defaults.values[0] and "is better than the defaults" in report.verdict(story)
-    assert len({tuple(trial.hyps.values()) for trial in story.trials}) > 7
-    report.write_best(story, search.hyp, tmp_path / "best.yaml")
-    assert Hyp.from_file(tmp_path / "best.yaml").lr0 == story.best.hyps["lr0"]
-    assert f"*{story.best.number:>6}" in report.table(story)
+    summary = report.summarize_study(search.study)
+    assert len(summary.complete) == 10 and summary.defaults.number == 0
+    assert summary.defaults.hyps == {"lr0": 0.01, "momentum": 0.937}
+    assert summary.best.values[0] > summary.defaults.values[
+        0
+    ] and "is better than the defaults" in report.compare_with_defaults(summary)
+    assert len({tuple(trial.hyps.values()) for trial in summary.trials}) > 7
+    report.write_best(summary, search.hyp, tmp_path / "best.yaml")
+    assert Hyp.from_file(tmp_path / "best.yaml").lr0 == summary.best.hyps["lr0"]
+    assert f"*{summary.best.number:>6}" in report.format_trials(summary)
 
 
 def test_defaults_remain_best(tmp_path):
-    def worse(hyp, folder, watcher):
-        watcher.task = TASK
+    def worse(hyp, folder, logger):
+        logger.task = TASK
         return {"score": -abs(read_yaml(hyp)["lr0"] - 0.01)}
 
     search = build(tmp_path, 5, worse)
     search.run()
-    assert "no trial is better than the defaults (trial 0" in report.verdict(report.story_of(search.study))
+    assert "no trial is better than the defaults (trial 0" in report.compare_with_defaults(
+        report.summarize_study(search.study)
+    )
 
 
 def test_pareto_front(tmp_path):
-    def two(hyp, folder, watcher):
-        watcher.task = TASK
+    def two(hyp, folder, logger):
+        logger.task = TASK
         return {"score": read_yaml(hyp)["lr0"], "other": -read_yaml(hyp)["lr0"]}
 
     search = build(tmp_path, 6, two, sampler="nsga2", maximize=("score", "other"))
     search.run()
-    story = report.story_of(search.study)
-    assert len(story.front) == 6 and "in every goal: none" in report.verdict(story)
+    summary = report.summarize_study(search.study)
+    assert len(summary.front) == 6 and "in every objective: none" in report.compare_with_defaults(summary)
 
 
 def test_pruner(tmp_path):
     from utils.core.contracts import StopTraining
 
-    def falling(hyp, folder, watcher):
-        watcher.task = TASK
+    def falling(hyp, folder, logger):
+        logger.task = TASK
         good = read_yaml(hyp)["momentum"] > 0.9
         number = int(folder.name)
         worth = 0.0 if number == 0 else 1.0 - number / 100
         for epoch in range(10):
             try:
-                watcher.epoch(epoch, {"metrics/score": worth})
+                logger.epoch(epoch, {"metrics/score": worth})
             except StopTraining:
                 break
         (folder / f"epochs{epoch}").touch()
@@ -187,29 +191,29 @@ def test_pruner(tmp_path):
 
     search = build(tmp_path, 10, falling, pruner="median")
     search.run()
-    states = [trial.state for trial in report.story_of(search.study).trials]
+    states = [trial.state for trial in report.summarize_study(search.study).trials]
     assert states[0] == "complete" and "pruned" in states[6:] and states[:5] == ["complete"] * 5
     last = tmp_path / "trials" / f"{len(states) - 1:04d}"
     assert (last / "epochs1").is_file() and (tmp_path / "trials" / "0000" / "epochs9").is_file()
 
 
 def test_failed_trials(tmp_path):
-    def fails(hyp, folder, watcher):
+    def fails(hyp, folder, logger):
         raise UserError("no memory left")
 
-    with pytest.raises(UserError, match="last training failed: no memory left"):
+    with pytest.raises(UserError, match="last trial failed: no memory left"):
         build(tmp_path, 3, fails).run()
 
 
 def test_only_best_checkpoints_are_kept(tmp_path):
-    def leaves(hyp, folder, watcher):
+    def leaves(hyp, folder, logger):
         (folder / "weights").mkdir()
-        return trains(hyp, folder, watcher)
+        return trains(hyp, folder, logger)
 
     search = build(tmp_path, 6, leaves, sampler="random")
     search.run()
     kept = [path.parent.name for path in tmp_path.glob("trials/*/weights")]
-    assert kept == [f"{report.story_of(search.study).best.number:04d}"]
+    assert kept == [f"{report.summarize_study(search.study).best.number:04d}"]
 
 
 def test_joining_workers_must_match(tmp_path):
@@ -219,9 +223,9 @@ def test_joining_workers_must_match(tmp_path):
     (tmp_path / "hyp.yaml").write_text("lr0: 0.7\n")
     from tools.search.shared_study import open_study
 
-    genes = choose_genes("detect", Hyp(lr0=0.7), tmp_path / "hyp.yaml", keys=("lr0", "momentum"))
+    space = build_space("detect", Hyp(lr0=0.7), tmp_path / "hyp.yaml", keys=("lr0", "momentum"))
     with pytest.raises(UserError, match="other ranges for lr0"):
-        open_study(SearchSettings(pruner="none"), tmp_path, genes, [{}], 10, 0)
+        open_study(SearchSettings(pruner="none"), tmp_path, space, [{}], 10, 0)
 
 
 def test_invalid_database(tmp_path):
@@ -232,18 +236,18 @@ def test_invalid_database(tmp_path):
 def test_ctrl_c_requeues_trial(tmp_path):
     places = []
 
-    def interrupted(hyp, folder, watcher):
+    def interrupted(hyp, folder, logger):
         places.append((folder.name, read_yaml(hyp)))
         if len(places) == 3:
             raise KeyboardInterrupt
-        return trains(hyp, folder, watcher)
+        return trains(hyp, folder, logger)
 
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path, 4, interrupted).run()
     search = build(tmp_path, 4, interrupted)
     search.run()
     assert places[2] == places[3] and len(places) == 5  # the same values in the same folder
-    assert [trial.state for trial in report.story_of(search.study).trials].count("complete") == 4
+    assert [trial.state for trial in report.summarize_study(search.study).trials].count("complete") == 4
 
 
 def worker(folder, hang="none", trials=8):
@@ -268,11 +272,11 @@ def test_shared_study(tmp_path):
     both = [worker(folder), worker(folder)]
     texts = [process.communicate(timeout=90)[0].decode() for process in both]
     assert [process.returncode for process in both] == [0, 0], texts
-    trials = report.story_of(build(folder, 8, trains).study).trials
+    trials = report.summarize_study(build(folder, 8, trains).study).trials
     assert [trial.state for trial in trials].count("complete") == 8
     assert next(trial.number for trial in trials if trial.state == "failed") == 2
     again = (folder / "trials" / "0002" / "begun").read_text().splitlines()
-    assert len(again) == 2 and again[0] == begun[0] == again[1]  # the same hyper-parameters
+    assert len(again) == 2 and again[0] == begun[0] == again[1]  # the same hyperparameters
     values = [tuple(trial.hyps.values()) for trial in trials if trial.state == "complete"]
     assert len(set(values)) == 8
 
@@ -286,30 +290,30 @@ def test_shared_study(tmp_path):
     [
         ([(0.1, 0.3), (0.2, 0.41), (0.1, 0.3)], "higher in 3 of 3 .*: better"),
         ([(0.3, 0.1), (0.4, 0.2), (0.3, 0.12)], "higher in 0 of 3 .*: worse"),
-        ([(0.1, 0.3), (0.3, 0.1)], "not told apart"), ([(0.1, 0.2)], "one more seed proves little"),
+        ([(0.1, 0.3), (0.3, 0.1)], "no significant difference"), ([(0.1, 0.2)], "not conclusive"),
     ],
 )  # fmt: skip
 def test_paired_comparison(pairs, says):
     import re
 
-    assert re.search(says, compared(pairs, "fitness"))
+    assert re.search(says, compare_pairs(pairs, "fitness"))
 
 
 def test_confirm(tmp_path):
     search = build(tmp_path, 6, trains)
     search.run()
-    story, calls = report.story_of(search.study), []
+    summary, calls = report.summarize_study(search.study), []
 
     def with_seed(seed):
-        def train(hyp, folder, watcher):
+        def train(hyp, folder, logger):
             calls.append((seed, read_yaml(hyp)["lr0"]))
-            return trains(hyp, folder, watcher)
+            return trains(hyp, folder, logger)
 
         return train
 
     for _ in range(2):  # what is there is not trained again
-        text = confirmed(search, with_seed, story.defaults, story.best, range(1, 3))
-    assert calls == [(seed, lr) for seed in (1, 2) for lr in (0.01, story.best.hyps["lr0"])] and "better" in text
+        text = confirm_best(search, with_seed, summary.defaults, summary.best, range(1, 3))
+    assert calls == [(seed, lr) for seed in (1, 2) for lr in (0.01, summary.best.hyps["lr0"])] and "better" in text
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -365,7 +369,7 @@ def test_evolve_files(data, tmp_path):
 
 def parsed(line):
     words = line.split()
-    return explicit_options(importlib.import_module("tune").build_parser(task_in(words)), words)
+    return explicit_options(importlib.import_module("tune").build_parser(find_task(words)), words)
 
 
 def test_task_options():
@@ -383,9 +387,9 @@ def test_task_options():
     [
         ("--trials 0", "at least 1"), ("--sampler best", "tpe, cmaes"), ("--pruner x", "hyperband"),
         ("--confirm -1", "seeds"),
-        ("--maximize a b --sampler cmaes --pruner none", "one goal"), ("--maximize a b", "give --pruner none"),
+        ("--maximize a b --sampler cmaes --pruner none", "single objective"), ("--maximize a b", "give --pruner none"),
         ("--maximize a a", "twice"), ("--noval", "give --pruner none"),
-        ("--keys nothing", "no hyper-parameter 'nothing'"),
+        ("--keys nothing", "unknown hyperparameter 'nothing'"),
         ("--resume no/such", "no search.yaml"), ("--space no.yaml", "no.yaml"), ("--resume", "no search under"),
     ],
 )  # fmt: skip
@@ -407,19 +411,19 @@ def test_launcher_is_refused(data, tmp_path, monkeypatch):
 
 def test_evolve_options_need_evolve(tmp_path):
     program = importlib.import_module("train")
-    with pytest.raises(UserError, match="goes with --evolve"):
+    with pytest.raises(UserError, match="has no effect without --evolve"):
         program.run(evolve_population=str(tmp_path))
-    with pytest.raises(UserError, match="no folder with hyper-parameter"):
+    with pytest.raises(UserError, match="no hyperparameter YAMLs"):
         program.run(evolve=2, evolve_population=str(tmp_path))
     with pytest.raises(UserError, match="--resume_evolve"):
         program.run(evolve=2, resume="newest")
-    with pytest.raises(UserError, match="description of a search"):
+    with pytest.raises(UserError, match="plan of a search"):
         program.run(resume_evolve=str(tmp_path))
 
 
 def test_resume_restrictions(tmp_path):
     write_yaml(tmp_path / "search.yaml", {"task": "detect", "training": {}, "search": {}, "evolves": False})
-    with pytest.raises(UserError, match="--epochs: everything but"):
+    with pytest.raises(UserError, match="--epochs: cannot change"):
         importlib.import_module("tune").run(resume=str(tmp_path), epochs=3)
     write_yaml(tmp_path / "search.yaml", {"task": "detect"})
     with pytest.raises(UserError, match="damaged"):

@@ -1,4 +1,4 @@
-"""A process that searches with trainings of no cost: `tune_worker.py FOLDER TRIALS HANG`, where HANG hangs for ever."""
+"""Search process with instant training runs: `tune_worker.py FOLDER TRIALS HANG`, where trial HANG never ends."""
 
 import sys
 import time
@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from tools.search.shared_study import SearchSettings, open_study
-from tools.search.space import choose_genes, start_value
+from tools.search.space import build_space, start_value
 from tools.search.trial import Search
 from utils.core.hyp import Hyp
 from utils.core.yaml_file import read_yaml
@@ -20,13 +20,13 @@ def build(folder: Path, trials: int, train, **options: object) -> Search:
     folder.mkdir(exist_ok=True)
     (folder / "hyp.yaml").write_text("lr0: 0.01\n")
     hyp = Hyp.from_file(folder / "hyp.yaml")
-    genes = choose_genes("detect", hyp, folder / "hyp.yaml", keys=("lr0", "momentum"))
-    first = [{gene.name: start_value(hyp, gene) for gene in genes}]
-    return Search(open_study(settings, folder, genes, first, 10, 0), settings, hyp, genes, folder, train)
+    space = build_space("detect", hyp, folder / "hyp.yaml", keys=("lr0", "momentum"))
+    first = [{one.name: start_value(hyp, one) for one in space}]
+    return Search(open_study(settings, folder, space, first, 10, 0), settings, hyp, space, folder, train)
 
 
 def score(hyp_file: Path) -> float:
-    """Return what a training with these hyper-parameters is worth: best at lr0 0.03 and momentum 0.8."""
+    """Return what a training with these hyperparameters is worth: best at lr0 0.03 and momentum 0.8."""
     hyp = read_yaml(hyp_file)
     return 1.0 - abs(hyp["lr0"] - 0.03) * 10 - abs(hyp["momentum"] - 0.8)
 
@@ -35,8 +35,8 @@ def main() -> None:
     """Search; a training that is to hang says so in a file and never ends."""
     folder, trials, hang = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 
-    def train(hyp_file: Path, place: Path, watcher) -> dict[str, float]:
-        watcher.task = TASK
+    def train(hyp_file: Path, place: Path, logger) -> dict[str, float]:
+        logger.task = TASK
         with (place / "begun").open("a") as file:
             file.write(f"{hyp_file.read_text()!r}\n")
         time.sleep(0.2)

@@ -1,15 +1,20 @@
-"""From one form of labels or weights to another."""
+"""Conversion of labels between formats, of checkpoints between file formats, and division of images into splits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from utils.core.registry import Registry
 
 if TYPE_CHECKING:
+    from tools.converters.conversion_report import ConversionReport
     from tools.converters.convert_settings import LabelSettings
-    from tools.converters.label_items import Source
+    from tools.converters.label_items import LabelSource, LabelTarget
+    from tools.converters.output_folder import OutputFolder
 
-SOURCES: Registry[Callable[[LabelSettings], Source]] = Registry("label format to read", "tools.converters.sources")
-TARGETS: Registry[Any] = Registry("label format to write", "tools.converters.targets")
+    SourceFactory = Callable[[LabelSettings], LabelSource]
+    TargetFactory = Callable[[OutputFolder, LabelSettings, tuple[str, ...], ConversionReport], LabelTarget]
+
+SOURCES: Registry[SourceFactory] = Registry("label format to read", "tools.converters.sources")
+TARGETS: Registry[TargetFactory] = Registry("label format to write", "tools.converters.targets")

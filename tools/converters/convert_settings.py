@@ -1,12 +1,10 @@
-"""What the options of convert.py say, as records; light, so that --help answers at once."""
+"""Settings of convert.py as records. Field names follow the options; convert-report.json lists them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-FROM = ("yolo", "coco", "voc", "labelme", "cityscapes", "bdd100k", "kitti", "csv", "masks", "panoptic")
-TO = ("yolo", "coco", "voc", "labelme", "masks")
 IMAGES = ("copy", "link", "none")
 STYLES = ("auto", "boxes", "polygons")
 SHAPES = ("all", "rectangle", "polygon")
@@ -15,21 +13,21 @@ STRATIFY = ("labels", "folders", "none")
 
 @dataclass(frozen=True)
 class LabelSettings:
-    """A conversion of labels."""
+    """Settings of a label conversion."""
 
-    source: Path  # a data YAML, a folder, or the one file of the format
+    source: Path  # a data YAML, a folder, or the single file of the format
     out: Path
     source_format: str
     target_format: str
-    names: str = ""  # a file of names, a data YAML, or names with commas between
-    split: str = "train"  # what the images of a source without splits become
-    pictures: str = ""  # folder of the images, where it is not beside the labels
+    names: str = ""  # a file with one name per line, a data YAML, or comma-separated names
+    split: str = "train"  # split of the images of a source that has none
+    pictures: str = ""  # folder of the images where it is not beside the labels
     masks: str = ""  # folder of the masks
     images: str = "copy"
-    style: str = "auto"  # boxes or polygons
-    decimals: int | None = None  # None: 6 of normalised numbers, 2 of pixels
-    least_px: int = 0  # smaller objects are left out
-    background: int | None = None  # value of pixels nobody labelled; None: 255, or the class _background_
+    style: str = "auto"
+    decimals: int | None = None  # None: 6 for normalised numbers, 2 for pixels
+    least_px: int = 0  # minimum area of objects in pixels
+    background: int | None = None  # value of unlabelled pixels; None: the class _background_, else 255
     only: str = "all"  # kinds of LabelMe shapes
     shift_centre: bool = False
     exist_ok: bool = False
@@ -38,14 +36,14 @@ class LabelSettings:
 
 @dataclass(frozen=True)
 class SplitSettings:
-    """A division into training, validation and test images."""
+    """Settings of a division into training, validation and test images."""
 
     source: Path
     out: Path
-    shares: tuple[float, ...] = (0.8, 0.2)
+    shares: tuple[float, ...] = (0.8, 0.2)  # relative sizes of train, val and test
     seed: int = 0
     stratify: str = "labels"
-    group: str = ""  # regular expression on the path below the source; images with the same match stay together
+    group: str = ""  # regular expression on paths relative to the source; images with equal matches stay together
     source_format: str = "auto"
     names: str = ""
     exist_ok: bool = False
@@ -54,7 +52,7 @@ class SplitSettings:
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """A conversion of weights."""
+    """Settings of a checkpoint conversion."""
 
     source: Path
     out: Path

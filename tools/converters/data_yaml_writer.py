@@ -1,4 +1,4 @@
-"""The data YAML that is written beside converted labels."""
+"""Formatting of the data YAML written beside converted labels."""
 
 from __future__ import annotations
 
@@ -10,32 +10,43 @@ from tools.converters.convert_settings import LabelSettings
 from utils.core.log import LOGGER
 
 
-def data_yaml(
-    places: dict[str, str],
+def format_data_yaml(
+    splits: dict[str, str],
     names: tuple[str, ...],
-    form: str,
+    label_format: str,
     settings: LabelSettings,
     annotations: dict[str, str] | None = None,
 ) -> str:
-    """Return a data YAML. A split called valid is `val` to training; others than train, val, test are named in full."""
+    """Format a data YAML.
+
+    Splits such as `train2017` are written as train, val or test, and `valid` as val, unless two of them would collide.
+
+    Args:
+        splits: Path of each split, relative to the YAML.
+        names: Class names.
+        label_format: Value of `format:`.
+        settings: Settings of the conversion.
+        annotations: Annotation file of each split, for formats with one file per split.
+
+    Returns:
+        Content of the YAML.
+    """
     known = {"valid": "val"}
-    keys = {split: known.get(_usual(split), _usual(split)) for split in places}
+    keys = {split: known.get(_standard_name(split), _standard_name(split)) for split in splits}
     if settings.images == "none":
-        LOGGER.info("data.yaml names places of images that were not copied (--images none): put them there")
-    values: dict[str, Any] = {keys[split]: place for split, place in places.items()}
+        LOGGER.info("data.yaml refers to images that were not copied (--images none); put them there before training")
+    values: dict[str, Any] = {keys[split]: path for split, path in splits.items()}
     if len(set(keys.values())) < len(keys):
-        values = dict(places)
+        values = dict(splits)
     first = next(iter(values.values()))
     values = {"train": values.get("train", first), "val": values.get("val", first)} | values
     if annotations:
         files = {keys[split]: file for split, file in annotations.items()}
-        values["annotations"] = {key: file for key, file in files.items()}
         only = next(iter(files.values()))
         values["annotations"] = {"train": files.get("train", only), "val": files.get("val", only)} | files
-    values = {"format": form, **values, "names": dict(enumerate(names))}
+    values = {"format": label_format, **values, "names": dict(enumerate(names))}
     return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120))
 
 
-def _usual(split: str) -> str:
-    """Return train, val or test for train2017 and the like."""
+def _standard_name(split: str) -> str:
     return next((name for name in ("train", "valid", "val", "test") if split.startswith(name)), split)

@@ -1,4 +1,4 @@
-"""JSON files of moderate size, read whole."""
+"""Reading of JSON files of moderate size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from utils.core.errors import UserError
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds; what cannot be read is a UserError with file and line."""
+    """Read a JSON file; raises UserError with file and line if it is missing or invalid."""
     try:
         if not path.is_file():
             raise UserError(f"{path}: no such JSON file")

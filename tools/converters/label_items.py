@@ -1,4 +1,4 @@
-"""What travels from a source of labels to a target."""
+"""Data passed from label sources to label targets, and the contract of a target."""
 
 from __future__ import annotations
 
@@ -6,62 +6,83 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from utils.core.data_config import find_data, load_data
+from utils.core.data_config import load_data
+from utils.core.data_paths import find_data
 from utils.core.errors import UserError
 from utils.core.yaml_file import read_text
 from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject
 
-IGNORE, BACKGROUND = "__ignore__", "_background_"  # in lists of names (behaviour.md 12.10)
-NO_CLASS = 255  # in masks
+IGNORE, BACKGROUND = "__ignore__", "_background_"  # reserved names in class lists, as LabelMe's tools use them
+NO_CLASS = 255  # value of unlabelled pixels in semantic maps
 
 
 @dataclass(frozen=True)
-class Work:
+class SourceImage:
     """One image to convert."""
 
     split: str
-    image: Path  # of masks without images: the mask
-    name: str  # below the folder of its split, without suffix, / between folders
+    path: Path  # the image, or the mask for masks without images
+    name: str  # path below the split's folder, without suffix, / between folders
     has_image: bool = True
 
 
 @dataclass(frozen=True)
-class Source:
-    """What a source holds. `read` returns the objects of one image; their names are among `names`, or not wanted."""
+class LabelSource:
+    """An opened source of labels, the result of `SOURCES.get(format)(settings)`."""
 
-    names: tuple[str, ...]
-    works: list[Work]
-    read: Callable[[Work], FileObjects]
+    names: tuple[str, ...]  # class names; objects with other names are left out
+    images: list[SourceImage]
+    read: Callable[[SourceImage], FileObjects]
     notes: list[str] = field(default_factory=list)
-    has_boxes: bool = True  # False: nothing but maps of classes
 
 
 @dataclass
-class Item:
-    """One image with its objects in its pixels, all of them inside, named, and with an area."""
+class LabelledImage:
+    """One image with its valid objects in pixels: inside the image, of a known class, with a positive area."""
 
-    work: Work
+    source: SourceImage
     size_hw: tuple[int, int]
     objects: list[LabelledObject]
-    semantic: np.ndarray | None = None  # (H, W) uint8
+    semantic: np.ndarray | None = None  # (H, W) uint8 semantic map
 
 
-def located(source: Path) -> Path:
-    """Return where `--source` lies: a data YAML is also found by its name, as `--data` is."""
+class LabelTarget(Protocol):
+    """Writer of a label format, built as `TARGETS.get(format)(output, settings, names, report)`."""
+
+    def add(self, item: LabelledImage) -> None:
+        """Write one image and its labels."""
+        ...
+
+    def finish(self) -> None:
+        """Write the files that describe the whole data set."""
+        ...
+
+
+def resolve_source(source: Path) -> Path:
+    """Resolve `--source`: a data YAML is also found by its name, like --data of the other programs."""
     return find_data(str(source)) if source.suffix.lower() in (".yaml", ".yml") else source
 
 
-def given_names(text: str, folder: Path | None = None) -> tuple[str, ...]:
-    """Return the class names that `--names` or a usual file in `folder` gives, without `__ignore__`; () if none does.
+def read_class_names(text: str, folder: Path | None = None) -> tuple[str, ...]:
+    """Read the class names that `--names` gives.
 
-    `text` is a file with a name on every line, a data YAML, or names with commas between.
+    Args:
+        text: A file with one name per line, a data YAML, or comma-separated names; empty: look into `folder`.
+        folder: Folder that may have a data.yaml, classes.txt or the like.
+
+    Returns:
+        The names without `__ignore__`; empty if none are given.
+
+    Raises:
+        UserError: The file is missing, or a name occurs twice.
     """
     if not text and folder is not None:
-        usual = ("data.yaml", "classes.txt", "names.txt", "obj.names", "labels/classes.txt")
-        text = next((str(folder / name) for name in usual if (folder / name).is_file()), "")
+        candidates = ("data.yaml", "classes.txt", "names.txt", "obj.names", "labels/classes.txt")
+        text = next((str(folder / name) for name in candidates if (folder / name).is_file()), "")
     if not text:
         return ()
     path = Path(text)
@@ -74,15 +95,15 @@ def given_names(text: str, folder: Path | None = None) -> tuple[str, ...]:
     else:
         raise UserError(f"--names {text}: no such file; give a file of names, a data YAML, or names like cat,dog")
     names = tuple(name for name in found if name and name != IGNORE)
-    if len(set(names)) < len(names):
-        raise UserError(f"--names {text}: a name stands twice")
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise UserError(f"--names {text}: the name {twice!r} occurs twice")
     return names
 
 
-def works_below(folder: Path, paths: list[str], split: str) -> list[Work]:
-    """Return the work of image files, named by where they lie below `folder`."""
-    works = []
+def images_below(folder: Path, paths: list[str], split: str) -> list[SourceImage]:
+    """Create records of image files, named by their paths below `folder`."""
+    images = []
     for path in map(Path, paths):
         below = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
-        works.append(Work(split, path, below.with_suffix("").as_posix()))
-    return works
+        images.append(SourceImage(split, path, below.with_suffix("").as_posix()))
+    return images

@@ -1,4 +1,4 @@
-"""Where converted files go: a new folder that appears whole, or with --exist-ok an old one, file by file."""
+"""Output folder of conversions: new ones appear atomically, existing ones are updated file by file."""
 
 from __future__ import annotations
 
@@ -11,31 +11,38 @@ from utils.core.errors import UserError
 from utils.core.files import atomic_path
 
 
-class Sink:
-    """Takes files by their path below the output folder. A block around it ends with everything in place or nothing.
+class OutputFolder:
+    """Output folder that appears complete at the end of a `with` block, or not at all after an exception.
 
-    Nothing is replaced without `exist_ok`, and no file of the source ever. `dry_run` counts and checks only.
+    Args:
+        out: The folder.
+        exist_ok: Allow an existing folder and replace files in it. Files of the source are never replaced.
+        dry_run: Check paths and count files without writing.
+
+    Attributes:
+        written: Number of files written so far.
+        protected: Real paths of the source's files.
     """
 
     def __init__(self, out: Path, exist_ok: bool = False, dry_run: bool = False) -> None:
         self.out, self.exist_ok, self.dry_run = Path(os.path.normpath(out.absolute())), exist_ok, dry_run
         self.written = 0
-        self.protected: set[str] = set()  # files that were read
+        self.protected: set[str] = set()
         self._taken: set[str] = set()
         self._root = self.out
 
-    def __enter__(self) -> Sink:
+    def __enter__(self) -> OutputFolder:
         try:
             used = self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir()))
             if used and not self.out.is_dir():
-                raise UserError(f"{self.out}: is a file; --out names a folder")
+                raise UserError(f"--out {self.out}: expected a folder, got a file")
             if used and not self.exist_ok:
-                raise UserError(f"{self.out}: is there and not empty; choose another --out or give --exist-ok")
+                raise UserError(f"--out {self.out}: exists and is not empty; choose another folder or add --exist-ok")
             if not used and not self.dry_run:
                 self._root = self.out.with_name(f".{self.out.name}.{os.getpid()}.part")
                 self._root.mkdir(parents=True)
         except OSError as error:
-            raise UserError(f"{self.out}: cannot write there ({error.strerror or error})") from error
+            raise UserError(f"{self.out}: cannot be written ({error.strerror or error})") from error
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
@@ -50,28 +57,28 @@ class Sink:
             self._root.rename(self.out)
         except OSError as error:
             shutil.rmtree(self._root, ignore_errors=True)
-            raise UserError(f"{self.out}: cannot write there ({error.strerror or error})") from error
+            raise UserError(f"{self.out}: cannot be written ({error.strerror or error})") from error
 
     def unused(self, candidates: list[str]) -> str:
-        """Return the first name that nothing has yet and take it; numbers follow when all are taken."""
+        """Reserve the first unused name among `candidates`, or the last one with a number appended."""
         names = [*candidates, *(f"{candidates[-1]}_{number}" for number in range(2, 10_000))]
         name = next((name for name in names if name.casefold() not in self._taken), None)
         if name is None:
-            raise UserError(f"{self.out}: too many files called {candidates[0]!r}")
+            raise UserError(f"{self.out}: too many files with the name {candidates[0]!r}")
         self._taken.add(name.casefold())
         return name
 
     def path(self, below: str) -> Path:
-        """Return where a file is put for now; one that leaves the folder, or is of the source, is a UserError."""
+        """Resolve where a file is written; raises UserError for paths outside of the folder and for source files."""
         path = Path(os.path.normpath(self.out / below))
         if not path.is_relative_to(self.out):
             raise UserError(f"{below}: would be written outside of {self.out}")
         if str(path) in self.protected or (path.exists() and str(path.resolve()) in self.protected):
-            raise UserError(f"{path}: belongs to the source, which is never changed; choose another --out")
+            raise UserError(f"{path}: is a file of the source, which is never changed; choose another --out")
         return self._root / path.relative_to(self.out)
 
     def write(self, below: str, content: bytes | str) -> None:
-        """Write a file."""
+        """Write a file at a path below the folder."""
         path = self.path(below)
         self.written += 1
         if self.dry_run:
@@ -85,10 +92,16 @@ class Sink:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         except OSError as error:
-            raise UserError(f"{path}: cannot write there ({error.strerror or error})") from error
+            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
-    def take(self, source: Path, below: str, how: str) -> None:
-        """Put an image there: a copy, or a symbolic link to it; `none` does nothing."""
+    def add_image(self, source: Path, below: str, how: str) -> None:
+        """Add an image.
+
+        Args:
+            source: The image.
+            below: Path below the folder.
+            how: `copy`, `link` for a symbolic link, or `none`.
+        """
         path = self.path(below)
         if how == "none":
             return
@@ -105,4 +118,4 @@ class Sink:
                 shutil.copyfile(source, temporary)
             temporary.replace(path)
         except OSError as error:
-            raise UserError(f"{path}: cannot write there ({error.strerror or error})") from error
+            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -1,4 +1,4 @@
-"""Divide images into training, validation and test lists: by classes, by groups, by a seed."""
+"""Stratified division of images into training, validation and test lists."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from tools.converters.conversion_report import NAME, Report
+from tools.converters.conversion_report import REPORT_NAME, ConversionReport
 from tools.converters.convert_settings import SplitSettings
-from tools.converters.label_items import given_names, located
-from tools.converters.output_folder import Sink
-from tools.converters.split_folders import splits_of
+from tools.converters.label_items import read_class_names, resolve_source
+from tools.converters.output_folder import OutputFolder
+from tools.converters.split_folders import find_splits
 from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
 from utils.core.log import LOGGER, progress
@@ -27,98 +27,119 @@ from utils.datasets.labels.annotation_paths import find_images
 SPLITS = ("train", "val", "test")
 
 
-def stratified(counts: np.ndarray, sizes: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
-    """Return the part (n,) of each of n units that gives all parts their share of every class.
+def stratify(counts: np.ndarray, sizes: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:
+    """Divide units so that every part gets its fraction of every class.
 
-    `counts` (n, C) are labels of each class in a unit, `sizes` (n,) its images. Iterative stratification (Sechidis,
-    Tsoumakas, Vlahavas, 2011): of the class with fewest labels left, every unit goes to the part that lacks most of it,
-    of equal ones to the one that lacks most images; units without labels last. Large units of a class go first, so
-    that small ones can even out.
+    Iterative stratification (Sechidis, Tsoumakas and Vlahavas, 2011): of the class with the fewest labels left, every
+    unit goes to the part that lacks most of them, ties to the part that lacks most images; units without labels come
+    last. Units with many labels of the class go first, so that small ones can even out.
+
+    Args:
+        counts: (n, C) labels per unit and class.
+        sizes: (n,) images per unit.
+        fractions: Relative sizes of the parts.
+        seed: Seed of the order of equal units.
+
+    Returns:
+        (n,) int64 number of each unit's part.
     """
-    share = np.asarray(shares, np.float64) / sum(shares)
-    wanted = share[:, None] * counts.sum(0)  # (parts, C)
-    room = share * sizes.sum()
+    fraction = np.asarray(fractions, np.float64) / sum(fractions)
+    missing_labels = fraction[:, None] * counts.sum(0)  # (parts, C)
+    missing_images = fraction * sizes.sum()
     rng = generator(seed, 0, 0, 0)
     tie = rng.permutation(len(counts))
     part = np.full(len(counts), -1, np.int64)
-    while (open_units := np.flatnonzero(part < 0)).size:
-        left = counts[open_units].sum(0).astype(np.float64)
+    while (remaining := np.flatnonzero(part < 0)).size:
+        left = counts[remaining].sum(0).astype(np.float64)
         if not left.any():
-            for unit in open_units[np.lexsort((tie[open_units], -sizes[open_units]))]:
-                part[unit] = _neediest(room, room, tie[unit])
-                room[part[unit]] -= sizes[unit]
+            for unit in remaining[np.lexsort((tie[remaining], -sizes[remaining]))]:
+                part[unit] = _part_lacking_most(missing_images, missing_images, tie[unit])
+                missing_images[part[unit]] -= sizes[unit]
             break
         rarest = int(np.where(left > 0, left, np.inf).argmin())
-        having = open_units[counts[open_units, rarest] > 0]
-        for unit in having[np.lexsort((tie[having], -counts[having, rarest]))]:
-            part[unit] = _neediest(wanted[:, rarest], room, tie[unit])
-            wanted[part[unit]] -= counts[unit]
-            room[part[unit]] -= sizes[unit]
+        members = remaining[counts[remaining, rarest] > 0]
+        for unit in members[np.lexsort((tie[members], -counts[members, rarest]))]:
+            part[unit] = _part_lacking_most(missing_labels[:, rarest], missing_images, tie[unit])
+            missing_labels[part[unit]] -= counts[unit]
+            missing_images[part[unit]] -= sizes[unit]
     return part
 
 
-def _neediest(first: np.ndarray, second: np.ndarray, tie: int) -> int:
-    """Return the part that lacks most; what is equal goes by images, then by lot."""
-    best = np.flatnonzero(first >= first.max() - 1e-9)
+def _part_lacking_most(first: np.ndarray, second: np.ndarray, tie: int) -> int:
+    """Select the part with the largest `first`, then the largest `second`, then by the random number `tie`."""
+    best = np.flatnonzero(first >= first.max() - 1e-9)  # tolerance for rounding in sums of fractions
     best = best[second[best] >= second[best].max() - 1e-9]
     return int(best[tie % len(best)])
 
 
-def split_images(settings: SplitSettings) -> Report:
-    """Write list files and a data YAML; the images stay where they are."""
-    shares = settings.shares
-    if not 2 <= len(shares) <= 3 or min(shares) <= 0:
-        raise UserError("--shares: two or three numbers above 0 are expected, for train, val and test")
-    settings = replace(settings, source=located(settings.source))
-    data = _data(settings)
-    report = Report({"source": str(settings.source), "shares": list(shares), "seed": settings.seed})
-    images, counts = _counted(data, settings, report)
-    if len(images) < len(shares):
-        raise UserError(f"{settings.source}: {len(images)} images for {len(shares)} splits")
-    keys = _groups(images, settings)
-    units, owner = np.unique(np.array(keys), return_inverse=True)
-    of_units = np.zeros((len(units), counts.shape[1]), np.int64)
-    np.add.at(of_units, owner, counts)
-    part = stratified(of_units, np.bincount(owner), shares, settings.seed)[owner]
-    lists = {split: [images[i] for i in np.flatnonzero(part == n)] for n, split in enumerate(SPLITS[: len(shares)])}
+def split_images(settings: SplitSettings) -> ConversionReport:
+    """Write list files of the splits and a data YAML; the images stay where they are.
+
+    Args:
+        settings: Source, destination and fractions.
+
+    Returns:
+        The report, which is also written to the output folder as JSON.
+
+    Raises:
+        UserError: The options are invalid, the labels cannot be read, or a split would be empty.
+    """
+    fractions = settings.shares
+    if not 2 <= len(fractions) <= 3 or min(fractions) <= 0:
+        given = " ".join(f"{fraction:g}" for fraction in fractions)
+        raise UserError(f"--shares expects two or three positive numbers, for train, val and test; got {given}")
+    settings = replace(settings, source=resolve_source(settings.source))
+    data = _open_data(settings)
+    report = ConversionReport({"source": str(settings.source), "shares": list(fractions), "seed": settings.seed})
+    images, counts = _count_labels(data, settings, report)
+    if len(images) < len(fractions):
+        raise UserError(
+            f"--source {settings.source}: {len(images)} images cannot be divided into {len(fractions)} splits"
+        )
+    keys = _group_keys(images, settings)
+    groups, group_of = np.unique(np.array(keys), return_inverse=True)
+    group_counts = np.zeros((len(groups), counts.shape[1]), np.int64)
+    np.add.at(group_counts, group_of, counts)
+    part = stratify(group_counts, np.bincount(group_of), fractions, settings.seed)[group_of]
+    lists = {split: [images[i] for i in np.flatnonzero(part == n)] for n, split in enumerate(SPLITS[: len(fractions)])}
     if empty := [split for split, members in lists.items() if not members]:
-        raise UserError(f"{settings.source}: {len(units)} groups leave {empty[0]} without images; use a finer --group")
-    with Sink(settings.out, settings.exist_ok, settings.dry_run) as sink:
-        sink.protected |= {os.path.realpath(path) for path in [*images, str(settings.source)]}
+        raise UserError(f"--group: {len(groups)} groups leave the split {empty[0]} without images; use a finer --group")
+    with OutputFolder(settings.out, settings.exist_ok, settings.dry_run) as output:
+        output.protected |= {os.path.realpath(path) for path in [*images, str(settings.source)]}
         for split, members in lists.items():
-            lines = [Path(os.path.relpath(path, sink.out)).as_posix() for path in members]
-            sink.write(f"{split}.txt", "".join(f"./{line}\n" for line in lines))
+            lines = [Path(os.path.relpath(path, output.out)).as_posix() for path in members]
+            output.write(f"{split}.txt", "".join(f"./{line}\n" for line in lines))
             report.images[split] = len(members)
         if data.names:
-            sink.write("data.yaml", _yaml(data, settings, sink.out, lists))
-        sink.write(NAME, report.text(sink.written + 1))
-    _tell(data, counts, part, report)
-    report.tell(sink.written, str(settings.out), settings.dry_run)
+            output.write("data.yaml", _format_yaml(data, settings, output.out, lists))
+        output.write(REPORT_NAME, report.to_json(output.written + 1))
+    _log_rarest_classes(data, counts, part, report)
+    report.log_summary(output.written, str(settings.out), settings.dry_run)
     return report
 
 
-def _data(settings: SplitSettings) -> DataConfig:
+def _open_data(settings: SplitSettings) -> DataConfig:
     source = settings.source
     if source.suffix.lower() in (".yaml", ".yml"):
         return load_data(str(source))
     if not source.is_dir():
-        raise UserError(f"--source {source}: a folder of images or a data YAML is expected")
-    names = given_names(settings.names, source)
-    return DataConfig(source, source, names, splits_of(source, "train"), format=settings.source_format)
+        raise UserError(f"--source {source}: expected a folder of images or a data YAML")
+    names = read_class_names(settings.names, source)
+    return DataConfig(source, source, names, find_splits(source, "train"), format=settings.source_format)
 
 
-def _counted(data: DataConfig, settings: SplitSettings, report: Report) -> tuple[list[str], np.ndarray]:
-    """Return the images of all splits and their (n, C) labels per class; images with faulty labels are left out."""
+def _count_labels(data: DataConfig, settings: SplitSettings, report: ConversionReport) -> tuple[list[str], np.ndarray]:
+    """List the images of all splits with their (n, C) labels per class; images with faulty labels are left out."""
     if settings.stratify != "labels":
         images = sorted(
-            {path for places in data.splits.values() for place in places for path in find_images(place, data.root)}
+            {image for paths in data.splits.values() for path in paths for image in find_images(path, data.root)}
         )
         names = [Path(path).parent.name if settings.stratify == "folders" else "" for path in images]
         known = sorted(set(names))
         report.objects.update(Counter(names) if settings.stratify == "folders" else {})
         return images, np.eye(len(known), dtype=np.int64)[[known.index(name) for name in names]]
     if not data.names:
-        raise UserError(f"{settings.source}: give the names of the classes with --names, or another --stratify")
+        raise UserError(f"{settings.source}: no class names; set --names, or --stratify folders or none")
     rows: dict[str, np.ndarray] = {}
     for split in data.splits:
         listing = READERS.get(data.format, data.source)(data, split)
@@ -131,46 +152,46 @@ def _counted(data: DataConfig, settings: SplitSettings, report: Report) -> tuple
             elif labels.listed:
                 rows[image] = np.bincount(labels.boxes[:, 0].astype(np.int64), minlength=data.num_classes)
     if too_many := [image for image, row in rows.items() if len(row) > data.num_classes]:
-        raise UserError(f"{too_many[0]}: has a class above the {data.num_classes} that {data.source} names")
+        raise UserError(f"{too_many[0]}: a class number exceeds the {data.num_classes} names of {data.source}")
     images = sorted(rows)
     counts = np.stack([rows[image] for image in images]) if images else np.zeros((0, 1), np.int64)
     report.objects.update(dict(zip(data.names, counts.sum(0).tolist(), strict=False)))
     return images, counts
 
 
-def _groups(images: list[str], settings: SplitSettings) -> list[str]:
-    """Return the group of each image: what the expression matches in its path; without a match it is alone."""
+def _group_keys(images: list[str], settings: SplitSettings) -> list[str]:
+    """Get the group of each image: the match of --group in its path; images without a match stay alone."""
     if not settings.group:
         return images
     try:
         pattern = re.compile(settings.group)
     except re.error as error:
-        raise UserError(f"--group {settings.group!r}: no regular expression ({error})") from error
+        raise UserError(f"--group {settings.group!r}: not a valid regular expression ({error})") from error
     root = settings.source if settings.source.is_dir() else settings.source.parent
     keys = []
     for image in images:
         found = pattern.search(Path(os.path.relpath(image, root)).as_posix())
         keys.append(f"group {found[1] if pattern.groups else found[0]}" if found else image)
-    LOGGER.info(f"{len(set(keys))} groups among {len(images)} images")
+    LOGGER.info(f"{len(images)} images in {len(set(keys))} groups")
     return keys
 
 
-def _yaml(data: DataConfig, settings: SplitSettings, out: Path, lists: dict[str, list[str]]) -> str:
+def _format_yaml(data: DataConfig, settings: SplitSettings, out: Path, lists: dict[str, list[str]]) -> str:
     values: dict[str, object] = {"format": data.format}
     values |= {split: f"{split}.txt" for split in lists}
     if data.annotations:
         if len(set(data.annotations.values())) > 1:
-            raise UserError(f"{settings.source}: its splits have several JSONs; convert it to yolo first, then split")
+            raise UserError(f"{settings.source}: the splits have different annotation files; convert to yolo first")
         shared = os.path.relpath(next(iter(data.annotations.values())), out)
         values["annotations"] = dict.fromkeys(lists, Path(shared).as_posix())
     values["names"] = dict(enumerate(data.names))
     return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120))
 
 
-def _tell(data: DataConfig, counts: np.ndarray, part: np.ndarray, report: Report) -> None:
-    """Log how far the rarest classes are from an even division."""
+def _log_rarest_classes(data: DataConfig, counts: np.ndarray, part: np.ndarray, report: ConversionReport) -> None:
+    """Log how the five rarest classes are divided."""
     present = np.flatnonzero(counts.sum(0))
     for label in present[counts[:, present].sum(0).argsort()][:5]:
-        shares = [int(counts[part == n, label].sum()) for n in range(len(report.images))]
+        numbers = [int(counts[part == n, label].sum()) for n in range(len(report.images))]
         name = data.names[label] if label < len(data.names) else str(label)
-        LOGGER.info(f"{name}: {', '.join(f'{n} {split}' for n, split in zip(shares, report.images, strict=True))}")
+        LOGGER.info(f"{name}: {', '.join(f'{n} {split}' for n, split in zip(numbers, report.images, strict=True))}")

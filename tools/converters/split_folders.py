@@ -1,4 +1,4 @@
-"""The splits that a folder holds, found by the usual names of folders and lists."""
+"""Detection of the splits in a folder by the common names of folders and list files."""
 
 from __future__ import annotations
 
@@ -7,32 +7,39 @@ from dataclasses import replace
 from pathlib import Path
 
 from tools.converters.convert_settings import LabelSettings
-from tools.converters.label_items import Work, given_names, works_below
+from tools.converters.label_items import SourceImage, images_below, read_class_names
 from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
 from utils.datasets.labels.annotation_paths import find_images
 
-USUAL = ("train", "val", "valid", "test", "trainval")
+SPLIT_NAMES = ("train", "val", "valid", "test", "trainval")
 
 
-def opened(settings: LabelSettings, data_format: str) -> DataConfig:
-    """Return the data that `--source` names, a data YAML or a folder, with `--names` in place of its own."""
+def open_dataset(settings: LabelSettings, data_format: str) -> DataConfig:
+    """Open the data YAML or folder that `--source` names; `--names` replaces its class names."""
     source = settings.source
     if source.suffix.lower() in (".yaml", ".yml"):
         data = load_data(str(source))
-        names = given_names(settings.names) or data.names
+        names = read_class_names(settings.names) or data.names
         return replace(data, names=names, format=data_format)
     if not source.is_dir():
-        raise UserError(f"--source {source}: a folder or a data YAML is expected")
-    names = given_names(settings.names, source)
-    return DataConfig(source, source, names, splits_of(source, settings.split), format=data_format)
+        raise UserError(f"--source {source}: expected a folder or a data YAML")
+    names = read_class_names(settings.names, source)
+    return DataConfig(source, source, names, find_splits(source, settings.split), format=data_format)
 
 
-def splits_of(root: Path, single: str) -> dict[str, tuple[Path, ...]]:
-    """Return the places of the splits below a folder; without any the folder itself is the split `single`.
+def find_splits(root: Path, single: str) -> dict[str, tuple[Path, ...]]:
+    """Find the splits below a folder.
 
-    Looked for: `ImageSets/Main/train.txt`, `images/train`, `train/images`, `train`, with train, val, valid, test; and
-    the folders `images` or `JPEGImages` as one split.
+    Recognised are `ImageSets/Main/train.txt`, `images/train`, `train/images` and `train`, likewise for the other
+    SPLIT_NAMES; then any folders below `images`.
+
+    Args:
+        root: The folder.
+        single: Name of the split if there are none; its images are in `images`, `JPEGImages` or the folder itself.
+
+    Returns:
+        List files or image folders by split.
     """
     lists = root / "ImageSets" / "Main"
     patterns = [
@@ -41,10 +48,10 @@ def splits_of(root: Path, single: str) -> dict[str, tuple[Path, ...]]:
         lambda name: root / name / "images",
         lambda name: root / name,
     ]
-    for place in patterns:
-        found: dict[str, tuple[Path, ...]] = {name: (place(name),) for name in USUAL if place(name).exists()}
+    for path_of in patterns:
+        found: dict[str, tuple[Path, ...]] = {name: (path_of(name),) for name in SPLIT_NAMES if path_of(name).exists()}
         if "train" in found or "val" in found:
-            found.pop("trainval", None)  # the two together
+            found.pop("trainval", None)  # train and val together
         if found:
             return found
     subfolders = sorted(p for p in (root / "images").glob("*") if p.is_dir()) if (root / "images").is_dir() else []
@@ -54,20 +61,19 @@ def splits_of(root: Path, single: str) -> dict[str, tuple[Path, ...]]:
     return {single: (inner,)}
 
 
-def image_works(data: DataConfig) -> list[Work]:
-    """Return the images of all splits."""
-    works: list[Work] = []
-    for split, places in data.splits.items():
-        data.split(split)  # says what is not there
-        for place in places:
-            paths = sorted(dict.fromkeys(find_images(place, data.root)))
-            works += works_below(place if place.is_dir() else data.root, paths, split)
-    return works
+def list_images(data: DataConfig) -> list[SourceImage]:
+    """List the images of all splits; raises UserError for paths that do not exist."""
+    images: list[SourceImage] = []
+    for split in data.splits:
+        for path in data.split(split):
+            files = sorted(dict.fromkeys(find_images(path, data.root)))
+            images += images_below(path if path.is_dir() else data.root, files, split)
+    return images
 
 
-def named(data: DataConfig, found: Iterable[str]) -> tuple[str, ...]:
-    """Return the classes: those that are given, else all that the labels name, sorted."""
+def resolve_class_names(data: DataConfig, found: Iterable[str]) -> tuple[str, ...]:
+    """Get the class names: those of `data`, otherwise all names found in labels, sorted."""
     names = data.names or tuple(sorted(set(found)))
     if not names:
-        raise UserError(f"{data.source}: no class names given or found; give them with --names")
+        raise UserError(f"{data.source}: no class names given or found; set --names")
     return names

@@ -1,4 +1,4 @@
-"""The data-set gate: what is wrong, odd or worth knowing about a data set, before a network learns it."""
+"""Data-set check: finds faults in images and labels, duplicates and leaks before a network is trained on them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from utils.core.registry import Registry
 
 if TYPE_CHECKING:
     from tools.dataset_check.findings import Finding
-    from tools.dataset_check.records import Gathered
+    from tools.dataset_check.records import DatasetRecords
 
-CHECKS: Registry[Callable[[Gathered], Iterator[Finding]]] = Registry("data check", "tools.dataset_check.checks")
+CHECKS: Registry[Callable[[DatasetRecords], Iterator[Finding]]] = Registry("data check", "tools.dataset_check.checks")

@@ -1,4 +1,4 @@
-"""What the options of check.py say, as a record; light, so that --help answers at once."""
+"""Settings of check.py as a record; imports nothing heavy, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class GateSettings:
-    """One run of the gate."""
+class CheckSettings:
+    """Settings of a data-set check."""
 
     data: str
-    imgsz: int = 640  # pixels of the longer side at which sizes of objects are judged
-    anchors: int = 0  # fit so many; 0: none
+    imgsz: int = 640  # longer side in pixels at which object sizes are measured
+    anchors: int = 0  # number of anchors to fit, 0: none
     anchor_t: float = 4.0
-    fix: Path | None = None  # where a cleaned copy goes
+    fix: Path | None = None  # folder for a cleaned copy
     fast: bool = False  # headers and labels only
     strict: bool = False  # warnings count as errors
     download: bool = False

@@ -1,4 +1,4 @@
-"""Read every image, label and class map of a data set once, on all cores."""
+"""Reading of every image, label and semantic map of a data set, once and on all cores."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 from tools.dataset_check.findings import Finding
-from tools.dataset_check.inspect_image import look_at
-from tools.dataset_check.inspect_semantic_map import map_of
-from tools.dataset_check.records import Gathered, Labelled, Mapped, Picture
+from tools.dataset_check.inspect_image import inspect_image
+from tools.dataset_check.inspect_semantic_map import inspect_semantic_map
+from tools.dataset_check.records import DatasetRecords, ImageRecord, LabelRecord, SemanticRecord
 from utils.core.data_config import SPLITS, DataConfig
 from utils.core.errors import UserError
 from utils.core.log import progress
@@ -22,104 +22,113 @@ from utils.datasets.labels.semantic_layout import SemanticSplitFiles
 from utils.datasets.labels.yolo_lines import ImageLabels
 
 
-def gather(data: DataConfig, imgsz: int, fast: bool = False) -> Gathered:
-    """Return everything about all splits of a data set; `fast` leaves out what needs pixels.
+def collect_records(data: DataConfig, imgsz: int, fast: bool = False) -> DatasetRecords:
+    """Read all splits of a data set.
 
-    A split that cannot be read becomes a finding. UserError: none can.
+    Args:
+        data: The data set.
+        imgsz: Longer side in pixels at which object sizes are measured.
+        fast: Read headers and labels only, no pixels.
+
+    Returns:
+        The records; splits that cannot be read become findings.
+
+    Raises:
+        UserError: No split can be read.
     """
-    gathered = Gathered(data, imgsz)
-    listings, maps = _listings(gathered), _semantic_listings(gathered)
+    records = DatasetRecords(data, imgsz)
+    listings, maps = _listings(records), _semantic_listings(records)
     if not listings and not maps:
-        raise UserError(gathered.met[0].text if gathered.met else f"{data.source}: names no split")
+        raise UserError(records.findings[0].text if records.findings else f"{data.source}: defines no split")
     paths = dict.fromkeys(path for listing in listings.values() for path in listing.images)
     paths |= dict.fromkeys(path for semantic in maps.values() for path in semantic.images)
-    looked = _on_all_cores(partial(look_at, fast=fast), list(paths), "looking at images")
-    pictures = dict(zip(paths, looked, strict=True))
+    inspected = _map_on_all_cores(partial(inspect_image, fast=fast), list(paths), "inspecting images")
+    images = dict(zip(paths, inspected, strict=True))
     for split, listing in listings.items():
-        twin = _first_like(listing, {other: listings[other] for other in gathered.splits})
-        gathered.splits[split] = gathered.splits[twin] if twin else _labelled(listing, pictures, split)
+        same_as = _find_same(listing, {other: listings[other] for other in records.splits})
+        records.splits[split] = records.splits[same_as] if same_as else _read_labels(listing, images, split)
     for split, semantic in maps.items():
         files = (semantic.images, semantic.masks)
-        same = [other for other in gathered.maps if (maps[other].images, maps[other].masks) == files]
-        gathered.maps[split] = gathered.maps[same[0]] if same else _mapped(gathered, semantic, pictures, split, fast)
-    return gathered
+        same = [other for other in records.maps if (maps[other].images, maps[other].masks) == files]
+        records.maps[split] = records.maps[same[0]] if same else _read_maps(records, semantic, images, split, fast)
+    return records
 
 
-def _first_like(listing: SplitFiles, others: dict[str, SplitFiles]) -> str:
-    """Return which of `others` has the same images and labels, "" if none has."""
+def _find_same(listing: SplitFiles, others: dict[str, SplitFiles]) -> str:
+    """Find the split among `others` with the same images and labels, "" if there is none."""
     files = (listing.images, listing.label_files)
     return next((name for name, other in others.items() if (other.images, other.label_files) == files), "")
 
 
-def _unread(split: str, error: UserError) -> Finding:
+def _unreadable_split(split: str, error: UserError) -> Finding:
     return Finding("no-test" if split == "test" else "split", str(error), split)
 
 
-def _on_all_cores(work: Callable[[Any], Any], items: Sequence[Any], text: str) -> list[Any]:
+def _map_on_all_cores(function: Callable[[Any], Any], items: Sequence[Any], text: str) -> list[Any]:
     with ThreadPool(os.cpu_count() or 1) as pool:
-        return list(progress(pool.map(work, items), len(items), text, "image"))
+        return list(progress(pool.map(function, items), len(items), text, "image"))
 
 
-def _listings(gathered: Gathered) -> dict[str, SplitFiles]:
-    """Return what the reader of the data's format finds in each split that can be read."""
-    data, found = gathered.data, {}
+def _listings(records: DatasetRecords) -> dict[str, SplitFiles]:
+    """List the images and labels of each split that can be read."""
+    data, found = records.data, {}
     for split in (split for split in SPLITS if split in data.splits):
         try:
             name = detect_format(data, split) if data.format == "auto" else data.format
             listing: SplitFiles = READERS.get(name, data.source)(data, split)
             notes = listing.prepare() if listing.prepare is not None else []
         except UserError as error:
-            gathered.met.append(_unread(split, error))
+            records.findings.append(_unreadable_split(split, error))
             continue
-        gathered.formats[split] = name
-        gathered.met += [Finding("annotations", note, split) for note in notes]
+        records.formats[split] = name
+        records.findings += [Finding("annotations", note, split) for note in notes]
         found[split] = listing
     return found
 
 
-def _semantic_listings(gathered: Gathered) -> dict[str, SemanticSplitFiles]:
-    config, found = gathered.data.semantic, {}
+def _semantic_listings(records: DatasetRecords) -> dict[str, SemanticSplitFiles]:
+    config, found = records.data.semantic, {}
     for split in SPLITS if config is not None else ():
         if config is None or split not in config.splits:
             continue
         try:
-            listing: SemanticSplitFiles = SEMANTIC_READERS.get(config.format, gathered.data.source).read(
-                gathered.data, split
+            listing: SemanticSplitFiles = SEMANTIC_READERS.get(config.format, records.data.source).read(
+                records.data, split
             )
         except UserError as error:
-            gathered.met.append(_unread(split, error))
+            records.findings.append(_unreadable_split(split, error))
             continue
-        gathered.met += [Finding("unmapped", note, split) for note in listing.notes]
+        records.findings += [Finding("unmapped", note, split) for note in listing.notes]
         found[split] = listing
     return found
 
 
-def _labelled(listing: SplitFiles, pictures: dict[str, Picture], split: str) -> list[Labelled]:
-    labels: Iterable[ImageLabels] = _on_all_cores(
+def _read_labels(listing: SplitFiles, images: dict[str, ImageRecord], split: str) -> list[LabelRecord]:
+    labels: Iterable[ImageLabels] = _map_on_all_cores(
         listing.load_labels, range(len(listing.images)), f"{split}: reading labels"
     )
     files = zip(listing.images, listing.label_files, labels, strict=True)
-    return [Labelled(pictures[path], label, file) for path, file, label in files if label.listed]
+    return [LabelRecord(images[path], label, file) for path, file, label in files if label.listed]
 
 
-def _mapped(
-    gathered: Gathered, listing: SemanticSplitFiles, pictures: dict[str, Picture], split: str, fast: bool
-) -> list[Mapped]:
-    config = gathered.data.semantic
+def _read_maps(
+    records: DatasetRecords, listing: SemanticSplitFiles, images: dict[str, ImageRecord], split: str, fast: bool
+) -> list[SemanticRecord]:
+    config = records.data.semantic
     assert config is not None
-    boxes = {one.picture.path: one.labels for one in gathered.splits.get(split, ()) if not one.labels.faults}
+    boxes = {one.image.path: one.labels for one in records.splits.get(split, ()) if not one.labels.faults}
     numbers = {name: number for number, name in enumerate(config.names)}
-    of_box = [numbers.get(name, -1) for name in gathered.data.names]  # class of the map of each class of boxes
+    semantic_classes = [numbers.get(name, -1) for name in records.data.names]  # of each box class
 
-    def read(row: int) -> Mapped:
+    def read(row: int) -> SemanticRecord:
         path = listing.images[row]
-        return map_of(
-            pictures[path],
+        return inspect_semantic_map(
+            images[path],
             listing.masks[row],
             listing.tables[listing.table_of[row]],
             len(config.names),
             None if fast else boxes.get(path),
-            of_box,
+            semantic_classes,
         )
 
-    return _on_all_cores(read, range(len(listing.images)), f"{split}: reading class maps")
+    return _map_on_all_cores(read, range(len(listing.images)), f"{split}: reading semantic maps")

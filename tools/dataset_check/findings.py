@@ -1,4 +1,4 @@
-"""What a check finds, and the kinds of findings: how bad each is, what it is called, what to do about it."""
+"""Findings of checks, and their kinds: severity, title and advice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SEVERITIES = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class Kind:
-    """What findings of one kind have in common."""
+    """Severity and texts that all findings of one kind share."""
 
     severity: str
     title: str
@@ -17,75 +17,75 @@ class Kind:
 
 
 KINDS = {
-    "split": Kind("error", "Splits that cannot be read", "Correct the YAML, or fetch the data (--download)."),
-    "no-test": Kind("warning", "A test split that is not there", "Fetch it, or remove the key from the YAML."),
-    "unmapped": Kind("note", "Images left out of the class maps", "Expected where only some images have a map."),
-    "annotations": Kind("warning", "Oddities of annotation files", "Look at what was left out, and whether it should."),
-    "unreadable": Kind("error", "Images that cannot be read", "Replace or remove them; training leaves them out."),
-    "truncated": Kind("error", "Images that are cut short", "Fetch them again: part of the picture is missing."),
+    "split": Kind("error", "Unreadable splits", "Correct the data YAML, or download the data with --download."),
+    "no-test": Kind("warning", "Missing test split", "Download it, or remove the key from the data YAML."),
+    "unmapped": Kind("note", "Images without a semantic map", "Expected if only some images have a map."),
+    "annotations": Kind("warning", "Annotation files with omissions", "Check whether the omitted entries matter."),
+    "unreadable": Kind("error", "Unreadable images", "Replace or remove them; training skips them."),
+    "truncated": Kind("error", "Truncated images", "Download them again; part of the image is missing."),
     "flat-end": Kind(
-        "warning", "Images whose lower part is one colour", "A download that broke off, closed properly afterwards?"
+        "warning", "Images with a uniform lower part", "Often an interrupted download that was closed properly."
     ),
-    "too-small": Kind("error", "Images with a side below 10 pixels", "Remove them; training leaves them out."),
-    "blank": Kind("warning", "Images of a single colour", "A fault of the camera or of a conversion? Remove them."),
+    "too-small": Kind("error", "Images with a side below 10 pixels", "Remove them; training skips them."),
+    "blank": Kind("warning", "Images of a single colour", "Often a camera or conversion fault; remove them."),
     "turned": Kind(
         "warning",
-        "Images turned by EXIF",
-        "Training turns them as EXIF says; if the labels were drawn on the unturned picture, they are wrong. Save "
-        "such images upright (--fix does).",
+        "Images rotated by EXIF",
+        "Training applies the EXIF orientation; labels drawn on the unrotated image are wrong. Save such images "
+        "upright (--fix does).",
     ),
-    "suffix": Kind("note", "Images of another format than their suffix says", "Rename them; other tools may refuse."),
-    "label-fault": Kind("error", "Labels that cannot be read", "Correct the line; training leaves the image out."),
+    "suffix": Kind("note", "Image formats that differ from the suffix", "Rename them; other tools may reject them."),
+    "label-fault": Kind("error", "Unreadable labels", "Correct the line; training skips the image."),
     "size-differs": Kind(
-        "error", "Labels for an image of another shape", "The image was turned or cut after it was labelled."
+        "error", "Labels for another aspect ratio", "The image was rotated or cropped after it was labelled."
     ),
-    "unknown-class": Kind("error", "Classes that the YAML does not name", "Add the name, or correct the label."),
-    "degenerate": Kind("error", "Objects without area, or outside the image", "Remove these labels."),
-    "over-edge": Kind("warning", "Boxes that reach over the edge of the image", "Cut them at the edge (--fix does)."),
-    "duplicate-label": Kind("warning", "Labels that stand twice", "Remove one; training does."),
-    "twin-box": Kind("warning", "Two boxes on one object", "Same class and nearly the same place: remove one."),
-    "tiny": Kind("note", "Objects below 3 pixels at the training size", "Train at a larger size, or leave them out."),
-    "odd-shape": Kind("note", "Boxes far longer than wide", "A slip of the mouse, or a thin object? Look at them."),
-    "outline": Kind("warning", "Outlines that disagree with their boxes", "One of the two is wrong."),
-    "flat-outline": Kind("warning", "Outlines that enclose nothing", "Draw the outline again."),
+    "unknown-class": Kind("error", "Classes missing in the data YAML", "Add the name, or correct the label."),
+    "degenerate": Kind("error", "Objects without area or outside the image", "Remove these labels."),
+    "over-edge": Kind("warning", "Boxes that extend beyond the image", "Clip them to the image (--fix does)."),
+    "duplicate-label": Kind("warning", "Repeated labels", "Remove the repetition; training ignores it."),
+    "duplicate-box": Kind("warning", "Duplicate boxes on one object", "Same class, nearly the same box: remove one."),
+    "tiny": Kind("note", "Objects below 3 pixels at the training size", "Train at a larger size, or remove them."),
+    "odd-shape": Kind("note", "Boxes with an extreme aspect ratio", "A labelling slip or a thin object; review them."),
+    "outline": Kind("warning", "Polygons that disagree with their boxes", "Correct the polygon or the box."),
+    "flat-outline": Kind("warning", "Polygons without area", "Draw the polygon again."),
     "missing-label": Kind(
-        "note", "Images without a label file", "Fine for pictures without objects; an empty file says so on purpose."
+        "note", "Images without a label file", "Fine for background images; an empty file states it explicitly."
     ),
-    "many-unlabelled": Kind("warning", "Many images without labels", "Are the labels where they are looked for?"),
-    "orphan-label": Kind("warning", "Labels without an image", "Is an image missing, or called otherwise?"),
-    "duplicate-image": Kind("warning", "The same image file twice in a split", "Remove one (--fix does)."),
-    "near-duplicate": Kind("warning", "Nearly equal images in a split", "Frames of a video? They count several times."),
-    "conflict": Kind("error", "Equal images with different labels", "Decide which labels are right."),
+    "many-unlabelled": Kind("warning", "Many images without labels", "Check that the label folder is the right one."),
+    "orphan-label": Kind("warning", "Labels without an image", "An image is missing or has another name."),
+    "duplicate-image": Kind("warning", "Duplicate images in a split", "Remove the copies (--fix does)."),
+    "near-duplicate": Kind("warning", "Near-duplicate images in a split", "Often video frames; they count repeatedly."),
+    "conflict": Kind("error", "Identical images with different labels", "Decide which labels are right."),
     "leak": Kind(
-        "error", "The same image in two splits", "It makes scores too good: remove it from train (--fix does)."
+        "error", "Identical images in two splits", "They inflate the scores; remove them from train (--fix does)."
     ),
     "near-leak": Kind(
-        "error", "Nearly equal images in two splits", "They make scores too good: keep such images in one split."
+        "error", "Near-duplicate images in two splits", "They inflate the scores; keep such images in one split."
     ),
-    "same-split": Kind("note", "Splits that are the same images", "Fine for trying things out; scores mean nothing."),
-    "mask": Kind("error", "Class maps that cannot be used", "Training leaves these images out."),
-    "mask-lacks-box": Kind("warning", "Boxes that the class map does not show", "One of the two is wrong."),
-    "box-lacks-mask": Kind("note", "Regions of the class map without a box", "Was an object forgotten, or a crowd?"),
-    "orphan-mask": Kind("warning", "Class maps without an image", "Is an image missing, or called otherwise?"),
-    "never-trained": Kind("warning", "Classes that only validation shows", "The network cannot learn them."),
-    "empty-class": Kind("note", "Classes without any object", "The network cannot learn them."),
-    "imbalance": Kind("note", "Classes of very different frequency", "Look at each class's score, not only the mean."),
-    "rare-class": Kind("note", "Classes with fewer than ten training objects", "Too few to learn or to judge."),
+    "same-split": Kind("note", "Identical splits", "Fine for a test run; the scores are meaningless."),
+    "mask": Kind("error", "Unusable semantic maps", "Correct them; training skips these images."),
+    "mask-lacks-box": Kind("warning", "Boxes without pixels of their class", "Correct the box or the semantic map."),
+    "box-lacks-mask": Kind("note", "Semantic regions without a box", "A missing box, or a crowd region."),
+    "orphan-mask": Kind("warning", "Semantic maps without an image", "An image is missing or has another name."),
+    "never-trained": Kind("warning", "Classes absent from train", "The network cannot learn them."),
+    "empty-class": Kind("note", "Classes absent from the data set", "The network cannot learn them."),
+    "imbalance": Kind("note", "Class imbalance", "Compare the scores per class, not only their mean."),
+    "rare-class": Kind("note", "Classes with fewer than ten training objects", "Too few to learn or to evaluate."),
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found. `boxes` are the objects it is about, (cx, cy, w, h) divided by the size of the image."""
+    """One fault or remark about a data set."""
 
-    kind: str
+    kind: str  # a key of KINDS
     text: str
     split: str = ""
-    image: str = ""  # path of the image it is about, "" if it is about none
-    others: tuple[str, ...] = ()  # images that belong to it as well
-    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    image: str = ""  # path of the image concerned, empty if there is none
+    others: tuple[str, ...] = ()  # further images concerned, such as duplicates
+    boxes: tuple[tuple[float, float, float, float], ...] = ()  # objects concerned: cx, cy, w, h, normalised
 
     @property
     def severity(self) -> str:
-        """Return error, warning or note."""
+        """Severity of the finding's kind."""
         return KINDS[self.kind].severity

@@ -1,15 +1,23 @@
-"""Histograms as HTML: bars are boxes with a width, so that they need no script and follow the page's colours."""
+"""Tables and histograms as HTML and SVG, without scripts and in the colours of the page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
 
-_WIDTH, _HEIGHT, _LEFT, _BELOW = 720, 170, 8, 34  # of a chart, in its own units
+_WIDTH, _HEIGHT, _LEFT, _BELOW = 720, 170, 8, 34  # of a chart, in SVG units
 
 
 def class_table(names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> str:
-    """Return a row for each class with its count and share in each split, the most frequent class first."""
+    """Render a table of classes with their counts per split, the most frequent class first.
+
+    Args:
+        names: Class names.
+        counts: Count of each class, by split.
+
+    Returns:
+        HTML in which all texts are escaped.
+    """
     splits = list(counts)
     most = {split: max(counts[split], default=0) or 1 for split in splits}
     order = sorted(range(len(names)), key=lambda number: (-sum(counts[split][number] for split in splits), number))
@@ -26,20 +34,28 @@ def class_table(names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> st
     return f"<div class=scroll>{table}</div>"
 
 
-def bars(labels: Sequence[str], counts: Mapping[str, Sequence[int]]) -> str:
-    """Return a chart of bars beside each other, one for each split in each bin, as shares of the split."""
+def bar_chart(labels: Sequence[str], counts: Mapping[str, Sequence[int]]) -> str:
+    """Render a histogram with one bar per split in each bin, as fractions of the split.
+
+    Args:
+        labels: Labels of the bins.
+        counts: Count of each bin, by split.
+
+    Returns:
+        HTML with an SVG chart; all texts are escaped.
+    """
     totals = {split: sum(values) or 1 for split, values in counts.items()}
     top = max((value / totals[split] for split, values in counts.items() for value in values), default=0) or 1
     step = (_WIDTH - 2 * _LEFT) / max(1, len(labels))
     thick = step * 0.8 / max(1, len(counts))
     shapes = []
-    for place, label in enumerate(labels):
-        left = _LEFT + place * step
+    for position, label in enumerate(labels):
+        left = _LEFT + position * step
         for row, (split, values) in enumerate(counts.items()):
-            share = values[place] / totals[split]
-            high = (_HEIGHT - 16) * share / top
+            fraction = values[position] / totals[split]
+            high = (_HEIGHT - 16) * fraction / top
             x, y = left + step * 0.1 + row * thick, _HEIGHT - high
-            title = f"<title>{escape(split)} {escape(label)}: {values[place]} ({100 * share:.1f} %)</title>"
+            title = f"<title>{escape(split)} {escape(label)}: {values[position]} ({100 * fraction:.1f} %)</title>"
             shapes.append(f"<rect class=s{row} x={x:.1f} y={y:.1f} width={thick:.1f} height={high:.1f}>{title}</rect>")
         middle = left + step / 2
         shapes.append(f"<text x={middle:.1f} y={_HEIGHT + 16} text-anchor=middle>{escape(label)}</text>")

@@ -1,4 +1,4 @@
-"""How the report looks, in the light and in the dark."""
+"""Style sheet of the HTML report, with a light and a dark colour scheme."""
 
 STYLE = """
 :root{color-scheme:light dark;--back:#fff;--card:#f5f6f8;--ink:#1b1f24;--soft:#5b6470;--line:#d9dde3;

@@ -1,4 +1,4 @@
-"""What is known about a data set before any judgement: one record per image, in the order of its split."""
+"""Records of a data set, the input of all checks: one per image, in the order of its split."""
 
 from __future__ import annotations
 
@@ -13,60 +13,61 @@ from utils.datasets.labels.yolo_lines import ImageLabels
 
 
 @dataclass
-class Picture:
+class ImageRecord:
     """One image file."""
 
     path: str
-    size_hw: tuple[int, int] | None = None  # as it is meant to be seen; None: unreadable
+    size_hw: tuple[int, int] | None = None  # with EXIF orientation applied; None: unreadable
     fault: str = ""  # why it cannot be read
-    cut: str = ""  # what shows that it is cut short
-    flat_end: float = 0.0  # of the height of a JPEG, one grey from side to side at its end
-    orientation: int = 1  # EXIF's
-    format: str = ""  # as its bytes say: JPEG, PNG, …
-    print: Fingerprint | None = None  # of its pixels; None: not looked at, or unreadable
+    truncation: str = ""  # evidence that the file is truncated
+    flat_end: float = 0.0  # fraction of a JPEG's height at its lower end that has a single grey level
+    orientation: int = 1  # EXIF orientation
+    format: str = ""  # from the content: JPEG, PNG, …
+    fingerprint: Fingerprint | None = None  # of its pixels; None: not computed, or unreadable
 
 
 @dataclass
-class Labelled:
+class LabelRecord:
     """One image of a split with its objects."""
 
-    picture: Picture
+    image: ImageRecord
     labels: ImageLabels
-    label_file: str  # "" where there is none, a COCO JSON is the same for all
+    label_file: str  # empty if there is none; the same for all images of a COCO JSON file
 
 
 @dataclass
-class Mapped:
-    """One image of a split with its class for every pixel."""
+class SemanticRecord:
+    """One image of a split with its semantic map."""
 
-    picture: Picture
+    image: ImageRecord
     mask: str  # path
     table: np.ndarray  # (256,) class of each value
     fault: str = ""
-    counts: np.ndarray | None = None  # (C,) pixels of each class
-    unseen: list[int] = field(default_factory=list)  # rows of the image's boxes of whose class the map shows nothing
-    unboxed: list[tuple[int, tuple[float, float, float, float]]] = field(default_factory=list)  # class, region
+    counts: np.ndarray | None = None  # (C,) pixels per class
+    absent_boxes: list[int] = field(default_factory=list)  # rows of boxes whose class has no pixel inside the box
+    unboxed_regions: list[tuple[int, tuple[float, float, float, float]]] = field(default_factory=list)
+    # regions without a box: class, (cx, cy, w, h) normalised
 
 
 @dataclass
-class Gathered:
-    """Everything that the checks look at."""
+class DatasetRecords:
+    """All records of a data set."""
 
     data: DataConfig
     imgsz: int
-    splits: dict[str, list[Labelled]] = field(default_factory=dict)
-    maps: dict[str, list[Mapped]] = field(default_factory=dict)
-    formats: dict[str, str] = field(default_factory=dict)  # of labels, by split
-    met: list[Finding] = field(default_factory=list)  # what came up while reading
+    splits: dict[str, list[LabelRecord]] = field(default_factory=dict)
+    maps: dict[str, list[SemanticRecord]] = field(default_factory=dict)
+    formats: dict[str, str] = field(default_factory=dict)  # label format by split
+    findings: list[Finding] = field(default_factory=list)  # made while reading
 
-    def pictures(self, split: str) -> dict[str, Picture]:
-        """Return the images of a split by their paths, those with boxes and those with class maps."""
-        found = {one.picture.path: one.picture for one in self.splits.get(split, ())}
+    def images(self, split: str) -> dict[str, ImageRecord]:
+        """Get the images of a split by path, those with boxes and those with semantic maps."""
+        found = {one.image.path: one.image for one in self.splits.get(split, ())}
         for mapped in self.maps.get(split, ()):
-            found.setdefault(mapped.picture.path, mapped.picture)
+            found.setdefault(mapped.image.path, mapped.image)
         return found
 
     @property
     def split_names(self) -> list[str]:
-        """Return the names of all splits that were read."""
+        """Names of all splits that were read."""
         return list(dict.fromkeys([*self.splits, *self.maps]))

@@ -1,4 +1,4 @@
-"""The gate's findings for people at a console and for machines."""
+"""Report of a data-set check: console summary and JSON."""
 
 from __future__ import annotations
 
@@ -8,56 +8,56 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tools.dataset_check.anchor_fit import FittedAnchors
-from tools.dataset_check.dataset_statistics import COUNT_EDGES, SIZE_EDGES, statistics
+from tools.dataset_check.dataset_statistics import COUNT_EDGES, SIZE_EDGES, compute_statistics
 from tools.dataset_check.findings import KINDS, SEVERITIES, Finding
-from tools.dataset_check.records import Gathered
+from tools.dataset_check.records import DatasetRecords
 from utils.core.log import LOGGER
 
 VERSION = 1
-_SHOWN = 3  # findings of a kind on the console
+_MAX_SHOWN = 3  # findings per kind on the console
 
 
 @dataclass
-class Report:
-    """What one run of the gate found. Findings are sorted: errors first, then by kind."""
+class CheckReport:
+    """Findings and statistics of one check. Findings are sorted by severity, kind and text."""
 
-    gathered: Gathered
+    records: DatasetRecords
     findings: list[Finding]
     anchors: FittedAnchors | None = None
     statistics: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        order = {kind: place for place, kind in enumerate(KINDS)}
+        order = {kind: position for position, kind in enumerate(KINDS)}
         self.findings = sorted(
-            _joined(self.findings), key=lambda one: (SEVERITIES.index(one.severity), order[one.kind], one.text)
+            _merge_repeated(self.findings), key=lambda one: (SEVERITIES.index(one.severity), order[one.kind], one.text)
         )
-        self.statistics = self.statistics or statistics(self.gathered)
+        self.statistics = self.statistics or compute_statistics(self.records)
 
     @property
     def counts(self) -> Counter[str]:
-        """Return how many findings there are of each severity."""
+        """Number of findings of each severity."""
         return Counter({severity: 0 for severity in SEVERITIES} | Counter(one.severity for one in self.findings))
 
     def by_kind(self) -> dict[str, list[Finding]]:
-        """Return the findings of each kind that has some."""
+        """Group the findings by kind."""
         found: dict[str, list[Finding]] = {}
         for one in self.findings:
             found.setdefault(one.kind, []).append(one)
         return found
 
-    def json(self) -> str:
-        """Return everything but the pictures."""
-        data = self.gathered.data
+    def to_json(self) -> str:
+        """Serialize everything but the images."""
+        data = self.records.data
         values = {
             "version": VERSION,
             "data": str(data.source),
-            "image_size": self.gathered.imgsz,
+            "image_size": self.records.imgsz,
             "names": list(data.names),
             "pixel_names": list(data.semantic.names) if data.semantic else [],
             "summary": {f"{severity}s": count for severity, count in self.counts.items()},
             "splits": self.statistics,
             "bins": {"sizes_px": list(SIZE_EDGES), "objects_per_image": list(COUNT_EDGES)},
-            "anchors": None if self.anchors is None else self.anchors.values(),
+            "anchors": None if self.anchors is None else self.anchors.to_dict(),
             "findings": [
                 {
                     "severity": one.severity,
@@ -73,38 +73,39 @@ class Report:
         }
         return json.dumps(values, indent=1) + "\n"
 
-    def tell(self) -> None:
-        """Log the report in short."""
+    def log_summary(self) -> None:
+        """Log the numbers and the first findings of each kind."""
         for split, about in self.statistics.items():
             parts = [f"{about['images']} images"]
             parts += [f"{about['objects']} objects ({about['format']})"] if "objects" in about else []
-            parts += [f"{about['maps']} class maps"] if "maps" in about else []
+            parts += [f"{about['maps']} semantic maps"] if "maps" in about else []
             LOGGER.info(f"{split}: {', '.join(parts)}")
         for kind, found in self.by_kind().items():
             about = KINDS[kind]
             LOGGER.info(f"{about.severity}: {about.title} ({kind}): {len(found)}")
-            for one in found[:_SHOWN]:
+            for one in found[:_MAX_SHOWN]:
                 LOGGER.info(f"    {one.text}")
-            if len(found) > _SHOWN:
-                LOGGER.info(f"    … {len(found) - _SHOWN} more")
+            if len(found) > _MAX_SHOWN:
+                LOGGER.info(f"    … {len(found) - _MAX_SHOWN} more")
         if self.anchors is not None:
-            self._tell_anchors(self.anchors)
+            self._log_anchors(self.anchors)
         counts = self.counts
         LOGGER.info(", ".join(f"{counts[severity]} {severity}s" for severity in SEVERITIES))
 
-    def _tell_anchors(self, anchors: FittedAnchors) -> None:
-        for name, fit in ((anchors.usual, anchors.usual_fit), ("fitted", anchors.fit)):
+    def _log_anchors(self, anchors: FittedAnchors) -> None:
+        for name, fit in ((anchors.reference, anchors.reference_fit), ("fitted", anchors.fit)):
             if fit is not None:
                 LOGGER.info(
-                    f"anchors {name}: best possible recall {fit.recall:.4f}, {fit.above_per_label:.2f} match a label, "
-                    f"fitness {fit.fitness:.4f} ({anchors.labels} labels at {self.gathered.imgsz})"
+                    f"anchors ({name}): best possible recall {fit.recall:.4f}, "
+                    f"{fit.above_per_label:.2f} matching anchors per label, "
+                    f"fitness {fit.fitness:.4f} ({anchors.labels} labels at image size {self.records.imgsz})"
                 )
-        for line in [anchors.advice, *anchors.yaml().splitlines()]:
+        for line in [anchors.advice, *anchors.to_yaml().splitlines()]:
             LOGGER.info(line)
 
 
-def _joined(findings: list[Finding]) -> list[Finding]:
-    """Return the findings with the same thing said of several splits only once."""
+def _merge_repeated(findings: list[Finding]) -> list[Finding]:
+    """Keep the first of findings with the same kind and text, which several splits may have."""
     found: dict[tuple[str, str], Finding] = {}
     for one in findings:
         found.setdefault((one.kind, one.text), one)

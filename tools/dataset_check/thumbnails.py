@@ -1,4 +1,4 @@
-"""Small pictures of findings, as data that a page can hold."""
+"""Thumbnails of findings, as data URLs for the HTML report."""
 
 from __future__ import annotations
 
@@ -9,17 +9,25 @@ import cv2
 import numpy as np
 
 from tools.dataset_check.findings import Finding
-from tools.dataset_check.records import Labelled
+from tools.dataset_check.records import LabelRecord
 from utils.datasets.image_files import ImageFault, read_image
 
 _SIDE = 240  # pixels of the longer side
 _QUALITY = 78
-_RED, _BLUE, _WHITE = (48, 48, 235), (225, 140, 30), (255, 255, 255)  # BGR: what the finding is about, other labels
-_MIN_BOX = 5  # pixels of a drawn box: smaller ones get a ring around them
+_RED, _BLUE, _WHITE = (
+    (48, 48, 235),
+    (225, 140, 30),
+    (255, 255, 255),
+)  # BGR
+_MIN_BOX = 5  # pixels; smaller boxes get a ring around them
 
 
-def thumbnail(path: str, finding: Finding, labelled: Labelled | None) -> str:
-    """Return a `data:` address of a JPEG: the image, its labels thin and blue, the finding's boxes red; "" if none."""
+def render_thumbnail(path: str, finding: Finding, labelled: LabelRecord | None) -> str:
+    """Render a thumbnail with the image's labels in thin blue and the finding's boxes in red.
+
+    Returns:
+        The data URL of a JPEG, empty if the image cannot be read.
+    """
     try:
         image = read_image(Path(path))
     except ImageFault:
@@ -28,7 +36,7 @@ def thumbnail(path: str, finding: Finding, labelled: Labelled | None) -> str:
     width, height = (max(1, round(side * scale)) for side in image.shape[1::-1])
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
     own = finding.boxes if path == finding.image else ()
-    if labelled is not None and path == labelled.picture.path and not labelled.labels.faults:
+    if labelled is not None and path == labelled.image.path and not labelled.labels.faults:
         for box in labelled.labels.boxes[:, 1:]:
             _draw(image, tuple(box), _BLUE, 1)
     for box in own:

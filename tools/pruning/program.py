@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.core.cli import add_device, add_download, add_image_size, add_run_folder, new_parser
 from utils.core.errors import UserError
-from utils.core.files import drop_if_empty, run_folder, write_text
+from utils.core.files import remove_if_empty, run_folder, write_text
 from utils.core.log import LOGGER
 from utils.core.train_settings import MAX_IMAGE_PX, TrainSettings
 
@@ -100,7 +100,7 @@ def prune_task(options: argparse.Namespace) -> list[dict[str, Any]]:
     try:
         return _Pruning(options, checkpoint, paths[0], judge, folder).run()
     finally:
-        drop_if_empty(folder)
+        remove_if_empty(folder)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -243,7 +243,7 @@ class _Pruning:
     def _fine_tune(self) -> None:
         from models.checkpoint import load_checkpoint
         from utils.engine.fit import fit
-        from utils.tasks.task_selection import task_for
+        from utils.tasks.task_selection import select_training_task
 
         options, name = self.options, self.checkpoint.task
         hyp, optimizer = TRAINING.get(name, TRAINING[""])
@@ -254,7 +254,7 @@ class _Pruning:
             noplots=options.noplots, noautoanchor=True, project=str(self.folder), name="finetune", exist_ok=True,
             optimizer=optimizer, cos_lr=True, allow_label_faults=True,
         )  # fmt: skip
-        fit(partial(task_for, name, settings), settings, ())
+        fit(partial(select_training_task, name, settings.fitness), settings, ())
         best = self.folder / "finetune" / "weights" / "best.pt"
         self._add("fine-tuned", load_checkpoint(best).network, best)
 

@@ -1,1 +1,1 @@
-"""Search for hyper-parameters: what varies, who proposes, and one training per proposal."""
+"""Hyperparameter search with Optuna."""

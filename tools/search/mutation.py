@@ -1,78 +1,99 @@
-"""YOLOv5's way to propose: mutate one of the best (behaviour.md 3.14)."""
+"""Evolutionary sampler: mutations of the best trials, as with `--evolve` of YOLOv5."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tools.search.space import Gene
+from tools.search.space import SearchRange
 from utils.core.seed import generator
 
-PARENTS, SHARE, SIGMA = 5, 0.8, 0.2
-_STREAM = 3000  # of the random numbers that mutate
+if TYPE_CHECKING:
+    import optuna
+
+PARENTS = 5  # number of best trials that a parent is drawn from
+MUTATION_PROBABILITY, SIGMA = 0.8, 0.2  # of each hyperparameter; standard deviation of its factor
+_STREAM = 3000  # random stream of mutations
 
 
 def choose_parent(scores: Sequence[float], rng: np.random.Generator) -> int:
-    """Return the index of one of the five best, drawn by how far it is above the worst of them."""
+    """Draw one of the best trials, with a probability proportional to its lead over the worst of them.
+
+    Args:
+        scores: Objective of each trial.
+        rng: Random generator.
+
+    Returns:
+        Index in `scores`.
+    """
     best = sorted(range(len(scores)), key=lambda index: -scores[index])[:PARENTS]
-    weights = np.array([scores[index] for index in best]) - scores[best[-1]] + 1e-6
+    weights = np.array([scores[index] for index in best]) - scores[best[-1]] + 1e-6  # not all zero
     return int(best[rng.choice(len(best), p=weights / weights.sum())])
 
 
-def mutated(parent: Mapping[str, Any], genes: Sequence[Gene], rng: np.random.Generator) -> dict[str, Any]:
-    """Return a child: most numbers are multiplied by something near 1, choices are now and then drawn anew."""
-    gains = np.array([gene.gain for gene in genes])
-    factors = np.ones(len(genes))
+def mutate(parent: Mapping[str, Any], space: Sequence[SearchRange], rng: np.random.Generator) -> dict[str, Any]:
+    """Mutate the hyperparameters of a trial: numbers are multiplied by a random factor, choices redrawn.
+
+    Args:
+        parent: Values by name.
+        space: Search space; the result lies in it.
+        rng: Random generator.
+
+    Returns:
+        Values by name, at least one of them mutated.
+    """
+    gains = np.array([one.gain for one in space])
+    factors = np.ones(len(space))
     while (factors == 1).all():
-        chosen = rng.random(len(genes)) < SHARE
-        noise = rng.standard_normal(len(genes)) * rng.random(len(genes))
+        chosen = rng.random(len(space)) < MUTATION_PROBABILITY
+        noise = rng.standard_normal(len(space)) * rng.random(len(space))
         factors = np.clip(gains * chosen * noise * SIGMA + 1, 0.3, 3.0)
     child: dict[str, Any] = {}
-    for gene, factor in zip(genes, factors, strict=True):
-        if gene.choices:
-            again = abs(factor - 1) > SIGMA / 2
-            child[gene.name] = gene.choices[rng.integers(len(gene.choices))] if again else parent[gene.name]
+    for one, factor in zip(space, factors, strict=True):
+        if one.choices:
+            redraw = abs(factor - 1) > SIGMA / 2
+            child[one.name] = one.choices[rng.integers(len(one.choices))] if redraw else parent[one.name]
         else:
-            child[gene.name] = gene.clipped(parent[gene.name] * float(factor))
+            child[one.name] = one.clip(parent[one.name] * float(factor))
     return child
 
 
-def mutation_sampler(genes: Sequence[Gene], seed: int) -> Any:
-    """Return an Optuna sampler that mutates; what it proposes depends on seed, trial number and the trials before."""
+def mutation_sampler(space: Sequence[SearchRange], seed: int) -> optuna.samplers.BaseSampler:
+    """Create an Optuna sampler whose suggestions depend on seed, trial number and the trials before."""
     import optuna
 
     class MutationSampler(optuna.samplers.RandomSampler):
-        """Propose children of the best complete trials."""
+        """Suggest mutations of the best complete trials."""
 
         def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
-            return {gene.name: distribution(gene) for gene in genes}
+            return {one.name: distribution(one) for one in space}
 
         def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:
-            done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-            names = {gene.name for gene in genes}
-            done = [one for one in done if names <= one.params.keys()]
-            if not done:
+            complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+            names = {one.name for one in space}
+            complete = [other for other in complete if names <= other.params.keys()]
+            if not complete:
                 return {}
             rng = generator(seed, trial.number, 0, stream=_STREAM)
-            parent = done[choose_parent([one.value for one in done], rng)]
-            return mutated(parent.params, genes, rng)
+            parent = complete[choose_parent([other.value for other in complete], rng)]
+            return mutate(parent.params, space, rng)
 
     return MutationSampler(seed=seed)
 
 
-def distribution(gene: Gene) -> Any:
-    """Return the gene's range in Optuna's words."""
+def distribution(search_range: SearchRange) -> optuna.distributions.BaseDistribution:
+    """Convert a range to an Optuna distribution."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-    if gene.choices:
-        return CategoricalDistribution(gene.choices)
-    return FloatDistribution(gene.low, gene.high, log=gene.log)
+    if search_range.choices:
+        return CategoricalDistribution(search_range.choices)
+    return FloatDistribution(search_range.low, search_range.high, log=search_range.log)
 
 
-def suggested(trial: Any, gene: Gene) -> Any:
-    """Return the value that a trial has for a gene."""
-    if gene.choices:
-        return trial.suggest_categorical(gene.name, gene.choices)
-    return trial.suggest_float(gene.name, gene.low, gene.high, log=gene.log)
+def suggest(trial: optuna.Trial, search_range: SearchRange) -> Any:
+    """Let a trial suggest the value of a hyperparameter."""
+    if search_range.choices:
+        return trial.suggest_categorical(search_range.name, search_range.choices)
+    return trial.suggest_float(search_range.name, search_range.low, search_range.high, log=search_range.log)

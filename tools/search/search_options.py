@@ -1,4 +1,4 @@
-"""The options of a search for hyper-parameters, and what is written down for those who join it or go on."""
+"""Options of a hyperparameter search, and how they start, resume or join one."""
 
 from __future__ import annotations
 
@@ -8,133 +8,164 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tools.search.program import PLAN, Plan, search
+from tools.search.program import PLAN_FILE, Plan, search
 from utils.core.contracts import Logger
 from utils.core.errors import UserError
-from utils.core.files import newest
-from utils.programs.train import TASKS, task_parser, train_task
+from utils.core.files import newest_file
+from utils.programs.train import TASKS, task_parser
 
-_MAY_DIFFER = ("device", "workers", "trials", "confirm", "noplots")  # of those who do
-_OF_SEARCH = ("trials", "sampler", "pruner", "maximize", "keys", "space", "storage", "study")
-_EVOLVES = ("evolve", "evolve_population", "resume_evolve")
-_GENERATIONS = 300  # of --evolve without a number (behaviour.md 3.14)
+_CHANGEABLE = ("device", "workers", "trials", "confirm", "noplots")  # options that may differ when resuming
+_SEARCH_OPTIONS = ("trials", "sampler", "pruner", "maximize", "keys", "space", "storage", "study")
+_EVOLUTION_OPTIONS = ("evolve", "evolve_population", "resume_evolve")
+_GENERATIONS = 300  # of --evolve without a number
 
 
 def add_evolution(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add YOLOv5's options of a search to those of a training; return the parser."""
-    group = parser.add_argument_group("search for hyper-parameters (see also tune.py)")
-    group.add_argument(
-        "--evolve", nargs="?", type=int, const=_GENERATIONS, metavar="N",
-        help="search in N trainings, each from a mutation of the best ones; 300 without a number",
-    )  # fmt: skip
-    group.add_argument(
-        "--evolve_population", "--evolve-population", default="", metavar="FOLDER",
-        help="hyper-parameter YAMLs in it are tried first",
-    )  # fmt: skip
-    group.add_argument(
-        "--resume_evolve", "--resume-evolve", default="", metavar="PATH", help="go on: the folder of an --evolve"
-    )
+    """Add YOLOv5's options of a search to a training parser; return the parser."""
+    add = parser.add_argument_group("hyperparameter search (see also tune.py)").add_argument
+    text = f"search with N training runs, each with mutated hyperparameters ({_GENERATIONS} without a number)"
+    add("--evolve", nargs="?", type=int, const=_GENERATIONS, metavar="N", help=text)
+    text = "folder of hyperparameter YAMLs for the first trials"
+    add("--evolve_population", "--evolve-population", default="", metavar="FOLDER", help=text)
+    text = "folder of an --evolve search to resume"
+    add("--resume_evolve", "--resume-evolve", default="", metavar="FOLDER", help=text)
     return parser
 
 
 def tuning_parser(description: str | None, task: str = "detect") -> argparse.ArgumentParser:
-    """Return the options of tune.py: those of a training of `task`, and those of a search."""
+    """Create the parser of tune.py: options of a search and of the training runs.
+
+    Args:
+        description: Module docstring of the script.
+        task: Task of the training runs.
+    """
+    from tools.search.shared_study import MUTATION, PRUNERS, SAMPLER_NAMES  # not loaded by training scripts
+
     parser = task_parser(task, description)
     for action in parser._actions:
         if action.dest == "resume":
-            action.help = "go on with a search, or join one: its folder; the newest under --project without a value"
+            action.help = "folder of a search to resume or join; without a value the newest below --project"
         if action.dest == "noplots":
-            action.help = "draw no pictures of the search; its trainings never do"
-    group = parser.add_argument_group("search")
-    add = group.add_argument
-    add("--task", default="detect", choices=TASKS, help="what is trained, with the options of its own train.py")
-    add("--trials", type=int, default=50, help="trainings in all, over all processes that share the search")
-    add("--sampler", default="tpe", help="who proposes: tpe, cmaes, nsga2, random, or mutation (YOLOv5's)")
-    add("--pruner", default="median", help="who ends bad trainings early: median, hyperband, none")
-    add("--maximize", nargs="+", default=["fitness"], metavar="NAME", help="one or more numbers of results.json")
-    add("--keys", nargs="+", default=[], metavar="KEY", help="hyper-parameters that vary; empty: the usual of the task")
-    add("--space", default="", metavar="YAML", help="ranges; empty: `search:` in the hyp file, else the usual")
-    add("--storage", default="", metavar="URL", help="database that processes share; empty: SQLite in the run's folder")
-    add("--study", default="polyolo", metavar="NAME", help="of the search in the database")
-    add("--confirm", type=int, default=0, metavar="N", help="train defaults and best again with N other seeds")
+            action.help = "draw no plots of the search; its training runs never draw any"
+    add = parser.add_argument_group("search").add_argument
+    add("--task", default="detect", choices=TASKS, help="task of the training runs; adds the options of its train.py")
+    text = "number of training runs of all processes that share the search"
+    add("--trials", type=int, default=50, metavar="N", help=text)
+    text = f"sampler of hyperparameters: {', '.join(SAMPLER_NAMES)} ({MUTATION}: that of YOLOv5)"
+    add("--sampler", default="tpe", metavar="NAME", help=text)
+    add("--pruner", default="median", metavar="NAME", help=f"pruner of bad trials: {', '.join(PRUNERS)}")
+    add("--maximize", nargs="+", default=["fitness"], metavar="NAME", help="objectives: metrics in results.json")
+    text = "hyperparameters to search (default: depends on the task)"
+    add("--keys", nargs="+", default=[], metavar="KEY", help=text)
+    text = "YAML of ranges (default: `search:` in the hyp file, else built-in ranges)"
+    add("--space", default="", metavar="FILE", help=text)
+    text = "database shared by the processes (default: an SQLite file in the run folder)"
+    add("--storage", default="", metavar="URL", help=text)
+    add("--study", default="polyolo", metavar="NAME", help="name of the search in the database")
+    text = "number of other seeds for a final comparison of the best trial with the defaults"
+    add("--confirm", type=int, default=0, metavar="N", help=text)
     parser.set_defaults(project="runs/tune")
     return parser
 
 
-def task_in(arguments: Sequence[str]) -> str:
-    """Return what --task on a command line says, before its options are known."""
+def find_task(arguments: Sequence[str]) -> str:
+    """Find the value of --task on a command line, which determines the other options."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--task", default="detect")
     try:
-        task = parser.parse_known_args(arguments)[0].task
+        task = str(parser.parse_known_args(arguments)[0].task)
     except argparse.ArgumentError:
-        return "detect"  # the whole parser will complain
+        return "detect"  # the complete parser reports the error
     return task if task in TASKS else "detect"
 
 
-def tune(parser: argparse.ArgumentParser, chosen: dict[str, Any]) -> dict[str, float]:
-    """Search with the options `chosen` by name; return the numbers of the best trial."""
-    options = dict(chosen)
+def tune(parser: argparse.ArgumentParser, options: Mapping[str, Any]) -> dict[str, float]:
+    """Start, resume or join a search as tune.py does.
+
+    Args:
+        parser: Parser of tune.py, for the defaults.
+        options: Explicit options by name.
+
+    Returns:
+        Metrics of the best trial.
+    """
+    options = dict(options)
     confirm, resume = int(options.pop("confirm", 0)), str(options.pop("resume", ""))
     if confirm < 0:
-        raise UserError(f"--confirm {confirm}: a number of seeds, from 0")
+        raise UserError(f"--confirm {confirm}: must be a number of seeds from 0")
     if resume:
-        folder = _folder_to_resume(resume, Path(str(options.pop("project", parser.get_default("project")))))
-        plan = _with_changes(Plan.read(folder), options, folder)
-        return search(plan, folder, confirm=confirm)
+        folder = _find_search(resume, Path(str(options.pop("project", parser.get_default("project")))))
+        return search(_update(Plan.read(folder), options, folder), folder, confirm=confirm)
     task = str(options.pop("task", "detect"))
-    goals = {name: options.pop(name) for name in _OF_SEARCH if name in options}
-    return search(Plan(task, options, goals), confirm=confirm)
+    search_options = {name: options.pop(name) for name in _SEARCH_OPTIONS if name in options}
+    return search(Plan(task, options, search_options), confirm=confirm)
 
 
-def train_or_evolve(
-    task: str, parser: argparse.ArgumentParser, chosen: dict[str, Any], loggers: Sequence[Logger] = ()
+def wants_evolution(options: Mapping[str, Any]) -> bool:
+    """Check whether the options of a training script ask for a search."""
+    return options.get("evolve") is not None or bool(options.get("evolve_population") or options.get("resume_evolve"))
+
+
+def evolve(
+    task: str, parser: argparse.ArgumentParser, options: Mapping[str, Any], loggers: Sequence[Logger] = ()
 ) -> dict[str, float]:
-    """Train as the options `chosen` say, or with --evolve search as YOLOv5 does (behaviour.md 3.14)."""
-    options = {name: value for name, value in chosen.items() if name not in _EVOLVES}
-    evolve, population, resumed = (chosen.get(name) for name in _EVOLVES)
-    if evolve is None and not resumed:
-        if population:
-            raise UserError("--evolve_population: goes with --evolve")
-        return train_task(task, parser, options, loggers)
-    if options.get("resume"):
-        raise UserError("--resume continues a training; a search goes on with --resume_evolve and its folder")
+    """Start or resume a search with YOLOv5's options and files (`--evolve`).
+
+    Args:
+        task: Task of the training runs.
+        parser: Unused; training functions have the same arguments.
+        options: Explicit options by name.
+        loggers: Loggers of the training runs, beside those of `--log`.
+
+    Returns:
+        Metrics of the best trial.
+    """
+    training = {name: value for name, value in options.items() if name not in _EVOLUTION_OPTIONS}
+    trials, population, resumed = (options.get(name) for name in _EVOLUTION_OPTIONS)
+    if trials is None and not resumed:
+        raise UserError("--evolve_population: has no effect without --evolve")
+    if training.get("resume"):
+        raise UserError("--resume: resumes a training run; resume a search with --resume_evolve FOLDER")
     if resumed:
         folder = Path(str(resumed)) if Path(str(resumed)).is_dir() else Path(str(resumed)).parent
-        plan = _with_changes(Plan.read(folder), options | ({"trials": evolve} if evolve else {}), folder)
+        plan = _update(Plan.read(folder), training | ({"trials": trials} if trials else {}), folder)
         return search(plan, folder, loggers)
-    if int(evolve or 0) < 1:
-        raise UserError(f"--evolve {evolve}: a number of trainings, at least 1")
-    first = _population(Path(str(population))) if population else []
-    goals = {"trials": evolve, "sampler": "mutation", "pruner": "none", "first": first}
-    return search(Plan(task, options, goals, evolves=True), loggers=loggers)
+    if int(trials or 0) < 1:
+        raise UserError(f"--evolve {trials}: must be a number of training runs, at least 1")
+    first = _find_population(Path(str(population))) if population else []
+    search_options = {"trials": trials, "sampler": "mutation", "pruner": "none", "first": first}
+    return search(Plan(task, training, search_options, evolves=True), loggers=loggers)
 
 
-def _population(folder: Path) -> list[str]:
-    found = sorted(str(path) for path in folder.glob("*.yaml")) if folder.is_dir() else []
-    if not found:
-        raise UserError(f"--evolve_population {folder}: no folder with hyper-parameter YAMLs")
-    return found
+def _find_population(folder: Path) -> list[str]:
+    files = sorted(str(path) for path in folder.glob("*.yaml")) if folder.is_dir() else []
+    if not files:
+        raise UserError(f"--evolve_population {folder}: no hyperparameter YAMLs in this folder")
+    return files
 
 
-def _folder_to_resume(text: str, project: Path) -> Path:
+def _find_search(text: str, project: Path) -> Path:
+    """Find the folder that --resume names."""
     if text != "newest":
         folder = Path(text)
     else:
-        plan = newest(project, PLAN)
+        plan = newest_file(project, PLAN_FILE)
         if plan is None:
             raise UserError(f"--resume: no search under {project}; give its folder")
         folder = plan.parent
-    if not (folder / PLAN).is_file():
-        raise UserError(f"--resume {text}: no {PLAN} in there; give the folder of a search")
+    if not (folder / PLAN_FILE).is_file():
+        raise UserError(f"--resume {text}: contains no {PLAN_FILE}; give the folder of a search")
     return folder
 
 
-def _with_changes(plan: Plan, options: Mapping[str, Any], folder: Path) -> Plan:
-    """Return the plan with what those who go on or join may choose for themselves."""
-    if others := sorted(set(options) - set(_MAY_DIFFER) - {"task"}):
+def _update(plan: Plan, options: Mapping[str, Any], folder: Path) -> Plan:
+    """Apply the options that may differ when a search is resumed or joined."""
+    if others := sorted(set(options) - set(_CHANGEABLE) - {"task"}):
         name = others[0].replace("_", "-")
-        raise UserError(f"--{name}: everything but {', '.join(_MAY_DIFFER)} comes from {folder / PLAN}")
-    mine = {name: value for name, value in options.items() if name in ("device", "workers", "noplots")}
-    goals = {**plan.search, **({"trials": options["trials"]} if "trials" in options else {})}
-    return replace(plan, training={**plan.training, **mine}, search=goals)
+        raise UserError(
+            f"--{name}: cannot change when a search is resumed, only {', '.join(_CHANGEABLE)} can; the other options "
+            f"come from {folder / PLAN_FILE}"
+        )
+    training = {name: value for name, value in options.items() if name in ("device", "workers", "noplots")}
+    trials = {"trials": options["trials"]} if "trials" in options else {}
+    return replace(plan, training={**plan.training, **training}, search={**plan.search, **trials})

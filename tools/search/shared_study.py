@@ -1,32 +1,54 @@
-"""The study that one or many processes share: its storage, who proposes, and who ends bad trials early."""
+"""Optuna study shared by one or more processes: storage, sampler and pruner."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tools.search.mutation import distribution, mutation_sampler
-from tools.search.space import Gene
+from tools.search.space import SearchRange
 from utils.core.errors import UserError
-from utils.core.file_lock import FileLock
 
-SAMPLERS = ("tpe", "cmaes", "nsga2", "random", "mutation")
-PRUNERS = ("median", "hyperband", "none")
-FITNESS = "fitness"  # the task's own score, as a goal
-DEFAULTS = "defaults"  # attribute of the trial that has the values of the hyper-parameter file
-GOALS = "goals"  # attribute of a study: what its values are
-_GENES = "genes"  # attribute of a study: who joins must vary the same
-_HEARTBEAT, _SILENCE = 30, 120  # seconds between signs of life, and without one until a process counts as dead
-_RETRIES = 3  # of a trial whose process died
-_DATABASE_WAIT = 120  # seconds that a process waits for another one's writing
+if TYPE_CHECKING:
+    import optuna
+
+FITNESS = "fitness"  # objective: the fitness of the task
+DEFAULTS = "defaults"  # attribute of the trial with the values of the hyperparameter file
+OBJECTIVES = "goals"  # attribute of a study: names of its objectives
+_SPACE = "genes"  # attribute of a study: its search space, which is the same for all processes
+_HEARTBEAT, _GRACE_PERIOD = 30, 120  # seconds between heartbeats, and without one until a trial counts as failed
+_MAX_RETRIES = 3  # of a trial whose process died
+_DATABASE_TIMEOUT = 120  # seconds to wait for the lock of an SQLite database
+
+SAMPLERS: Mapping[str, Callable[[Any, SearchSettings, int | None], Any]] = {
+    "tpe": lambda samplers, settings, seed: samplers.TPESampler(
+        seed=seed, n_startup_trials=settings.startup_trials, constant_liar=True
+    ),
+    "cmaes": lambda samplers, settings, seed: samplers.CmaEsSampler(
+        seed=seed, n_startup_trials=settings.startup_trials, warn_independent_sampling=False
+    ),
+    "nsga2": lambda samplers, settings, seed: samplers.NSGAIISampler(
+        seed=seed, population_size=max(min(settings.trials // 5, 50), 2)
+    ),
+    "random": lambda samplers, settings, seed: samplers.RandomSampler(seed=seed),
+}
+MUTATION = "mutation"  # the sampler of mutation.py, which needs the search space
+SAMPLER_NAMES = (*SAMPLERS, MUTATION)
+PRUNERS: Mapping[str, Callable[[Any, int, int], Any]] = {
+    "median": lambda pruners, first, epochs: pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=first),
+    "hyperband": lambda pruners, first, epochs: pruners.HyperbandPruner(
+        min_resource=first, max_resource=max(epochs, first + 1)
+    ),
+    "none": lambda pruners, first, epochs: pruners.NopPruner(),
+}
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """What the options of a search say, besides those of its trainings."""
+    """Options of a search, besides those of its training runs."""
 
     trials: int = 50
     sampler: str = "tpe"
@@ -36,34 +58,47 @@ class SearchSettings:
     space: str = ""
     storage: str = ""
     study: str = "polyolo"
-    first: tuple[str, ...] = ()  # hyper-parameter files that are tried first, after the one the search begins with
+    first: tuple[str, ...] = ()  # hyperparameter files for the first trials, after the one of the defaults
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SearchSettings:
-        """Return the record of plain values; a key or a kind of value that it does not have is a UserError."""
+        """Build the record from plain values.
+
+        Raises:
+            UserError: If a key is unknown or a value has the wrong type.
+        """
         own: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        kinds = {entry.name: type(entry.default) for entry in fields(cls)}
+        types = {entry.name: type(entry.default) for entry in fields(cls)}
         for name, value in own.items():
-            if type(value) is not kinds.get(name):
-                raise UserError(f"search: {name}: {value!r} is nothing a search can be told")
+            if type(value) is not types.get(name):
+                raise UserError(f"search: {name}: {value!r} is not a valid option of a search")
         return cls(**own)
 
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise UserError(f"--trials {self.trials}: must be at least 1")
-        for name, allowed in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
+        for name, allowed in (("sampler", SAMPLER_NAMES), ("pruner", tuple(PRUNERS))):
             if getattr(self, name) not in allowed:
-                raise UserError(f"--{name} {getattr(self, name)}: one of {', '.join(allowed)}")
+                raise UserError(f"--{name} {getattr(self, name)}: must be one of {', '.join(allowed)}")
         if len(set(self.maximize)) != len(self.maximize):
-            raise UserError(f"--maximize {' '.join(self.maximize)}: the same goal twice")
-        if len(self.maximize) > 1 and self.sampler in ("cmaes", "mutation"):
-            raise UserError(f"--sampler {self.sampler} knows one goal; with several take nsga2 or tpe")
+            raise UserError(f"--maximize {' '.join(self.maximize)}: contains an objective twice")
+        if len(self.maximize) > 1 and self.sampler in ("cmaes", MUTATION):
+            raise UserError(f"--sampler {self.sampler}: supports a single objective; use nsga2 or tpe for several")
         if len(self.maximize) > 1 and self.pruner != "none":
-            raise UserError(f"--pruner {self.pruner} knows one goal; with several give --pruner none")
+            raise UserError(f"--pruner {self.pruner}: supports a single objective; give --pruner none")
+
+    @property
+    def startup_trials(self) -> int:
+        """Number of random trials before the sampler uses its model."""
+        return max(min(self.trials // 4, 10), 1)
 
 
 def require_optuna(sampler: str = "") -> Any:
-    """Return the package; what is missing is a UserError."""
+    """Import Optuna and what the sampler needs.
+
+    Raises:
+        UserError: If a package is missing.
+    """
     try:
         import optuna
 
@@ -75,94 +110,94 @@ def require_optuna(sampler: str = "") -> Any:
     return optuna
 
 
-def _sampler(settings: SearchSettings, genes: Sequence[Gene], seed: int, joins: bool) -> Any:
-    """Return who proposes; one that joins others proposes other things than they do."""
+def _create_sampler(settings: SearchSettings, space: Sequence[SearchRange], seed: int, joins: bool) -> Any:
+    """Create the sampler; that of a process that joins a study is not seeded, to suggest other values."""
+    if settings.sampler == MUTATION:
+        return mutation_sampler(space, seed)  # depends on the trial number anyway
     samplers = require_optuna(settings.sampler).samplers
-    own = None if joins else seed
-    few = max(min(settings.trials // 4, 10), 1)  # at random before the others' proposals count
-    if settings.sampler == "cmaes":
-        return samplers.CmaEsSampler(seed=own, n_startup_trials=few, warn_independent_sampling=False)
-    if settings.sampler == "nsga2":
-        return samplers.NSGAIISampler(seed=own, population_size=max(min(settings.trials // 5, 50), 2))
-    if settings.sampler == "mutation":
-        return mutation_sampler(genes, seed)  # knows the trial's number
-    if settings.sampler == "random":
-        return samplers.RandomSampler(seed=own)
-    return samplers.TPESampler(seed=own, n_startup_trials=few, constant_liar=True)
+    return SAMPLERS[settings.sampler](samplers, settings, None if joins else seed)
 
 
-def _pruner(settings: SearchSettings, epochs: int) -> Any:
-    pruners = require_optuna().pruners
-    least = max(epochs // 10, 1)
-    if settings.pruner == "median":
-        return pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=least)
-    if settings.pruner == "hyperband":
-        return pruners.HyperbandPruner(min_resource=least, max_resource=max(epochs, least + 1))
-    return pruners.NopPruner()
-
-
-def retry() -> Any:
-    """Return the function that proposes again what a dead process was at."""
-    return require_optuna().storages.RetryHeartbeatStaleTrialCallback(_RETRIES, inherit_intermediate_values=True)
+def retry_callback() -> Callable[[Any, Any], None]:
+    """Create the callback that enqueues the values of a failed trial again, up to `_MAX_RETRIES` times."""
+    storages = require_optuna().storages
+    callback: Callable[[Any, Any], None] = storages.RetryHeartbeatStaleTrialCallback(
+        _MAX_RETRIES, inherit_intermediate_values=True
+    )
+    return callback
 
 
 def open_study(
     settings: SearchSettings,
     folder: Path,
-    genes: Sequence[Gene],
-    first: Sequence[dict[str, Any]],
+    space: Sequence[SearchRange],
+    first: Sequence[Mapping[str, Any]],
     epochs: int,
     seed: int,
-) -> Any:
-    """Return the study, made if it is not there; its first trials get the values `first`, those of the defaults ahead.
+) -> optuna.Study:
+    """Open a study, or create it.
 
-    The storage is SQLite in `folder` unless the settings name another. One that cannot be reached, and a study that
-    varies something else, are UserErrors.
+    Args:
+        settings: Options of the search; `storage` defaults to an SQLite file in `folder`.
+        folder: Folder of the search.
+        space: Search space.
+        first: Values of the first trials of a new study; the first of them are the defaults.
+        epochs: Epochs of a training run, for the pruner.
+        seed: Seed of the sampler.
+
+    Raises:
+        UserError: If the storage cannot be opened, or the study has another search space or other objectives.
     """
+    from filelock import FileLock
+
     require_optuna(settings.sampler)
     address = settings.storage or f"sqlite:///{(folder / 'study.db').resolve().as_posix()}"
-    with FileLock(folder / ".opening").held(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "experimental": signs of life
-        study = _opened(settings, address, genes, epochs, seed)
-        varies = {gene.name: repr(distribution(gene)) for gene in genes}
-        there = study.user_attrs.get(_GENES)
-        if there is None:
-            study.set_user_attr(_GENES, varies)
-            study.set_user_attr(GOALS, list(settings.maximize))
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".opening"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # heartbeats are experimental
+        study = _create_study(settings, address, space, epochs, seed)
+        ranges = {one.name: repr(distribution(one)) for one in space}
+        stored = study.user_attrs.get(_SPACE)
+        if stored is None:
+            study.set_user_attr(_SPACE, ranges)
+            study.set_user_attr(OBJECTIVES, list(settings.maximize))
             for values in first:
-                study.enqueue_trial(values, user_attrs={DEFAULTS: values is first[0]})
+                study.enqueue_trial(dict(values), user_attrs={DEFAULTS: values is first[0]})
             return study
-    place = f"study {settings.study!r} in {address}"
-    if there != varies:
-        other = sorted(name for name in {*there, *varies} if there.get(name) != varies.get(name))
-        raise UserError(f"{place} has other ranges for {', '.join(other)}; join it with its --hyp, --keys and --space")
-    if (goals := study.user_attrs.get(GOALS)) != list(settings.maximize):
-        raise UserError(f"{place} maximizes {' '.join(goals)}, not {' '.join(settings.maximize)}")
+    name = f"study {settings.study!r} in {address}"
+    if stored != ranges:
+        other = sorted(key for key in {*stored, *ranges} if stored.get(key) != ranges.get(key))
+        raise UserError(f"{name}: has other ranges for {', '.join(other)}; join it with its --hyp, --keys and --space")
+    if (objectives := list(study.user_attrs.get(OBJECTIVES, ()))) != list(settings.maximize):
+        raise UserError(f"{name}: maximizes {' '.join(objectives)}, not {' '.join(settings.maximize)}")
     return study
 
 
-def _opened(settings: SearchSettings, address: str, genes: Sequence[Gene], epochs: int, seed: int) -> Any:
-    optuna = require_optuna()
-    patient = {"connect_args": {"timeout": _DATABASE_WAIT}} if address.startswith("sqlite") else {}
+def _create_study(
+    settings: SearchSettings, address: str, space: Sequence[SearchRange], epochs: int, seed: int
+) -> optuna.Study:
+    package = require_optuna()
+    timeout = {"connect_args": {"timeout": _DATABASE_TIMEOUT}} if address.startswith("sqlite") else {}
     try:
-        storage = optuna.storages.RDBStorage(
+        storage = package.storages.RDBStorage(
             address,
-            engine_kwargs=patient,
+            engine_kwargs=timeout,
             heartbeat_interval=_HEARTBEAT,
-            grace_period=_SILENCE,
-            heartbeat_stale_trial_callback=retry(),
+            grace_period=_GRACE_PERIOD,
+            heartbeat_stale_trial_callback=retry_callback(),
         )
-        joins = settings.study in optuna.study.get_all_study_names(storage)
-        return optuna.create_study(
+        joins = settings.study in package.study.get_all_study_names(storage)
+        study: optuna.Study = package.create_study(
             storage=storage,
             study_name=settings.study,
-            sampler=_sampler(settings, genes, seed, joins),
-            pruner=_pruner(settings, epochs),
+            sampler=_create_sampler(settings, space, seed, joins),
+            pruner=PRUNERS[settings.pruner](package.pruners, max(epochs // 10, 1), epochs),
             directions=["maximize"] * len(settings.maximize),
             load_if_exists=True,
         )
+        return study
     except ImportError as error:
         raise UserError(f"--storage {address}: needs the package {error.name}") from error
-    except Exception as error:  # whatever the database's driver raises
+    except Exception as error:  # drivers of databases raise exceptions of their own
         text = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"--storage {address}: cannot be opened ({text[:200]})") from error

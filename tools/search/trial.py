@@ -1,4 +1,4 @@
-"""Trying proposals, one training each, until there are enough; whoever dies is continued by whoever comes next."""
+"""Trials of a search: one training run each, with pruning, retries after crashes and removal of old checkpoints."""
 
 from __future__ import annotations
 
@@ -10,155 +10,178 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock, Timeout
 
-from tools.search.mutation import suggested
-from tools.search.shared_study import DEFAULTS, FITNESS, SearchSettings, require_optuna, retry
-from tools.search.space import Gene, with_values
+from tools.search.mutation import suggest
+from tools.search.shared_study import DEFAULTS, FITNESS, SearchSettings, require_optuna, retry_callback
+from tools.search.space import SearchRange, with_values
 from utils.core.contracts import StopTraining, Task
-from utils.core.errors import UserError
-from utils.core.file_lock import FileLock
+from utils.core.errors import UserError, did_you_mean
 from utils.core.hyp import Hyp
 from utils.core.log import LOGGER
 from utils.core.yaml_file import write_yaml
 from utils.metrics.average_precision import weighted_sum
 
-MOST_FAILURES = 5  # in a row, before the search is given up
-FOLDER, NUMBERS = "folder", "numbers"  # what a trial is marked with: where it trains, what it found
-COLUMNS = "columns"  # attribute of a study: numbers by their columns in results.csv
-_HOST = "host"
+if TYPE_CHECKING:
+    import optuna
+
+MAX_FAILURES = 5  # failed trials in a row that end the search
+FOLDER, METRICS = "folder", "numbers"  # attributes of a trial: folder of its training run, its metrics
+COLUMNS = "columns"  # attribute of a study: column of results.csv -> metric
+_HOST = "host"  # attribute of a trial: machine that it runs on
 
 
-class _SurplusError(Exception):
-    """Others have begun the last trials in the meantime."""
+class _TrialLimitError(Exception):
+    """Other processes have started the last trials in the meantime."""
 
 
-class Watcher:
-    """A logger that tells the study how a trial goes, and ends one that is not worth its time.
+class PruningLogger:
+    """Logger that reports the objective of each epoch to the study and stops a trial that is to be pruned.
 
-    Whoever trains sets `task` before the first epoch: it says what ranks a training.
+    Args:
+        trial: Optuna trial; None disables reports.
+        objective: Metric to report; empty with several objectives, which cannot be pruned.
+        reported: Epochs that were reported before the trial was resumed.
+
+    Attributes:
+        task: Task of the training run, set by the trainer before the first epoch.
+        pruned: Whether the trial was stopped.
     """
 
     direct = True
 
-    def __init__(
-        self, trial: Any, goal: str, known: Sequence[int] = ()
-    ) -> None:  # no goal: several, nothing to rank by
+    def __init__(self, trial: optuna.Trial | None, objective: str, reported: Sequence[int] = ()) -> None:
         self.task: Task | None = None
         self.pruned = False
-        self._trial, self._goal, self._known = trial, goal, set(known)
+        self._trial, self._objective, self._reported = trial, objective, set(reported)
 
     def start(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
-        """Nothing to open."""
+        """Do nothing."""
 
     def _weights(self) -> dict[str, float]:
-        """Return by which weights the columns of results.csv make the goal."""
+        """Express the objective as weights of columns of results.csv."""
         if self.task is None:
             return {}
-        wanted = self.task.fitness if self._goal == FITNESS else {self._goal: 1.0}
-        columns = {number: column for column, number in self.task.columns.items()}
-        return {columns[name]: weight for name, weight in wanted.items() if name in columns}
+        weights = self.task.fitness if self._objective == FITNESS else {self._objective: 1.0}
+        columns = {metric: column for column, metric in self.task.columns.items()}
+        return {columns[name]: weight for name, weight in weights.items() if name in columns}
 
     def epoch(self, epoch: int, numbers: Mapping[str, float]) -> None:
-        """Report the epoch's score; ask whether to go on. The defaults always do: others are measured by them."""
+        """Report the objective of an epoch, and stop the training if the pruner says so.
+
+        The trial of the defaults is never pruned, because the others are compared with it.
+
+        Raises:
+            StopTraining: If the trial is pruned.
+        """
         weights = self._weights()
-        if not weights or any(math.isnan(numbers.get(name, math.nan)) for name in weights) or epoch in self._known:
-            return  # an epoch that was not scored, or that was trained before
+        if not weights or any(math.isnan(numbers.get(name, math.nan)) for name in weights) or epoch in self._reported:
+            return  # not validated, or reported before
+        assert self._trial is not None
         self._trial.report(weighted_sum(numbers, weights), epoch)
         if not self._trial.user_attrs.get(DEFAULTS) and self._trial.should_prune():
             self.pruned = True
-            raise StopTraining("others were better by now (pruned)")
+            raise StopTraining("pruned, because other trials were better at this epoch")
 
     def image(self, path: Path, epoch: int) -> None:
-        """Pictures are for people."""
+        """Do nothing."""
 
     def finish(self, numbers: Mapping[str, float], checkpoints: Sequence[Path]) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
 
-Train = Callable[[Path, Path, Watcher], Mapping[str, float]]  # hyp file, folder, logger: the numbers at the end
+# trains with a hyperparameter file in a folder, calling the logger; returns the final metrics
+Train = Callable[[Path, Path, PruningLogger], Mapping[str, float]]
 
 
 @dataclass
 class Search:
-    """Everything a search is made of."""
+    """A search: runs trials until the study has enough of them."""
 
-    study: Any
+    study: optuna.Study
     settings: SearchSettings
-    hyp: Hyp  # what does not vary
-    genes: Sequence[Gene]
+    hyp: Hyp  # values of the hyperparameters that do not vary
+    space: Sequence[SearchRange]
     folder: Path
     train: Train
-    after: Callable[[Search], object] = lambda search: None  # called after every trial
+    after_trial: Callable[[Search], object] = lambda search: None
     _failures: list[str] = field(default_factory=list)
 
     def run(self) -> None:
-        """Try proposals until the study has as many trials as wanted, by this process and others together."""
+        """Run trials, together with other processes, until the study has `settings.trials` of them.
+
+        Raises:
+            UserError: If the first trial, or `MAX_FAILURES` trials in a row, fail.
+        """
         while True:
-            self._take_over_the_dead()
+            self._retry_abandoned()
             if len(self._counted()) >= self.settings.trials:
                 return
-            self.study.optimize(self._objective, n_trials=1, catch=(UserError, RuntimeError, _SurplusError))
+            self.study.optimize(self._objective, n_trials=1, catch=(UserError, RuntimeError, _TrialLimitError))
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            if self._failures and (len(self._failures) >= MOST_FAILURES or not self._finished()):
-                raise UserError(f"{self.folder}: the search ends, its last training failed: {self._failures[-1]}")
-            self._drop_weights()
-            self.after(self)
+            if self._failures and (len(self._failures) >= MAX_FAILURES or not self._finished()):
+                raise UserError(f"{self.folder}: the search stops, its last trial failed: {self._failures[-1]}")
+            self._remove_checkpoints()
+            self.after_trial(self)
 
-    def _in_states(self, *names: str) -> list[Any]:
+    def _in_states(self, *names: str) -> list[optuna.trial.FrozenTrial]:
         states = require_optuna().trial.TrialState
         return list(self.study.get_trials(deepcopy=False, states=[states[name] for name in names]))
 
     @property
     def running(self) -> list[int]:
-        """Return the numbers of the trials that somebody is at."""
+        """Numbers of the trials that are running in any process."""
         return [trial.number for trial in self._in_states("RUNNING")]
 
-    def _finished(self) -> list[Any]:
+    def _finished(self) -> list[optuna.trial.FrozenTrial]:
         return self._in_states("COMPLETE", "PRUNED")
 
-    def _counted(self) -> list[Any]:
-        """Return the trials that count for --trials: finished ones and those somebody is at."""
+    def _counted(self) -> list[optuna.trial.FrozenTrial]:
+        """List the trials that count for `--trials`: finished and running ones."""
         return self._in_states("COMPLETE", "PRUNED", "RUNNING")
 
-    def _folder_of(self, trial: Any) -> Path:
-        """Return where a trial trains: where it was begun, if that was on this machine."""
-        begun = trial.user_attrs.get(FOLDER)
-        if begun and trial.user_attrs.get(_HOST) == platform.node():
-            return Path(begun)
+    def _folder_of(self, trial: optuna.Trial | optuna.trial.FrozenTrial) -> Path:
+        """Return the folder of a trial; a retried one continues in its old folder if that is on this machine."""
+        started = trial.user_attrs.get(FOLDER)
+        if started and trial.user_attrs.get(_HOST) == platform.node():
+            return Path(started)
         return self.folder / "trials" / f"{trial.number:04d}"
 
-    def _take_over_the_dead(self) -> None:
-        """Propose again, in their old folders, what processes of this machine left unfinished.
+    def _retry_abandoned(self) -> None:
+        """Enqueue running trials of this machine whose process has died, to be resumed in their folders.
 
-        What died on other machines Optuna notices by the missing signs of life, and proposes it again likewise.
+        Trials of other machines are retried by Optuna when their heartbeat stops.
         """
         for trial in self._in_states("RUNNING"):
             if trial.user_attrs.get(_HOST) != platform.node():
                 continue
-            lock = FileLock(_lock_of(self._folder_of(trial)))
-            if not lock.take():
+            lock = _lock_of(self._folder_of(trial))
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:  # its process is alive
                 continue
             with suppress(ValueError):  # finished in the meantime
                 self.study.tell(trial.number, state=require_optuna().trial.TrialState.FAIL)
-                LOGGER.info(f"trial {trial.number} was left unfinished; it goes on in {self._folder_of(trial)}")
-                retry()(self.study, trial)
-            lock.drop()
+                LOGGER.info(f"trial {trial.number} was interrupted; resuming it in {self._folder_of(trial)}")
+                retry_callback()(self.study, trial)
+            lock.release()
 
-    def _objective(self, trial: Any) -> tuple[float, ...]:
+    def _objective(self, trial: optuna.Trial) -> tuple[float, ...]:
         folder = self._folder_of(trial)
-        lock = FileLock(_lock_of(folder))
-        lock.take()
+        lock = _lock_of(folder)
+        with suppress(Timeout):  # held by a process that is about to end an earlier attempt at this trial
+            lock.acquire(blocking=False)
         try:
-            found = self._try(trial, folder)
+            values = self._run_trial(trial, folder)
             self._failures.clear()
-            return found
+            return values
         except KeyboardInterrupt:
-            self._propose_again(trial.number)
+            self._requeue(trial.number)
             raise
         except (UserError, RuntimeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -166,13 +189,13 @@ class Search:
             LOGGER.warning(f"trial {trial.number} failed: {reason}")
             raise
         finally:
-            lock.drop()
+            lock.release()
 
-    def _propose_again(self, number: int) -> None:
-        """Put a trial that was interrupted on purpose back into the queue."""
+    def _requeue(self, number: int) -> None:
+        """Enqueue a copy of a trial that the user interrupted."""
         optuna = require_optuna()
         old = self.study.get_trials(deepcopy=False)[number]
-        again = optuna.create_trial(
+        copy = optuna.create_trial(
             state=optuna.trial.TrialState.WAITING,
             params=old.params,
             distributions=old.distributions,
@@ -180,50 +203,49 @@ class Search:
             system_attrs=old.system_attrs,
             intermediate_values=old.intermediate_values,
         )
-        self.study.add_trial(again)
+        self.study.add_trial(copy)
 
-    def _try(self, trial: Any, folder: Path) -> tuple[float, ...]:
-        optuna = require_optuna()
+    def _run_trial(self, trial: optuna.Trial, folder: Path) -> tuple[float, ...]:
         trial.set_user_attr(FOLDER, str(folder.resolve()))
         trial.set_user_attr(_HOST, platform.node())
-        if [one.number for one in self._counted()].index(trial.number) >= self.settings.trials:
-            raise _SurplusError
-        values = {gene.name: suggested(trial, gene) for gene in self.genes}
-        LOGGER.info(f"trial {trial.number} ({len(self._finished())} of {self.settings.trials} are done): {folder}")
-        known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
-        goals = self.settings.maximize
-        watcher = Watcher(trial, goals[0] if len(goals) == 1 else "", tuple(known))
-        numbers = trained(self.train, with_values(self.hyp, values), folder, watcher)
-        if watcher.task is not None:
-            self.study.set_user_attr(COLUMNS, dict(watcher.task.columns))
-        found = tuple(_goal(name, numbers) for name in goals)
-        trial.set_user_attr(NUMBERS, {name: float(value) for name, value in numbers.items()})
-        scores = ", ".join(f"{name} {value:.5g}" for name, value in zip(goals, found, strict=True))
+        if [other.number for other in self._counted()].index(trial.number) >= self.settings.trials:
+            raise _TrialLimitError
+        values = {one.name: suggest(trial, one) for one in self.space}
+        LOGGER.info(f"trial {trial.number} ({len(self._finished())} of {self.settings.trials} finished): {folder}")
+        reported = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        objectives = self.settings.maximize
+        logger = PruningLogger(trial, objectives[0] if len(objectives) == 1 else "", tuple(reported))
+        metrics = train_trial(self.train, with_values(self.hyp, values), folder, logger)
+        if logger.task is not None:
+            self.study.set_user_attr(COLUMNS, dict(logger.task.columns))
+        results = tuple(_objective_value(name, metrics) for name in objectives)
+        trial.set_user_attr(METRICS, {name: float(value) for name, value in metrics.items()})
+        scores = ", ".join(f"{name} {value:.5g}" for name, value in zip(objectives, results, strict=True))
         LOGGER.info(f"trial {trial.number}: {scores}")
-        if watcher.pruned:
-            raise optuna.TrialPruned
-        return found
+        if logger.pruned:
+            raise require_optuna().TrialPruned
+        return results
 
-    def _drop_weights(self) -> None:
-        """Remove the checkpoints of finished trials that are not the best: a search makes many."""
-        kept = best_numbers(self.study)
+    def _remove_checkpoints(self) -> None:
+        """Remove the checkpoints of finished trials other than the best."""
+        best = best_trials(self.study)
         for trial in self._finished():
-            if trial.number not in kept:
+            if trial.number not in best:
                 shutil.rmtree(self._folder_of(trial) / "weights", ignore_errors=True)
 
 
-def trained(train: Train, hyp: Hyp, folder: Path, watcher: Watcher) -> dict[str, float]:
-    """Train with `hyp` in `folder`; return the numbers, what ranks the training among them."""
+def train_trial(train: Train, hyp: Hyp, folder: Path, logger: PruningLogger) -> dict[str, float]:
+    """Train with `hyp` in `folder`; return the metrics, including the fitness."""
     hyp_file = folder / "hyp.search.yaml"
     write_yaml(hyp_file, hyp.to_dict())
-    numbers = dict(train(hyp_file, folder, watcher))
-    if watcher.task is not None:
-        numbers[FITNESS] = weighted_sum(numbers, watcher.task.fitness)
-    return numbers
+    metrics = dict(train(hyp_file, folder, logger))
+    if logger.task is not None:
+        metrics[FITNESS] = weighted_sum(metrics, logger.task.fitness)
+    return metrics
 
 
-def best_numbers(study: Any) -> tuple[int, ...]:
-    """Return the numbers of the best trials: one, or with several goals those that no other beats."""
+def best_trials(study: optuna.Study) -> tuple[int, ...]:
+    """Return the number of the best trial; with several objectives those of the Pareto front."""
     if not study.get_trials(deepcopy=False, states=(require_optuna().trial.TrialState.COMPLETE,)):
         return ()
     if len(study.directions) == 1:
@@ -231,14 +253,16 @@ def best_numbers(study: Any) -> tuple[int, ...]:
     return tuple(trial.number for trial in study.best_trials)
 
 
-def _lock_of(folder: Path) -> Path:
-    return folder / ".lock"
+def _lock_of(folder: Path) -> FileLock:
+    """Create the lock of a trial's folder; the system releases it when the process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / ".lock")
 
 
-def _goal(name: str, numbers: Mapping[str, float]) -> float:
-    if name not in numbers:
-        known = ", ".join([FITNESS, *(number for number in numbers if "/" in number)])
-        raise UserError(f"--maximize {name}: no such number (known: {known})")
-    if math.isnan(numbers[name]):
-        raise UserError(f"{name} is not a number")
-    return float(numbers[name])
+def _objective_value(name: str, metrics: Mapping[str, float]) -> float:
+    if name not in metrics:
+        names = [FITNESS, *(metric for metric in metrics if "/" in metric)]
+        raise UserError(f"--maximize {name}: no such metric in results.json{did_you_mean(name, names)}")
+    if math.isnan(metrics[name]):
+        raise UserError(f"{name}: is not a number")
+    return float(metrics[name])

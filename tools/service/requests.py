@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from tools.service.service_settings import ServiceSettings
 from utils.core.errors import UserError
-from utils.datasets.fetch.image_urls import fetch
+from utils.core.http_client import fetch_bytes
 
 PICTURES = ("image/", "application/octet-stream")
 GONE = 499  # nginx's number for a client that did not wait; nobody reads the answer, but it is counted
@@ -122,7 +122,7 @@ async def _fetched(address: str, settings: ServiceSettings, max_bytes: int) -> b
     if not settings.allow_urls:
         raise HTTPException(400, "addresses are not fetched here; send the image itself")
     try:
-        return await run_in_threadpool(fetch, address, False, max_bytes)
+        return await run_in_threadpool(fetch_bytes, address, False, max_bytes)
     except UserError as error:
         raise HTTPException(400, str(error)) from error
 

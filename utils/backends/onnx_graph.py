@@ -16,7 +16,7 @@ from utils.backends.exported_runner import require
 from utils.backends.flat_outputs import ExportJob
 from utils.core.contracts import HeadSpec
 from utils.core.errors import UserError
-from utils.ops.nms import CLASS_OFFSET_PX, EXACT_OFFSET
+from utils.ops.nms import CLASS_OFFSET_PX, MAX_FLOAT32_OFFSET
 
 DEFAULT_OPSET = 17
 LEAST_OPSET, MOST_TRACED = 12, 20  # what torch's tracing exporter writes; newer ones come from torch.export
@@ -266,7 +266,7 @@ def _kept_scores(tail: _Tail, boxes: str, scores: str, classes: str, num_classes
     if how.agnostic:
         by_class, limit = tail.add("Reshape", scores, tail.constant([0, 1, -1])), how.total
     else:
-        boxes = _apart(tail, boxes, classes) if num_classes * CLASS_OFFSET_PX <= EXACT_OFFSET else boxes
+        boxes = _apart(tail, boxes, classes) if num_classes * CLASS_OFFSET_PX <= MAX_FLOAT32_OFFSET else boxes
         flags = tail.add("OneHot", classes, tail.constant(num_classes), tail.constant([0, 1], "float32"), axis=1)
         by_class = tail.add("Mul", flags, tail.add("Reshape", scores, tail.constant([0, 1, -1])))
         limit = how.per_class

@@ -189,7 +189,7 @@ def run_script(main: Callable[[], object]) -> None:
 
 
 def one_line(text: str) -> str:
-    """Escape line breaks and characters that control a terminal, as in `\\n`."""
+    """Escape line breaks and control characters, so that the text stays on one line of a terminal."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 

@@ -249,7 +249,7 @@ class Loss(Protocol):
 
     per_image: bool  # the engine multiplies the sum of terms by the number of labelled images
     labels: str  # kind of labels it reads: boxes (with masks), classes or semantic
-    extra_terms: tuple[str, ...]  # terms that are switched on by hyper-parameters
+    extra_terms: tuple[str, ...]  # terms that are switched on by hyperparameters
 
     def __init__(self, spec: HeadSpec, hyp: Hyp) -> None: ...
     def __call__(self, raw: Raw, batch: Batch) -> dict[str, Tensor]: ...

@@ -1,13 +1,13 @@
-"""Hyper-parameters of one run: read once, checked, frozen (behaviour.md 3.1)."""
+"""Hyperparameters of a run as a validated, frozen record."""
 
 import dataclasses
-import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from utils.core.errors import UserError
+from utils.core.errors import UserError, did_you_mean
 from utils.core.files import ROOT
 from utils.core.yaml_file import read_yaml
 
@@ -21,7 +21,7 @@ SEMANTIC_LOSSES = ("ce", "ohem", "prob_ohem", "focal")
 _MAY_BE_UNSET = ("anchors", "seg_threshold", "seg_aux", "seg_class_weights")
 _NOT_NUMBERS = ("seg_loss", "seg_aux", "seg_class_weights")
 
-SPACE_KEY = "search"  # of hyper-parameter files: ranges for a search (tune.py); no hyper-parameter
+SPACE_KEY = "search"  # block of hyperparameter files with the ranges of a search (tune.py)
 _ABOVE_ZERO = ("lr0", "cls_pw", "obj_pw")
 _LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("scale", "translate", "warmup_momentum", "hsv_h", "hsv_s", "hsv_v"), (0, 1)),
@@ -50,11 +50,11 @@ def _is_number(value: object) -> bool:
 
 
 def _check_semantic(hyp: "Hyp") -> None:
-    """Check what the loss of pixels is told."""
+    """Check the hyperparameters of the semantic loss."""
     if hyp.seg_loss not in SEMANTIC_LOSSES:
         raise ValueError(f"seg_loss must be one of {', '.join(SEMANTIC_LOSSES)}, got {hyp.seg_loss!r}")
     if hyp.seg_loss == "focal" and hyp.seg_label_smoothing:
-        raise ValueError("seg_label_smoothing does not go with seg_loss: focal")
+        raise ValueError("seg_label_smoothing is not supported by seg_loss: focal")
     if hyp.seg_threshold is not None and not 0 < hyp.seg_threshold < 1:
         raise ValueError(f"seg_threshold is a probability between 0 and 1, got {hyp.seg_threshold}")
     for name, wanted in (("seg_aux", "a number or a list"), ("seg_class_weights", "a name or a list")):
@@ -70,30 +70,30 @@ def _check_semantic(hyp: "Hyp") -> None:
 
 @dataclass(frozen=True)
 class Hyp:
-    """The keys of YOLOv5's hyper-parameter files, with the defaults of `hyp.scratch-low.yaml`.
+    """Keys of YOLOv5 hyperparameter files, with the defaults of `hyp.scratch-low.yaml`.
 
-    Those from `seg` on are of semantic heads; without such a head nothing reads them.
+    Those from `seg` on are used by networks with a semantic head only.
     """
 
-    lr0: float = 0.01  # learning rate at the start
-    lrf: float = 0.01  # and at the end, as a fraction of lr0
-    momentum: float = 0.937  # SGD momentum, Adam's beta1
+    lr0: float = 0.01  # initial learning rate
+    lrf: float = 0.01  # final learning rate as a fraction of lr0
+    momentum: float = 0.937  # SGD momentum, Adam beta1
     weight_decay: float = 0.0005
-    nominal_batch: float = 64.0  # images per step; smaller batches are gathered until they make this many; 0: a batch
+    nominal_batch: float = 64.0  # images per optimizer step, reached by gradient accumulation; 0: the batch size
     warmup_epochs: float = 3.0
     warmup_momentum: float = 0.8
     warmup_bias_lr: float = 0.1
-    box: float = 0.05  # loss gains
+    box: float = 0.05  # gains of the losses
     cls: float = 0.5
     cls_pw: float = 1.0  # weights of positives in the cross-entropies
     obj: float = 1.0
     obj_pw: float = 1.0
-    iou_t: float = 0.2  # stands in every YOLOv5 file and was never read there; kept so that those files load
-    anchor_t: float = 4.0  # a box matches an anchor up to this ratio of sides
-    anchors: float | None = None  # learn this many anchors per level (rounded)
+    iou_t: float = 0.2  # unused, part of YOLOv5 files
+    anchor_t: float = 4.0  # largest ratio of sides between a box and a matching anchor
+    anchors: float | None = None  # number of anchors per level to fit (rounded); None: those of the model
     fl_gamma: float = 0.0  # focal loss
     label_smoothing: float = 0.0
-    autobalance: float = 0.0  # 1: the levels' objectness losses are balanced during training
+    autobalance: float = 0.0  # 1: balance the objectness losses of the levels during training
     hsv_h: float = 0.015
     hsv_s: float = 0.7
     hsv_v: float = 0.4
@@ -105,21 +105,21 @@ class Hyp:
     flipud: float = 0.0
     fliplr: float = 0.5
     mosaic: float = 1.0
-    mosaic9: float = 0.0  # share of the mosaics that are made of nine tiles
+    mosaic9: float = 0.0  # fraction of mosaics with nine tiles
     mixup: float = 0.0
     copy_paste: float = 0.0
-    crop: float = 0.08  # of whole-image classes: least share of the image's area that is cut out
-    jitter: float = 0.4  # and by how much brightness, contrast and saturation change
-    seg: float = 0.35  # gain of the loss of pixels
-    det: float = 0.6  # gain of boxes' losses where pixels are trained beside them; alone they count in full
-    seg_loss: str = "ce"  # ce, or ohem, prob_ohem (hard pixels only), focal
+    crop: float = 0.08  # classification: minimum fraction of the area of a random crop
+    jitter: float = 0.4  # classification: strength of brightness, contrast and saturation jitter
+    seg: float = 0.35  # gain of the semantic loss
+    det: float = 0.6  # gain of the box losses of networks that also have a semantic head
+    seg_loss: str = "ce"  # ce, ohem, prob_ohem or focal
     seg_aux: float | tuple[float, ...] | None = None  # weights of auxiliary outputs; None: as published for seg_loss
-    seg_class_weights: str | tuple[float, ...] | None = None  # a published set by name (deeplab), or one per class
-    seg_label_smoothing: float = 0.0  # label_smoothing is for boxes
-    seg_threshold: float | None = None  # of ohem and prob_ohem: probabilities below are hard; None: 0.7, 0.5
-    seg_min_kept: float = 256.0  # of prob_ohem: pixels that count at least (rounded)
+    seg_class_weights: str | tuple[float, ...] | None = None  # name of a published set (deeplab), or one per class
+    seg_label_smoothing: float = 0.0  # label_smoothing applies to boxes only
+    seg_threshold: float | None = None  # probability below which ohem (None: 0.7) and prob_ohem (0.5) count pixels
+    seg_min_kept: float = 256.0  # prob_ohem: minimum number of pixels that count (rounded)
     seg_gamma: float = 2.0  # of focal
-    seg_dice: float = 0.0  # weights of overlap losses beside it, 0 = off
+    seg_dice: float = 0.0  # weights of additional overlap losses, 0: off
     seg_lovasz: float = 0.0
 
     def __post_init__(self) -> None:
@@ -145,13 +145,16 @@ class Hyp:
             raise ValueError(f"perspective must be at most 0.01, got {self.perspective}")
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], source: str) -> "Hyp":
-        """Return the record of `values`; an unknown key or a bad value is a UserError that names `source`."""
+    def from_dict(cls, values: Mapping[str, Any], source: str) -> "Hyp":
+        """Build the record from the values of a file.
+
+        Raises:
+            UserError: If a key is unknown or a value invalid; the message starts with `source`.
+        """
         known = {field.name for field in fields(cls)}
         for key in values:
             if key not in known:
-                close = difflib.get_close_matches(key, known, n=1)
-                raise UserError(f"{source}: unknown key {key!r}" + (f", did you mean {close[0]!r}?" if close else ""))
+                raise UserError(f"{source}: unknown key {key!r}{did_you_mean(str(key), known)}")
         frozen: dict[str, Any] = dict(values)
         for key in _NOT_NUMBERS:
             if isinstance(frozen.get(key), list):
@@ -163,17 +166,21 @@ class Hyp:
 
     @classmethod
     def from_file(cls, path: Path) -> "Hyp":
-        """Read a hyper-parameter YAML; ranges for a search that stand in it are left alone."""
-        values = read_yaml(path, "hyper-parameter file")
+        """Read a hyperparameter YAML; its block of search ranges is ignored."""
+        values = read_yaml(path, "hyperparameter file")
         return cls.from_dict({key: value for key, value in values.items() if key != SPACE_KEY}, str(path))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values that are set, for writing."""
+        """Convert the values that are set to plain values for files."""
         values = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     def scaled(self, num_levels: int, num_classes: int, image_size: int) -> "Hyp":
-        """Return a copy with the loss gains scaled to the network and the data (behaviour.md 3.2)."""
+        """Scale the loss gains to the network and the data.
+
+        The reference is three levels, 80 classes and 640 pixels: all gains are divided by the number of levels, the
+        class gain is proportional to the number of classes, the objectness gain to the area of the images.
+        """
         per_level = 3 / num_levels
         return replace(
             self,
@@ -184,10 +191,15 @@ class Hyp:
 
 
 def find_hyp(text: str) -> Path:
-    """Return the file that `--hyp text` names: a path, or a name in data/hyps with or without prefix and suffix."""
+    """Find the file of `--hyp`: a path, or a name in data/hyps with or without prefix and suffix.
+
+    Raises:
+        UserError: If there is no such file.
+    """
     names = (Path(text).name, f"{text}.yaml", f"hyp.{text}.yaml")
     for path in (Path(text), ROOT / text, *(ROOT / "data" / "hyps" / name for name in names)):
         if path.is_file():
             return path
-    known = ", ".join(sorted(path.name for path in (ROOT / "data" / "hyps").glob("*.yaml")))
-    raise UserError(f"{text}: no such hyper-parameter file (in data/hyps: {known})")
+    known = [path.name for path in (ROOT / "data" / "hyps").glob("*.yaml")]
+    hint = did_you_mean(f"hyp.{text.removeprefix('hyp.').removesuffix('.yaml')}.yaml", known)
+    raise UserError(f"{text}: no such hyperparameter file{hint or '; those of the project are in data/hyps/'}")

@@ -2,10 +2,12 @@
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
 from utils.core.errors import UserError, did_you_mean
+from utils.core.files import ROOT
 
 Entry = TypeVar("Entry")
 Added = TypeVar("Added")  # keeps the type of the decorated object; test_contracts.py checks that it is an `Entry`
@@ -75,3 +77,19 @@ class Registry(Generic[Entry]):
         hint = did_you_mean(name, self._entries) or ";"
         fault = f"unknown {self.kind} {name!r}{hint} all of them are in {self.package.replace('.', '/')}/"
         raise UserError(f"{source}: {fault}" if source else fault)
+
+
+def registered_names(package: str) -> list[str]:
+    """List the names that the modules of a package register, without importing them.
+
+    Importing may load torch, which is too slow for the help text of a program.
+
+    Args:
+        package: Import name of the package ("utils.losses").
+
+    Returns:
+        Names in the order of files and lines.
+    """
+    files = sorted((ROOT / package.replace(".", "/")).glob("*.py"))
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    return re.findall(r'^@?[A-Z_]+\.register\("([^"]+)"\)', text, flags=re.MULTILINE)

@@ -18,16 +18,10 @@ from utils.core.cli import (
     new_parser,
 )
 from utils.core.errors import UserError, did_you_mean
-from utils.core.train_settings import (
-    DESIGNS,
-    MINDSPORE_SCHEDULES,
-    OPTIMIZERS,
-    PRECISIONS,
-    SCHEDULES,
-    SEG_MODES,
-    SERVICES,
-    TrainSettings,
-)
+from utils.core.registry import registered_names
+from utils.core.train_settings import MINDSPORE_SCHEDULES, PRECISIONS, SEG_MODES, TrainSettings
+
+_SEMANTIC_PREFIX = "segmask"  # of the registered names of semantic heads
 
 
 def training_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
@@ -122,7 +116,8 @@ def batch_size(text: str) -> float:
 
 def add_optimizer(group: Options, default: str) -> None:
     """Add --optimizer."""
-    group.add_argument("--optimizer", default=default, metavar="NAME", help=f"optimizer: {', '.join(OPTIMIZERS)}")
+    names = ", ".join(registered_names("utils.engine.optimizers"))
+    group.add_argument("--optimizer", default=default, metavar="NAME", help=f"optimizer: {names}")
 
 
 def add_label_smoothing(group: Options) -> None:
@@ -146,7 +141,8 @@ def add_patience(group: Options) -> None:
 def add_schedule(group: Options) -> None:
     """Add the learning-rate schedule, and the rates of single layers."""
     add = group.add_argument
-    add("--schedule", default="", metavar="NAME", help=f"schedule: {', '.join(SCHEDULES)} (default: linear)")
+    names = ", ".join(registered_names("utils.engine.schedules"))
+    add("--schedule", default="", metavar="NAME", help=f"schedule: {names} (default: linear)")
     add_flag(group, "--cos-lr", "same as --schedule cosine")
     add_alias(group, "--linear-lr", "cos_lr", False, "linear schedule, the default")
     add(
@@ -183,8 +179,10 @@ def _add_augmentation(group: Options) -> None:
 
 def _add_semantic(group: Options) -> None:
     add = group.add_argument
-    text = f"semantic head to add: {', '.join(DESIGNS)} (default: none)"
-    add("--semantic", default="", choices=["", *DESIGNS], metavar="DESIGN", help=text)
+    heads = registered_names("models.heads")
+    designs = [name.removeprefix(_SEMANTIC_PREFIX) for name in heads if name.startswith(_SEMANTIC_PREFIX)]
+    text = f"semantic head to add: {', '.join(designs)} (default: none)"
+    add("--semantic", default="", choices=["", *designs], metavar="DESIGN", help=text)
     add_semantic_size(group)
     text = "fraction of each batch with semantic labels, when boxes and semantic maps come from two data sets"
     add("--seg-share", type=float, default=0.5, metavar="F", help=text)
@@ -226,7 +224,8 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     add("--val-interval", "--eval_epoch_interval", type=int, default=1, metavar="N", help=text)
     group = parser.add_argument_group("loggers")
     add = group.add_argument
-    add("--log", nargs="+", default=[], metavar="NAME", help=f"additional loggers: {', '.join(SERVICES)}")
+    names = [name for name in registered_names("utils.loggers") if name != "csv"]  # results.csv is always written
+    add("--log", nargs="+", default=[], metavar="NAME", help=f"additional loggers: {', '.join(names)}")
     add("--entity", default=None, help="W&B entity (default: from the W&B account)")
     text = "epochs between plots of predictions on validation images, also logged; below 1: off"
     add("--picture-interval", "--bbox_interval", type=int, default=-1, metavar="N", help=text)

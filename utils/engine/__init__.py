@@ -1,1 +1,1 @@
-"""Loops that know no task by name: training, scoring, prediction."""
+"""Training, validation and prediction loops, independent of the task."""

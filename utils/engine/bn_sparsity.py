@@ -1,25 +1,27 @@
-"""Push the factors of batch normalisation towards zero while training, so that channels can go (arXiv 1708.06519)."""
+"""L1 penalty on BatchNorm scales for channel pruning (Liu et al. 2017, Network Slimming, arXiv 1708.06519)."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import nn
 
 
-def add_slimming(network: nn.Module, optimizer: Any, strength: float, images: float) -> None:
-    """Add the gradient of `strength` times the sum of all factors' sizes before every step of `optimizer`.
+def add_bn_sparsity(network: nn.Module, optimizer: torch.optim.Optimizer, strength: float, images: float) -> None:
+    """Add the gradient of an L1 penalty on all BatchNorm scales before every optimizer step.
 
-    Losses are sums over the `images` of an update, and so is this.
+    Args:
+        network: Network with `BatchNorm2d` layers.
+        optimizer: Optimizer that receives the hook.
+        strength: Weight of the penalty relative to the mean loss per image.
+        images: Images per optimizer step; losses are sums over them, so the penalty is scaled likewise.
     """
     norms = (module.weight for module in network.modules() if isinstance(module, nn.BatchNorm2d))
-    factors = [factor for factor in norms if factor is not None and factor.requires_grad]
+    scales = [scale for scale in norms if scale is not None and scale.requires_grad]
 
     @torch.no_grad()
-    def push(*_: object) -> None:
-        for factor in factors:
-            if factor.grad is not None:
-                factor.grad.add_(factor.sign(), alpha=strength * images)
+    def add_gradient(*_: object) -> None:
+        for scale in scales:
+            if scale.grad is not None:
+                scale.grad.add_(scale.sign(), alpha=strength * images)
 
-    optimizer.register_step_pre_hook(push)
+    optimizer.register_step_pre_hook(add_gradient)

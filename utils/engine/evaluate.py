@@ -1,35 +1,45 @@
-"""Scoring: every head of a runner on every image of a split, shared between the ranks."""
+"""Evaluate all heads of a network on the images of a split, distributed over the ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 
 from utils.core import distributed as dist
-from utils.core.contracts import Batch, EvalSettings, Loader, Outputs, Results, Runner, Scores
+from utils.core.contracts import (
+    Batch,
+    EvalSettings,
+    Evaluator,
+    Loader,
+    Loss,
+    Outputs,
+    PostProcess,
+    Results,
+    Runner,
+    Scores,
+)
 from utils.core.log import LOGGER, progress
 from utils.core.timing import Stopwatch
 from utils.metrics import EVALUATORS
 from utils.postprocess import POSTPROCESS
 
-MANY_CLASSES = 50  # so many are printed only on request
+MANY_CLASSES = 50  # from this number on, rows per class are printed on request only
 
 
 @dataclass
 class Report:
-    """What one scoring found. `numbers` are flat, with the head's name before each."""
+    """Result of an evaluation. Metric names start with the head: `detect/map50`."""
 
     metrics: dict[str, float]
-    scores: dict[str, Scores]
+    scores: dict[str, Scores]  # by head name
     milliseconds: dict[str, float]  # per image: preprocess, inference, postprocess
     images: int = 0
-    last_step: str = "post-process"  # what the third of the times is called
+    last_step: str = "post-process"  # name of the step after the network in log lines
 
-    def joined(self, other: Report) -> Report:
-        """Return what both found; times are those of the images of either, on the average."""
+    def merged(self, other: Report) -> Report:
+        """Combine two reports on different heads; times are averaged over the images of both."""
         images = max(self.images + other.images, 1)
         times = {
             name: (value * self.images + other.milliseconds[name] * other.images) / images
@@ -39,15 +49,15 @@ class Report:
 
 
 @dataclass
-class _Sums:
-    """Loss terms and times of this rank."""
+class _Totals:
+    """Sums over the batches of this rank."""
 
     losses: dict[str, float] = field(default_factory=dict)
-    batches: dict[str, int] = field(default_factory=dict)  # that the losses were added up over
+    batches: dict[str, int] = field(default_factory=dict)  # number of batches in each loss sum
     images: int = 0
-    cut: int = 0  # images whose candidates were capped
+    truncated: int = 0  # images with more NMS candidates than the limit
 
-    def add_losses(self, losses: Mapping[str, Any], outputs: Outputs, batch: Batch) -> None:
+    def add_losses(self, losses: Mapping[str, Loss], outputs: Outputs, batch: Batch) -> None:
         for head, loss in losses.items():
             for term, value in loss(outputs.raw[head], batch).items():
                 name = f"val/{head}/{term}"
@@ -56,38 +66,38 @@ class _Sums:
 
 
 @dataclass
-class _Scoring:
-    """How the images of all parts are scored, and what has been found so far."""
+class _Evaluation:
+    """Parts of an evaluation and its totals."""
 
     runner: Runner
     device: torch.device
-    posts: dict[str, Any]
-    evaluators: dict[str, Any]
-    losses: Mapping[str, Any]
-    sums: _Sums
+    post_processors: dict[str, PostProcess]
+    evaluators: dict[str, Evaluator]
+    losses: Mapping[str, Loss]
+    totals: _Totals
     watches: Mapping[str, Stopwatch]
-    alter: Callable[[Outputs, Batch], None] | None
+    modify_outputs: Callable[[Outputs, Batch], None] | None
 
-    def batch(self, batch: Batch, heads: Collection[str]) -> list[Results]:
-        """Run one batch and score `heads` on it."""
+    def process(self, batch: Batch, heads: Collection[str]) -> list[Results]:
+        """Run one batch and update the evaluators of `heads`."""
         with self.watches["preprocess"]:
             moved = batch.to(self.device)
         with self.watches["inference"]:
             outputs = self.runner.run(moved.images)
         if self.losses and outputs.raw:
             with torch.inference_mode():
-                self.sums.add_losses({n: loss for n, loss in self.losses.items() if n in heads}, outputs, moved)
-        if self.alter is not None:
-            self.alter(outputs, moved)
+                self.totals.add_losses({n: loss for n, loss in self.losses.items() if n in heads}, outputs, moved)
+        if self.modify_outputs is not None:
+            self.modify_outputs(outputs, moved)
         with self.watches["postprocess"]:
             results = [Results(info) for info in batch.info]
             for name in heads:
-                self.posts[name](outputs.decoded[name], results)
+                self.post_processors[name](outputs.decoded[name], results)
             results = [result.cpu() for result in results]
         for name in heads:
             self.evaluators[name].update(results, batch)
-        self.sums.images += len(batch)
-        self.sums.cut += sum(result.candidates_cut for result in results)
+        self.totals.images += len(batch)
+        self.totals.truncated += sum(result.candidates_cut for result in results)
         return results
 
 
@@ -96,70 +106,81 @@ def evaluate(
     loader: Loader,
     settings: EvalSettings,
     device: torch.device,
-    losses: Mapping[str, Any] | None = None,
+    losses: Mapping[str, Loss] | None = None,
     on_batch: Callable[[Batch, list[Results]], None] | None = None,
-    alter: Callable[[Outputs, Batch], None] | None = None,
-    without: Collection[str] = (),
+    modify_outputs: Callable[[Outputs, Batch], None] | None = None,
+    skip_heads: Collection[str] = (),
 ) -> Report:
-    """Run `runner` over `loader` and score every head that it has labels for, but for those in `without`.
+    """Evaluate every head of `runner` that `loader` has labels for. All ranks must call this.
 
-    `losses` are evaluated on raw outputs if the runner has them. `on_batch` sees every batch with its results (in
-    pixels of the original images); `alter` may change outputs before post-processing. All ranks must call this; all
-    get the same report.
+    Args:
+        runner: Network, ensemble or exported file.
+        loader: Images and labels of a split.
+        settings: Settings of post-processing and evaluators.
+        device: Device for the batches.
+        losses: Losses by head, computed on raw outputs if the runner returns them.
+        on_batch: Called with every batch and its results in pixels of the original images.
+        modify_outputs: Called before post-processing; may change the outputs in place.
+        skip_heads: Heads to leave out.
+
+    Returns:
+        The same report on every rank.
     """
-    plans = []
+    parts = []
     for part in loader.parts:
-        heads = [name for name in runner.specs if name not in without and (name in part.heads or not part.heads)]
+        heads = [name for name in runner.specs if name not in skip_heads and (name in part.heads or not part.heads)]
         if heads:
-            plans.append((part, heads))
-    scored = {name: spec for name, spec in runner.specs.items() if any(name in heads for _, heads in plans)}
-    scoring = _Scoring(
+            parts.append((part, heads))
+    specs = {name: spec for name, spec in runner.specs.items() if any(name in heads for _, heads in parts)}
+    evaluation = _Evaluation(
         runner,
         device,
-        {name: POSTPROCESS.get(name)(spec, settings) for name, spec in scored.items()},
-        {name: EVALUATORS.get(name)(spec, settings) for name, spec in scored.items()},
+        {name: POSTPROCESS.get(name)(spec, settings) for name, spec in specs.items()},
+        {name: EVALUATORS.get(name)(spec, settings) for name, spec in specs.items()},
         losses or {},
-        _Sums(),
+        _Totals(),
         {name: Stopwatch(device) for name in ("preprocess", "inference", "postprocess")},
-        alter,
+        modify_outputs,
     )
-    for loss in scoring.losses.values():
+    for loss in evaluation.losses.values():
         loss.eval()
-    for part, heads in plans:
-        text = "validating" if len(plans) == 1 else f"validating {', '.join(heads)}"
+    for part, heads in parts:
+        text = "validating" if len(parts) == 1 else f"validating {', '.join(heads)}"
         for batch in progress(part.epoch(0), total=part.num_batches, text=text):
-            results = scoring.batch(batch, heads)
+            results = evaluation.process(batch, heads)
             if on_batch is not None:
                 on_batch(batch, results)
-    for loss in scoring.losses.values():
+    for loss in evaluation.losses.values():
         loss.train()
-    report = _report(scoring.sums, scoring.watches, {n: one.compute() for n, one in scoring.evaluators.items()})
-    return replace(report, last_step=last_step(runner))
+    scores = {name: evaluator.compute() for name, evaluator in evaluation.evaluators.items()}
+    return replace(_report(evaluation.totals, evaluation.watches, scores), last_step=last_step(runner))
 
 
 def last_step(runner: Runner) -> str:
-    """Return what speed lines call the time after the network: NMS where boxes are found (behaviour.md 5.3, 6.7)."""
+    """Name the step after the network in speed lines: NMS for networks that predict boxes."""
     return "NMS" if any(spec.strides for spec in runner.specs.values()) else "post-process"
 
 
-def _report(sums: _Sums, watches: Mapping[str, Stopwatch], scores: dict[str, Scores]) -> Report:
-    """Join the ranks' sums and flatten the scores."""
-    gathered = dist.gather((sums, {name: watch.seconds for name, watch in watches.items()}))
+def _report(totals: _Totals, watches: Mapping[str, Stopwatch], scores: dict[str, Scores]) -> Report:
+    """Add up the totals of all ranks and flatten the scores."""
+    gathered = dist.gather((totals, {name: watch.seconds for name, watch in watches.items()}))
     images = sum(part.images for part, _ in gathered)
-    numbers: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for head, score in scores.items():
-        numbers |= {key if key.startswith("coco/") else f"{head}/{key}": v for key, v in score.metrics.items()}
+        metrics |= {key if key.startswith("coco/") else f"{head}/{key}": v for key, v in score.metrics.items()}
     for name in dict.fromkeys(name for part, _ in gathered for name in part.losses):
         batches = sum(part.batches.get(name, 0) for part, _ in gathered)
-        numbers[name] = sum(part.losses.get(name, 0.0) for part, _ in gathered) / batches
-    if cut := sum(part.cut for part, _ in gathered):
-        LOGGER.warning(f"{cut} image(s) had more candidate boxes than suppression takes; the least certain were cut")
+        metrics[name] = sum(part.losses.get(name, 0.0) for part, _ in gathered) / batches
+    if truncated := sum(part.truncated for part, _ in gathered):
+        LOGGER.warning(
+            f"{truncated} image(s) have more NMS candidates than the limit; the lowest-scoring ones were dropped"
+        )
     times = {name: sum(seconds[name] for _, seconds in gathered) * 1000 / max(images, 1) for name in watches}
-    return Report(numbers, scores, times, images)
+    return Report(metrics, scores, times, images)
 
 
-def table(scores: Scores, verbose: bool) -> str:
-    """Return the printed table: a row for all, then one per class if `verbose` (behaviour.md 6.2); the remark."""
+def format_table(scores: Scores, verbose: bool) -> str:
+    """Format the table of a head: a row for all classes, one per class if `verbose`, then the note."""
     lines = [("%22s" + "%11s" * len(scores.columns)) % ("Class", *scores.columns)]
     for name, row in scores.rows if verbose else scores.rows[:1]:
         cells = "".join(
@@ -170,8 +191,8 @@ def table(scores: Scores, verbose: bool) -> str:
     return "\n".join([*lines, scores.note] if scores.note else lines)
 
 
-def speed_line(report: Report, shape: tuple[int, ...]) -> str:
-    """Return the line about milliseconds per image."""
+def format_speed(report: Report, shape: tuple[int, ...]) -> str:
+    """Format the line about milliseconds per image."""
     times = report.milliseconds
     return (
         f"Speed: {times['preprocess']:.1f} ms pre-process, {times['inference']:.1f} ms inference, "
@@ -179,7 +200,22 @@ def speed_line(report: Report, shape: tuple[int, ...]) -> str:
     )
 
 
-def coco_line(numbers: dict[str, float]) -> str:
-    """Return COCO's numbers as one line, "" if there are none."""
-    found = {name.removeprefix("coco/"): value for name, value in numbers.items() if name.startswith("coco/")}
+def format_coco(metrics: Mapping[str, float]) -> str:
+    """Format the COCO metrics as one line, empty if there are none."""
+    found = {name.removeprefix("coco/"): value for name, value in metrics.items() if name.startswith("coco/")}
     return f"COCO: {', '.join(f'{name} {value:.3f}' for name, value in found.items())}" if found else ""
+
+
+def log_report(report: Report, shape: tuple[int, ...], verbose: bool) -> None:
+    """Log the tables, COCO metrics and speed of an evaluation.
+
+    Args:
+        report: The evaluation.
+        shape: Shape of a batch, for the speed line.
+        verbose: Print a row per class.
+    """
+    for scores in report.scores.values():
+        LOGGER.info(format_table(scores, verbose=verbose))
+    if line := format_coco(report.metrics):
+        LOGGER.info(line)
+    LOGGER.info(format_speed(report, shape))

@@ -1,4 +1,4 @@
-"""Accuracy against speed over image sizes: a table for each of several networks, and one picture of all."""
+"""Accuracy and speed over a range of image sizes (`--task study`): a table per network and one plot."""
 
 from __future__ import annotations
 
@@ -8,71 +8,83 @@ from dataclasses import replace
 from pathlib import Path
 
 from utils.core import distributed as dist
-from utils.core.contracts import Task
+from utils.core.contracts import SelectTask
 from utils.core.device import select_device
 from utils.core.errors import UserError
-from utils.core.files import drop_if_empty, write_text
+from utils.core.files import remove_if_empty, write_text
 from utils.core.log import LOGGER
-from utils.core.train_settings import ScoreSettings
-from utils.engine.validate import OpenSubject, Subject, prepare, results_folder, score_at
+from utils.core.val_settings import ValSettings
+from utils.engine.validate import OpenedModel, OpenModel, evaluate_at_size, open_model_and_data, results_folder
 
 SIZES = range(256, 1537, 128)
 TIMES = ("preprocess", "inference", "postprocess")
 
-Curves = dict[str, list[list[float]]]
+Curves = dict[str, list[list[float]]]  # rows of size, scores and times by network
 DrawStudy = Callable[[Mapping[str, Sequence[Sequence[float]]], Sequence[str], Path], object]
 
 
-def study(
-    choose: Callable[[Collection[str]], Task], settings: ScoreSettings, open_subject: OpenSubject, draw_study: DrawStudy
+def study_image_sizes(
+    select_task: SelectTask, settings: ValSettings, open_model: OpenModel, draw_study: DrawStudy
 ) -> dict[str, float]:
-    """Score every one of `settings.weights` over a range of image sizes; return the numbers of the last.
+    """Evaluate each of `settings.weights` at all image sizes.
 
-    A row is written as soon as it is known. In a folder that is used again (`--exist-ok`) sizes with a row are not
-    scored again.
+    Rows are written as they are computed. In an existing folder (`--exist-ok`), sizes with a row are skipped.
+
+    Args:
+        select_task: Chooses the task from the names of a model's heads.
+        settings: Options of the validation script.
+        open_model: Opens weights.
+        draw_study: Plots the curves of all networks.
+
+    Returns:
+        Metrics of the last evaluation.
     """
     device = select_device(settings.device)
     dist.start(device)
     folder = results_folder(settings)
     curves: Curves = {}
     columns: list[str] = []
-    numbers: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     try:
         for weights in settings.weights or ("",):
             one = replace(settings, weights=(weights,) if weights else (), task="val", noplots=True)
-            task, subject, data = prepare(choose, one, open_subject, device)
-            if subject.runner.fixed_hw is not None:
-                raise UserError(f"{subject.name}: takes one size only, --task study needs many; export with --dynamic")
-            columns = [column.removeprefix("metrics/") for column in task.columns if column.startswith("metrics/")]
-            label = _label(subject, weights, curves)
+            task, model, data = open_model_and_data(select_task, one, open_model, device)
+            if model.runner.fixed_hw is not None:
+                raise UserError(f"{model.name}: has a fixed input size, --task study needs many; export with --dynamic")
+            names = {column: name for column, name in task.columns.items() if column.startswith("metrics/")}
+            columns = [column.removeprefix("metrics/") for column in names]
+            label = _label(model, weights, curves)
             path = folder / f"study_{Path(data.source).stem}_{label}.txt"
-            curves[label] = _known(path, len(columns))
-
-            def run(size: int, one: ScoreSettings = one, found: tuple = (task, subject, data)) -> list[float]:
-                nonlocal numbers
-                report = score_at(found[0], one, found[1], found[2], device, folder, size)
-                numbers = report.metrics
-                scores = [numbers[name] for column, name in found[0].columns.items() if column.startswith("metrics/")]
-                return [size, *scores, *(report.milliseconds[name] for name in TIMES)]
-
-            _curve(label, path, curves[label], run)
-        _report(folder, curves, columns, None if settings.noplots else draw_study)
-        return numbers
+            rows = curves[label] = _read_rows(path, len(columns))
+            for index, size in enumerate(SIZES, start=1):
+                if size in {int(row[0]) for row in rows}:
+                    LOGGER.info(f"{label} at {size}: already evaluated")
+                    continue
+                LOGGER.info(f"{label} at {size} ({index} of {len(SIZES)})")
+                report = evaluate_at_size(task, one, model, data, device, folder, size)
+                metrics = report.metrics
+                times = (report.milliseconds[name] for name in TIMES)
+                rows.append([size, *(metrics[name] for name in names.values()), *times])
+                rows.sort()
+                _write_rows(path, rows)
+            LOGGER.info(f"{path}: size, scores, milliseconds of pre-processing, inference and post-processing")
+        _write_study(folder, curves, columns, None if settings.noplots else draw_study)
+        return metrics
     finally:
         if dist.is_main():
-            drop_if_empty(folder)
+            remove_if_empty(folder)
 
 
-def _label(subject: Subject, weights: str, taken: Collection[str]) -> str:
-    """Return what a network is called: its file's stem, with the run's folder before it if that is taken."""
-    if subject.name not in taken:
-        return subject.name
-    base = f"{Path(weights).resolve().parent.parent.name}-{subject.name}"
+def _label(model: OpenedModel, weights: str, taken: Collection[str]) -> str:
+    """Return a unique label for a network: the stem of its file, preceded by the folder of its run if necessary."""
+    if model.name not in taken:
+        return model.name
+    base = f"{Path(weights).resolve().parent.parent.name}-{model.name}"
     return next(name for n in range(1, 1000) if (name := base if n == 1 else f"{base}-{n}") not in taken)
 
 
-def _known(path: Path, scores: int) -> list[list[float]]:
-    """Return the rows that a file has already."""
+def _read_rows(path: Path, scores: int) -> list[list[float]]:
+    """Read the rows of an earlier study, none if the file does not exist."""
     if not path.is_file():
         return []
     rows = []
@@ -82,27 +94,17 @@ def _known(path: Path, scores: int) -> list[list[float]]:
         except ValueError:
             row = []
         if len(row) != 1 + scores + len(TIMES):
-            raise UserError(f"{path}:{number}: no row of a study; delete the file, or leave out --exist-ok")
+            raise UserError(f"{path}:{number}: not a row of a study; delete the file, or omit --exist-ok")
         rows.append(row)
     return rows
 
 
-def _curve(label: str, path: Path, rows: list[list[float]], run: Callable[[int], list[float]]) -> None:
-    """Add the rows of the sizes that have none to `rows` and to the file."""
-    done = {int(row[0]) for row in rows}
-    for place, size in enumerate(SIZES, start=1):
-        if size in done:
-            LOGGER.info(f"{label} at {size}: known already")
-            continue
-        LOGGER.info(f"{label} at {size} ({place} of {len(SIZES)})")
-        rows.append(run(size))
-        rows.sort()
-        if dist.is_main():
-            write_text(path, "".join("".join(f"{value:10.4g}" for value in row) + "\n" for row in rows))
-    LOGGER.info(f"{path}: size, scores, milliseconds before, in and after the network")
+def _write_rows(path: Path, rows: Sequence[Sequence[float]]) -> None:
+    if dist.is_main():
+        write_text(path, "".join("".join(f"{value:10.4g}" for value in row) + "\n" for row in rows))
 
 
-def _report(folder: Path, curves: Curves, columns: Sequence[str], draw_study: DrawStudy | None) -> None:
+def _write_study(folder: Path, curves: Curves, columns: Sequence[str], draw_study: DrawStudy | None) -> None:
     if not dist.is_main():
         return
     names = ["size", *columns, *(f"{name}_ms" for name in TIMES)]

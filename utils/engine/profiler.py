@@ -1,6 +1,6 @@
-"""Where the time of a training goes: a table of its phases, and a trace of a few steps (`--profile`).
+"""Profile of a training run (`--profile`): a table of its phases and a trace of a few steps.
 
-Phases wait for the GPU at both ends, so that work is counted where it belongs; that makes a training a little slower.
+Phases synchronise the GPU at both ends, so that work is attributed to the right phase; this slows training a little.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ from utils.core.log import LOGGER
 from utils.core.timing import Stopwatch
 
 PHASES = ("data", "transfer", "forward", "loss", "backward", "optimizer", "ema", "validation", "checkpoint", "trace")
-UNTRACED, TRACED = 2, 5  # steps: the first ones are not like the others
+SKIPPED_STEPS, TRACED_STEPS = 2, 5  # the first steps are slower and not representative
 TRACE, TABLE = "profile_trace.json.gz", "profile"
 
 Phase = Callable[[str], AbstractContextManager[Any]]
-_NOTHING: AbstractContextManager[Any] = nullcontext()
+_NO_PHASE: AbstractContextManager[Any] = nullcontext()
 
 
 def untimed(name: str) -> AbstractContextManager[Any]:
-    """Return what does nothing: the phases of a training that is not profiled."""
-    return _NOTHING
+    """Return a null context: the phases of a run that is not profiled."""
+    return _NO_PHASE
 
 
 class Profile:
-    """Times the phases that the training loop names; as a logger it learns where the run is and when it ends.
+    """Timer of the phases of the training loop; also a logger, to learn the folder and the end of the run.
 
-    A step begins with the phase `data`. Before the first validation the trace is closed, so that it stays small.
+    A step begins with the phase `data`. The trace is closed before the first validation, to keep it small.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._watches = {name: Stopwatch(device) for name in PHASES}
         self._seconds: dict[str, list[float]] = {name: [] for name in PHASES}
-        self._whole = Stopwatch(device)
+        self._total = Stopwatch(device)
         self._device, self._folder, self._steps = device, Path(), 0
-        self._trace: Any = None
+        self._trace: torch.profiler.profile | None = None
 
     def start(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
-        """Begin: results go to `run_dir`."""
+        """Set the folder of the results."""
         self._folder = run_dir
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time what is inside."""
+        """Time the enclosed block as the phase `name`, one of `PHASES`."""
         if name == "data":
             self._next_step()
         if name == "validation":
@@ -66,15 +66,15 @@ class Profile:
 
     def _next_step(self) -> None:
         if self._steps == 0:
-            self._whole.__enter__()
-        if self._steps == UNTRACED:
-            kinds = [torch.profiler.ProfilerActivity.CPU]
+            self._total.__enter__()
+        if self._steps == SKIPPED_STEPS:
+            activities = [torch.profiler.ProfilerActivity.CPU]
             if self._device.type == "cuda":
-                kinds.append(torch.profiler.ProfilerActivity.CUDA)
+                activities.append(torch.profiler.ProfilerActivity.CUDA)
             with self._timed("trace"):
-                self._trace = torch.profiler.profile(activities=kinds)
+                self._trace = torch.profiler.profile(activities=activities)
                 self._trace.start()
-        elif self._steps == UNTRACED + TRACED:
+        elif self._steps == SKIPPED_STEPS + TRACED_STEPS:
             self._close_trace()
         self._steps += 1
 
@@ -86,23 +86,23 @@ class Profile:
         with self._timed("trace"), atomic_path(path) as temporary:
             trace.stop()
             trace.export_chrome_trace(str(temporary))
-        LOGGER.info(f"trace of some steps: {path} (chrome://tracing or ui.perfetto.dev show it)")
+        LOGGER.info(f"trace of {TRACED_STEPS} steps: {path} (open it with ui.perfetto.dev or chrome://tracing)")
 
     def epoch(self, epoch: int, numbers: Mapping[str, float]) -> None:
-        """Write the table of what has been timed so far."""
+        """Write the table of the run so far."""
         self._write()
 
     def image(self, path: Path, epoch: int) -> None:
-        """Do nothing: pictures are of no interest here."""
+        """Ignore plots."""
 
     def finish(self, numbers: Mapping[str, float], checkpoints: Sequence[Path]) -> None:
-        """Write and show the table."""
+        """Write and log the table."""
         self._close_trace()
         LOGGER.info(self._write())
 
     def _write(self) -> str:
         rows = self.rows()
-        text = table(rows)
+        text = format_profile(rows)
         write_text(self._folder / f"{TABLE}.txt", text + "\n")
         write_text(
             self._folder / f"{TABLE}.json",
@@ -111,27 +111,27 @@ class Profile:
         return text
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a row per phase; the last is what lies between them."""
-        self._whole.__exit__()
-        self._whole.__enter__()
-        whole = self._whole.seconds
-        rows = [_row(name, seconds, whole) for name, seconds in self._seconds.items() if seconds]
-        rest = max(whole - sum(sum(seconds) for seconds in self._seconds.values()), 0.0)
-        return [*rows, _row("other", [rest], whole)]
+        """Compute a row per phase; the last row, `other`, is the time between phases."""
+        self._total.__exit__()
+        self._total.__enter__()
+        total = self._total.seconds
+        rows = [_row(name, seconds, total) for name, seconds in self._seconds.items() if seconds]
+        other = max(total - sum(sum(seconds) for seconds in self._seconds.values()), 0.0)
+        return [*rows, _row("other", [other], total)]
 
 
-def _row(name: str, seconds: Sequence[float], whole: float) -> dict[str, Any]:
+def _row(name: str, seconds: Sequence[float], total: float) -> dict[str, Any]:
     return {
         "phase": name,
         "calls": len(seconds),
         "median_ms": round(1000 * statistics.median(seconds), 3),
         "seconds": round(sum(seconds), 4),
-        "share": round(sum(seconds) / max(whole, 1e-9), 4),
+        "share": round(sum(seconds) / max(total, 1e-9), 4),
     }
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows as text."""
+def format_profile(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Format the rows of a profile as a text table."""
     lines = [f"{'phase':<12}{'calls':>8}{'median ms':>12}{'seconds':>10}{'share':>8}"]
     for row in rows:
         lines.append(

@@ -1,4 +1,4 @@
-"""Everything one training run is made of, and what of it changes."""
+"""State of a training run: `Run` holds its parts, `TrainState` the counters that are saved with it."""
 
 from __future__ import annotations
 
@@ -12,62 +12,67 @@ from torch import nn
 
 from models.network import Network
 from models.network_runner import NetworkRunner
-from utils.core.contracts import EvalSettings, Loader, Task
+from utils.core.contracts import EvalSettings, Loader, Loss, Task
 from utils.core.data_config import DataConfig
 from utils.core.hyp import Hyp
 from utils.core.train_settings import TrainSettings
 from utils.engine.ema import ModelEma
 from utils.engine.profiler import Phase, untimed
-from utils.engine.step_schedule import Schedule
+from utils.engine.step_schedule import StepSchedule
 from utils.loggers import Loggers
 
-ALWAYS_SCORED = 40  # epochs before the end in which every head is scored
+FULLY_EVALUATED_EPOCHS = 40  # at the end of a run, `--seg-interval` is ignored for so many epochs
 
 
 @dataclass
 class TrainState:
-    """Where a run is. Every field is saved; a new field is saved by existing."""
+    """Progress of a run. All fields are saved in checkpoints."""
 
     epoch: int = 0
-    step: int = 0  # batches of this epoch that are done
-    global_step: int = 0  # batches of the run that are done
-    last_update: int = -1  # the batch that ended with the last optimizer step
+    step: int = 0  # completed batches of this epoch
+    global_step: int = 0  # completed batches of the run
+    last_update: int = -1  # global step of the last optimizer step
     ema_updates: int = 0
     best_fitness: float = -1.0
     best_epoch: int = 0
-    bad_steps: int = 0  # updates left out because a gradient was not finite
+    bad_steps: int = 0  # optimizer steps skipped because of non-finite gradients
     loss_sums: dict[str, float] = field(default_factory=dict)  # of this epoch, over all ranks
-    class_scores: list[float] = field(default_factory=list)  # per class, of the last validation
+    class_scores: list[float] = field(default_factory=list)  # main metric per class at the last validation
 
 
 @dataclass
 class Run:
-    """Everything one training run is made of."""
+    """All parts of a training run."""
 
     task: Task
     settings: TrainSettings
-    hyp: Hyp  # as the files say; losses get it scaled
+    hyp: Hyp  # as read from the file; the losses receive scaled gains
     data: DataConfig
     folder: Path
     device: torch.device
-    mixed: torch.dtype | None  # autocast type
+    mixed: torch.dtype | None  # autocast dtype, None for fp32
     network: Network
-    model: nn.Module  # the network as the loop calls it: compiled, wrapped for DDP
+    model: nn.Module  # `network` compiled and wrapped by DDP
     ema: ModelEma[Network]
-    losses: dict[str, Any]
-    gains: Mapping[str, float]  # by which the losses of heads are multiplied; else 1
-    optimizer: Any
-    scaler: Any
-    schedule: Schedule
+    losses: dict[str, Loss]  # by head name
+    gains: Mapping[str, float]  # loss weights by head name, default 1
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    schedule: StepSchedule
     train_loader: Loader
     val_loader: Loader
     loggers: Loggers
     state: TrainState = field(default_factory=TrainState)
     resumed: bool = False
-    phase: Phase = untimed  # times what the loop does (`--profile`)
+    phase: Phase = untimed  # times the phases of the training loop with `--profile`
+
+    @property
+    def weights_folder(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / "weights"
 
     def meta(self) -> dict[str, Any]:
-        """Return what a checkpoint says about its training besides the weights."""
+        """Collect the training metadata that checkpoints store beside the weights."""
         return {
             "task": self.task.name,
             "data": str(self.settings.data),
@@ -78,7 +83,7 @@ class Run:
         }
 
     def eval_settings(self) -> EvalSettings:
-        """Return how validation during training scores."""
+        """Build the evaluation settings of validation during training."""
         return EvalSettings(
             names=self.data.names,
             agnostic=self.settings.single_cls,
@@ -86,11 +91,11 @@ class Run:
             annotations=self.data.annotations.get("val"),
         )
 
-    def left_out(self, epoch: int) -> tuple[str, ...]:
-        """Return the heads that are not scored after this epoch (behaviour.md 12.8)."""
-        interval, last = self.settings.seg_interval, self.settings.epochs - epoch < ALWAYS_SCORED
-        return () if last or epoch % interval == 0 else self.task.periodic_heads
+    def skipped_heads(self, epoch: int) -> tuple[str, ...]:
+        """List the heads that are not evaluated after this epoch because of `--seg-interval`."""
+        near_end = self.settings.epochs - epoch < FULLY_EVALUATED_EPOCHS
+        return () if near_end or epoch % self.settings.seg_interval == 0 else self.task.periodic_heads
 
     def runner(self) -> NetworkRunner:
-        """Return the averaged network, ready to be scored."""
+        """Wrap the EMA network for evaluation."""
         return NetworkRunner(self.ema.network, self.device, self.mixed)

@@ -1,200 +1,223 @@
-"""One pass over the training images."""
+"""One training epoch: forward, loss, backward, optimizer step, EMA."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from models.network_runner import to_input
 from utils.core import distributed as dist
-from utils.core.contracts import Batch, Raw
+from utils.core.contracts import Batch, Loss, Raw
 from utils.core.errors import UserError
 from utils.core.files import atomic_path
 from utils.core.interrupt import Interrupt
 from utils.core.log import LOGGER, progress
 from utils.core.seed import generator
-from utils.core.timing import duration
-from utils.engine.parameter_groups import clip_gradients
+from utils.core.train_settings import TrainSettings
+from utils.engine.parameter_groups import clip_gradients, learning_rates
 from utils.engine.profiler import Phase
-from utils.engine.run import Run
+from utils.engine.progress_text import progress_losses, progress_prefix
+from utils.engine.run import Run, TrainState
 
-MAX_BAD_STEPS = 20  # updates in one run that may be left out before the run is given up
-_SIZES = 2000  # stream of the random numbers that draw image sizes
+MAX_BAD_STEPS = 20  # skipped optimizer steps after which a run is aborted
+_SIZE_STREAM = 2000  # random stream of --multi-scale
+_PROGRESS_INTERVAL = 10  # batches between updates of the progress text
 
 
 class RunInterruptedError(Exception):
-    """The user asked to stop, and the run has been saved."""
+    """The user interrupted the run, and its state has been saved."""
 
 
-class _Timed:
-    """Iterate, adding up the seconds spent waiting for the next item."""
+class _TimedLoader:
+    """Iterator that accumulates the time spent waiting for data."""
 
-    def __init__(self, items: Iterator[Any], phase: Phase) -> None:
-        self._items, self._phase, self.seconds = items, phase, 0.0
+    def __init__(self, batches: Iterator[Batch], phase: Phase) -> None:
+        self._batches, self._phase, self.seconds = batches, phase, 0.0
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         while True:
             start = time.perf_counter()
             with self._phase("data"):
-                item = next(self._items, None)
-            if item is None:
+                batch = next(self._batches, None)
+            if batch is None:
                 return
             self.seconds += time.perf_counter() - start
-            yield item
+            yield batch
 
 
-def train_one_epoch(run: Run, interrupt: Interrupt, save_last: Any) -> dict[str, float]:
-    """Train the rest of the current epoch; return the mean of every loss term, rates and seconds.
+def train_one_epoch(run: Run, interrupt: Interrupt, save_last: Callable[[], None]) -> dict[str, float]:
+    """Train the remaining batches of the current epoch.
 
-    `save_last()` is called at the first update after every `save_steps` batches, and when `interrupt` is requested;
-    then RunInterruptedError follows. Updates are the only moments when no gradient is pending.
+    Args:
+        run: The run; its state is advanced batch by batch.
+        interrupt: Request of the user to stop.
+        save_last: Writes a resumable checkpoint. Called at the first optimizer step after every `save_steps` batches
+            and after an interrupt, because no gradients are accumulated then.
+
+    Returns:
+        Mean of each loss term (`train/detect/box`), learning rates (`lr/0`) and times in seconds (`time/epoch`).
+
+    Raises:
+        RunInterruptedError: After an interrupted run has been saved.
     """
-    state, settings = run.state, run.settings
-    _set_modes(run)
+    state, settings, loader = run.state, run.settings, run.train_loader
+    set_train_mode(run.model, settings.freeze_bn)
     run.optimizer.zero_grad(set_to_none=True)
-    waiting = _Timed(run.train_loader.epoch(state.epoch, state.step, _image_weights(run)), run.phase)
+    weights = None
+    if settings.image_weights:
+        weights = _image_weights(loader.class_counts, loader.labels, state.class_scores)
+    timed = _TimedLoader(loader.epoch(state.epoch, state.step, weights), run.phase)
     start, save_due = time.perf_counter(), False
     sums: Tensor | None = None
     names: list[str] = []
-    bar = progress(iter(waiting), total=run.train_loader.num_batches, text=_title(run), unit="batch")
+    prefix = progress_prefix(state, settings.epochs, run.device)
+    bar = progress(iter(timed), total=loader.num_batches, text=prefix, unit="batch")
     bar.update(state.step)
     for batch in bar:
         run.schedule.apply(run.optimizer, state.epoch, state.global_step)
-        terms = _forward_backward(run, batch)
+        terms = forward_backward(run, batch)
         names = list(terms)
         values = torch.stack([value.detach().float() for value in terms.values()])
         sums = values if sums is None else sums + values
-        updated = _maybe_update(run, batch)
+        updated = update_weights(run, batch)
         state.step += 1
         state.global_step += 1
         if run.loggers.wants_batches:
-            _tell_batch(run, names, values)
+            _log_batch(run, names, values)
         save_due |= settings.save_steps > 0 and state.global_step % settings.save_steps == 0
-        stop = updated and _asked_to_stop(run, interrupt)
+        stop = updated and _any_rank_interrupted(interrupt, run.device)
         if updated and (save_due or stop):
-            _bank(run, names, sums)
+            _add_loss_sums(state, names, sums)
             sums, save_due = None, False
             save_last()
         if stop:
             raise RunInterruptedError
-        if state.step % 10 == 0 or state.step == run.train_loader.num_batches:
-            bar.set_description_str(_title(run, names, sums, batch), refresh=False)
+        if state.step % _PROGRESS_INTERVAL == 0 or state.step == loader.num_batches:
+            prefix = progress_prefix(state, settings.epochs, run.device)
+            bar.set_description_str(prefix + progress_losses(state, names, sums, batch), refresh=False)
     seconds = time.perf_counter() - start
-    _bank(run, names, sums)
+    _add_loss_sums(state, names, sums)
     means = {f"train/{name}": value / max(state.step, 1) for name, value in state.loss_sums.items()}
-    return means | _rates(run) | {"time/epoch": seconds, "time/loader": waiting.seconds}
+    return means | learning_rates(run.optimizer) | {"time/epoch": seconds, "time/loader": timed.seconds}
 
 
-def _tell_batch(run: Run, names: list[str], values: Tensor) -> None:
-    numbers = {f"train/{name}": value * dist.world_size() for name, value in zip(names, values.tolist(), strict=True)}
-    run.loggers.batch(run.state.global_step, numbers)
-
-
-def _asked_to_stop(run: Run, interrupt: Interrupt) -> bool:
-    """Tell whether any rank was asked to stop: all must leave at the same step."""
-    if dist.world_size() == 1:
-        return interrupt.requested
-    return bool(dist.sum_over_ranks(torch.tensor(float(interrupt.requested), device=run.device)))
-
-
-def _set_modes(run: Run) -> None:
-    run.model.train()
-    if run.settings.freeze_bn:
-        for module in run.network.modules():
+def set_train_mode(model: nn.Module, freeze_bn: bool) -> None:
+    """Set a model to training mode; with `freeze_bn` its BatchNorm layers keep their statistics."""
+    model.train()
+    if freeze_bn:
+        for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
 
 
-def _bank(run: Run, names: list[str], sums: Tensor | None) -> None:
-    """Add this rank's loss sums, joined over ranks, to the state; a checkpoint then knows them."""
-    if sums is None:
-        return
-    for name, value in zip(names, dist.sum_over_ranks(sums).tolist(), strict=True):
-        run.state.loss_sums[name] = run.state.loss_sums.get(name, 0.0) + value
+def forward_backward(run: Run, batch: Batch) -> dict[str, Tensor]:
+    """Accumulate the gradients of one batch.
 
-
-def _forward_backward(run: Run, batch: Batch) -> dict[str, Tensor]:
-    """Add the gradient of one batch; return its loss terms by `head/term` (this rank's share of the global mean)."""
+    Returns:
+        Loss terms by `head/term`: the contribution of this rank to the mean over the images of all ranks.
+    """
     with run.phase("transfer"):
         batch = batch.to(run.device)
-        images = _resized(run, to_input(batch.images, run.device))
+        images = to_input(batch.images, run.device)
+        images = resize_randomly(images, run.settings, run.network.stride, run.state.epoch, run.state.step)
     with run.phase("forward"), torch.autocast(run.device.type, dtype=run.mixed, enabled=run.mixed is not None):
         raw = run.model(images)
     with run.phase("loss"):
-        total, terms = _losses(run, raw, batch)
-    # terms are this rank's share of the mean over all ranks' images (contracts.Loss), and DDP averages gradients
+        total, terms = compute_losses(run.losses, run.gains, raw, batch)
     with run.phase("backward"):
+        # each rank has its part of the global mean, and DDP averages gradients over ranks
         run.scaler.scale(total * dist.world_size()).backward()
     return terms
 
 
-def _losses(run: Run, raw: dict[str, Raw], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the weighted sum of all losses, and their terms by `head/term`."""
-    total = torch.zeros((), device=run.device)
+def compute_losses(
+    losses: Mapping[str, Loss], gains: Mapping[str, float], raw: Mapping[str, Raw], batch: Batch
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute the losses of all heads.
+
+    Args:
+        losses: Losses by head name.
+        gains: Loss weights by head name, default 1.
+        raw: Raw outputs by head name.
+        batch: Labels of this rank.
+
+    Returns:
+        The weighted sum of all terms, and the terms by `head/term`.
+    """
+    total = torch.zeros((), device=batch.images.device)
     terms: dict[str, Tensor] = {}
-    labelled = [total + batch.num_labelled(loss.labels) for loss in run.losses.values()]
-    images_of_all = dist.sum_over_ranks(torch.stack(labelled))
-    for index, (head, loss) in enumerate(run.losses.items()):
-        found = loss(raw[head], batch)
-        weight = run.gains.get(head, 1.0) * (images_of_all[index] if loss.per_image else 1)
-        total = total + torch.stack(list(found.values())).sum() * weight
-        terms |= {f"{head}/{name}": value for name, value in found.items()}
+    labelled = [total + batch.num_labelled(loss.labels) for loss in losses.values()]
+    labelled_on_all_ranks = dist.sum_over_ranks(torch.stack(labelled))
+    for index, (head, loss) in enumerate(losses.items()):
+        head_terms = loss(raw[head], batch)
+        weight = gains.get(head, 1.0) * (labelled_on_all_ranks[index] if loss.per_image else 1)
+        total = total + torch.stack(list(head_terms.values())).sum() * weight
+        terms |= {f"{head}/{name}": value for name, value in head_terms.items()}
     return total, terms
 
 
-def _resized(run: Run, images: Tensor) -> Tensor:
-    """Return the images at this step's size (`--multi-scale`, behaviour.md 3.9), the same on every rank."""
-    settings = run.settings
+def resize_randomly(images: Tensor, settings: TrainSettings, stride: int, epoch: int, step: int) -> Tensor:
+    """Resize a batch to the random size of this step (`--multi-scale`), the same on every rank.
+
+    Args:
+        images: (B, 3, H, W) floats.
+        settings: Options `multi_scale`, `resize_rate`, `imgsz` and `seed`.
+        stride: Stride of the network.
+        epoch: Index of the epoch.
+        step: Index of the batch in the epoch.
+
+    Returns:
+        Images with the longer side between 0.5 and 1.5 times the image size, or of a listed size.
+    """
     if not settings.multi_scale:
         return images
-    stride, size = max(run.network.stride, 32), settings.imgsz[0]
-    first = run.state.step // settings.resize_rate * settings.resize_rate  # of the batches that share a size
-    rng = generator(settings.seed, run.state.epoch, first, stream=_SIZES)
+    stride, size = max(stride, 32), settings.imgsz[0]
+    first = step // settings.resize_rate * settings.resize_rate  # first of the batches with a common size
+    rng = generator(settings.seed, epoch, first, stream=_SIZE_STREAM)
     if isinstance(settings.multi_scale, tuple):
-        wanted = int(settings.multi_scale[rng.integers(len(settings.multi_scale))])
+        target = int(settings.multi_scale[rng.integers(len(settings.multi_scale))])
     else:
-        wanted = int(rng.integers(int(size * 0.5), int(size * 1.5) + stride)) // stride * stride
-    # two cells at least: BatchNorm cannot normalise a single image of one cell
-    ratio = max(wanted, 2 * stride) / max(images.shape[2:])
+        target = int(rng.integers(int(size * 0.5), int(size * 1.5) + stride)) // stride * stride
+    # at least two cells, because BatchNorm cannot normalise a single image of one cell
+    ratio = max(target, 2 * stride) / max(images.shape[2:])
     if ratio == 1:
         return images
     shape = [math.ceil(side * ratio / stride) * stride for side in images.shape[2:]]
     return interpolate(images, size=shape, mode="bilinear", align_corners=False)
 
 
-def _maybe_update(run: Run, batch: Batch) -> bool:
-    """Make an optimizer step if enough batches have been gathered; tell whether none is pending."""
+def update_weights(run: Run, batch: Batch) -> bool:
+    """Make an optimizer step and update the EMA if enough batches are accumulated.
+
+    A step with non-finite gradients is skipped. Returns whether gradients were consumed, so that none are pending.
+    """
     state = run.state
     if state.global_step - state.last_update < run.schedule.accumulate(state.global_step):
         return False
     with run.phase("optimizer"):
-        _step(run, batch)
+        run.scaler.unscale_(run.optimizer)
+        norm = clip_gradients(parameter for group in run.optimizer.param_groups for parameter in group["params"])
+        if run.scaler.is_enabled() or bool(torch.isfinite(norm)):  # an enabled scaler skips such steps itself
+            run.scaler.step(run.optimizer)
+        else:
+            _count_bad_step(run, batch)
+        run.scaler.update()
+        run.optimizer.zero_grad(set_to_none=True)
     with run.phase("ema"):
         run.ema.update()
     state.last_update = state.global_step
     return True
 
 
-def _step(run: Run, batch: Batch) -> None:
-    """Move the weights, unless a gradient is not finite."""
-    run.scaler.unscale_(run.optimizer)
-    norm = clip_gradients(parameter for group in run.optimizer.param_groups for parameter in group["params"])
-    if run.scaler.is_enabled() or bool(torch.isfinite(norm)):  # the scaler leaves out such steps by itself
-        run.scaler.step(run.optimizer)
-    else:
-        _report_bad(run, batch)
-    run.scaler.update()
-    run.optimizer.zero_grad(set_to_none=True)
-
-
-def _report_bad(run: Run, batch: Batch) -> None:
-    """Count an update that was left out; keep its last batch for a look, once."""
+def _count_bad_step(run: Run, batch: Batch) -> None:
+    """Count a skipped step and save the batch of the first one for inspection; abort after too many."""
     state = run.state
     state.bad_steps += 1
     if state.bad_steps == 1 and dist.is_main():
@@ -202,62 +225,40 @@ def _report_bad(run: Run, batch: Batch) -> None:
         with atomic_path(path) as temporary:
             paths = [info.path for info in batch.info]
             torch.save({"images": batch.images.cpu(), "boxes": batch.boxes.cpu(), "paths": paths}, temporary)
-        LOGGER.warning(f"epoch {state.epoch + 1}: a gradient is not finite; update left out, batch saved to {path}")
+        LOGGER.warning(f"epoch {state.epoch + 1}: non-finite gradients; step skipped, batch saved to {path}")
     if state.bad_steps > MAX_BAD_STEPS:
         raise UserError(
-            f"{run.folder}: {state.bad_steps} updates had gradients that are not finite; "
+            f"{run.folder}: {state.bad_steps} steps had non-finite gradients; "
             "lower lr0 in the hyp file, or train with --amp fp32"
         )
 
 
-def _image_weights(run: Run) -> Any:
-    """Return one weight per image by class frequency and accuracy (`--image-weights`), None without the option."""
-    if not run.settings.image_weights:
-        return None
-    counts = torch.as_tensor(run.train_loader.class_counts, dtype=torch.float64)
+def _log_batch(run: Run, names: Sequence[str], values: Tensor) -> None:
+    metrics = {f"train/{name}": value * dist.world_size() for name, value in zip(names, values.tolist(), strict=True)}
+    run.loggers.batch(run.state.global_step, metrics)
+
+
+def _any_rank_interrupted(interrupt: Interrupt, device: torch.device) -> bool:
+    """Check whether any rank was interrupted, so that all leave at the same step."""
+    if dist.world_size() == 1:
+        return interrupt.requested
+    return bool(dist.sum_over_ranks(torch.tensor(float(interrupt.requested), device=device)))
+
+
+def _add_loss_sums(state: TrainState, names: Sequence[str], sums: Tensor | None) -> None:
+    """Add the loss sums of all ranks to the state, so that checkpoints contain them."""
+    if sums is None:
+        return
+    for name, value in zip(names, dist.sum_over_ranks(sums).tolist(), strict=True):
+        state.loss_sums[name] = state.loss_sums.get(name, 0.0) + value
+
+
+def _image_weights(class_counts: np.ndarray, labels: Sequence[np.ndarray], class_scores: Sequence[float]) -> Any:
+    """Compute a sampling weight per image that favours rare and badly detected classes (`--image-weights`)."""
+    counts = torch.as_tensor(class_counts, dtype=torch.float64)
     classes = len(counts)
     inverse = 1 / counts.clamp(min=1)
-    scores = torch.tensor(run.state.class_scores or [0.0] * classes, dtype=torch.float64)
+    scores = torch.tensor(class_scores or [0.0] * classes, dtype=torch.float64)
     weights = inverse / inverse.sum() * classes * (1 - scores) ** 2 / classes
-    per_image = [weights[torch.as_tensor(labels[:, 0]).long()].sum() for labels in run.train_loader.labels]
+    per_image = [weights[torch.as_tensor(image_labels[:, 0]).long()].sum() for image_labels in labels]
     return torch.stack(per_image).numpy()
-
-
-def _rates(run: Run) -> dict[str, float]:
-    """Return the learning rate of every role (biases, weights, norms), in the order of results.csv.
-
-    Where layers learn at rates of their own, it is the highest.
-    """
-    rates: dict[str, float] = {}
-    for group in run.optimizer.param_groups:
-        rates[group["role"]] = max(rates.get(group["role"], 0.0), group["lr"])
-    return {f"lr/{index}": rate for index, rate in enumerate(rates.values())}
-
-
-def _title(run: Run, names: list[str] | None = None, sums: Tensor | None = None, batch: Batch | None = None) -> str:
-    """Return the text before the progress bar, in the columns of `header`."""
-    place = f"{run.state.epoch + 1}/{run.settings.epochs}"
-    memory = torch.cuda.memory_reserved() / 2**30 if run.device.type == "cuda" else 0.0
-    text = f"{place:>10}" + (f"{memory:9.3g}G" if memory else f"{'-':>10}")
-    if not names or sums is None or batch is None:
-        return text
-    world = dist.world_size()
-    totals = {
-        name: run.state.loss_sums.get(name, 0.0) + value * world
-        for name, value in zip(names, sums.tolist(), strict=True)
-    }
-    means = "".join(f"{value / max(run.state.step, 1):12.4g}" for value in totals.values())
-    return f"{text}{means}{batch.instances:11d}{batch.images.shape[-1]:7d}"
-
-
-def header(run: Run, names: list[str]) -> str:
-    """Return the line above the progress bars."""
-    losses = "".join(f"{name.split('/')[-1] + '_loss':>12}" for name in names)
-    return f"{'Epoch':>10}{'GPU_mem':>10}{losses}{'Instances':>11}{'Size':>7}"
-
-
-def bottleneck(numbers: dict[str, float]) -> str:
-    """Return how the epoch's time was spent and what to speed up first."""
-    total, waiting = numbers["time/epoch"], numbers["time/loader"]
-    who = "the data loader is the bottleneck" if waiting > 0.3 * total else "the network is the bottleneck"
-    return f"{duration(total)}: {duration(waiting)} waiting for data, {duration(total - waiting)} computing; {who}"

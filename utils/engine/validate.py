@@ -1,9 +1,9 @@
-"""Scoring as a program: open the data and the runner, evaluate, write what was found."""
+"""Validation as a program: open model and data, evaluate, write the results."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,159 +13,182 @@ from torch import Tensor
 
 from models.semantic_inference import MultiScale, SlidingWindow
 from utils.core import distributed as dist
-from utils.core.contracts import Batch, EvalSettings, HeadSpec, Loader, Outputs, Results, Runner, Task
-from utils.core.data_config import DataConfig, find_semantic, load_data
+from utils.core.contracts import (
+    Batch,
+    EvalSettings,
+    HeadSpec,
+    Loader,
+    Outputs,
+    Results,
+    Runner,
+    SelectTask,
+    Task,
+)
+from utils.core.data_config import DataConfig, load_data, load_semantic_data
 from utils.core.device import select_device
 from utils.core.errors import UserError
-from utils.core.files import drop_if_empty, run_folder, write_text
+from utils.core.files import remove_if_empty, run_folder, write_text
 from utils.core.hyp import Hyp
 from utils.core.load_request import LoadRequest, SemanticRequest
 from utils.core.log import LOGGER
-from utils.core.train_settings import ScoreSettings
-from utils.engine.build_run import require_heads
-from utils.engine.evaluate import MANY_CLASSES, Report, coco_line, evaluate, speed_line, table
-from utils.engine.fit import BatchPictures, write_results
+from utils.core.val_settings import ValSettings
+from utils.engine.evaluate import MANY_CLASSES, Report, evaluate, log_report
+from utils.engine.run_outputs import BatchPlotter, write_results
+from utils.engine.trainable_network import require_heads
 from utils.metrics import EVALUATORS
 from utils.ops.label_text import box_lines
 
+_SPEED_CONFIDENCE, _SPEED_IOU = 0.25, 0.45  # thresholds of --task speed, those of prediction
 
-class Subject(Protocol):
-    """What is scored: a runner, and what its checkpoint says about itself."""
+
+class OpenedModel(Protocol):
+    """Model to validate: a runner and the metadata of its checkpoint."""
 
     @property
     def runner(self) -> Runner:
-        """Return what computes."""
+        """The network."""
         ...
 
     @property
     def name(self) -> str:
-        """Return the stem of the weights file."""
+        """Stem of the weights file."""
         ...
 
     @property
     def meta(self) -> dict[str, Any]:
-        """Return what the checkpoint says about its training."""
+        """Training metadata of the checkpoint."""
         ...
 
 
-OpenSubject = Callable[[ScoreSettings, torch.device], Subject]
+OpenModel = Callable[[ValSettings, torch.device], OpenedModel]
 
 
-def score(
-    choose: Callable[[Collection[str]], Task], settings: ScoreSettings, open_subject: OpenSubject
-) -> dict[str, float]:
-    """Score one checkpoint, or an ensemble, on one split; return the numbers. Works under torchrun.
+def validate(select_task: SelectTask, settings: ValSettings, open_model: OpenModel) -> dict[str, float]:
+    """Evaluate a checkpoint, or an ensemble, on one split. Works under torchrun.
 
-    `choose` returns the task of a network with certain heads.
+    Args:
+        select_task: Chooses the task from the names of the model's heads.
+        settings: Options of the validation script.
+        open_model: Opens the weights.
+
+    Returns:
+        Metrics by name.
     """
     device = select_device(settings.device)
     dist.start(device)
-    task, subject, data = prepare(choose, settings, open_subject, device)
+    task, model, data = open_model_and_data(select_task, settings, open_model, device)
     folder = results_folder(settings)
     try:
-        report = score_at(task, settings, subject, data, device, folder, _size(settings, subject))
+        report = evaluate_at_size(task, settings, model, data, device, folder, _image_size(settings, model))
         if dist.is_main():
-            about = {
+            header = {
                 "weights": list(settings.weights),
-                "data": _data_name(task, settings, subject),
+                "data": _data_name(task, settings, model),
                 "task": settings.task,
             }
-            write_results(folder / "results.json", report, about)
+            write_results(folder / "results.json", report, header)
             LOGGER.info(f"results are in {folder}")
         return report.metrics
     finally:
         if dist.is_main():
-            drop_if_empty(folder)  # nothing came of it
+            remove_if_empty(folder)  # after an error
 
 
-def prepare(
-    choose: Callable[[Collection[str]], Task], settings: ScoreSettings, open_subject: OpenSubject, device: torch.device
-) -> tuple[Task, Subject, DataConfig]:
-    """Open what `settings` name; return it with its task and data. What cannot be scored raises UserError."""
-    subject = open_subject(settings, device)
-    task = choose(subject.runner.specs)
-    require_heads(task.name, set(task.heads), set(subject.runner.specs), subject.name)
-    for head in subject.runner.specs:
+def open_model_and_data(
+    select_task: SelectTask, settings: ValSettings, open_model: OpenModel, device: torch.device
+) -> tuple[Task, OpenedModel, DataConfig]:
+    """Open the weights and the data set of a validation.
+
+    Returns:
+        The task of the model, the model and the data.
+
+    Raises:
+        UserError: If the model cannot be evaluated on the data.
+    """
+    model = open_model(settings, device)
+    task = select_task(model.runner.specs)
+    require_heads(task.name, set(task.heads), set(model.runner.specs), model.name)
+    for head in model.runner.specs:
         if head not in EVALUATORS:
             known = ", ".join(EVALUATORS.names())
-            raise UserError(f"{subject.name}: its head {head!r} cannot be scored here (known: {known})")
-    if settings.save_hybrid and any(spec.num_masks for spec in subject.runner.specs.values()):
-        raise UserError("--save-hybrid joins boxes; labels cannot be joined with the masks this network finds")
-    return task, subject, _data(task, settings, subject)
+            raise UserError(f"{model.name}: its head {head!r} cannot be evaluated (known: {known})")
+    if settings.save_hybrid and any(spec.num_masks for spec in model.runner.specs.values()):
+        raise UserError("--save-hybrid: not supported by segmentation models, whose labels have no mask coefficients")
+    return task, model, _load_data(task, settings, model)
 
 
-def results_folder(settings: ScoreSettings) -> Path:
-    """Return the folder that the settings name; the first rank makes it."""
-    return dist.made_by_main(lambda: run_folder(Path(settings.project), settings.name, settings.exist_ok))
+def results_folder(settings: ValSettings) -> Path:
+    """Create the folder of the results on the first rank; return its path on all."""
+    return Path(dist.run_on_main(lambda: run_folder(Path(settings.project), settings.name, settings.exist_ok)))
 
 
-def _data_name(task: Task, settings: ScoreSettings, subject: Subject) -> str:
-    """Return the data YAML as the user wrote it, here or when the checkpoint was trained."""
-    return str(settings.data or subject.meta.get("data") or task.data)
+def _data_name(task: Task, settings: ValSettings, model: OpenedModel) -> str:
+    """Return the data YAML that the user named, now or for the training of the checkpoint."""
+    return str(settings.data or model.meta.get("data") or task.data)
 
 
-def _data(task: Task, settings: ScoreSettings, subject: Subject) -> DataConfig:
-    """Return the data to score on; it must have the classes the network knows."""
-    text = _data_name(task, settings, subject)
+def _load_data(task: Task, settings: ValSettings, model: OpenedModel) -> DataConfig:
+    """Load the data set and check its classes against those of the model."""
+    text = _data_name(task, settings, model)
     if not settings.data:
-        LOGGER.info(f"data: {text} (what {subject.name} was trained on)")
+        LOGGER.info(f"data: {text} (training data of {model.name})")
     data = load_data(text)
-    if data.named_by_folders and set(data.names) <= set(subject.runner.names):
-        data = replace(data, names=tuple(subject.runner.names))  # some classes may have no folder here
-    elif data.named_by_folders:
+    if data.is_class_folders and set(data.names) <= set(model.runner.names):
+        data = replace(data, names=tuple(model.runner.names))  # there may be no folder for some classes
+    elif data.is_class_folders:
         LOGGER.warning(
-            f"{data.source}: its folders are not called as the classes of {subject.name} ({data.names[0]}, "
-            f"{subject.runner.names[0]}, …); taken in this order"
+            f"{data.source}: folder names differ from the classes of {model.name} ({data.names[0]}, "
+            f"{model.runner.names[0]}, …); matching them by order"
         )
     data = data.single_class() if settings.single_cls else data
     if settings.segdata:
-        data = replace(data, semantic=find_semantic(settings.segdata))
-    for spec in subject.runner.specs.values():
-        _check_classes(data, subject.name, spec, settings.single_cls)
+        data = replace(data, semantic=load_semantic_data(settings.segdata))
+    for spec in model.runner.specs.values():
+        _check_classes(data, model.name, spec, settings.single_cls)
     return data
 
 
 def _check_classes(data: DataConfig, name: str, spec: HeadSpec, single: bool) -> None:
-    """Raise UserError if the data has other classes than a head knows."""
+    """Check the number of classes of a head; heads without labels are not evaluated."""
     names = data.names_for(spec.name)
     if names is None or len(names) == spec.num_classes or (single and names == data.names):
-        return  # without labels for it, it is not scored
+        return
     hint = ", or give --single-cls" if spec.num_classes == 1 else ""
     raise UserError(
-        f"{data.source}: {len(names)} classes, but the {spec.name} head of {name} knows {spec.num_classes}; score it "
-        f"on the data it was trained for{hint}"
+        f"{data.source}: {len(names)} classes, but the {spec.name} head of {name} has {spec.num_classes}; validate it "
+        f"on the data it was trained on{hint}"
     )
 
 
-def _size(settings: ScoreSettings, subject: Subject) -> int:
-    runner = subject.runner
+def _image_size(settings: ValSettings, model: OpenedModel) -> int:
+    runner = model.runner
     if fixed := runner.fixed_hw:
-        return _fixed_size(settings, subject, fixed)
-    usual = max(spec.usual_px for spec in runner.specs.values())
-    size = int(settings.imgsz[0] if settings.imgsz else subject.meta.get("imgsz") or usual)
-    step = max(subject.runner.stride, 32)
-    fitting = math.ceil(size / step) * step
-    if fitting != size:
-        LOGGER.warning(f"--imgsz {size} is no multiple of {step}; using {fitting}")
-    return fitting
+        return _fixed_size(settings, model, fixed)
+    default = max(spec.usual_px for spec in runner.specs.values())
+    size = int(settings.imgsz[0] if settings.imgsz else model.meta.get("imgsz") or default)
+    step = max(runner.stride, 32)
+    rounded = math.ceil(size / step) * step
+    if rounded != size:
+        LOGGER.warning(f"--imgsz {size} is not a multiple of {step}; using {rounded}")
+    return rounded
 
 
-def _fixed_size(settings: ScoreSettings, subject: Subject, fixed_hw: tuple[int, int]) -> int:
-    """Return the side of the squares that an exported file without open sizes takes."""
+def _fixed_size(settings: ValSettings, model: OpenedModel, fixed_hw: tuple[int, int]) -> int:
+    """Return the side of the square input of a model with a fixed size."""
     height, width = fixed_hw
     wanted = settings.imgsz[0] if settings.imgsz else height
     if (wanted, wanted) != (height, width):
-        what = "scores squares" if height != width else f"asks for {wanted} x {wanted}"
-        raise UserError(f"{subject.name}: takes {height} x {width} pixels only, {what}; export it with --dynamic")
-    if any(spec.fit == "letterbox" for spec in subject.runner.specs.values()):
+        asked = "validation needs squares" if height != width else f"--imgsz asks for {wanted} x {wanted}"
+        raise UserError(f"{model.name}: only takes {height} x {width} pixels, {asked}; export it with --dynamic")
+    if any(spec.fit == "letterbox" for spec in model.runner.specs.values()):
         LOGGER.info(
-            f"{subject.name}: takes {height} x {width} pixels only, so images get wide borders and scores differ from "
-            "a checkpoint's, which is scored on rectangles; files exported with --dynamic are, too"
+            f"{model.name}: only takes {height} x {width} pixels, so images are padded to squares and scores differ "
+            "from those of a checkpoint, which uses rectangles; files exported with --dynamic use rectangles too"
         )
     return height
 
 
-def _loader(task: Task, settings: ScoreSettings, data: DataConfig, size: int, runner: Runner) -> Loader:
+def _open_loader(task: Task, settings: ValSettings, data: DataConfig, size: int, runner: Runner) -> Loader:
     speed = settings.task == "speed"
     square = speed or runner.fixed_hw is not None
     return task.load(
@@ -190,86 +213,96 @@ def _loader(task: Task, settings: ScoreSettings, data: DataConfig, size: int, ru
     )
 
 
-def score_at(
+def _eval_settings(settings: ValSettings, data: DataConfig, name: str, folder: Path) -> EvalSettings:
+    """Build the settings of post-processing and evaluators.
+
+    Raises:
+        UserError: If the COCO JSON does not exist.
+    """
+    speed = settings.task == "speed"
+    annotations = data.annotations.get("val" if speed else settings.task)
+    annotations = Path(settings.annotations) if settings.annotations else annotations
+    if annotations is not None and not annotations.is_file():
+        raise UserError(f"{annotations}: no such COCO JSON")
+    return EvalSettings(
+        names=data.names,
+        confidence=_SPEED_CONFIDENCE if speed else settings.conf_thres,
+        iou=_SPEED_IOU if speed else settings.iou_thres,
+        max_detections=settings.max_det,
+        agnostic=settings.single_cls,
+        single_class=settings.single_cls,
+        fine_masks=settings.save_json,  # masks in the JSON have the original resolution
+        native_masks=settings.save_json,
+        annotations=annotations,
+        absent_as_zero=settings.absent_as_zero,
+        save_json=folder / f"{name}_predictions.json" if settings.save_json else None,
+    )
+
+
+def evaluate_at_size(
     task: Task,
-    settings: ScoreSettings,
-    subject: Subject,
+    settings: ValSettings,
+    model: OpenedModel,
     data: DataConfig,
     device: torch.device,
     folder: Path,
     size: int,
 ) -> Report:
-    """Score one network at one image size; print and draw what was found."""
-    split = "val" if settings.task == "speed" else settings.task
-    given = Path(settings.annotations) if settings.annotations else data.annotations.get(split)
-    if given is not None and not given.is_file():
-        raise UserError(f"{given}: no such COCO JSON")
-    loader = _loader(task, settings, data, size, subject.runner)
-    speed = settings.task == "speed"
-    how = EvalSettings(
-        names=data.names,
-        confidence=0.25 if speed else settings.conf_thres,
-        iou=0.45 if speed else settings.iou_thres,
-        max_detections=settings.max_det,
-        agnostic=settings.single_cls,
-        single_class=settings.single_cls,
-        fine_masks=settings.save_json,  # what is saved has the originals' resolution
-        native_masks=settings.save_json,
-        annotations=given,
-        absent_as_zero=settings.absent_as_zero,
-        save_json=folder / f"{subject.name}_predictions.json" if settings.save_json else None,
-    )
-    watcher = _Watcher(task, settings, folder, data)
-    alter = add_labels if settings.save_hybrid else None
-    careful = _careful(subject.runner, settings)
+    """Evaluate a model at one image size, log the results and write plots to `folder`."""
+    eval_settings = _eval_settings(settings, data, model.name, folder)
+    loader = _open_loader(task, settings, data, size, model.runner)
+    plotter = BatchPlotter(task, folder, data, enabled=not settings.noplots)
+
+    def on_batch(batch: Batch, results: list[Results]) -> None:
+        if settings.save_txt or settings.save_hybrid:
+            for result in results:
+                _write_labels(result, folder / "labels", settings.save_conf)
+        plotter(batch, results)
+
+    modify_outputs = add_labels if settings.save_hybrid else None
+    semantic_runner = _semantic_runner(model.runner, settings)
+    skip_heads = semantic_runner.specs if semantic_runner else ()
     report = evaluate(
-        subject.runner, loader, how, device, on_batch=watcher, alter=alter, without=careful.specs if careful else ()
+        model.runner,
+        loader,
+        eval_settings,
+        device,
+        on_batch=on_batch,
+        modify_outputs=modify_outputs,
+        skip_heads=skip_heads,
     )
-    if careful:
-        report = report.joined(evaluate(careful, loader, how, device, on_batch=watcher))
+    if semantic_runner:
+        report = report.merged(evaluate(semantic_runner, loader, eval_settings, device, on_batch=on_batch))
     verbose = data.num_classes < MANY_CLASSES if settings.verbose is None else settings.verbose
-    for scores in report.scores.values():
-        LOGGER.info(table(scores, verbose=verbose))
-    if line := coco_line(report.metrics):
-        LOGGER.info(line)
-    LOGGER.info(speed_line(report, (settings.batch_size, 3, size, size)))
-    if dist.is_main() and not settings.noplots and not speed:
+    log_report(report, (settings.batch_size, 3, size, size), verbose)
+    if dist.is_main() and not settings.noplots and settings.task != "speed":
         list(task.draw_scores(report.scores, folder, data))
     return report
 
 
-def _careful(runner: Runner, settings: ScoreSettings) -> Runner | None:
-    """Return what looks at classes of pixels as the options ask: at several sizes, mirrored, through windows."""
+def _semantic_runner(runner: Runner, settings: ValSettings) -> Runner | None:
+    """Wrap the runner for semantic segmentation at several scales, mirrored, or in a sliding window, if asked for."""
     wrapped = SlidingWindow(runner, (settings.seg_window,) * 2) if settings.seg_window else None
     if settings.seg_scales or settings.seg_flip:
         return MultiScale(wrapped or runner, settings.seg_scales or (1.0,), settings.seg_flip)
     return wrapped
 
 
-class _Watcher:
-    """Draw the first batches and write label files as batches go by."""
-
-    def __init__(self, task: Task, settings: ScoreSettings, folder: Path, data: DataConfig) -> None:
-        self.settings, self.folder = settings, folder
-        self.pictures = BatchPictures(task, folder, data, enabled=not settings.noplots)
-
-    def __call__(self, batch: Batch, results: list[Results]) -> None:
-        if self.settings.save_txt or self.settings.save_hybrid:
-            for result in results:
-                self._write(result)
-        self.pictures(batch, results)
-
-    def _write(self, result: Results) -> None:
-        if result.boxes is None or result.classes is None:
-            return
-        scores = result.scores if self.settings.save_conf else None
-        lines = box_lines(result.boxes, result.classes, scores, result.info.geometry.original_hw)
-        path = self.folder / "labels" / f"{Path(result.info.path).stem}.txt"
-        write_text(path, "".join(line + "\n" for line in lines))
+def _write_labels(result: Results, folder: Path, with_scores: bool) -> None:
+    if result.boxes is None or result.classes is None:
+        return
+    scores = result.scores if with_scores else None
+    lines = box_lines(result.boxes, result.classes, scores, result.info.geometry.original_hw)
+    write_text(folder / f"{Path(result.info.path).stem}.txt", "".join(line + "\n" for line in lines))
 
 
 def add_labels(outputs: Outputs, batch: Batch) -> None:
-    """Add the labels to the boxes as certain detections (`--save-hybrid`, behaviour.md 5.1 step 2)."""
+    """Append the labels to the decoded boxes as detections with score 1 (`--save-hybrid`).
+
+    Args:
+        outputs: Outputs with `predictions` of shape (B, N, 5 + C), changed in place.
+        batch: Labels on the same device.
+    """
     for decoded in outputs.decoded.values():
         if "predictions" not in decoded:
             continue

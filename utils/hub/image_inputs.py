@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from utils.core.errors import UserError
-from utils.datasets.fetch.image_urls import fetch, is_address
+from utils.core.http_client import fetch_bytes, is_http_url
 from utils.datasets.image_files import ImageFault, decode_image, read_image
 
 
@@ -52,12 +52,12 @@ def _picture(image: Any, number: int, urls: bool) -> Picture:
 
 def _read(text: str, urls: bool) -> Picture:
     try:
-        if not is_address(text):
+        if not is_http_url(text):
             return Picture(read_image(Path(text)), f"{Path(text).stem}.jpg")
         if not urls:
             raise UserError(f"{text}: addresses are not fetched unless allowed; set `model.urls = True`")
         path = Path(urlsplit(text).path)
-        return Picture(decode_image(fetch(text), path), f"{path.stem or 'image'}.jpg")
+        return Picture(decode_image(fetch_bytes(text), path), f"{path.stem or 'image'}.jpg")
     except ImageFault as fault:
         raise UserError(str(fault)) from fault
 

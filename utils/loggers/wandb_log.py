@@ -9,7 +9,7 @@ from typing import Any
 
 from utils.core.errors import UserError
 from utils.loggers import LOGGERS
-from utils.loggers.run_id import keep_id, kept_id, project_of
+from utils.loggers.run_id import load_run_id, project_name, save_run_id
 
 
 @LOGGERS.register("wandb")
@@ -30,16 +30,16 @@ class Wandb:
         self._package = wandb
         mode: Any = os.environ.get("WANDB_MODE") or "offline"
         self._run = wandb.init(
-            project=project_of(settings),
+            project=project_name(settings),
             entity=settings.get("entity") or None,
             name=run_dir.name,
-            id=kept_id(run_dir, "wandb"),
+            id=load_run_id(run_dir, "wandb"),
             resume="allow",
             dir=str(run_dir),
             config=dict(settings),
             mode=mode,
         )
-        keep_id(run_dir, "wandb", self._run.id)
+        save_run_id(run_dir, "wandb", self._run.id)
 
     def epoch(self, epoch: int, numbers: Mapping[str, float]) -> None:
         """Log the epoch's numbers as one step."""

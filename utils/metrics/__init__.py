@@ -1,4 +1,4 @@
-"""One evaluator per file, found by name."""
+"""Evaluators: one file per head, found by the name of the head in `EVALUATORS`."""
 
 from utils.core.contracts import Evaluator
 from utils.core.registry import Registry

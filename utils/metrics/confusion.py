@@ -1,23 +1,31 @@
-"""Which classes detections are taken for (behaviour.md 6.3)."""
+"""Confusion matrix of detections."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from utils.metrics.matching import pairs_by_overlap
+from utils.metrics.matching import match_one_to_one
 from utils.ops.iou import pairwise_iou_numpy
 
 CONFIDENCE, IOU = 0.25, 0.45
 
 
 class ConfusionMatrix:
-    """Counts [predicted class, true class]; the last row and column stand for the background.
+    """Confusion matrix [predicted class, true class] with the background as the last row and column.
 
-    Detections above the confidence and labels are paired by overlap alone. A pair counts under both classes, a label
-    without a detection as taken for background, a detection without a label as made of background.
+    Detections above the confidence threshold are matched with labels by IoU, regardless of class. Matched pairs count
+    at [predicted, true], missed labels at [background, true], unmatched detections at [predicted, background].
 
-    Unlike YOLOv5's, the matrix counts *every* detection without a label, also in images without labels and in images
-    where nothing matched: leaving those out hides most false alarms.
+    Unlike in YOLOv5, *every* unmatched detection counts, also in images without labels or without any match. Leaving
+    those out hides most false positives.
+
+    Args:
+        num_classes: Number of classes C.
+        confidence: Confidence that a detection must exceed.
+        iou: IoU that a pair must exceed.
+
+    Attributes:
+        matrix: (C + 1, C + 1) int64 counts.
     """
 
     def __init__(self, num_classes: int, confidence: float = CONFIDENCE, iou: float = IOU) -> None:
@@ -32,17 +40,24 @@ class ConfusionMatrix:
         labels_xyxy: np.ndarray,
         label_classes: np.ndarray,
     ) -> None:
-        """Count one image with D detections and L labels, boxes in the same pixels."""
-        sure = scores > self.confidence
-        detections_xyxy, classes = detections_xyxy[sure], classes[sure].astype(np.int64)
-        truth = label_classes.astype(np.int64)
-        pairs = pairs_by_overlap(pairwise_iou_numpy(labels_xyxy, detections_xyxy), self.iou)
+        """Count one image.
+
+        Args:
+            detections_xyxy: (D, 4) predicted boxes.
+            scores: (D,) confidences.
+            classes: (D,) predicted classes.
+            labels_xyxy: (N, 4) labelled boxes, in the same pixels.
+            label_classes: (N,) labelled classes.
+        """
+        confident = scores > self.confidence
+        detections_xyxy, predicted = detections_xyxy[confident], classes[confident].astype(np.int64)
+        true = label_classes.astype(np.int64)
         background = self.num_classes
-        predicted_as = np.full(len(truth), background)
-        made_of = np.full(len(classes), background)
-        for label, detection in pairs:
-            predicted_as[label] = classes[detection]
-            made_of[detection] = truth[label]
-        np.add.at(self.matrix, (predicted_as, truth), 1)
-        unmatched = made_of == background
-        np.add.at(self.matrix, (classes[unmatched], made_of[unmatched]), 1)
+        prediction_of_label = np.full(len(true), background)
+        label_of_detection = np.full(len(predicted), background)
+        for label, detection in match_one_to_one(pairwise_iou_numpy(labels_xyxy, detections_xyxy), self.iou):
+            prediction_of_label[label] = predicted[detection]
+            label_of_detection[detection] = true[label]
+        np.add.at(self.matrix, (prediction_of_label, true), 1)
+        unmatched = label_of_detection == background
+        np.add.at(self.matrix, (predicted[unmatched], label_of_detection[unmatched]), 1)

@@ -1,4 +1,4 @@
-"""The scores of the `detect` head: YOLOv5's table and COCO's twelve numbers from one pass (behaviour.md 6)."""
+"""Evaluator of the `detect` head: precision, recall and AP per class, confusion matrix, COCO's twelve metrics."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from utils.core.distributed import gather, is_main
 from utils.metrics import EVALUATORS
 from utils.metrics.average_precision import CONFIDENCES, PrecisionRecall, evaluate_detections
 from utils.metrics.coco import (
-    CocoTruth,
-    coco_numbers,
+    CocoGroundTruth,
+    coco_metrics,
+    ground_truth_from_file,
+    ground_truth_from_labels,
     prediction_rows,
-    truth_from_file,
-    truth_from_labels,
     write_predictions,
 )
 from utils.metrics.confusion import ConfusionMatrix
-from utils.metrics.matching import IOU_THRESHOLDS, match
+from utils.metrics.matching import IOU_THRESHOLDS, match_detections
 from utils.ops.boxes import cxcywhn_to_xyxy, to_original
 from utils.ops.iou import pairwise_iou_numpy
 
@@ -28,7 +28,10 @@ COLUMNS = ("Images", "Instances", "P", "R", "mAP50", "mAP50-95")
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """What is kept of one image: D detections by falling score and L labels, boxes xyxy in original pixels."""
+    """Detections and labels of one image; D detections in descending order of score, N labels.
+
+    Boxes are xyxy in pixels of the original image.
+    """
 
     index: int
     path: str
@@ -36,35 +39,39 @@ class ImageRecord:
     boxes: np.ndarray  # (D, 4) float32
     scores: np.ndarray  # (D,) float32
     classes: np.ndarray  # (D,) int32
-    label_boxes: np.ndarray  # (L, 4) float64
-    label_classes: np.ndarray  # (L,) int32
-    correct: np.ndarray  # (D, 10) bool
+    label_boxes: np.ndarray  # (N, 4) float64
+    label_classes: np.ndarray  # (N,) int32
+    correct: np.ndarray  # (D, 10) bool, true positive at each of IOU_THRESHOLDS
 
 
 @dataclass(frozen=True)
 class DetectDetails:
-    """What the plots draw. K classes with labels; curves at 1000 positions from 0 to 1."""
+    """Data for plots: curves of the K classes with labels, sampled at 1000 positions from 0 to 1."""
 
-    classes: np.ndarray  # (K,) which classes the rows below are
+    classes: np.ndarray  # (K,) class of each row below
     names: tuple[str, ...]  # of all C classes
     labels: np.ndarray  # (K,) number of labels
-    positions: np.ndarray  # (1000,) confidence, or recall for the last of the curves
+    positions: np.ndarray  # (1000,) confidence, or recall for `precision_by_recall`
     precision: np.ndarray  # (K, 1000) by confidence
     recall: np.ndarray  # (K, 1000) by confidence
     f1: np.ndarray  # (K, 1000) by confidence
-    precision_by_recall: np.ndarray  # (K, 1000) at overlap .5
+    precision_by_recall: np.ndarray  # (K, 1000) at IoU 0.5
     ap50: np.ndarray  # (K,)
-    confidence: float  # where precision and recall of the table are taken
+    confidence: float  # operating point of the precision and recall in the table
     confusion: np.ndarray  # (C + 1, C + 1) int64, [predicted, true], background last
 
 
 @EVALUATORS.register("detect")
 class DetectEvaluator:
-    """Collects detections and labels per image; `compute` joins those of all ranks.
+    """Evaluator of boxes that collects detections and labels per image.
 
-    Records are ordered by the images' place in the data set, and an image seen twice counts once: the numbers depend
-    neither on the number of processes nor on the order of batches. Images without box labels of any kind
-    (`boxes_known` False) are left out.
+    Images are evaluated in the order of the data set, and an image that occurs twice counts once, so metrics depend
+    neither on the number of processes nor on the order of batches. Images without box labels (`boxes_known` False) are
+    ignored.
+
+    Args:
+        spec: Description of the head.
+        settings: Class names, annotations file and predictions file.
     """
 
     def __init__(self, spec: HeadSpec, settings: EvalSettings) -> None:
@@ -74,74 +81,88 @@ class DetectEvaluator:
         self._records: dict[int, ImageRecord] = {}
 
     def update(self, results: list[Results], batch: Batch) -> None:
-        """Keep what was found in each image of `batch`, and its labels."""
+        """Add the detections and labels of a batch.
+
+        Args:
+            results: Post-processed results, one per image.
+            batch: The batch they were computed from.
+        """
         labels = batch.boxes.detach().cpu().numpy().astype(np.float64)
         known = None if batch.boxes_known is None else batch.boxes_known.cpu().numpy()
-        for place, result in enumerate(results):
-            if known is None or known[place]:
-                record = make_record(result, labels[labels[:, 0] == place])
+        for position, result in enumerate(results):
+            if known is None or known[position]:
+                record = make_record(result, labels[labels[:, 0] == position])
                 self._records[record.index] = record
 
     def compute(self) -> Scores:
-        """Return the scores over all ranks' images; every rank gets the same. Writes predictions if asked to."""
-        return self.score(self.gathered())
+        """Compute the metrics over the images of all ranks; every rank returns the same.
 
-    def gathered(self) -> list[ImageRecord]:
-        """Return what all ranks kept, each image once, in the data set's order."""
+        Writes predictions in COCO format if `settings.save_json` is set.
+        """
+        return self.score(self.gather_records())
+
+    def gather_records(self) -> list[ImageRecord]:
+        """Collect the records of all ranks, one per image, in the order of the data set."""
         merged = {record.index: record for part in gather(list(self._records.values())) for record in part}
         return [merged[index] for index in sorted(merged)]
 
     def score(self, records: list[ImageRecord]) -> Scores:
-        """Return the scores of `records`; writes predictions if asked to."""
-        table = table_of(records)
-        truth = self.truth(records)
-        found = {record.index: (record.boxes, record.scores, record.classes) for record in records}
+        """Compute the metrics of `records`; see `compute`."""
+        table = evaluate_records(records)
+        ground_truth = self.ground_truth(records)
+        detections = {record.index: (record.boxes, record.scores, record.classes) for record in records}
         if self.settings.save_json is not None and is_main():
-            write_predictions(self.settings.save_json, prediction_rows(truth, found))
-        numbers = overall(table)
-        numbers |= {f"coco/{name}": value for name, value in coco_numbers(truth, found).items()}
+            write_predictions(self.settings.save_json, prediction_rows(ground_truth, detections))
+        metrics = mean_scores(table)
+        metrics |= {f"coco/{name}": value for name, value in coco_metrics(ground_truth, detections).items()}
         return Scores(
-            metrics=numbers,
+            metrics=metrics,
             columns=COLUMNS,
-            rows=self.rows(table, records, numbers),
+            rows=self.table_rows(table, records, metrics),
             per_class={int(label): float(row.mean()) for label, row in zip(table.classes, table.ap, strict=True)},
-            details=self.details(table, records),
+            details=self.plot_details(table, records),
         )
 
-    def truth(self, records: list[ImageRecord]) -> CocoTruth:
-        """Return what COCO's numbers are counted against: the annotations file that was given, else the labels."""
+    def ground_truth(self, records: list[ImageRecord]) -> CocoGroundTruth:
+        """Return the ground truth of COCO's metrics: the annotations file if one is given, else the labels."""
         if self.settings.annotations is not None:
             images = {record.index: record.path for record in records}
-            return truth_from_file(self.settings.annotations, self.names, images)
-        return truth_from_labels(
+            return ground_truth_from_file(self.settings.annotations, self.names, images)
+        return ground_truth_from_labels(
             self.names,
             {record.index: (record.path, record.original_hw) for record in records},
             {record.index: (record.label_boxes, record.label_classes) for record in records},
         )
 
-    def rows(
-        self, table: PrecisionRecall, records: list[ImageRecord], numbers: dict[str, float]
+    def table_rows(
+        self, table: PrecisionRecall, records: list[ImageRecord], metrics: dict[str, float]
     ) -> list[tuple[str, dict[str, float]]]:
-        """Return the table's rows; a class's Images are those that show it."""
-        scores = (numbers[key] for key in ("precision", "recall", "map50", "map50_95"))
-        rows = [("all", dict(zip(COLUMNS, (len(records), int(table.labels.sum()), *scores), strict=True)))]
-        showing = np.zeros(self.num_classes, dtype=np.int64)
+        """Build the rows of the printed table, one per class after the row "all".
+
+        Args:
+            table: Metrics per class.
+            records: Evaluated images; the column Images counts those that contain the class.
+            metrics: Means over classes, from `mean_scores`.
+        """
+        means = (metrics[key] for key in ("precision", "recall", "map50", "map50_95"))
+        rows = [("all", dict(zip(COLUMNS, (len(records), int(table.labels.sum()), *means), strict=True)))]
+        image_counts = np.zeros(self.num_classes, dtype=np.int64)
         for record in records:
-            showing[np.unique(record.label_classes)] += 1
-        for place, label in enumerate(table.classes):
+            image_counts[np.unique(record.label_classes)] += 1
+        for row, label in enumerate(table.classes):
             values = (
-                int(showing[label]),
-                int(table.labels[place]),
-                float(table.precision[place]),
-                float(table.recall[place]),
-                float(table.ap[place, 0]),
-                float(table.ap[place].mean()),
+                int(image_counts[label]),
+                int(table.labels[row]),
+                float(table.precision[row]),
+                float(table.recall[row]),
+                float(table.ap[row, 0]),
+                float(table.ap[row].mean()),
             )
             rows.append((self.names[label], dict(zip(COLUMNS, values, strict=True))))
         return rows
 
-    def details(self, table: PrecisionRecall, records: list[ImageRecord]) -> DetectDetails:
-        """Return what the plots draw."""
+    def plot_details(self, table: PrecisionRecall, records: list[ImageRecord]) -> DetectDetails:
+        """Collect the data for plots, including the confusion matrix of `records`."""
         confusion = ConfusionMatrix(self.num_classes)
         for record in records:
             confusion.add(record.boxes, record.scores, record.classes, record.label_boxes, record.label_classes)
@@ -160,18 +181,18 @@ class DetectEvaluator:
         )
 
 
-def table_of(records: list[ImageRecord]) -> PrecisionRecall:
-    """Return the scores of every class over all `records`."""
+def evaluate_records(records: list[ImageRecord]) -> PrecisionRecall:
+    """Compute the metrics of every class over all records."""
     return evaluate_detections(
-        _joined([record.correct for record in records], (0, len(IOU_THRESHOLDS)), bool),
-        _joined([record.scores for record in records], (0,), np.float32),
-        _joined([record.classes for record in records], (0,), np.int32),
-        _joined([record.label_classes for record in records], (0,), np.int32),
+        _concatenate([record.correct for record in records], (0, len(IOU_THRESHOLDS)), bool),
+        _concatenate([record.scores for record in records], (0,), np.float32),
+        _concatenate([record.classes for record in records], (0,), np.int32),
+        _concatenate([record.label_classes for record in records], (0,), np.int32),
     )
 
 
-def overall(table: PrecisionRecall) -> dict[str, float]:
-    """Return the means over classes: precision, recall, map50, map50_95."""
+def mean_scores(table: PrecisionRecall) -> dict[str, float]:
+    """Average precision, recall, AP at IoU 0.5 and AP at IoU 0.5 to 0.95 over classes; 0 without any class."""
     return {
         "precision": _mean(table.precision),
         "recall": _mean(table.recall),
@@ -181,15 +202,23 @@ def overall(table: PrecisionRecall) -> dict[str, float]:
 
 
 def make_record(result: Results, labels: np.ndarray) -> ImageRecord:
-    """Return the record of one image. `labels` is (L, 6): image, class, cxcywh normalised to the network's input."""
+    """Match the detections of one image with its labels.
+
+    Args:
+        result: Post-processed detections.
+        labels: (N, 6) image index, class and cx, cy, w, h, the last four normalised by the network input size.
+
+    Raises:
+        ValueError: If the result has no boxes.
+    """
     if result.boxes is None or result.scores is None or result.classes is None:
-        raise ValueError(f"{result.info.path}: no boxes to evaluate; did post-processing run?")
+        raise ValueError(f"{result.info.path}: no boxes to evaluate; run post-processing first")
     geometry = result.info.geometry
     boxes = result.boxes.detach().float().cpu().numpy()
     classes = result.classes.cpu().numpy().astype(np.int32)
     label_classes = labels[:, 1].astype(np.int32)
     label_boxes = to_original(cxcywhn_to_xyxy(labels[:, 2:], geometry.network_hw), geometry)
-    overlap = pairwise_iou_numpy(label_boxes, boxes.astype(np.float64))
+    iou = pairwise_iou_numpy(label_boxes, boxes.astype(np.float64))
     return ImageRecord(
         index=result.info.index,
         path=result.info.path,
@@ -199,14 +228,13 @@ def make_record(result: Results, labels: np.ndarray) -> ImageRecord:
         classes=classes,
         label_boxes=label_boxes,
         label_classes=label_classes,
-        correct=match(overlap, label_classes[:, None] == classes[None]),
+        correct=match_detections(iou, label_classes[:, None] == classes[None]),
     )
 
 
-def _joined(arrays: list[np.ndarray], empty_shape: tuple[int, ...], dtype: type) -> np.ndarray:
+def _concatenate(arrays: list[np.ndarray], empty_shape: tuple[int, ...], dtype: type) -> np.ndarray:
     return np.concatenate(arrays) if arrays else np.zeros(empty_shape, dtype=dtype)
 
 
 def _mean(values: np.ndarray) -> float:
-    """Return the mean, zero of nothing."""
     return float(values.mean()) if values.size else 0.0

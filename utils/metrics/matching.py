@@ -1,4 +1,4 @@
-"""Which detections of one image count as correct, at ten overlap thresholds (behaviour.md 6.1)."""
+"""Matching of detections with labels in one image."""
 
 from __future__ import annotations
 
@@ -7,40 +7,53 @@ import numpy as np
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
-def match(overlap: np.ndarray, same_class: np.ndarray, thresholds: np.ndarray = IOU_THRESHOLDS) -> np.ndarray:
-    """Return (D, T) bool: detection d is correct at threshold t.
+def match_detections(iou: np.ndarray, same_class: np.ndarray, thresholds: np.ndarray = IOU_THRESHOLDS) -> np.ndarray:
+    """Decide which detections are true positives at each IoU threshold.
 
-    `overlap` and `same_class` are (L, D), labels by detections; detections come by falling score. At each threshold a
-    detection takes the label it overlaps most, and a label that several take goes to the most confident of them, not
-    to the one that overlaps it most.
+    Each detection is assigned to the label of its class with the highest IoU. If the IoU reaches the threshold and
+    several detections are assigned to one label, the one with the highest score, not the highest IoU, is correct.
+
+    Args:
+        iou: (N, D) IoU of N labels with D detections, which are in descending order of score.
+        same_class: (N, D) bool.
+        thresholds: (T,) IoU thresholds.
+
+    Returns:
+        (D, T) bool.
     """
-    labels, detections = overlap.shape
+    labels, detections = iou.shape
     correct = np.zeros((detections, len(thresholds)), dtype=bool)
     if not labels or not detections:
         return correct
-    allowed = np.where(same_class, overlap, -1.0)
-    # What a detection overlaps most does not depend on the threshold; whether it still takes part does.
-    best_label = allowed.argmax(axis=0)
-    best = allowed[best_label, np.arange(detections)]
+    candidates = np.where(same_class, iou, -1.0)
+    best_label = candidates.argmax(axis=0)
+    best_iou = candidates[best_label, np.arange(detections)]
     for column, threshold in enumerate(thresholds):
-        taking = np.flatnonzero(best >= threshold)
-        _, first = np.unique(best_label[taking], return_index=True)
-        correct[taking[first], column] = True
+        above = np.flatnonzero(best_iou >= threshold)
+        _, first = np.unique(best_label[above], return_index=True)  # the highest score per label
+        correct[above[first], column] = True
     return correct
 
 
-def pairs_by_overlap(overlap: np.ndarray, threshold: float) -> list[tuple[int, int]]:
-    """Return (label, detection) pairs above `threshold` where each is used once, the highest overlaps first.
+def match_one_to_one(iou: np.ndarray, threshold: float) -> list[tuple[int, int]]:
+    """Match labels and detections regardless of class, for the confusion matrix.
 
-    A detection takes the label it overlaps most, then a label keeps the detection that overlaps it most; what loses
-    there is not offered another (behaviour.md 6.3). `overlap` is (L, D).
+    Each detection is assigned to the label with the highest IoU, then each label keeps the detection with the highest
+    IoU. The other detections of a label stay unmatched.
+
+    Args:
+        iou: (N, D) IoU of N labels with D detections.
+        threshold: IoU that a pair must exceed.
+
+    Returns:
+        Pairs (label, detection) in descending order of IoU.
     """
-    if not overlap.size:
+    if not iou.size:
         return []
-    label_of = overlap.argmax(axis=0)
-    value = overlap[label_of, np.arange(overlap.shape[1])]
-    owners: dict[int, int] = {}
-    for detection in np.argsort(-value, kind="stable"):
-        if value[detection] > threshold:
-            owners.setdefault(int(label_of[detection]), int(detection))
-    return list(owners.items())
+    best_label = iou.argmax(axis=0)
+    best_iou = iou[best_label, np.arange(iou.shape[1])]
+    matches: dict[int, int] = {}
+    for detection in np.argsort(-best_iou, kind="stable"):
+        if best_iou[detection] > threshold:
+            matches.setdefault(int(best_label[detection]), int(detection))
+    return list(matches.items())

@@ -1,4 +1,4 @@
-"""The scores of the `segment` head: those of boxes, and the same with masks instead of boxes (behaviour.md 6.6)."""
+"""Evaluator of the `segment` head: the metrics of boxes, and the same with mask IoU instead of box IoU."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from utils.core.contracts import Batch, EvalSettings, HeadSpec, Results, Scores
 from utils.core.distributed import gather, is_main
 from utils.core.log import LOGGER
 from utils.metrics import EVALUATORS
-from utils.metrics.coco import coco_numbers, prediction_rows, truth_from_labels, write_predictions
-from utils.metrics.detect import DetectDetails, DetectEvaluator, ImageRecord, overall, table_of
-from utils.metrics.matching import match
-from utils.ops.masks import chunks, mask_in_original, mask_iou, run_lengths
+from utils.metrics.coco import coco_metrics, ground_truth_from_labels, prediction_rows, write_predictions
+from utils.metrics.detect import DetectDetails, DetectEvaluator, ImageRecord, evaluate_records, mean_scores
+from utils.metrics.matching import match_detections
+from utils.ops.masks import chunk_slices, encode_rle, mask_in_original, mask_iou
 
-_SCORES = ("P", "R", "mAP50", "mAP50-95")  # columns of the boxes' table that masks have, too
-COLUMNS = ("Images", "Instances", *(f"Box {name[-5:]}" for name in _SCORES), *(f"Mask {name[-5:]}" for name in _SCORES))
+_METRICS = ("P", "R", "mAP50", "mAP50-95")  # columns of the detection table that boxes and masks both have
+COLUMNS = (
+    "Images", "Instances", *(f"Box {name[-5:]}" for name in _METRICS), *(f"Mask {name[-5:]}" for name in _METRICS),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class MaskRecord:
-    """What is kept of one image's masks; run lengths, in the original image, only where a JSON is asked for."""
+    """Mask results of one image; run-length encodings in the original image only if a JSON file is written."""
 
     index: int
-    correct: np.ndarray  # (D, 10) bool
-    shapes: list[dict[str, Any]]  # D of them, or none
-    label_shapes: list[dict[str, Any]]  # L of them, or none
+    correct: np.ndarray  # (D, 10) bool, true positive at each of IOU_THRESHOLDS
+    rles: list[dict[str, Any]]  # of the D detections, or empty
+    label_rles: list[dict[str, Any]]  # of the N labels, or empty
 
 
 @dataclass(frozen=True)
 class SegmentDetails:
-    """What the plots draw, for boxes and for masks."""
+    """Data for plots, for boxes and for masks."""
 
     box: DetectDetails
     mask: DetectDetails
@@ -43,10 +45,15 @@ class SegmentDetails:
 
 @EVALUATORS.register("segment")
 class SegmentEvaluator:
-    """Scores boxes as the `detect` evaluator does, and masks by the same rules with the overlap of masks.
+    """Evaluator of boxes, as `DetectEvaluator`, and of masks by the same rules.
 
-    Masks are compared at the resolution of the prototypes, or, where results have `fine_masks`, of the network's input.
-    With `save_json`, masks in the original image are written as run lengths, and COCO's numbers for masks counted.
+    Masks are compared at the resolution of the prototypes or, if results have `fine_masks`, of the network input. With
+    `settings.save_json`, masks of the original size are written as run-length encodings and COCO's metrics for masks
+    are computed.
+
+    Args:
+        spec: Description of the head.
+        settings: Class names, annotations file and predictions file.
     """
 
     def __init__(self, spec: HeadSpec, settings: EvalSettings) -> None:
@@ -55,101 +62,134 @@ class SegmentEvaluator:
         self._masks: dict[int, MaskRecord] = {}
 
     def update(self, results: list[Results], batch: Batch) -> None:
-        """Keep what was found in each image of `batch`, and its labels."""
+        """Add the detections and labels of a batch.
+
+        Args:
+            results: Post-processed results, one per image.
+            batch: The batch they were computed from.
+        """
         self.boxes.update(results, batch)
         known = None if batch.boxes_known is None else batch.boxes_known.cpu().numpy()
-        for place, result in enumerate(results):
-            if known is None or known[place]:
-                self._masks[result.info.index] = self._record(result, batch, place)
+        for position, result in enumerate(results):
+            if known is None or known[position]:
+                self._masks[result.info.index] = self._make_record(result, batch, position)
 
-    def _record(self, result: Results, batch: Batch, place: int) -> MaskRecord:
+    def _make_record(self, result: Results, batch: Batch, position: int) -> MaskRecord:
         if result.masks is None or result.classes is None:
-            raise ValueError(f"{result.info.path}: no masks to evaluate; did post-processing run?")
-        mine = batch.boxes[:, 0] == place
-        labels = label_masks(batch, place)
-        classes = batch.boxes[mine, 1].cpu().numpy().astype(np.int32)
+            raise ValueError(f"{result.info.path}: no masks to evaluate; run post-processing first")
+        in_image = batch.boxes[:, 0] == position
+        labels = label_masks(batch, position)
+        classes = batch.boxes[in_image, 1].cpu().numpy().astype(np.int32)
         same_class = classes[:, None] == result.classes.cpu().numpy().astype(np.int32)[None]
-        correct = match(overlaps(labels, result).numpy().astype(np.float64), same_class)
+        correct = match_detections(mask_overlaps(labels, result).numpy().astype(np.float64), same_class)
         if self.settings.save_json is None or result.fine_masks is None:
             return MaskRecord(result.info.index, correct, [], [])
         fine, geometry = result.fine_masks, result.info.geometry
-        shapes = [run_lengths(fine.original(row)) for row in range(len(fine))]
-        truth = [run_lengths(mask_in_original(label.float().numpy(), geometry)) for label in labels]
-        return MaskRecord(result.info.index, correct, shapes, truth)
+        rles = [encode_rle(fine.original(row)) for row in range(len(fine))]
+        label_rles = [encode_rle(mask_in_original(label.float().numpy(), geometry)) for label in labels]
+        return MaskRecord(result.info.index, correct, rles, label_rles)
 
     def compute(self) -> Scores:
-        """Return the scores over all ranks' images; every rank gets the same. Writes predictions if asked to."""
+        """Compute the metrics over the images of all ranks; every rank returns the same.
+
+        Writes predictions in COCO format if `settings.save_json` is set.
+        """
         masks = {record.index: record for part in gather(list(self._masks.values())) for record in part}
-        records = self.boxes.gathered()
-        by_mask = [replace(record, correct=masks[record.index].correct) for record in records]
-        box, table = self.boxes.score(records), table_of(by_mask)
-        found = overall(table)
-        numbers = {f"mask_{name}": value for name, value in found.items()}
+        records = self.boxes.gather_records()
+        mask_records = [replace(record, correct=masks[record.index].correct) for record in records]
+        box, mask_table = self.boxes.score(records), evaluate_records(mask_records)
+        mask_means = mean_scores(mask_table)
+        metrics = {f"mask_{name}": value for name, value in mask_means.items()}
         for name, value in box.metrics.items():
-            numbers[name if name.startswith("coco/") else f"box_{name}"] = value
+            metrics[name if name.startswith("coco/") else f"box_{name}"] = value
         if self.settings.save_json is not None:
-            numbers |= self._coco(records, masks)
+            metrics |= self._coco_mask_metrics(records, masks)
         rows = []
-        for (name, first), (_, second) in zip(box.rows, self.boxes.rows(table, by_mask, found), strict=True):
-            scores = [first[column] for column in _SCORES] + [second[column] for column in _SCORES]
-            rows.append((name, dict(zip(COLUMNS, (first["Images"], first["Instances"], *scores), strict=True))))
-        per_mask = {int(label): float(row.mean()) for label, row in zip(table.classes, table.ap, strict=True)}
+        mask_rows = self.boxes.table_rows(mask_table, mask_records, mask_means)
+        for (name, box_row), (_, mask_row) in zip(box.rows, mask_rows, strict=True):
+            values = [box_row[column] for column in _METRICS] + [mask_row[column] for column in _METRICS]
+            rows.append((name, dict(zip(COLUMNS, (box_row["Images"], box_row["Instances"], *values), strict=True))))
+        mask_ap = {int(label): float(row.mean()) for label, row in zip(mask_table.classes, mask_table.ap, strict=True)}
         return Scores(
-            metrics=numbers,
+            metrics=metrics,
             columns=COLUMNS,
             rows=rows,
-            per_class={label: (value + per_mask[label]) / 2 for label, value in box.per_class.items()},
-            details=SegmentDetails(box.details, self.boxes.details(table, by_mask)),
+            per_class={label: (value + mask_ap[label]) / 2 for label, value in box.per_class.items()},
+            details=SegmentDetails(box.details, self.boxes.plot_details(mask_table, mask_records)),
         )
 
-    def _coco(self, records: list[ImageRecord], masks: dict[int, MaskRecord]) -> dict[str, float]:
-        """Write the predictions and return COCO's numbers for masks, none if the truth has no masks."""
-        shapes = {record.index: masks[record.index].shapes for record in records}
-        found = {record.index: (record.boxes, record.scores, record.classes) for record in records}
+    def _coco_mask_metrics(self, records: list[ImageRecord], masks: dict[int, MaskRecord]) -> dict[str, float]:
+        """Write the predictions and compute COCO's metrics for masks, empty if the ground truth has no masks."""
+        rles = {record.index: masks[record.index].rles for record in records}
+        detections = {record.index: (record.boxes, record.scores, record.classes) for record in records}
         if self.settings.annotations is not None:
-            truth = self.boxes.truth(records)
+            ground_truth = self.boxes.ground_truth(records)
         else:
-            truth = truth_from_labels(
+            ground_truth = ground_truth_from_labels(
                 self.boxes.names,
                 {record.index: (record.path, record.original_hw) for record in records},
                 {record.index: (record.label_boxes, record.label_classes) for record in records},
-                {record.index: masks[record.index].label_shapes for record in records},
+                {record.index: masks[record.index].label_rles for record in records},
             )
         if self.settings.save_json is not None and is_main():
-            write_predictions(self.settings.save_json, prediction_rows(truth, found, shapes))
-        if not all(one.get("segmentation") for one in truth.data.anns.values()):
+            write_predictions(self.settings.save_json, prediction_rows(ground_truth, detections, rles))
+        if not all(annotation.get("segmentation") for annotation in ground_truth.data.anns.values()):
             LOGGER.warning(
-                f"{self.settings.annotations}: holds objects without masks; COCO's numbers are of boxes only"
+                f"{self.settings.annotations}: some annotations have no segmentation; COCO's metrics are computed for "
+                "boxes only"
             )
             return {}
-        return {f"coco/segm/{name}": value for name, value in coco_numbers(truth, found, shapes).items()}
+        return {f"coco/segm/{name}": value for name, value in coco_metrics(ground_truth, detections, rles).items()}
 
 
-def label_masks(batch: Batch, place: int) -> Tensor:
-    """Return the (L, h, w) bool masks of the labels of one image, in the order of its boxes."""
-    mine = (batch.boxes[:, 0] == place).cpu()
+def label_masks(batch: Batch, position: int) -> Tensor:
+    """Return the labelled masks of one image of a batch.
+
+    Args:
+        batch: Batch with masks, either as (N, h, w) bool or as index maps.
+        position: Index of the image in the batch.
+
+    Returns:
+        (n, h, w) bool on the CPU, in the order of the boxes of the image.
+
+    Raises:
+        ValueError: If the batch has no masks.
+    """
+    in_image = (batch.boxes[:, 0] == position).cpu()
     if batch.masks is None:
-        raise ValueError("the batch has no masks; load it with LoadRequest.masks")
+        raise ValueError("the batch has no masks; load it with LoadRequest(masks=True)")
     masks = batch.masks.cpu()
     if masks.dtype == torch.bool:
-        return masks[mine]
-    return masks[place] == torch.arange(1, int(mine.sum()) + 1, dtype=masks.dtype)[:, None, None]
+        return masks[in_image]
+    return masks[position] == torch.arange(1, int(in_image.sum()) + 1, dtype=masks.dtype)[:, None, None]
 
 
-def overlaps(labels: Tensor, result: Results) -> Tensor:
-    """Return (L, D) overlaps of label masks with those found, at the resolution of the latter."""
+def mask_overlaps(labels: Tensor, result: Results) -> Tensor:
+    """Compute the IoU of labelled and predicted masks at the resolution of the predictions.
+
+    Args:
+        labels: (N, h, w) bool masks over the network input.
+        result: Results with D masks; `fine_masks` are used if present.
+
+    Returns:
+        (N, D) float32.
+
+    Raises:
+        ValueError: If the result has no masks.
+    """
     if result.masks is None:
-        raise ValueError(f"{result.info.path}: no masks to evaluate")
+        raise ValueError(f"{result.info.path}: no masks to evaluate; run post-processing first")
     if result.fine_masks is None:
         masks = result.masks
-        return mask_iou(_at(labels, (masks.shape[1], masks.shape[2])), masks)
+        return mask_iou(_resize_masks(labels, (masks.shape[1], masks.shape[2])), masks)
     height, width = result.info.geometry.network_hw
-    labels = _at(labels, (height, width))
-    parts = [mask_iou(labels, result.fine_masks.network(rows)) for rows in chunks(len(result.masks), height * width)]
+    labels = _resize_masks(labels, (height, width))
+    slices = chunk_slices(len(result.masks), height * width)
+    parts = [mask_iou(labels, result.fine_masks.network(rows)) for rows in slices]
     return torch.cat([torch.zeros((len(labels), 0)), *parts], dim=1)
 
 
-def _at(masks: Tensor, size_hw: tuple[int, int]) -> Tensor:
+def _resize_masks(masks: Tensor, size_hw: tuple[int, int]) -> Tensor:
     if masks.shape[1:] == size_hw or not len(masks):
         return masks if len(masks) else masks.new_zeros((0, *size_hw))
     return interpolate(masks[None].float(), size=size_hw, mode="bilinear", align_corners=False)[0] > 0.5

@@ -1,4 +1,4 @@
-"""The scores of the `semantic` head: overlap of every class with its labels, and the share of right pixels."""
+"""Evaluator of the `semantic` head: IoU and accuracy per class, mean IoU and pixel accuracy."""
 
 from __future__ import annotations
 
@@ -16,30 +16,40 @@ COLUMNS = ("Images", "Pixels", "IoU", "Accuracy")
 
 @dataclass(frozen=True)
 class SemanticDetails:
-    """What the plots draw."""
+    """Data for plots."""
 
     names: tuple[str, ...]  # of all C classes
-    confusion: np.ndarray  # (C, C) int64 pixels, [predicted, true]
-    iou: np.ndarray  # (C,) of each class, NaN for one that neither occurs nor was predicted
+    confusion: np.ndarray  # (C, C) int64 numbers of pixels, [predicted, true]
+    iou: np.ndarray  # (C,) IoU of each class, NaN if it occurs neither in labels nor in predictions
 
 
 @dataclass(frozen=True)
 class PixelCounts:
-    """Which pairs of classes one image has: (k,) true * C + predicted, and (k,) how many pixels."""
+    """Sparse confusion matrix of one image with k non-zero entries."""
 
-    pairs: np.ndarray
-    pixels: np.ndarray
+    pairs: np.ndarray  # (k,) true class * C + predicted class
+    pixels: np.ndarray  # (k,) number of pixels
 
 
 @EVALUATORS.register("semantic")
 class SemanticEvaluator:
-    """Counts pixels by true and predicted class, in integers: no order of images or ranks changes a number.
+    """Evaluator of semantic maps that counts pixels by true and predicted class.
 
-    An image seen twice counts once. Unlabelled pixels count nowhere, and neither do batches without pixel labels.
-    Numbers: `miou` is the mean over classes that occur in labels or predictions, `miou_absent_zero` counts the others
-    as 0 as multiyolov5 does (behaviour.md 12.7), `pixel_accuracy` is the share of labelled pixels that are right,
-    `fw_iou` weighs classes by their labelled pixels, and `iou/<name>` is one class's, if it occurs. With
-    `settings.absent_as_zero`, `miou` is `miou_absent_zero`. Without any labelled pixel all are 0.
+    Counts are integers, so metrics do not depend on the order of images or ranks. An image that occurs twice counts
+    once. Unlabelled pixels and batches without semantic maps are ignored.
+
+    Metrics, all 0 without any labelled pixel:
+
+    - `miou`: mean IoU over the classes that occur in labels or predictions; equals `miou_absent_zero` with
+      `settings.absent_as_zero`.
+    - `miou_absent_zero`: mean IoU over all classes, absent ones counted as 0, as in multiyolov5.
+    - `pixel_accuracy`: fraction of labelled pixels that are predicted correctly.
+    - `fw_iou`: frequency-weighted IoU, the mean of the classes' IoU weighted by their labelled pixels.
+    - `iou/<name>`: IoU of each class that occurs.
+
+    Args:
+        spec: Description of the head.
+        settings: Class names and the treatment of absent classes.
     """
 
     def __init__(self, spec: HeadSpec, settings: EvalSettings) -> None:
@@ -49,90 +59,105 @@ class SemanticEvaluator:
         self._counts: dict[int, PixelCounts] = {}
 
     def update(self, results: list[Results], batch: Batch) -> None:
-        """Count the pixels of each image of `batch`."""
+        """Count the pixels of a batch.
+
+        Args:
+            results: Post-processed results, one per image.
+            batch: The batch they were computed from.
+
+        Raises:
+            ValueError: If a result has no semantic map, or one of another size than the labels.
+            UserError: If labels contain a class that the head does not have.
+        """
         if batch.semantic is None:
             return
         labels = batch.semantic.cpu().numpy()
         for label, result in zip(labels, results, strict=True):
             if result.semantic is None:
-                raise ValueError(f"{result.info.path}: no classes of pixels to evaluate; did post-processing run?")
-            found = result.semantic.cpu().numpy()
-            if found.shape != label.shape:
-                raise ValueError(f"{result.info.path}: a map of {found.shape} pixels, labels of {label.shape}")
-            if (counts := self._count(label, found, result.info.path)) is not None:
+                raise ValueError(f"{result.info.path}: no semantic map to evaluate; run post-processing first")
+            predicted = result.semantic.cpu().numpy()
+            if predicted.shape != label.shape:
+                raise ValueError(
+                    f"{result.info.path}: expected a semantic map of {label.shape} pixels, got {predicted.shape}"
+                )
+            if (counts := self._count(label, predicted, result.info.path)) is not None:
                 self._counts[result.info.index] = counts
 
-    def _count(self, label: np.ndarray, found: np.ndarray, path: str) -> PixelCounts | None:
-        """Return the pairs of one image, None if nobody labelled a pixel."""
-        table = pixel_pairs(label, found)
+    def _count(self, label: np.ndarray, predicted: np.ndarray, path: str) -> PixelCounts | None:
+        """Count the pixels of one image; None if none is labelled."""
+        table = joint_histogram(label, predicted)
         table[IGNORED_PIXEL] = 0
-        seen = np.flatnonzero(table.any(axis=1))
-        if len(seen) and (wrong := int(seen[-1])) >= self.num_classes:
+        present = np.flatnonzero(table.any(axis=1))
+        if len(present) and (highest := int(present[-1])) >= self.num_classes:
             raise UserError(
-                f"{path}: its map of classes has pixels of class {wrong}, but there are {self.num_classes} classes "
-                f"(0 to {self.num_classes - 1}; {IGNORED_PIXEL}: no label)"
+                f"{path}: its semantic map contains class {highest}; expected classes 0 to {self.num_classes - 1}, or "
+                f"{IGNORED_PIXEL} for unlabelled pixels"
             )
-        kept = table[: self.num_classes, : self.num_classes].ravel()
-        pairs = np.flatnonzero(kept)
-        return PixelCounts(pairs.astype(np.int32), kept[pairs]) if len(pairs) else None
+        counts = table[: self.num_classes, : self.num_classes].ravel()
+        pairs = np.flatnonzero(counts)
+        return PixelCounts(pairs.astype(np.int32), counts[pairs]) if len(pairs) else None
 
     def compute(self) -> Scores:
-        """Return the scores over all ranks' images; every rank gets the same."""
+        """Compute the metrics over the images of all ranks; every rank returns the same."""
         merged = {index: counts for part in gather(self._counts) for index, counts in part.items()}
         confusion = np.zeros(self.num_classes**2, np.int64)  # [true, predicted]
-        showing = np.zeros(self.num_classes, np.int64)  # images whose labels show a class
+        image_counts = np.zeros(self.num_classes, np.int64)
         for counts in merged.values():
             confusion[counts.pairs] += counts.pixels
-            showing[np.unique(counts.pairs // self.num_classes)] += 1
-        return self.score(confusion.reshape(self.num_classes, -1), showing, len(merged))
+            image_counts[np.unique(counts.pairs // self.num_classes)] += 1
+        return self.score(confusion.reshape(self.num_classes, -1), image_counts, len(merged))
 
-    def score(self, confusion: np.ndarray, showing: np.ndarray, images: int) -> Scores:
-        """Return the scores of a (C, C) matrix [true, predicted] of pixels."""
-        right, labels, found = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-        union = labels + found - right
-        iou = np.where(union > 0, right / np.maximum(union, 1), np.nan)
+    def score(self, confusion: np.ndarray, image_counts: np.ndarray, images: int) -> Scores:
+        """Compute the metrics from pixel counts.
+
+        Args:
+            confusion: (C, C) numbers of pixels, [true, predicted].
+            image_counts: (C,) numbers of images whose labels contain each class.
+            images: Number of images.
+        """
+        correct, labelled, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+        union = labelled + predicted - correct
+        iou = np.where(union > 0, correct / np.maximum(union, 1), np.nan)
         known = ~np.isnan(iou)
-        numbers = {
-            "miou": float(iou[known].mean()) if known.any() else 0.0,
-            # what the peer adds to the union, 2e-16, is nothing beside one pixel
+        mean_iou = float(iou[known].mean()) if known.any() else 0.0
+        metrics = {
+            "miou": mean_iou,
             "miou_absent_zero": float(iou[known].sum() / self.num_classes),
-            "pixel_accuracy": float(right.sum() / max(labels.sum(), 1)),
-            "fw_iou": float((iou[known] * labels[known]).sum() / max(labels.sum(), 1)),
+            "pixel_accuracy": float(correct.sum() / max(labelled.sum(), 1)),
+            "fw_iou": float((iou[known] * labelled[known]).sum() / max(labelled.sum(), 1)),
         }
         if self.settings.absent_as_zero:
-            numbers["miou"] = numbers["miou_absent_zero"]
-        numbers |= {f"iou/{self.names[index]}": float(iou[index]) for index in np.flatnonzero(known)}
-        rows = [("all", self._row(images, int(labels.sum()), numbers["miou"], numbers["pixel_accuracy"]))]
-        for index in np.flatnonzero(labels):
-            share = float(right[index] / labels[index])
-            row = self._row(int(showing[index]), int(labels[index]), float(iou[index]), share)
+            metrics["miou"] = metrics["miou_absent_zero"]
+        metrics |= {f"iou/{self.names[index]}": float(iou[index]) for index in np.flatnonzero(known)}
+        rows = [("all", _table_row(images, int(labelled.sum()), metrics["miou"], metrics["pixel_accuracy"]))]
+        for index in np.flatnonzero(labelled):
+            accuracy = float(correct[index] / labelled[index])
+            row = _table_row(int(image_counts[index]), int(labelled[index]), float(iou[index]), accuracy)
             rows.append((self.names[index], row))
         return Scores(
-            metrics=numbers,
+            metrics=metrics,
             columns=COLUMNS,
             rows=rows,
-            per_class={int(index): float(iou[index]) for index in np.flatnonzero(labels)},
-            note=_remark(numbers, float(iou[known].mean()) if known.any() else 0.0),
+            per_class={int(index): float(iou[index]) for index in np.flatnonzero(labelled)},
+            note=(
+                f"mean IoU {mean_iou:.4f}, {metrics['miou_absent_zero']:.4f} with absent classes counted as 0; "
+                f"frequency-weighted IoU {metrics['fw_iou']:.4f}"
+            ),
             details=SemanticDetails(self.names, np.ascontiguousarray(confusion.T), iou),
         )
 
-    @staticmethod
-    def _row(images: int, pixels: int, iou: float, accuracy: float) -> dict[str, float]:
-        return dict(zip(COLUMNS, (images, pixels, iou, accuracy), strict=True))
+
+def _table_row(images: int, pixels: int, iou: float, accuracy: float) -> dict[str, float]:
+    return dict(zip(COLUMNS, (images, pixels, iou, accuracy), strict=True))
 
 
-def _remark(numbers: dict[str, float], without_absent: float) -> str:
-    """Return the line below the table: both ways to average, and what the table has no column for."""
-    absent_zero, weighted = numbers["miou_absent_zero"], numbers["fw_iou"]
-    return (
-        f"mean IoU {without_absent:.4f}, with classes that occur nowhere as 0 {absent_zero:.4f}; "
-        f"weighted by pixels {weighted:.4f}"
-    )
+def joint_histogram(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Count the pixels with each pair of values in two uint8 maps of equal shape.
 
-
-def pixel_pairs(label: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Return (256, 256) int64: how many pixels of two uint8 maps have each pair of values, [first, second]."""
-    pairs = label.astype(np.uint16)
+    Returns:
+        (256, 256) int64, indexed by [first, second].
+    """
+    pairs = first.astype(np.uint16)
     pairs <<= 8
-    pairs |= found
+    pairs |= second
     return np.bincount(pairs.ravel(), minlength=2**16).astype(np.int64).reshape(256, 256)

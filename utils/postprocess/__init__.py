@@ -1,4 +1,4 @@
-"""One post-processing per file, found by name."""
+"""Post-processing: one file per head, found by the name of the head in `POSTPROCESS`."""
 
 from utils.core.contracts import PostProcess
 from utils.core.registry import Registry

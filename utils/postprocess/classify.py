@@ -1,4 +1,4 @@
-"""Class probabilities of whole images."""
+"""Post-processing of the `classify` head: class probabilities of each image."""
 
 from __future__ import annotations
 
@@ -8,15 +8,27 @@ from utils.postprocess import POSTPROCESS
 
 @POSTPROCESS.register("classify")
 class ClassifyPostProcess:
-    """Hands each image its row of probabilities."""
+    """Assignment of class probabilities to the results.
+
+    Args:
+        spec: Description of the head.
+        settings: Ignored.
+    """
 
     def __init__(self, spec: HeadSpec, settings: EvalSettings) -> None:
         self.spec, self.settings = spec, settings
 
     def __call__(self, decoded: Decoded, results: list[Results]) -> None:
-        """Fill `probabilities` (C,) of `results`, one per image."""
+        """Set `probabilities` of each result.
+
+        Args:
+            decoded: `probabilities` (B, C).
+            results: One per image, changed in place.
+        """
         probabilities = decoded["probabilities"]
         if len(probabilities) != len(results):
-            raise ValueError(f"{len(probabilities)} images were predicted, {len(results)} results are to be filled")
+            raise ValueError(
+                f"expected one result per image, got {len(probabilities)} images and {len(results)} results"
+            )
         for row, result in zip(probabilities, results, strict=True):
             result.probabilities = row

@@ -1,4 +1,4 @@
-"""From decoded predictions of the `detect` head to boxes in the original image."""
+"""Post-processing of the `detect` head: NMS, then boxes in pixels of the original image."""
 
 from __future__ import annotations
 
@@ -6,32 +6,48 @@ from torch import Tensor
 
 from utils.core.contracts import Decoded, EvalSettings, HeadSpec, Results
 from utils.ops.boxes import to_original
-from utils.ops.nms import suppress
+from utils.ops.nms import batched_nms
 from utils.postprocess import POSTPROCESS
 
 
 @POSTPROCESS.register("detect")
 class DetectPostProcess:
-    """Suppress, map back and clip. Reads `decoded["predictions"]`, (B, N, 5 + C) in pixels of the network's input."""
+    """Non-maximum suppression, followed by scaling and clipping to the original image.
+
+    Args:
+        spec: Description of the head.
+        settings: Thresholds and limits of NMS.
+    """
 
     def __init__(self, spec: HeadSpec, settings: EvalSettings) -> None:
         self.spec, self.settings = spec, settings
 
     def __call__(self, decoded: Decoded, results: list[Results]) -> None:
-        """Fill boxes, scores, classes and candidates_cut of `results`, one per image."""
+        """Set `boxes`, `scores`, `classes` and `candidates_cut` of each result.
+
+        Args:
+            decoded: `predictions` (B, N, 5 + C): cx, cy, w, h in pixels of the network input, objectness, classes.
+            results: One per image, changed in place.
+        """
         predictions = decoded["predictions"]
         if len(predictions) != len(results):
-            raise ValueError(f"{len(predictions)} images were predicted, {len(results)} results are to be filled")
-        kept = suppress(predictions, self.spec.num_classes, self.settings)
-        for rows, cut, result in zip(kept.rows, kept.cut, results, strict=True):
-            fill_boxes(result, rows, cut)
-            if self.settings.single_class and result.classes is not None:
-                result.classes.zero_()
+            raise ValueError(f"expected one result per image, got {len(predictions)} images and {len(results)} results")
+        detections = batched_nms(predictions, self.spec.num_classes, self.settings)
+        for rows, truncated, result in zip(detections.rows, detections.truncated, results, strict=True):
+            fill_boxes(result, rows, truncated, self.settings.single_class)
 
 
-def fill_boxes(result: Results, rows: Tensor, cut: bool) -> None:
-    """Put (n, 6 or more) rows of x1, y1, x2, y2, score, class in network pixels into `result`."""
+def fill_boxes(result: Results, rows: Tensor, truncated: bool, single_class: bool) -> None:
+    """Convert the detections of one image to its result.
+
+    Args:
+        result: Result to change in place.
+        rows: (n, 6 or more) x1, y1, x2, y2 in pixels of the network input, score, class.
+        truncated: Whether there were more candidates than NMS considers.
+        single_class: Whether all detections count as class 0.
+    """
     result.boxes = to_original(rows[:, :4], result.info.geometry)
     result.scores = rows[:, 4]
-    result.classes = rows[:, 5].long()
-    result.candidates_cut = cut
+    classes = rows[:, 5].long()
+    result.classes = classes.zero_() if single_class else classes
+    result.candidates_cut = truncated

@@ -1,4 +1,4 @@
-"""From decoded scores of the `semantic` head to the class of every pixel of the original image."""
+"""Post-processing of the `semantic` head: the semantic map of the original image."""
 
 from __future__ import annotations
 
@@ -9,23 +9,33 @@ from utils.postprocess import POSTPROCESS
 
 @POSTPROCESS.register("semantic")
 class SemanticPostProcess:
-    """Look the scores up at every pixel of the original and take the best class.
+    """Interpolate logits at the pixels of the original image and take the arg-max.
 
-    Reads `decoded["logits"]`, (B, C, h, w), which cover the network's input corner on corner. No threshold matters, and
-    `settings.classes` does not: every pixel gets the class that wins there. The scores are interpolated once, from the
-    head's own resolution; multiyolov5 enlarges them to the network's size first and then again (behaviour.md 12.7).
+    Confidence threshold and `settings.classes` have no effect. Logits are interpolated once, directly from the
+    resolution of the head, where multiyolov5 resizes them to the network input and then to the original image.
+
+    Args:
+        spec: Description of the head.
+        settings: Ignored.
     """
 
     def __init__(self, spec: HeadSpec, settings: EvalSettings) -> None:
         self.spec, self.settings = spec, settings
 
     def __call__(self, decoded: Decoded, results: list[Results]) -> None:
-        """Fill `semantic` of `results`, one per image."""
+        """Set `semantic` of each result.
+
+        Args:
+            decoded: `logits` (B, C, h, w), whose corners are aligned with those of the network input.
+            results: One per image, changed in place.
+        """
         logits = decoded["logits"]
         if len(logits) != len(results):
-            raise ValueError(f"{len(logits)} images were predicted, {len(results)} results are to be filled")
+            raise ValueError(f"expected one result per image, got {len(logits)} images and {len(results)} results")
         if logits.shape[1] != self.spec.num_classes:
-            raise ValueError(f"scores of {logits.shape[1]} classes, the head has {self.spec.num_classes}")
+            raise ValueError(
+                f"head {self.spec.name!r}: expected logits of {self.spec.num_classes} classes, got {logits.shape[1]}"
+            )
         map_hw = (logits.shape[2], logits.shape[3])
         for scores, result in zip(logits, results, strict=True):
             result.semantic = class_map(scores, *original_grid(result.info.geometry, map_hw))

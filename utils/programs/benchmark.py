@@ -144,11 +144,11 @@ def _measure(
     """Time every runner on the same images, in turns; the first runs of each do not count."""
     import torch
 
-    from utils.core.timing import in_turns
+    from utils.core.timing import time_alternately
 
     images = torch.randint(0, 256, (options.batch_size, 3, size, size), dtype=torch.uint8)
     actions = {name: partial(runner.run, images) for name, runner in runners.items()}
-    seconds = in_turns(actions, options.runs, target=device, twice=True)
+    seconds = time_alternately(actions, options.runs, target=device, twice=True)
     for row in rows:
         if times := seconds.get(row.format):
             row.milliseconds = 1000 * statistics.median(times) / options.batch_size

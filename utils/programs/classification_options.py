@@ -1,8 +1,9 @@
-"""The options of the classification scripts, and how they become what the other programs use."""
+"""Options of the classification scripts, and their translation to those of the other scripts."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,18 @@ from utils.core.train_options import (
     add_schedule,
     add_slimming,
 )
+from utils.programs.val import DEFAULT_WEIGHTS, add_workers
 
 CHECKPOINTS = {".pt", ".pth", ".safetensors"}
-_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def class_training_parser(description: str | None) -> argparse.ArgumentParser:
-    """Create the parser of a program that trains classifiers."""
+    """Create the parser of a script that trains classifiers.
+
+    Args:
+        description: Module docstring of the script.
+    """
     parser = new_parser(description)
     _add_model(parser.add_argument_group("model"))
     group = parser.add_argument_group("data")
@@ -82,51 +88,66 @@ def _add_optimisation(group: Options) -> None:
     add_patience(group)
 
 
-def class_training_options(chosen: dict[str, Any]) -> dict[str, Any]:
-    """Return the `chosen` options with --model and --pretrained put as --weights, --cfg and a yes or no."""
-    options = {name: value for name, value in chosen.items() if name not in ("model", "pretrained")}
-    model = str(chosen.get("model") or "").strip()
-    pretrained = str(chosen.get("pretrained", "True")).strip()
+def class_training_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate --model and --pretrained into --weights, --cfg and a boolean.
+
+    Raises:
+        UserError: If options contradict each other.
+    """
+    result = {name: value for name, value in options.items() if name not in ("model", "pretrained")}
+    model = str(options.get("model") or "").strip()
+    pretrained = str(options.get("pretrained", "True")).strip()
     if model:
         name = "weights" if Path(model).suffix in CHECKPOINTS else "cfg"
-        if str(options.get(name) or "").strip():
-            raise UserError(f"--model {model} and --{name} {options[name]}: give one of them")
-        options[name] = model
-    if pretrained.lower() in _WORDS:
-        return options | {"pretrained": _WORDS[pretrained.lower()]}
+        if str(result.get(name) or "").strip():
+            raise UserError(f"--model {model} and --{name} {result[name]}: exclude each other; give one of them")
+        result[name] = model
+    if pretrained.lower() in _BOOLEANS:
+        return result | {"pretrained": _BOOLEANS[pretrained.lower()]}
     if Path(pretrained).suffix not in CHECKPOINTS:
-        raise UserError(
-            f"--pretrained {pretrained}: True, False or a file of weights ({' '.join(sorted(CHECKPOINTS))})"
-        )
-    if str(options.get("weights") or "").strip():
-        raise UserError(f"--pretrained {pretrained}: the weights come from {options['weights']} already")
-    return options | {"weights": pretrained}
+        suffixes = " ".join(sorted(CHECKPOINTS))
+        raise UserError(f"--pretrained {pretrained}: must be True, False or a file of weights ({suffixes})")
+    if str(result.get("weights") or "").strip():
+        raise UserError(f"--pretrained {pretrained}: excludes --weights {result['weights']}; give one of them")
+    return result | {"weights": pretrained}
 
 
-def class_scoring_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return the options of a script that scores classifiers (cli.md 2.11)."""
+def class_val_parser(description: str | None) -> argparse.ArgumentParser:
+    """Create the parser of a script that validates classifiers.
+
+    Args:
+        description: Module docstring of the script.
+    """
     parser = new_parser(description)
-    add = parser.add_argument
-    add(
-        "--weights", nargs="+", default=[], help="checkpoints; several form an ensemble; none: the newest run's best.pt"
-    )
-    add("--data", default="", help="folder with val/<class>, or a data-set YAML; empty: the checkpoint's own")
-    add("--batch-size", type=int, default=128, help="images per step in each process")
-    add_image_size(parser, [], "image size in pixels; empty: the one the checkpoint was trained with, else 224")
-    add("--task", choices=["train", "val", "test"], default="val", help="the split to score")
-    add("--verbose", nargs="?", type=yes_or_no, const=True, default=True, help="print the accuracy of every class")
-    add("--augment", action="store_true", help="average over the image and its mirror image")
-    add_runtime(parser, "half precision (GPUs)")
-    add("--workers", type=int, default=8, help="data-loading processes per process, at most one a core")
-    add("--noplots", action="store_true", help="draw no pictures")
-    add_device(parser)
-    add_run_folder(parser, "runs/val-cls")
-    add_download(parser)
+    group = parser.add_argument_group("model")
+    text = f"checkpoint; several form an ensemble ({DEFAULT_WEIGHTS})"
+    group.add_argument("--weights", nargs="+", default=[], metavar="FILE", help=text)
+    add_image_size(group, [], "inference size in pixels (default: from the checkpoint, else 224)")
+    add_flag(group, "--augment", "average over the image and its mirror image")
+    add_runtime(group, "use half precision on GPUs")
+    group = parser.add_argument_group("data")
+    text = "folder with val/<class>, or data-set YAML (default: from the checkpoint)"
+    group.add_argument("--data", default="", metavar="PATH", help=text)
+    group.add_argument("--task", choices=["train", "val", "test"], default="val", help="split to validate")
+    group.add_argument("--batch-size", type=int, default=128, metavar="N", help="images per batch and process")
+    add_download(group)
+    group = parser.add_argument_group("output")
+    add_run_folder(group, "runs/val-cls")
+    text = "print the accuracy of every class; False: of all classes only"
+    group.add_argument("--verbose", nargs="?", type=parse_boolean, const=True, default=True, metavar="BOOL", help=text)
+    add_flag(group, "--noplots", "draw no plots")
+    group = parser.add_argument_group("hardware")
+    add_device(group)
+    add_workers(group)
     return parser
 
 
-def yes_or_no(text: str) -> bool:
-    """Return what a word like True or no means; any other raises ValueError."""
-    if text.lower() not in _WORDS:
+def parse_boolean(text: str) -> bool:
+    """Parse a word such as True or no.
+
+    Raises:
+        ValueError: If it is neither true nor false.
+    """
+    if text.lower() not in _BOOLEANS:
         raise ValueError(text)
-    return _WORDS[text.lower()]
+    return _BOOLEANS[text.lower()]

@@ -261,7 +261,7 @@ def _export(
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{subject.stem[:40]}.", dir=folder))
     except OSError as error:
-        raise UserError(f"{folder}: cannot write there ({error.strerror}); give --output a folder") from error
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); give --output a folder") from error
     try:
         ending = ".mlmodel" if name == "coreml" and options.mlmodel else backend.ending
         path = temporary / f"{subject.stem}{ending}"

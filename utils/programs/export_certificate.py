@@ -28,14 +28,14 @@ from utils.core.files import write_text
 from utils.core.hyp import Hyp
 from utils.core.load_request import LoadRequest, SemanticRequest
 from utils.core.log import LOGGER, progress
-from utils.datasets.generators import ensure
-from utils.datasets.generators.shapes import Settings, image_scene
+from utils.datasets.generators import ensure_generated
+from utils.datasets.generators.shapes import ShapesSettings, image_scene
 from utils.datasets.sources.frame_sources import open_source
 from utils.engine.evaluate import evaluate
 from utils.engine.parity import Limits, Looking, compare
-from utils.ops.crop import centre_square
+from utils.ops.crop import centre_crop
 from utils.ops.letterbox import letterbox
-from utils.tasks.task_selection import task_of_heads
+from utils.tasks.task_selection import select_task_by_heads
 
 _ANY = float("inf")
 LIMITS = {
@@ -122,7 +122,7 @@ class Certifier:
         return load_data(self.data_text)
 
     def _split(self, split: str) -> Iterator[np.ndarray]:
-        ensure(self.data)
+        ensure_generated(self.data)
         data = self.data
         found = (data.split if data.splits else data.semantic_split)(split)
         places = [one for place in found for one in _folders(place)] if data.format == "folders" else found
@@ -168,7 +168,7 @@ def accuracy(runner: Runner, data: DataConfig, size: int, batch: int = 16, squar
     Of each head the one that counts most, if the data has labels for it. Images are squares where the runner takes
     nothing else, or if `square`; else rectangles with little border.
     """
-    task = task_of_heads(runner.specs)
+    task = select_task_by_heads(runner.specs)
     fixed = (size, size) if square else runner.fixed_hw
     rect = fixed is None
     request = LoadRequest(
@@ -218,7 +218,7 @@ def _fitted(picture: np.ndarray, about: Description, step: int | None = None) ->
     Networks that look at the middle of pictures get that.
     """
     if all(spec.fit == "centre" for spec in about.specs.values()):
-        boxed, _ = centre_square(picture, about.image_hw)
+        boxed, _ = centre_crop(picture, about.image_hw)
     else:
         boxed, _ = letterbox(picture, about.image_hw, auto=step is not None, stride=step or 32)
     return torch.from_numpy(np.ascontiguousarray(boxed[:, :, ::-1].transpose(2, 0, 1)))[None]
@@ -226,6 +226,6 @@ def _fitted(picture: np.ndarray, about: Description, step: int | None = None) ->
 
 def _generated(count: int) -> list[np.ndarray]:
     """Return pictures of shapes, for machines without images."""
-    settings = Settings(train=1, val=count, size=320)
+    settings = ShapesSettings(train=1, val=count, size=320)
     scenes = [image_scene(settings, SHAPES, "val", index) for index in range(count)]
-    return [cv2.cvtColor(scene.picture, cv2.COLOR_RGB2BGR) for scene in scenes]
+    return [cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR) for scene in scenes]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.core.cli import add_device, add_download, add_image_size, add_run_folder, add_runtime, new_parser
 from utils.core.errors import UserError
-from utils.core.files import drop_if_empty, run_folder
+from utils.core.files import remove_if_empty, run_folder
 from utils.core.log import LOGGER
 from utils.programs.semantic_options import (
     add_pixels,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # what needs torch is imported after parsing, so that --help 
 
     from utils.core.contracts import FrameSource, Results, Runner, Sink
     from utils.engine.predict import PredictReport, PredictSettings
-    from utils.plots.semantic_overlay import SemanticLook
+    from utils.plots.semantic_overlay import SemanticStyle
 
 
 def prediction_parser(description: str | None, masks: bool = False, **defaults: Any) -> argparse.ArgumentParser:
@@ -181,7 +181,7 @@ def _predict(options: argparse.Namespace, runs: str, settings: PredictSettings, 
         report = predict(runner, source, settings, sinks, draw, device)
     finally:
         if folder is not None:
-            drop_if_empty(folder)  # nothing could be read
+            remove_if_empty(folder)  # nothing could be read
     _tell(report)
     if options.update:
         strip_weights(opened.paths)
@@ -210,17 +210,17 @@ def _source(options: argparse.Namespace, data_yaml: str) -> FrameSource:
     if options.source:
         return open_source(options.source, options.vid_stride)
     from utils.core.data_config import load_data
-    from utils.datasets.generators import ensure
+    from utils.datasets.generators import ensure_generated
 
     data = load_data(data_yaml)
-    ensure(data)
+    ensure_generated(data)
     place = data.split("val")[0]
     LOGGER.info(f"no --source: validation images of {data.source}, {place}")
     return open_source(str(place / "*" / "*") if data.format == "folders" else str(place), options.vid_stride)
 
 
 def _sinks(
-    options: argparse.Namespace, runner: Runner, needs: str, look: SemanticLook
+    options: argparse.Namespace, runner: Runner, needs: str, look: SemanticStyle
 ) -> tuple[Path | None, list[Sink]]:
     """Return the run folder, if anything is written, and where predictions go."""
     if needs == "classes" or set(runner.specs) == {"classify"}:
@@ -229,12 +229,12 @@ def _sinks(
     from functools import partial
 
     from utils.plots.prediction_sinks import JoinSink, PictureSink, VideoSink, WindowSink
-    from utils.plots.semantic_overlay import coloured
+    from utils.plots.semantic_overlay import colourize
 
     pixels = "semantic" in runner.specs
     sinks: list[Sink] = []
     if options.view_img:
-        sinks.append(WindowSink(partial(coloured, look=look) if pixels else None))
+        sinks.append(WindowSink(partial(colourize, look=look) if pixels else None))
     boxes = any(spec.strides for spec in runner.specs.values())
     wanted = [not options.nosave, options.visualize, options.save_mask, options.submit, options.save_as_video]
     wanted += [boxes and wish for wish in (options.save_txt, options.save_crop, options.save_csv)]

@@ -1,60 +1,89 @@
-"""What the training scripts share: how their options become a training."""
+"""Options and entry point of the training scripts."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from utils.core.contracts import Logger
 from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
-from utils.core.files import ROOT
 from utils.core.log import LOGGER
+from utils.core.registry import registered_names
 from utils.core.train_options import format_origins, resolve_training, training_parser
-from utils.datasets.fetch.dataset_download import provide
-from utils.programs.classification_options import class_training_parser
+from utils.core.train_settings import TrainSettings
+from utils.datasets.fetch.dataset_download import resolve_dataset
+from utils.programs.classification_options import class_training_options, class_training_parser
 
-TASKS = ("detect", "segment", "classify", "semantic")  # by the names of their records in utils/tasks
+TASKS = tuple(registered_names("utils.tasks"))
 
 
 def task_parser(task: str, description: str | None) -> argparse.ArgumentParser:
-    """Return the options of a script that trains `task`."""
+    """Create the parser of a script that trains `task`.
+
+    Args:
+        task: One of `TASKS`.
+        description: Module docstring of the script.
+    """
     if task == "classify":
         return class_training_parser(description)
     if task != "segment":
         return training_parser(description)
     parser = training_parser(description, project="runs/train-seg")
-    group = parser.add_argument_group("masks")
-    group.add_argument("--mask-ratio", type=int, default=4, help="the labels' masks are this many times smaller")
-    group.add_argument("--no-overlap", action="store_true", help="a mask per object instead of one map per image")
+    add = parser.add_argument_group("masks").add_argument
+    add("--mask-ratio", type=int, default=4, metavar="N", help="input size divided by the size of training masks")
+    add("--no-overlap", action="store_true", help="store one mask per object instead of one index map per image")
     return parser
 
 
 def train_task(
-    task: str, parser: argparse.ArgumentParser, chosen: dict[str, Any], loggers: Sequence[Logger] = ()
+    task: str, parser: argparse.ArgumentParser, options: Mapping[str, Any], loggers: Sequence[Logger] = ()
 ) -> dict[str, float]:
-    """Train with the options `chosen` by name, the others as the data set recommends or `parser` has them.
+    """Train a network.
 
-    `loggers` are told beside those of --log.
+    Args:
+        task: One of `TASKS`.
+        parser: Parser of the script, for the defaults.
+        options: Explicit options by name; they override the recommendations of the data set, and these the defaults.
+        loggers: Loggers beside those of `--log`.
+
+    Returns:
+        Metrics of the best checkpoint by name.
     """
-    data = provide(str(chosen.get("data", parser.get_default("data"))), bool(chosen.get("download")))
-    settings, origin = resolve_training(parser, chosen, recommended_for(task, data), data.source)
+    settings, origin = resolve_settings(task, parser, options)
     if not settings.resume:
         LOGGER.info(format_origins(settings, origin))
 
-    from utils.engine.fit import fit  # torch is loaded here, so that --help answers at once
-    from utils.tasks.task_selection import task_for
+    from utils.engine.fit import fit  # loads torch, which --help does not need
+    from utils.tasks.task_selection import select_training_task
 
-    return fit(partial(task_for, task, settings), settings, loggers)
+    return fit(partial(select_training_task, task, settings.fitness), settings, loggers)
+
+
+def resolve_settings(
+    task: str, parser: argparse.ArgumentParser, options: Mapping[str, Any]
+) -> tuple[TrainSettings, dict[str, str]]:
+    """Merge explicit options, recommendations of the data set and defaults; download the data set if asked for.
+
+    Returns:
+        The settings, and where each value comes from by name.
+    """
+    explicit = class_training_options(options) if task == "classify" else dict(options)
+    data = resolve_dataset(str(explicit.get("data", parser.get_default("data"))), bool(explicit.get("download")))
+    return resolve_training(parser, explicit, recommended_for(task, data), data.source)
 
 
 def recommended_for(task: str, data: DataConfig) -> dict[str, Any]:
-    """Return the options that the data set recommends: those for all tasks, over them the table of this one."""
+    """Read the options that a data set recommends: those for all tasks, overridden by the table of this task.
+
+    Raises:
+        UserError: If there is a table for an unknown task.
+    """
     tables = {name: value for name, value in data.defaults.items() if isinstance(value, dict)}
     for name in tables:
-        if not (ROOT / "utils" / "tasks" / f"{name}.py").is_file():
-            raise UserError(f"{data.source}: `defaults:` has the unknown key {name!r}")
+        if name not in TASKS:
+            raise UserError(f"{data.source}: `defaults:` has the unknown key {name!r}; use one of {', '.join(TASKS)}")
     general = {name: value for name, value in data.defaults.items() if name not in tables}
     return general | tables.get(task, {})

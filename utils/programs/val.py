@@ -1,15 +1,18 @@
-"""What the validation scripts share: their options, and how they become a scoring."""
+"""Options and entry point of the validation scripts."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from utils.core.cli import (
+    Options,
     add_device,
     add_download,
+    add_flag,
     add_image_size,
     add_run_folder,
     add_runtime,
@@ -17,80 +20,113 @@ from utils.core.cli import (
     to_namespace,
 )
 from utils.core.train_options import add_semantic_size
-from utils.core.train_settings import ScoreSettings
-from utils.datasets.fetch.dataset_download import provide
+from utils.core.val_settings import ValSettings
+from utils.datasets.fetch.dataset_download import resolve_dataset
+
+DEFAULT_WEIGHTS = "default: best.pt of the newest run"
 
 
-def scoring_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
-    """Return the options that every validation script has; `defaults` replaces their defaults."""
+def val_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """Create the parser of a script that validates networks with boxes.
+
+    Args:
+        description: Module docstring of the script.
+        **defaults: Defaults that differ from `ValSettings`.
+    """
     parser = new_parser(description)
-    add = parser.add_argument
-    add(
-        "--weights", nargs="+", default=[], help="checkpoints; several form an ensemble; none: the newest run's best.pt"
-    )
-    add("--data", default="", help="data-set YAML; empty: the one the checkpoint was trained on")
-    add("--batch-size", type=int, default=32, help="images per step in each process")
-    add_image_size(parser, [], "image size in pixels; empty: the one the checkpoint was trained with, else 640")
-    add("--conf-thres", type=float, default=0.001, help="least confidence of a detection")
-    add("--iou-thres", type=float, default=0.6, help="IoU above which suppression drops the lesser box")
-    add("--max-det", type=int, default=300, help="most detections per image")
-    add(
-        "--task",
-        choices=["train", "val", "test", "speed", "study"],
-        default="val",
-        help="the split to score, or a mode",
-    )
-    add("--single-cls", action="store_true", help="treat all objects as one class")
-    add("--augment", action="store_true", help="test-time augmentation: three scales, one flip")
-    add("--verbose", action="store_true", default=None, help="print every class also when there are many")
-    add("--save-txt", action="store_true", help="write one label file per image")
-    add(
-        "--save-hybrid",
-        action="store_true",
-        help="write labels and detections joined (raises the scores); for labelling",
-    )
-    add("--save-conf", action="store_true", help="add the confidence to the label files")
-    add("--save-json", action="store_true", help="write COCO-format predictions")
-    add("--annotations", default="", help="COCO JSON to score against; empty: the data YAML's, else the labels")
-    add_runtime(parser, "half precision (GPUs)")
-    add("--workers", type=int, default=8, help="data-loading processes per process, at most one a core")
-    add("--noplots", action="store_true", help="draw no pictures")
-    _add_semantic(parser)
-    add("--allow-label-faults", action="store_true", help="go on when more than 1 %% of the label files are faulty")
-    add_device(parser)
-    add_run_folder(parser, "runs/val")
-    add_download(parser, "official weights, and data that the YAML has addresses of,")
+    group = parser.add_argument_group("model")
+    text = f"checkpoint or exported file; several form an ensemble ({DEFAULT_WEIGHTS})"
+    group.add_argument("--weights", nargs="+", default=[], metavar="FILE", help=text)
+    add_image_size(group, [], "inference size in pixels (default: from the checkpoint, else 640)")
+    add_flag(group, "--augment", "test-time augmentation: three scales, one of them flipped")
+    add_runtime(group, "use half precision on GPUs")
+    _add_data(parser.add_argument_group("data"))
+    _add_evaluation(parser.add_argument_group("evaluation"))
+    _add_semantic(parser.add_argument_group("semantic segmentation"))
+    _add_output(parser.add_argument_group("output"))
+    group = parser.add_argument_group("hardware")
+    add_device(group)
+    add_workers(group)
     parser.set_defaults(**defaults)
     return parser
 
 
-def _add_semantic(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("classes of pixels").add_argument
-    add("--segdata", default="", help="data-set YAML or folder whose pixel labels are taken instead of those of --data")
-    add_semantic_size(parser)
-    add("--seg-scales", nargs="+", type=float, default=[], help="average over these sizes, as factors (0.75 1 1.25)")
-    add("--seg-flip", action="store_true", help="average with the mirrored image")
-    add("--seg-window", type=int, default=0, metavar="PX", help="slide a window of this size over the image; 0: whole")
-    add("--absent-as-zero", action="store_true", help="classes that occur nowhere count as 0 in the mean IoU")
+def add_workers(group: Options) -> None:
+    """Add --workers."""
+    text = "data-loading processes per rank, at most one per CPU core"
+    group.add_argument("--workers", type=int, default=8, metavar="N", help=text)
 
 
-def score_task(task: str, parser: argparse.ArgumentParser, chosen: dict[str, Any], runs: str) -> dict[str, float]:
-    """Score as the options `chosen` by name say, the others as `parser` has them; return the numbers.
+def _add_data(group: Options) -> None:
+    add = group.add_argument
+    add("--data", default="", metavar="FILE", help="data-set YAML (default: from the checkpoint)")
+    text = "split to validate; or speed: measure time, study: accuracy and speed over image sizes"
+    add("--task", choices=["train", "val", "test", "speed", "study"], default="val", help=text)
+    add("--batch-size", type=int, default=32, metavar="N", help="images per batch and process")
+    add_flag(group, "--single-cls", "treat all classes as one")
+    add_flag(group, "--allow-label-faults", "continue when more than 1 %% of the label files are faulty")
+    text = "COCO JSON with the ground truth (default: from the data YAML, else the label files)"
+    add("--annotations", default="", metavar="FILE", help=text)
+    add_download(group, "official weights, and data whose YAML has URLs,")
 
-    Without weights it is the newest training below `runs` that is scored.
+
+def _add_evaluation(group: Options) -> None:
+    add = group.add_argument
+    add("--conf-thres", type=float, default=0.001, metavar="P", help="minimum confidence of detections")
+    text = "IoU threshold of NMS; of two boxes that overlap more, the lower-scoring one is removed"
+    add("--iou-thres", type=float, default=0.6, metavar="IOU", help=text)
+    add("--max-det", type=int, default=300, metavar="N", help="maximum number of detections per image")
+
+
+def _add_semantic(group: Options) -> None:
+    add = group.add_argument
+    text = "data-set YAML or folder with semantic labels (default: --data)"
+    add("--segdata", default="", metavar="PATH", help=text)
+    add_semantic_size(group)
+    text = "average over these scales, such as 0.75 1 1.25 (default: one scale)"
+    add("--seg-scales", nargs="+", type=float, default=[], metavar="F", help=text)
+    add_flag(group, "--seg-flip", "average with the mirrored image")
+    add("--seg-window", type=int, default=0, metavar="PX", help="side of a sliding window; 0: whole images")
+    add_flag(group, "--absent-as-zero", "count classes absent from the data set as 0 in the mean IoU")
+
+
+def _add_output(group: Options) -> None:
+    add_run_folder(group, "runs/val")
+    group.add_argument(
+        "--verbose", action="store_true", default=None, help="print a row per class (default: below 50 classes)"
+    )
+    add_flag(group, "--save-txt", "write a label file per image")
+    add_flag(group, "--save-hybrid", "write label files with labels and detections; raises the metrics")
+    add_flag(group, "--save-conf", "write confidences to the label files")
+    add_flag(group, "--save-json", "write COCO-format predictions")
+    add_flag(group, "--noplots", "draw no plots")
+
+
+def validate_task(
+    task: str, parser: argparse.ArgumentParser, options: Mapping[str, Any], runs: str
+) -> dict[str, float]:
+    """Validate a checkpoint.
+
+    Args:
+        task: Name of the task of the script.
+        parser: Parser of the script, for the defaults.
+        options: Explicit options by name.
+        runs: Folder of training runs; without `weights` the newest one is validated.
+
+    Returns:
+        Metrics by name.
     """
-    settings = ScoreSettings.from_dict(vars(to_namespace(parser, chosen)))
-
+    settings = ValSettings.from_dict(vars(to_namespace(parser, dict(options))))
     if settings.data:
-        provide(settings.data, settings.download)
+        resolve_dataset(settings.data, settings.download)
 
-    from utils.backends.open_weights import open_subject  # torch is loaded here, so that --help answers at once
-    from utils.engine.image_size_study import study
-    from utils.engine.validate import score
+    from utils.backends.open_weights import open_subject  # loads torch, which --help does not need
+    from utils.engine.image_size_study import study_image_sizes
+    from utils.engine.validate import validate
     from utils.plots.size_study import draw_study
-    from utils.tasks.task_selection import task_of
+    from utils.tasks.task_selection import select_task
 
-    choose, opener = partial(task_of, task), partial(open_subject, runs=Path(runs))
+    select, open_model = partial(select_task, task), partial(open_subject, runs=Path(runs))
     if settings.task == "study":
-        return study(choose, settings, opener, draw_study)
-    return score(choose, settings, opener)
+        return study_image_sizes(select, settings, open_model, draw_study)
+    return validate(select, settings, open_model)

@@ -1,4 +1,4 @@
-"""One task per file, found by name."""
+"""Registry of tasks, one per file."""
 
 from utils.core.contracts import Task
 from utils.core.registry import Registry

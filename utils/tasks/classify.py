@@ -1,4 +1,4 @@
-"""Classification: the class of a whole image, its pictures, and the score that ranks runs."""
+"""Image classification: data, plots and fitness."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from utils.core.contracts import Batch, Loader, Results, Scores, Task
 from utils.core.data_config import DataConfig
 from utils.core.load_request import LoadRequest
-from utils.datasets.generators.prepare import ensure
+from utils.datasets.generators.prepare import ensure_generated
 from utils.datasets.pipeline.classification_samples import open_classification_loader
 from utils.plots.classification import draw_class_batch, draw_class_counts
 from utils.plots.curves import draw_confusion
@@ -15,26 +15,26 @@ from utils.tasks import TASKS
 
 
 def load(request: LoadRequest) -> Loader:
-    """Return the batches of one split; a generated data set is made first if need be."""
-    ensure(request.data)
+    """Open the loader of one split; a generated data set is written first."""
+    ensure_generated(request.data)
     return open_classification_loader(request)
 
 
 def draw_scores(scores: Mapping[str, Scores], folder: Path, data: DataConfig) -> Iterable[Path]:
-    """Draw the confusion matrix and the story of the run; return the pictures' paths."""
+    """Plot the confusion matrix and the training curves; return the files."""
     drawn = [draw_confusion(s.details.confusion, folder / "confusion_matrix.png", data.names) for s in scores.values()]
-    if (csv := folder / "results.csv").is_file() and (picture := draw_results(csv)):
-        drawn.append(picture)
+    if (csv := folder / "results.csv").is_file() and (plot := draw_results(csv)):
+        drawn.append(plot)
     return drawn
 
 
 def draw_batch(batch: Batch, path: Path, data: DataConfig, results: Sequence[Results] | None = None) -> None:
-    """Write a batch as one picture, with the true or the likeliest classes."""
+    """Plot a batch with its labels, or with the most probable classes."""
     draw_class_batch(batch, path, data.names, results)
 
 
 def draw_labels(loader: Loader, folder: Path, data: DataConfig) -> None:
-    """Draw how many images each class has."""
+    """Plot the number of images per class."""
     draw_class_counts(loader, folder, data.names)
 
 

@@ -1,4 +1,4 @@
-"""Detection: boxes, their pictures, and the score that ranks runs."""
+"""Object detection: data, plots and fitness."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -6,42 +6,42 @@ from pathlib import Path
 from utils.core.contracts import Batch, Loader, Results, Scores, Task
 from utils.core.data_config import DataConfig
 from utils.core.load_request import LoadRequest
-from utils.datasets.generators.prepare import ensure
+from utils.datasets.generators.prepare import ensure_generated
 from utils.datasets.pipeline.box_samples import open_box_loader
 from utils.plots.batches import draw_batch
 from utils.plots.curves import draw_confusion, draw_score_curves
 from utils.plots.label_statistics import draw_labels
 from utils.plots.results import draw_results
-from utils.plots.semantic_overlay import SemanticLook
+from utils.plots.semantic_overlay import SemanticStyle
 from utils.tasks import TASKS
 
 
 def load(request: LoadRequest) -> Loader:
-    """Return the batches of one split; a generated data set is made first if need be."""
-    ensure(request.data)
+    """Open the loader of one split; a generated data set is written first."""
+    ensure_generated(request.data)
     return open_box_loader(request)
 
 
 def draw_labelled(batch: Batch, path: Path, data: DataConfig, results: Sequence[Results] | None = None) -> None:
-    """Write a batch as one picture, with labels or results of every kind on it."""
-    look = SemanticLook(data.semantic.names, data.semantic.palette) if data.semantic else None
-    draw_batch(batch, path, data.names, results, look)
+    """Plot a batch with its labels, or with the results of all heads."""
+    style = SemanticStyle(data.semantic.names, data.semantic.palette) if data.semantic else None
+    draw_batch(batch, path, data.names, results, style)
 
 
 def draw_box_labels(loader: Loader, folder: Path, data: DataConfig) -> None:
-    """Draw how many boxes there are, how large they are and where."""
+    """Plot the numbers, sizes and positions of the labelled boxes."""
     draw_labels(loader, folder, data.names)
 
 
 def draw_scores(scores: Mapping[str, Scores], folder: Path, data: DataConfig) -> Iterable[Path]:
-    """Draw the curves and the confusion matrix of every head that has boxes; return the pictures' paths."""
+    """Plot score curves, confusion matrix and training curves; return the files."""
     drawn: list[Path] = []
     names = data.names
     for score in scores.values():
         drawn += draw_score_curves(score.details, folder, names)
         drawn.append(draw_confusion(score.details.confusion, folder / "confusion_matrix.png", names))
-    if (csv := folder / "results.csv").is_file() and (picture := draw_results(csv)):
-        drawn.append(picture)
+    if (csv := folder / "results.csv").is_file() and (plot := draw_results(csv)):
+        drawn.append(plot)
     return drawn
 
 

@@ -1,4 +1,4 @@
-"""Instance segmentation: boxes and masks, their pictures, and the score that ranks runs."""
+"""Instance segmentation: data, plots and fitness."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -7,7 +7,7 @@ from pathlib import Path
 from utils.core.contracts import Loader, Scores, Task
 from utils.core.data_config import DataConfig
 from utils.core.load_request import LoadRequest
-from utils.datasets.generators.prepare import ensure
+from utils.datasets.generators.prepare import ensure_generated
 from utils.datasets.pipeline.box_samples import open_box_loader
 from utils.plots.curves import draw_confusion, draw_score_curves
 from utils.plots.results import draw_results
@@ -16,24 +16,24 @@ from utils.tasks.detect import draw_box_labels, draw_labelled
 
 
 def load(request: LoadRequest) -> Loader:
-    """Return the batches of one split with masks; a generated data set is made first if need be.
+    """Open the loader of one split with masks; a generated data set is written first.
 
-    For scoring every object has its own mask, so that hidden parts count and training finds what validation finds.
+    In evaluation each object has a mask of its own, so that overlapping parts are compared as well.
     """
-    ensure(request.data)
+    ensure_generated(request.data)
     return open_box_loader(replace(request, masks=True, overlap=request.overlap and request.training))
 
 
 def draw_scores(scores: Mapping[str, Scores], folder: Path, data: DataConfig) -> Iterable[Path]:
-    """Draw the curves of boxes and masks and the confusion matrix; return the pictures' paths."""
+    """Plot score curves of boxes and masks, confusion matrix and training curves; return the files."""
     drawn: list[Path] = []
     names = data.names
     for score in scores.values():
         drawn += draw_score_curves(score.details.box, folder, names, "Box")
         drawn += draw_score_curves(score.details.mask, folder, names, "Mask")
         drawn.append(draw_confusion(score.details.box.confusion, folder / "confusion_matrix.png", names))
-    if (csv := folder / "results.csv").is_file() and (picture := draw_results(csv)):
-        drawn.append(picture)
+    if (csv := folder / "results.csv").is_file() and (plot := draw_results(csv)):
+        drawn.append(plot)
     return drawn
 
 

@@ -1,4 +1,4 @@
-"""Classes of pixels: their pictures, and the score that ranks runs (behaviour.md 12)."""
+"""Semantic segmentation: data, plots and fitness."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from utils.core.contracts import Loader, Scores, Task
 from utils.core.data_config import DataConfig
 from utils.core.load_request import LoadRequest
-from utils.datasets.generators.prepare import ensure
+from utils.datasets.generators.prepare import ensure_generated
 from utils.datasets.pipeline.semantic_samples import open_semantic_loader
 from utils.plots.results import draw_results
 from utils.plots.semantic_scores import draw_semantic_scores
@@ -15,22 +15,22 @@ from utils.tasks.detect import draw_labelled
 
 
 def load(request: LoadRequest) -> Loader:
-    """Return the batches of one split; a generated data set is made first if need be."""
-    ensure(request.data)
+    """Open the loader of one split; a generated data set is written first."""
+    ensure_generated(request.data)
     return open_semantic_loader(request)
 
 
 def draw_labels(loader: Loader, folder: Path, data: DataConfig) -> None:
-    """Draw nothing: how many pixels each class has is not known before all maps have been read."""
+    """Plot nothing: counting the pixels of each class would require reading all semantic maps."""
 
 
 def draw_scores(scores: Mapping[str, Scores], folder: Path, data: DataConfig) -> Iterable[Path]:
-    """Draw the overlap of each class, what was taken for what, and the story of the run; return the pictures' paths."""
+    """Plot the IoU per class, confusion matrix and training curves; return the files."""
     drawn: list[Path] = []
     for score in scores.values():
         drawn += draw_semantic_scores(score.details, folder, data.semantic.palette if data.semantic else ())
-    if (csv := folder / "results.csv").is_file() and (picture := draw_results(csv)):
-        drawn.append(picture)
+    if (csv := folder / "results.csv").is_file() and (plot := draw_results(csv)):
+        drawn.append(plot)
     return drawn
 
 

@@ -1,1 +1,1 @@
-"""One format that can be read per file."""
+"""Label formats that can be read, one per file; the file is named like the format."""

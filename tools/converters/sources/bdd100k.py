@@ -1,4 +1,4 @@
-"""BDD100K label JSON (Scalabel): boxes and polygons with curves, one file for a split or one per image."""
+"""Reader of BDD100K JSON (Scalabel): boxes and polygons with curves, one file per split or per image."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ import numpy as np
 from tools.converters import SOURCES
 from tools.converters.convert_settings import LabelSettings
 from tools.converters.json_file import read_json
-from tools.converters.label_items import Source, Work, works_below
-from tools.converters.split_folders import named, opened
+from tools.converters.label_items import LabelSource, SourceImage, images_below, read_class_names
+from tools.converters.split_folders import open_dataset, resolve_class_names
 from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject, bezier, extent
 from utils.datasets.labels.annotation_paths import find_images
 
-_LINES = ("lane", "lane/")  # lines on the road, no things
+_LINES = ("lane", "lane/")  # lane markings are lines, not objects
 
 
 @SOURCES.register("bdd100k")
-def open_bdd(settings: LabelSettings) -> Source:
-    """Return the images that JSONs describe: `--source` is the JSON or a folder of them, `--pictures` the images."""
+def open_bdd(settings: LabelSettings) -> LabelSource:
+    """Open a JSON file or a folder of them; images are in `--pictures`, by default beside the JSON."""
     source = settings.source
     files = [source] if source.is_file() else sorted(source.rglob("*.json"))
     if not files:
-        raise UserError(f"{source}: no JSON files in it")
-    pictures = Path(settings.pictures) if settings.pictures else (source if source.is_dir() else source.parent)
+        raise UserError(f"--source {source}: no JSON files in the folder")
+    image_folder = Path(settings.pictures) if settings.pictures else (source if source.is_dir() else source.parent)
     frames: dict[str, tuple[Path, dict[str, Any]]] = {}
     for file in files:
         for frame in _frames(read_json(file), file):
             frames[Path(str(frame.get("name", file.stem))).stem] = (file, frame)
-    paths = [path for path in sorted(find_images(pictures, pictures)) if Path(path).stem in frames]
+    paths = [path for path in sorted(find_images(image_folder, image_folder)) if Path(path).stem in frames]
     if not paths:
-        raise UserError(f"{pictures}: none of the {len(frames)} images that the JSON describes; give --pictures")
-    data = opened(settings, "bdd100k") if source.is_dir() else opened_names(settings)
+        raise UserError(f"{image_folder}: none of the {len(frames)} images in the JSON found; set --pictures")
+    if source.is_dir():
+        data = open_dataset(settings, "bdd100k")
+    else:
+        data = DataConfig(source, source.parent, read_class_names(settings.names), {})
     names = data.names or {
         str(label.get("category"))
         for _, frame in frames.values()
@@ -43,31 +46,24 @@ def open_bdd(settings: LabelSettings) -> Source:
         if not str(label.get("category")).startswith(_LINES)
     }
     notes = [f"{missing} of {len(frames)} images not found"] if (missing := len(frames) - len(paths)) else []
-    works = works_below(pictures, paths, settings.split)
-    return Source(named(data, names), works, lambda work: _objects(frames, work), notes)
-
-
-def opened_names(settings: LabelSettings) -> DataConfig:
-    """Return a record of a source that is one file, with the names that were given."""
-    from tools.converters.label_items import given_names
-
-    return DataConfig(settings.source, settings.source.parent, given_names(settings.names), {})
+    images = images_below(image_folder, paths, settings.split)
+    return LabelSource(resolve_class_names(data, names), images, lambda image: _objects(frames, image), notes)
 
 
 def _frames(content: Any, file: Path) -> list[dict[str, Any]]:
     if isinstance(content, dict):
         content = content.get("frames", [content])
     if not isinstance(content, list) or not all(isinstance(frame, dict) for frame in content):
-        raise UserError(f"{file}: not labels of BDD100K: a list of frames with `name` and `labels` is expected")
-    for frame in content:  # the labels of single images have them one level down
+        raise UserError(f"{file}: not BDD100K labels; expected a list of frames with `name` and `labels`")
+    for frame in content:  # files of single images nest the labels one level deeper
         inner = frame.get("frames")
         if "labels" not in frame and isinstance(inner, list) and inner and isinstance(inner[0], dict):
             frame["labels"] = inner[0].get("objects", [])
     return content
 
 
-def _objects(frames: dict[str, tuple[Path, dict[str, Any]]], work: Work) -> FileObjects:
-    file, frame = frames[work.image.stem]
+def _objects(frames: dict[str, tuple[Path, dict[str, Any]]], image: SourceImage) -> FileObjects:
+    file, frame = frames[image.path.stem]
     found = FileObjects()
     for number, label in enumerate(frame.get("labels") or [], 1):
         name, where = str(label.get("category")), f"label {number}"

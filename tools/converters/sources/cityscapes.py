@@ -1,4 +1,7 @@
-"""Cityscapes: polygons or instance numbers to objects, with multiyolov5's choice of classes (behaviour.md 12.10)."""
+"""Reader of Cityscapes: objects from polygons or instance maps, semantic maps from label maps.
+
+The ten classes with boxes, and their order, are those of multiyolov5, so that its checkpoints can be continued.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import numpy as np
 from tools.converters import SOURCES
 from tools.converters.convert_settings import LabelSettings
 from tools.converters.json_file import read_json
-from tools.converters.label_items import NO_CLASS, Source, Work, given_names, works_below
+from tools.converters.label_items import NO_CLASS, LabelSource, SourceImage, images_below, read_class_names
 from utils.core.errors import UserError
 from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject, extent, mask_pieces
 from utils.datasets.labels.annotation_paths import find_images
@@ -19,42 +22,42 @@ from utils.datasets.labels.annotation_paths import find_images
 BOX_NAMES = (
     "car", "traffic sign", "rider", "person", "bicycle", "traffic light", "bus", "motorcycle", "truck", "train",
 )  # fmt: skip
-PIXEL_NAMES = (
+SEMANTIC_NAMES = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
     "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
 )  # fmt: skip
-PIXEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # of PIXEL_NAMES (12.6)
-_FIRST_INSTANCE = 24_000  # smaller numbers are classes: regions, and groups of things
+SEMANTIC_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # labelIds of SEMANTIC_NAMES
+_FIRST_INSTANCE = 24_000  # smaller values are class ids of regions and of groups
 
 
 @SOURCES.register("cityscapes")
-def open_cityscapes(settings: LabelSettings) -> Source:
-    """Return the images of `leftImg8bit`; labels come from `*_polygons.json`, else from `*_instanceIds.png`."""
-    images = settings.source / "leftImg8bit"
-    if not images.is_dir():
-        raise UserError(f"{settings.source}: no folder leftImg8bit in it; is it the root of Cityscapes?")
-    works: list[Work] = []
-    for folder in sorted(path for path in images.iterdir() if path.is_dir()):
-        works += works_below(folder, sorted(find_images(folder, folder)), folder.name)
+def open_cityscapes(settings: LabelSettings) -> LabelSource:
+    """Open the images of `leftImg8bit`, with labels from `*_polygons.json`, otherwise from `*_instanceIds.png`."""
+    root = settings.source / "leftImg8bit"
+    if not root.is_dir():
+        raise UserError(f"--source {settings.source}: no folder leftImg8bit; expected the root folder of Cityscapes")
+    images: list[SourceImage] = []
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        images += images_below(folder, sorted(find_images(folder, folder)), folder.name)
     if settings.target_format == "masks":
-        return Source(PIXEL_NAMES, works, lambda work: _pixels(settings.source, work), has_boxes=False)
-    without = sum(not _label(settings.source, work, "polygons.json").is_file() for work in works)
+        return LabelSource(SEMANTIC_NAMES, images, lambda image: _read_semantic(settings.source, image))
+    without = sum(not _label(settings.source, image, "polygons.json").is_file() for image in images)
     notes = []
     if without:
-        notes.append("instance numbers instead of polygons: traffic signs and lights have none, they are not converted")
-    names = given_names(settings.names) or BOX_NAMES
-    return Source(names, works, lambda work: _objects(settings, work), notes)
+        notes.append("instance maps used instead of polygons; they lack traffic signs and traffic lights")
+    names = read_class_names(settings.names) or BOX_NAMES
+    return LabelSource(names, images, lambda image: _objects(settings, image), notes)
 
 
-def _label(root: Path, work: Work, ending: str) -> Path:
-    stem = work.name.removesuffix("_leftImg8bit")
-    return root / "gtFine" / work.split / f"{stem}_gtFine_{ending}"
+def _label(root: Path, image: SourceImage, ending: str) -> Path:
+    stem = image.name.removesuffix("_leftImg8bit")
+    return root / "gtFine" / image.split / f"{stem}_gtFine_{ending}"
 
 
-def _objects(settings: LabelSettings, work: Work) -> FileObjects:
-    file = _label(settings.source, work, "polygons.json")
+def _objects(settings: LabelSettings, image: SourceImage) -> FileObjects:
+    file = _label(settings.source, image, "polygons.json")
     try:
-        found = _from_polygons(file) if file.is_file() else _from_instances(settings.source, work)
+        found = _from_polygons(file) if file.is_file() else _from_instances(settings.source, image)
     except UserError as error:
         return FileObjects(faults=[str(error)])
     if settings.shift_centre:
@@ -75,15 +78,15 @@ def _from_polygons(file: Path) -> FileObjects:
                 LabelledObject(str(entry["label"]), extent([points]), [points], where=f"object {number}")
             )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: not polygons of Cityscapes ({error!r:.80})") from error
+        raise UserError(f"{file}: not a Cityscapes polygon file ({error!r:.80})") from error
     return found
 
 
-def _from_instances(root: Path, work: Work) -> FileObjects:
-    file = _label(root, work, "instanceIds.png")
+def _from_instances(root: Path, image: SourceImage) -> FileObjects:
+    file = _label(root, image, "instanceIds.png")
     ids = _read_png(file)
     found = FileObjects(size_hw=(ids.shape[0], ids.shape[1]))
-    class_names = dict(zip(PIXEL_IDS, PIXEL_NAMES, strict=True))
+    class_names = dict(zip(SEMANTIC_IDS, SEMANTIC_NAMES, strict=True))
     for value, box, mask in _regions(ids):
         if value < _FIRST_INSTANCE or value // 1000 not in class_names:
             continue
@@ -93,7 +96,7 @@ def _from_instances(root: Path, work: Work) -> FileObjects:
 
 
 def _regions(ids: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield each value of a map, the xyxy box around its pixels, and their mask in that box."""
+    """Yield each value of a map with its xyxy box and its mask inside the box."""
     for value in np.unique(ids).tolist():
         mask = ids == value
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -101,13 +104,13 @@ def _regions(ids: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         yield value, np.array([x1, y1, x2, y2], np.float64), mask[y1:y2, x1:x2]
 
 
-def _pixels(root: Path, work: Work) -> FileObjects:
+def _read_semantic(root: Path, image: SourceImage) -> FileObjects:
     try:
-        ids = _read_png(_label(root, work, "labelIds.png"))
+        ids = _read_png(_label(root, image, "labelIds.png"))
     except UserError as error:
         return FileObjects(faults=[str(error)])
     table = np.full(2**16, NO_CLASS, np.uint8)
-    table[list(PIXEL_IDS)] = np.arange(len(PIXEL_IDS))
+    table[list(SEMANTIC_IDS)] = np.arange(len(SEMANTIC_IDS))
     return FileObjects(size_hw=(ids.shape[0], ids.shape[1]), semantic=table[ids])
 
 
@@ -118,5 +121,5 @@ def _read_png(file: Path) -> np.ndarray:
         raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     if pixels is None or pixels.ndim != 2:
-        raise UserError(f"{file}: not a map of numbers (PNG with one channel)")
+        raise UserError(f"{file}: not a single-channel PNG")
     return np.asarray(pixels)

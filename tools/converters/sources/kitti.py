@@ -1,4 +1,4 @@
-"""KITTI: a text file beside every image, `type truncated occluded alpha left top right bottom …` in pixels from 0."""
+"""Reader of KITTI: a text file per image, `type truncated occluded alpha left top right bottom …`, pixels from 0."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ import numpy as np
 
 from tools.converters import SOURCES
 from tools.converters.convert_settings import LabelSettings
-from tools.converters.label_items import Source
-from tools.converters.split_folders import image_works, named, opened
+from tools.converters.label_items import LabelSource
+from tools.converters.split_folders import list_images, open_dataset, resolve_class_names
 from utils.core.errors import UserError
 from utils.core.yaml_file import read_text
 from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject
 
-_REGION = "DontCare"  # nobody labelled what is in it
+_REGION = "DontCare"  # unlabelled region
 
 
 @SOURCES.register("kitti")
-def open_kitti(settings: LabelSettings) -> Source:
-    """Return the images of `image_2` (or `--pictures`) with the label files of `label_2`."""
+def open_kitti(settings: LabelSettings) -> LabelSource:
+    """Open the images of `image_2` (or `--pictures`) with the label files of `label_2`."""
     root = settings.source
-    pictures = Path(settings.pictures) if settings.pictures else root / "image_2"
-    if not pictures.is_dir():
-        raise UserError(f"{pictures}: no folder of images; give it with --pictures")
-    data = opened(settings, "kitti")
+    image_folder = Path(settings.pictures) if settings.pictures else root / "image_2"
+    if not image_folder.is_dir():
+        raise UserError(f"{image_folder}: no folder of images; set --pictures")
+    data = open_dataset(settings, "kitti")
     data.splits.clear()
-    data.splits[settings.split] = (pictures,)
-    works = image_works(data)
-    files = {work.image: root / "label_2" / f"{work.name}.txt" for work in works}
+    data.splits[settings.split] = (image_folder,)
+    images = list_images(data)
+    files = {image.path: root / "label_2" / f"{image.name}.txt" for image in images}
     names = data.names or {one.name for file in files.values() for one in read(file).objects if not one.aside}
-    return Source(named(data, names), works, lambda work: read(files[work.image]))
+    return LabelSource(resolve_class_names(data, names), images, lambda image: read(files[image.path]))
 
 
 def read(file: Path) -> FileObjects:
-    """Return the objects in a label file."""
+    """Read the objects of a label file, in pixels."""
     if not file.exists():
         return FileObjects(present=False)
     try:
@@ -51,7 +51,7 @@ def read(file: Path) -> FileObjects:
             if len(box) < 4:
                 raise ValueError
         except ValueError:
-            found.faults.append(f"{file}:{number}: at least eight fields are expected, the fifth to eighth numbers")
+            found.faults.append(f"{file}:{number}: expected at least eight fields, the fifth to eighth of them numbers")
             continue
         if fields[0] != _REGION:
             found.objects.append(LabelledObject(fields[0], box, where=f"line {number}"))

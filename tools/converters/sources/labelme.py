@@ -1,4 +1,4 @@
-"""LabelMe JSON, as utils/datasets/labels/readers/labelme.py reads it."""
+"""Reader of LabelMe JSON, with the parser of utils/datasets/labels/readers/labelme.py."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tools.converters import SOURCES
 from tools.converters.convert_settings import LabelSettings
-from tools.converters.label_items import IGNORE, Source, Work
-from tools.converters.split_folders import image_works, named, opened
+from tools.converters.label_items import IGNORE, LabelSource, SourceImage
+from tools.converters.split_folders import list_images, open_dataset, resolve_class_names
 from utils.core.log import progress
 from utils.datasets.labels.annotation_objects import FileObjects
 from utils.datasets.labels.annotation_paths import annotation_files
@@ -15,20 +15,21 @@ from utils.datasets.labels.readers.labelme import read_labelme_file
 
 
 @SOURCES.register("labelme")
-def open_labelme(settings: LabelSettings) -> Source:
-    """Return the images of a folder with LabelMe files; `--only` chooses one kind of shape."""
-    data = opened(settings, "labelme")
-    works = image_works(data)
-    files = dict(zip([w.image for w in works], annotation_files([str(w.image) for w in works], ".json"), strict=True))
+def open_labelme(settings: LabelSettings) -> LabelSource:
+    """Open a folder of images with LabelMe files; `--only` selects one kind of shape."""
+    data = open_dataset(settings, "labelme")
+    images = list_images(data)
+    paths = [image.path for image in images]
+    files = dict(zip(paths, annotation_files([str(path) for path in paths], ".json"), strict=True))
     names = data.names or {
         one.name
-        for file in progress(files.values(), len(files), "looking for classes", "file")
+        for file in progress(files.values(), len(files), "collecting classes", "file")
         for one in read_labelme_file(Path(file)).objects
     }
-    classes = named(data, names)
+    classes = resolve_class_names(data, names)
 
-    def read(work: Work) -> FileObjects:
-        found = read_labelme_file(Path(files[work.image]), (*classes, IGNORE))
+    def read(image: SourceImage) -> FileObjects:
+        found = read_labelme_file(Path(files[image.path]), (*classes, IGNORE))
         if settings.only != "all":
             found.objects = [one for one in found.objects if one.outlined == (settings.only == "polygon")]
         for one in found.objects:
@@ -36,4 +37,4 @@ def open_labelme(settings: LabelSettings) -> Source:
                 one.aside = "ignore"
         return found
 
-    return Source(classes, works, read)
+    return LabelSource(classes, images, read)

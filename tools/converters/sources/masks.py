@@ -1,4 +1,4 @@
-"""Maps of classes, PNG or numpy arrays, one per image: outlines of connected regions, or the maps themselves."""
+"""Reader of semantic maps, PNG or numpy arrays: polygons of connected regions, or the maps themselves."""
 
 from __future__ import annotations
 
@@ -9,71 +9,78 @@ import numpy as np
 
 from tools.converters import SOURCES
 from tools.converters.convert_settings import LabelSettings
-from tools.converters.label_items import BACKGROUND, NO_CLASS, Source, Work, given_names, works_below
-from tools.converters.split_folders import USUAL
+from tools.converters.label_items import BACKGROUND, NO_CLASS, LabelSource, SourceImage, images_below, read_class_names
+from tools.converters.split_folders import SPLIT_NAMES
 from utils.core.errors import UserError
 from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject, mask_pieces
 from utils.datasets.labels.annotation_paths import find_images
 
-_MAPS = (".png", ".bmp", ".tif", ".tiff", ".npy")
+_MAP_TYPES = (".png", ".bmp", ".tif", ".tiff", ".npy")
 _PAIRS = (("images", "masks"), ("images", "labels"), ("segimages", "seglabels"), ("imgs", "gts"))
-_ENDINGS = ("", "_mask", "_gt", "_label", "_labels", "_seg")
+_SUFFIXES = ("", "_mask", "_gt", "_label", "_labels", "_seg")
 
 
 @SOURCES.register("masks")
-def open_masks(settings: LabelSettings) -> Source:
-    """Return the images of a folder and their maps, or maps alone if there are no images.
+def open_masks(settings: LabelSettings) -> LabelSource:
+    """Open images with their semantic maps, or maps alone if there are no images.
 
-    Folders: `--pictures` and `--masks`, else the usual pairs (images, masks; segimages, seglabels; train, trainannot).
+    Folders are `--pictures` and `--masks`, otherwise common pairs (images and masks, segimages and seglabels, train
+    and trainannot).
     """
-    works: list[Work] = []
+    images: list[SourceImage] = []
     maps: dict[Path, Path] = {}
-    for split, pictures, masks in _folders(settings):
-        there = _maps_in(masks)
-        if pictures is None:
-            found = works_below(masks, [str(path) for path in sorted(there.values())], split)
-            works += [Work(work.split, work.image, work.name, has_image=False) for work in found]
-            maps |= {work.image: work.image for work in found}
+    for split, image_folder, masks in _folders(settings):
+        files = _maps_in(masks)
+        if image_folder is None:
+            found = images_below(masks, [str(path) for path in sorted(files.values())], split)
+            images += [SourceImage(image.split, image.path, image.name, has_image=False) for image in found]
+            maps |= {image.path: image.path for image in found}
             continue
-        for work in works_below(pictures, sorted(find_images(pictures, pictures)), split):
-            stems = [f"{base}{end}" for base in (work.name, _without_ending(work.name)) for end in _ENDINGS]
-            file = next((there[stem] for stem in stems if stem in there), None)
+        for image in images_below(image_folder, sorted(find_images(image_folder, image_folder)), split):
+            stems = [f"{base}{end}" for base in (image.name, _without_suffix(image.name)) for end in _SUFFIXES]
+            file = next((files[stem] for stem in stems if stem in files), None)
             if file is not None:
-                maps[work.image] = file
-                works.append(work)
-    if not works:
-        raise UserError(f"{settings.source}: no images with masks of the same name; give --pictures and --masks")
-    names = given_names(settings.names, settings.source)
+                maps[image.path] = file
+                images.append(image)
+    if not images:
+        raise UserError(
+            f"--source {settings.source}: no images with masks of the same name; set --pictures and --masks"
+        )
+    names = read_class_names(settings.names, settings.source)
     if not names:
         if settings.target_format != "masks":
-            raise UserError(f"{settings.source}: masks hold numbers only; give the names of the classes with --names")
+            raise UserError(f"--source {settings.source}: masks contain numbers only; set --names")
         names = tuple(f"class {value}" for value in range(NO_CLASS))
-    return Source(names, works, lambda work: _read(maps[work.image], names, settings))
+    return LabelSource(names, images, lambda image: _read(maps[image.path], names, settings))
 
 
 def _folders(settings: LabelSettings) -> list[tuple[str, Path | None, Path]]:
-    """Return (split, images, masks) of every split."""
+    """Find the folders (split, images, masks) of all splits; images is None for masks alone."""
     root = settings.source
     if settings.masks:
         return [(settings.split, Path(settings.pictures) if settings.pictures else None, Path(settings.masks))]
     for images, masks in _PAIRS:
         if (root / images).is_dir() and (root / masks).is_dir():
-            splits = [split for split in USUAL if (root / images / split).is_dir() and (root / masks / split).is_dir()]
+            splits = [
+                split for split in SPLIT_NAMES if (root / images / split).is_dir() and (root / masks / split).is_dir()
+            ]
             if splits:
                 return [(split, root / images / split, root / masks / split) for split in splits]
             return [(settings.split, root / images, root / masks)]
-    pairs = [(s, root / s, root / f"{s}annot") for s in USUAL if (root / s).is_dir() and (root / f"{s}annot").is_dir()]
+    pairs = [
+        (s, root / s, root / f"{s}annot") for s in SPLIT_NAMES if (root / s).is_dir() and (root / f"{s}annot").is_dir()
+    ]
     return pairs or [(settings.split, None, root)]  # type: ignore[return-value]
 
 
 def _maps_in(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
-        raise UserError(f"{folder}: no folder of masks")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _MAPS)
+        raise UserError(f"{folder}: no such folder of masks; set --masks")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _MAP_TYPES)
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
 
 
-def _without_ending(name: str) -> str:
+def _without_suffix(name: str) -> str:
     return next((name.removesuffix(end) for end in ("_img", "_image", "_leftImg8bit") if name.endswith(end)), name)
 
 
@@ -86,7 +93,7 @@ def _read(file: Path, names: tuple[str, ...], settings: LabelSettings) -> FileOb
     too_high = (classes >= len(names)) & (classes != NO_CLASS)
     if too_high.any():
         value = int(classes[too_high].max())
-        found.faults.append(f"{file}: holds {value}, but there are {len(names)} names and {NO_CLASS} for none")
+        found.faults.append(f"{file}: value {value} exceeds the {len(names)} class names; {NO_CLASS} is unlabelled")
         return found
     found.semantic = classes
     if settings.target_format == "masks":
@@ -96,7 +103,7 @@ def _read(file: Path, names: tuple[str, ...], settings: LabelSettings) -> FileOb
             continue
         _, parts, stats, _ = cv2.connectedComponentsWithStats((classes == value).view(np.uint8), connectivity=8)
         for part, (x, y, width, height, pixels) in enumerate(stats.tolist()):
-            if part == 0 or pixels < settings.least_px:  # 0 is what has another value
+            if part == 0 or pixels < settings.least_px:  # 0: pixels of other values
                 continue
             pieces = [piece + np.array([x, y]) for piece in mask_pieces(parts[y : y + height, x : x + width] == part)]
             box = np.array([x, y, x + width, y + height], np.float64)
@@ -105,26 +112,26 @@ def _read(file: Path, names: tuple[str, ...], settings: LabelSettings) -> FileOb
 
 
 def _map(file: Path) -> np.ndarray:
-    """Return the (H, W) uint8 classes of a file; negative numbers of an array become 255 (behaviour.md 12.10)."""
+    """Read an (H, W) uint8 semantic map; negative values of arrays become 255, unlabelled."""
     try:
         array = file.suffix.lower() == ".npy"
         values = np.load(file, allow_pickle=False) if array else _palette_or_grey(file)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{file}: cannot be read as a map of classes ({str(error)[:80]})") from error
+        raise UserError(f"{file}: cannot be read as a semantic map ({str(error)[:80]})") from error
     if values.ndim != 2 or not (np.issubdtype(values.dtype, np.integer) or values.dtype == bool):
         raise UserError(
-            f"{file}: a map of classes has one whole number per pixel, this has {values.shape} {values.dtype}"
+            f"{file}: expected a semantic map with one integer per pixel, got {values.dtype} of shape {values.shape}"
         )
     if (values > NO_CLASS).any():
-        raise UserError(f"{file}: holds {int(values.max())}; classes of pixels go up to 254")
+        raise UserError(f"{file}: value {int(values.max())}; semantic maps support at most 255")
     return np.where(values < 0, NO_CLASS, values).astype(np.uint8)
 
 
 def _palette_or_grey(file: Path) -> np.ndarray:
-    """Return the numbers of the pixels, of palette images the numbers of the colours."""
+    """Read pixel values; of palette images, the indices."""
     from PIL import Image
 
     with Image.open(file) as image:
         if image.mode not in ("P", "L", "1", "I", "I;16"):
-            raise ValueError(f"it is a picture of mode {image.mode}, not a map with a number per pixel")
+            raise ValueError(f"image mode {image.mode} has no single number per pixel")
         return np.asarray(image)

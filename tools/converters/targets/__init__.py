@@ -1,1 +1,1 @@
-"""One format that can be written per file."""
+"""Label formats that can be written, one per file; the file is named like the format."""

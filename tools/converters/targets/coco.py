@@ -1,4 +1,4 @@
-"""COCO JSON: `images/<split>`, `annotations/instances_<split>.json`, data.yaml. Category ids are 1, 2, …"""
+"""Writer of COCO JSON: `images/<split>`, `annotations/instances_<split>.json`, data.yaml; category ids from 1."""
 
 from __future__ import annotations
 
@@ -8,35 +8,37 @@ from typing import Any
 import numpy as np
 
 from tools.converters import TARGETS
-from tools.converters.conversion_report import Report
+from tools.converters.conversion_report import ConversionReport
 from tools.converters.convert_settings import LabelSettings
-from tools.converters.data_yaml_writer import data_yaml
-from tools.converters.label_items import Item
-from tools.converters.output_folder import Sink
+from tools.converters.data_yaml_writer import format_data_yaml
+from tools.converters.label_items import LabelledImage
+from tools.converters.output_folder import OutputFolder
 from utils.datasets.labels.annotation_objects import ClassNumbers, LabelledObject
 
-_DECIMALS = 2  # as COCO's own
+_DECIMALS = 2  # like the original COCO files
 
 
 @TARGETS.register("coco")
 class CocoTarget:
-    """Boxes, and outlines where they are known. What was put aside becomes a crowd region, ignored in scores."""
+    """Writer of boxes and, where known, polygons; difficult objects become crowd regions, ignored in evaluation."""
 
-    def __init__(self, sink: Sink, settings: LabelSettings, names: tuple[str, ...], report: Report) -> None:
-        self.sink, self.settings, self.names, self.report = sink, settings, names, report
+    def __init__(
+        self, output: OutputFolder, settings: LabelSettings, names: tuple[str, ...], report: ConversionReport
+    ) -> None:
+        self.output, self.settings, self.names, self.report = output, settings, names, report
         self.classes = ClassNumbers(names)
         self.decimals = _DECIMALS if settings.decimals is None else settings.decimals
         self.images: dict[str, list[dict[str, Any]]] = {}
         self.annotations: dict[str, list[dict[str, Any]]] = {}
 
-    def add(self, item: Item) -> None:
-        """Write one image and keep its objects."""
-        work, suffix = item.work, item.work.image.suffix
-        name = self.sink.unused([f"{work.split}/{work.name}{suffix}"])
-        self.sink.take(work.image, f"images/{name}", self.settings.images)
-        images, annotations = (table.setdefault(work.split, []) for table in (self.images, self.annotations))
+    def add(self, item: LabelledImage) -> None:
+        """Write one image and collect its objects."""
+        source, suffix = item.source, item.source.path.suffix
+        name = self.output.unused([f"{source.split}/{source.name}{suffix}"])
+        self.output.add_image(source.path, f"images/{name}", self.settings.images)
+        images, annotations = (table.setdefault(source.split, []) for table in (self.images, self.annotations))
         height, width = item.size_hw
-        stem = work.image.stem
+        stem = source.path.stem
         images.append({"id": len(images) + 1, "file_name": name.split("/", 1)[1], "height": height, "width": width})
         for one in item.objects:
             if one.aside == "ignore":
@@ -70,13 +72,13 @@ class CocoTarget:
             files[split] = f"annotations/instances_{split}.json"
             _number(images, self.annotations[split])
             content = {"images": images, "annotations": self.annotations[split], "categories": categories}
-            self.sink.write(files[split], json.dumps(content, separators=(",", ":"), ensure_ascii=False))
-        places = {split: f"images/{split}" for split in self.images}
-        self.sink.write("data.yaml", data_yaml(places, self.names, "coco", self.settings, files))
+            self.output.write(files[split], json.dumps(content, separators=(",", ":"), ensure_ascii=False))
+        paths = {split: f"images/{split}" for split in self.images}
+        self.output.write("data.yaml", format_data_yaml(paths, self.names, "coco", self.settings, files))
 
 
 def _number(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:
-    """Give images the ids that their names are, as COCO has it, if all names are different numbers."""
+    """Use numeric image names as ids, as COCO does, if all names are distinct numbers."""
     ids = [image.pop("coco_id", None) for image in images]
     if None in ids or len(set(ids)) < len(ids):
         return

@@ -1,4 +1,4 @@
-"""LabelMe: images and JSON files side by side in `<split>`, data.yaml."""
+"""Writer of LabelMe: images and JSON files side by side in `<split>`, data.yaml."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from tools.converters import TARGETS
-from tools.converters.conversion_report import Report
+from tools.converters.conversion_report import ConversionReport
 from tools.converters.convert_settings import LabelSettings
-from tools.converters.data_yaml_writer import data_yaml
-from tools.converters.label_items import IGNORE, Item
-from tools.converters.output_folder import Sink
+from tools.converters.data_yaml_writer import format_data_yaml
+from tools.converters.label_items import IGNORE, LabelledImage
+from tools.converters.output_folder import OutputFolder
 from utils.datasets.labels.annotation_objects import LabelledObject
 
 _DECIMALS = 2
@@ -21,19 +21,24 @@ _VERSION = "5.0.1"  # of the file format
 
 @TARGETS.register("labelme")
 class LabelmeTarget:
-    """Polygons, several pieces of an object in one group; boxes as rectangles. What was put aside is left out."""
+    """Writer of polygons, with the pieces of an object in one group, and of rectangles.
 
-    def __init__(self, sink: Sink, settings: LabelSettings, names: tuple[str, ...], report: Report) -> None:
-        self.sink, self.settings, self.names, self.report = sink, settings, names, report
+    Crowds and difficult objects are left out.
+    """
+
+    def __init__(
+        self, output: OutputFolder, settings: LabelSettings, names: tuple[str, ...], report: ConversionReport
+    ) -> None:
+        self.output, self.settings, self.names, self.report = output, settings, names, report
         self.decimals = _DECIMALS if settings.decimals is None else settings.decimals
         self.splits: list[str] = []
 
-    def add(self, item: Item) -> None:
+    def add(self, item: LabelledImage) -> None:
         """Write one image and its JSON file."""
-        work, suffix = item.work, item.work.image.suffix
-        stem = f"{work.split}/{work.name}"
-        stem = self.sink.unused([stem, f"{stem}_{suffix[1:]}"])
-        self.sink.take(work.image, f"{stem}{suffix}", self.settings.images)
+        source, suffix = item.source, item.source.path.suffix
+        stem = f"{source.split}/{source.name}"
+        stem = self.output.unused([stem, f"{stem}_{suffix[1:]}"])
+        self.output.add_image(source.path, f"{stem}{suffix}", self.settings.images)
         shapes: list[dict[str, Any]] = []
         for number, one in enumerate(item.objects, 1):
             if one.aside and one.aside != "ignore":
@@ -50,9 +55,9 @@ class LabelmeTarget:
             "imageHeight": item.size_hw[0],
             "imageWidth": item.size_hw[1],
         }
-        self.sink.write(f"{stem}.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        if work.split not in self.splits:
-            self.splits.append(work.split)
+        self.output.write(f"{stem}.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        if source.split not in self.splits:
+            self.splits.append(source.split)
 
     def _shapes(self, one: LabelledObject, number: int) -> list[dict[str, Any]]:
         boxes = self.settings.style == "boxes" or not one.pieces or not one.outlined
@@ -72,5 +77,5 @@ class LabelmeTarget:
 
     def finish(self) -> None:
         """Write the data YAML."""
-        places = {split: split for split in self.splits}
-        self.sink.write("data.yaml", data_yaml(places, self.names, "labelme", self.settings))
+        paths = {split: split for split in self.splits}
+        self.output.write("data.yaml", format_data_yaml(paths, self.names, "labelme", self.settings))

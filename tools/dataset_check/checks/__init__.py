@@ -1,1 +1,1 @@
-"""One family of checks per file; each is a function from what was gathered to findings."""
+"""Checks, one family per file: functions from the records of a data set to findings."""

@@ -1,4 +1,4 @@
-"""Image files: unreadable, cut short, tiny, blank, turned, misnamed; and splits that could not be read at all."""
+"""Checks of image files: unreadable, truncated, tiny, blank, rotated by EXIF, misnamed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from tools.dataset_check import CHECKS
 from tools.dataset_check.findings import Finding
-from tools.dataset_check.records import Gathered, Picture
+from tools.dataset_check.records import DatasetRecords, ImageRecord
 from utils.datasets.labels.scan import MIN_SIDE_PX
 
-_BLANK_LEVELS = 2  # grey levels that a picture of nothing may have
-_FLAT_SHARE = 0.1  # of the height
+_BLANK_LEVELS = 2  # range of grey levels up to which an image is blank
+_FLAT_FRACTION = 0.1  # of the height
 SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".mpo"), "MPO": (".jpg", ".jpeg", ".mpo"), "PNG": (".png",), "BMP": (".bmp",),
     "WEBP": (".webp",), "TIFF": (".tif", ".tiff", ".dng"), "AVIF": (".avif",), "HEIF": (".heic", ".heif"),
@@ -19,31 +19,31 @@ SUFFIXES = {
 
 
 @CHECKS.register("images")
-def check_images(gathered: Gathered) -> Iterator[Finding]:
-    """Yield what is wrong with files, each file once for each split that has it."""
-    yield from gathered.met
-    for split in gathered.split_names:
-        for picture in gathered.pictures(split).values():
-            for kind, text in _faults(picture):
-                yield Finding(kind, text, split, picture.path)
+def check_images(records: DatasetRecords) -> Iterator[Finding]:
+    """Check every image file, once per split; also yields the findings made while reading."""
+    yield from records.findings
+    for split in records.split_names:
+        for image in records.images(split).values():
+            for kind, text in _faults(image):
+                yield Finding(kind, text, split, image.path)
 
 
-def _faults(picture: Picture) -> Iterator[tuple[str, str]]:
-    path = picture.path
-    if picture.fault:
-        yield ("truncated" if "truncated PNG" in picture.fault else "unreadable"), picture.fault
+def _faults(image: ImageRecord) -> Iterator[tuple[str, str]]:
+    path = image.path
+    if image.fault:
+        yield ("truncated" if "truncated PNG" in image.fault else "unreadable"), image.fault
         return
-    if picture.cut:
-        yield "truncated", picture.cut
-    height, width = picture.size_hw or (0, 0)
+    if image.truncation:
+        yield "truncated", image.truncation
+    height, width = image.size_hw or (0, 0)
     if min(height, width) < MIN_SIDE_PX:
         yield "too-small", f"{path}: {width} x {height} pixels"
-    if picture.print is not None and picture.print.levels <= _BLANK_LEVELS:
-        yield "blank", f"{path}: one colour all over"
-    if picture.flat_end > _FLAT_SHARE and not picture.cut:
-        yield "flat-end", f"{path}: the lower {100 * picture.flat_end:.0f} % are one colour"
-    if picture.orientation != 1:
-        yield "turned", f"{path}: EXIF orientation {picture.orientation}"
+    if image.fingerprint is not None and image.fingerprint.levels <= _BLANK_LEVELS:
+        yield "blank", f"{path}: a single colour"
+    if image.flat_end > _FLAT_FRACTION and not image.truncation:
+        yield "flat-end", f"{path}: the lower {100 * image.flat_end:.0f} % have a single colour"
+    if image.orientation != 1:
+        yield "turned", f"{path}: EXIF orientation {image.orientation}"
     suffix = Path(path).suffix.lower()
-    if suffix not in SUFFIXES.get(picture.format, (suffix,)):
-        yield "suffix", f"{path}: a {picture.format} file"
+    if suffix not in SUFFIXES.get(image.format, (suffix,)):
+        yield "suffix", f"{path}: content is {image.format}"

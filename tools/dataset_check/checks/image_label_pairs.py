@@ -1,4 +1,4 @@
-"""Images without labels, labels without images."""
+"""Checks for images without labels and labels without images."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from pathlib import Path
 
 from tools.dataset_check import CHECKS
 from tools.dataset_check.findings import Finding
-from tools.dataset_check.records import Gathered
+from tools.dataset_check.records import DatasetRecords
 from utils.datasets.image_files import IMAGE_SUFFIXES
 from utils.datasets.labels.semantic_layout import MASK_SUFFIXES
 
-_NO_LABELS = {"classes.txt", "names.txt", "obj.names", "readme.txt", "labels.txt"}
-_MANY = 0.5  # of the images of a split
-_ONE_MASK_AN_IMAGE = ("folders", "coco", "camvid")  # formats whose folders hold nothing else
+_OTHER_TEXT_FILES = {"classes.txt", "names.txt", "obj.names", "readme.txt", "labels.txt"}
+_MANY_FRACTION = 0.5  # of the images of a split
+_ONE_MASK_PER_IMAGE = ("folders", "coco", "camvid")  # formats whose mask folders contain nothing else
 
 
 @CHECKS.register("pairs")
-def check_pairs(gathered: Gathered) -> Iterator[Finding]:
-    """Yield images that lack a label file, label files and class maps that lack an image."""
+def check_pairs(records: DatasetRecords) -> Iterator[Finding]:
+    """Find images without a label file, and label files and semantic maps without an image."""
     beside: dict[str, list[tuple[str, str]]] = {}  # by suffix of the label files: images and label files
-    for split, images in gathered.splits.items():
-        if gathered.formats[split] not in ("yolo", "voc", "labelme", "visdrone"):
+    for split, images in records.splits.items():
+        if records.formats[split] not in ("yolo", "voc", "labelme", "visdrone"):
             continue
-        lacking = [one for one in images if not one.labels.present]
-        for one in lacking:
-            yield Finding("missing-label", f"{one.picture.path}: no {one.label_file}", split, one.picture.path)
-        if len(lacking) > _MANY * len(images):
-            text = f"{split}: {len(lacking)} of {len(images)} images; looked for {lacking[0].label_file} and the like"
+        missing = [one for one in images if not one.labels.present]
+        for one in missing:
+            yield Finding("missing-label", f"{one.image.path}: no {one.label_file}", split, one.image.path)
+        if len(missing) > _MANY_FRACTION * len(images):
+            text = f"{split}: {len(missing)} of {len(images)} images; expected files such as {missing[0].label_file}"
             yield Finding("many-unlabelled", text, split)
         for one in images:
             suffix = os.path.splitext(one.label_file)[1]  # noqa: PTH122
-            beside.setdefault(suffix, []).append((one.picture.path, one.label_file))
+            beside.setdefault(suffix, []).append((one.image.path, one.label_file))
     for suffix, files in beside.items():
         for path in _orphans(files, (suffix,)):
-            yield Finding("orphan-label", f"{path}: no image of that name")
-    config = gathered.data.semantic
-    if config is not None and config.format in _ONE_MASK_AN_IMAGE:
-        pairs = [(one.picture.path, one.mask) for images in gathered.maps.values() for one in images]
+            yield Finding("orphan-label", f"{path}: no image with this name")
+    config = records.data.semantic
+    if config is not None and config.format in _ONE_MASK_PER_IMAGE:
+        pairs = [(one.image.path, one.mask) for images in records.maps.values() for one in images]
         for path in _orphans(pairs, MASK_SUFFIXES):
-            yield Finding("orphan-mask", f"{path}: no image of that name")
+            yield Finding("orphan-mask", f"{path}: no image with this name")
 
 
 def _orphans(pairs: Iterable[tuple[str, str]], suffixes: tuple[str, ...]) -> list[str]:
-    """Return the files beside the second ones of pairs whose image is in no folder of the first ones."""
+    """Find files in the folders of `pairs`' label files for which no image folder has an image."""
     used: set[str] = set()
     folders: dict[str, set[str]] = {}
     for image, file in pairs:
@@ -52,27 +52,29 @@ def _orphans(pairs: Iterable[tuple[str, str]], suffixes: tuple[str, ...]) -> lis
         folders.setdefault(os.path.dirname(file), set()).add(os.path.dirname(image))  # noqa: PTH120
     found = []
     for folder, image_folders in folders.items():
-        stems = {Path(name).stem for place in image_folders for name in _names(place, IMAGE_SUFFIXES)}
-        for name in _names(folder, suffixes):
+        stems = {
+            Path(name).stem for image_folder in image_folders for name in _list_names(image_folder, IMAGE_SUFFIXES)
+        }
+        for name in _list_names(folder, suffixes):
             stem = Path(name).stem.removesuffix("_mask").removesuffix("_gt")
             path = os.path.join(folder, name)  # noqa: PTH118
-            if path in used or stem in stems or name.lower() in _NO_LABELS:
+            if path in used or stem in stems or name.lower() in _OTHER_TEXT_FILES:
                 continue
-            if folder not in image_folders or _is_label(path):  # beside images there may be notes and lists
+            if folder not in image_folders or _is_label(path):  # folders of images may have other text files
                 found.append(path)
     return sorted(found)
 
 
-def _names(folder: str, suffixes: Iterable[str]) -> list[str]:
-    wanted = frozenset(suffixes)
+def _list_names(folder: str, suffixes: Iterable[str]) -> list[str]:
+    accepted = frozenset(suffixes)
     try:
-        return [name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in wanted]  # noqa: PTH122, PTH208
+        return [name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in accepted]  # noqa: PTH122, PTH208
     except OSError:
         return []
 
 
 def _is_label(path: str) -> bool:
-    """Tell whether a text file among images holds labels: its first line is of numbers."""
+    """Check by its first line whether a text file among images has labels."""
     if not path.endswith(".txt"):
         return True
     try:

@@ -67,8 +67,8 @@ class SemanticIndex:
 def build_semantic_index(data: DataConfig, split: str, allow_faults: bool = False) -> SemanticIndex:
     """Build the index of images with semantic maps, or load it from its cache if no file has changed.
 
-    Images are dropped and reported if they or their mask are unreadable, if the sizes differ, or if the mask is a colour
-    or 16-bit image or has a value that is not a class.
+    Images are dropped and reported if they or their mask are unreadable, if the sizes differ, or if the mask is a
+    colour or 16-bit image or has a value that is not a class.
 
     Args:
         data: data set with a `semantic:` block.

@@ -20,7 +20,7 @@ from utils.datasets.pipeline.batch_plan import STREAM_ORDER, STREAM_SAMPLE, Batc
 from utils.datasets.pipeline.image_cache import ImageCache
 from utils.datasets.pipeline.loader import BatchLoader, letterbox_plan, without_box_options
 from utils.datasets.pipeline.sample import Sample
-from utils.ops.crop import centre_square, jittered, random_area, resized
+from utils.ops.crop import centre_crop, colour_jitter, random_resized_area, resize
 
 IMBALANCE_RATIO = 10  # of the largest to the smallest class, from which on a warning is logged
 UNLABELLED = -1
@@ -94,18 +94,18 @@ class ClassificationSampleMaker:
         """Write a random resized crop, flipped and with colour jitter, to `out_rgb` and return its class."""
         rng, hyp = generator(self.seed, epoch, item.position, STREAM_SAMPLE), self.hyp
         sample = self._load(item.index)
-        top, left, height, width = random_area(rng, sample.size_hw, hyp.crop)
-        image = resized(sample.image[top : top + height, left : left + width], shape_hw)
+        top, left, height, width = random_resized_area(rng, sample.size_hw, hyp.crop)
+        image = resize(sample.image[top : top + height, left : left + width], shape_hw)
         for probability, axis in ((hyp.fliplr, 1), (hyp.flipud, 0)):
             if rng.random() < probability:
                 image = cv2.flip(image, axis)
-        write_rgb(jittered(image, rng, hyp.jitter) if hyp.jitter else image, out_rgb, None)
+        write_rgb(colour_jitter(image, rng, hyp.jitter) if hyp.jitter else image, out_rgb, None)
         return sample
 
     def evaluate(self, item: Item, shape_hw: tuple[int, int], out_rgb: np.ndarray) -> tuple[Sample, Geometry]:
         """Write the central square to `out_rgb` and return its class and transform."""
         sample = self._load(item.index)
-        image, geometry = centre_square(sample.image, shape_hw)
+        image, geometry = centre_crop(sample.image, shape_hw)
         write_rgb(image, out_rgb, None)
         return sample, geometry
 

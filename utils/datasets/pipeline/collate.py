@@ -12,7 +12,7 @@ from torch.utils.data import get_worker_info
 
 from utils.core.contracts import Batch, Geometry, ImageInfo
 from utils.datasets.pipeline.sample import Sample
-from utils.ops.masks import overlap_map, polygon_masks
+from utils.ops.masks import instance_map, polygon_masks
 
 _EDGE_PX = 1e-3  # boxes end this far inside the image, so that their centre is in a grid cell
 
@@ -74,7 +74,7 @@ def rasterise_masks(samples: list[Sample], shape_hw: tuple[int, int], style: Mas
         return torch.from_numpy(np.concatenate(each)).bool(), samples
     maps, ordered = [], []
     for sample in samples:
-        overlap, order = overlap_map(sample.polygons, shape_hw, style.ratio)
+        overlap, order = instance_map(sample.polygons, shape_hw, style.ratio)
         maps.append(overlap)
         polygons = [sample.polygons[row] for row in order]
         boxes, classes = sample.boxes_xyxy[order], sample.classes[order]

@@ -136,7 +136,9 @@ def concatenate_batches(first: Batch, second: Batch, offset: int = 0) -> Batch:
         ValueError: the sizes differ, or only one batch has instance masks and the other has boxes.
     """
     if first.images.shape[1:] != second.images.shape[1:]:
-        raise ValueError(f"images of {tuple(first.images.shape)} and {tuple(second.images.shape)} cannot be concatenated")
+        raise ValueError(
+            f"images of {tuple(first.images.shape)} and {tuple(second.images.shape)} cannot be concatenated"
+        )
     moved = second.boxes.clone()
     moved[:, 0] += len(first)
     others = [ImageInfo(info.index + offset, info.path, info.geometry) for info in second.info]

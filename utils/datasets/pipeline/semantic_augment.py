@@ -11,7 +11,7 @@ import numpy as np
 from utils.core.contracts import IGNORED_PIXEL
 from utils.datasets.labels.semantic_layout import SemanticAugment
 from utils.datasets.pipeline.sample import Sample
-from utils.ops.warp import pixel_flip, shift, warp_into
+from utils.ops.warp import pixel_flip, translation_matrix, warp_into
 
 STEP = 32  # long sides are multiples of it
 _STEPS_BELOW_BASE = 4  # from the base down to the most likely long side
@@ -55,7 +55,11 @@ class RandomCrop:
 
 
 def draw_crop(
-    rng: np.random.Generator, original_hw: tuple[int, int], crop_hw: tuple[int, int], augment: SemanticAugment, base: int
+    rng: np.random.Generator,
+    original_hw: tuple[int, int],
+    crop_hw: tuple[int, int],
+    augment: SemanticAugment,
+    base: int,
 ) -> RandomCrop:
     """Draw the parameters of a random crop; an image smaller than the crop is padded on the right and below."""
     flip = bool(rng.random() < augment.flip)
@@ -80,7 +84,7 @@ def crop_into(sample: Sample, crop: RandomCrop, out_image: np.ndarray, out_seman
     scale_y, scale_x = crop.size_hw[0] / height, crop.size_hw[1] / width
     resize = np.array([[scale_x, 0, (scale_x - 1) / 2], [0, scale_y, (scale_y - 1) / 2], [0, 0, 1]])
     mirror = pixel_flip(crop.size_hw[1], crop.size_hw[0], crop.flip, False)
-    matrix = shift(-crop.left, -crop.top) @ mirror @ resize
+    matrix = translation_matrix(-crop.left, -crop.top) @ mirror @ resize
     out_image[:], out_semantic[:] = 0, IGNORED_PIXEL
     warp_into(out_image, sample.image, matrix)
     warp_into(out_semantic, sample.semantic, matrix, nearest=True)
@@ -92,7 +96,7 @@ def crop_into(sample: Sample, crop: RandomCrop, out_image: np.ndarray, out_seman
 
 @dataclass(frozen=True)
 class ColourJitter:
-    """Factors of brightness, contrast and saturation, a rotation of the hue (-0.5 to 0.5), and the order of the four."""
+    """Factors of brightness, contrast and saturation, a hue rotation from -0.5 to 0.5, and the order of the four."""
 
     brightness: float = 1.0
     contrast: float = 1.0

@@ -170,5 +170,7 @@ class _Labels:
                 f"{self.source}: {unnamed} objects of categories that {self.data.source} does not name, dropped"
             )
         if crowds := int(table.crowd.sum()):
-            notes.append(f"{self.source}: {crowds} crowd regions are not used for training; evaluation treats them as COCO does")
+            notes.append(
+                f"{self.source}: {crowds} crowd regions are not used for training; evaluation treats them as COCO does"
+            )
         return notes

@@ -43,7 +43,7 @@ def _repeat(image: Path, label: Path) -> None:
     label.write_text(label.read_text() + label.read_text().splitlines()[0] + "\n")
 
 
-def _twin(image: Path, label: Path) -> None:
+def _duplicate_box(image: Path, label: Path) -> None:
     number, x, y, w, h = label.read_text().split()[:5]
     label.write_text(label.read_text() + f"{number} {float(x) + 0.01 * float(w):.5f} {y} {w} {h}\n")
 
@@ -98,7 +98,7 @@ PLANTS: dict[str, tuple[set[str], Callable[[Path, Path], object]]] = {
     "a class nobody named": ({"unknown-class"}, _add_line("999 0.31 0.52 0.2 0.2")),
     "no width": ({"degenerate"}, _add_line("0 0.5 0.5 0 0.2")),
     "the same line twice": ({"duplicate-label"}, _repeat),
-    "two boxes on one object": ({"twin-box"}, _twin),
+    "two boxes on one object": ({"duplicate-box"}, _duplicate_box),
     "a box over the edge": ({"over-edge"}, _add_line("0 0.97 0.52 0.2 0.21")),
     "a needle": ({"odd-shape"}, _add_line("0 0.5 0.3 0.98 0.011")),
     "a speck": ({"tiny"}, _add_line("0 0.5 0.5 0.002 0.002")),

@@ -1,4 +1,4 @@
-"""The data-set gate: it finds what was planted, and nothing else."""
+"""Data-set check: it finds the planted faults, and nothing else."""
 
 import json
 import re
@@ -10,15 +10,20 @@ from collections import Counter
 import cv2
 import numpy as np
 import pytest
-from helpers_gate import NAMES, PLANTS, scene, sound_set
+from helpers_dataset_check import NAMES, PLANTS, scene, sound_set
 from helpers_labels import coco_file, labelme_file, picture, voc_file
 
 import check
-from tools.dataset_check.check_settings import GateSettings
-from tools.dataset_check.collect import gather
+from tools.dataset_check.check_settings import CheckSettings
+from tools.dataset_check.collect import collect_records
 from tools.dataset_check.findings import KINDS
-from tools.dataset_check.image_hash import alike, fingerprint, groups, near_pairs
-from tools.dataset_check.program import judge, run_gate
+from tools.dataset_check.image_hash import (
+    compute_fingerprint,
+    connected_groups,
+    is_near_duplicate,
+    near_duplicate_pairs,
+)
+from tools.dataset_check.program import check_dataset, run_checks
 from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
 from utils.core.yaml_file import write_yaml
@@ -28,7 +33,7 @@ OF_CLASSES = {"empty-class", "rare-class", "imbalance"}  # say something about t
 
 def findings_of(data):
     """Return {(kind, name of the image or of the file in the text)} of all findings about single files."""
-    found = judge(gather(load_data(str(data)), 640))
+    found = run_checks(collect_records(load_data(str(data)), 640))
     names = [(one.kind, re.split(r"[/\\]", one.image or one.text.split(": ")[0])[-1]) for one in found]
     assert len(set(names)) == len({(one.kind, one.image, one.text) for one in found}), "a finding is told twice"
     return {pair for pair in names if pair[0] not in OF_CLASSES}
@@ -47,14 +52,14 @@ def plant_all(root, images):
 
 
 def group_members(data, kind):
-    """Return the sets of names of the images in groups of a kind."""
-    found = judge(gather(load_data(str(data)), 640))
+    """Return the sets of names of the images in connected_groups of a kind."""
+    found = run_checks(collect_records(load_data(str(data)), 640))
     return [{re.split(r"[/\\]", path)[-1] for path in (one.image, *one.others)} for one in found if one.kind == kind]
 
 
 def test_valid_set_reports_only_absent_class(tmp_path):
-    found = judge(gather(load_data(str(sound_set(tmp_path / "set"))), 640))
-    assert [(one.kind, one.text) for one in found] == [("empty-class", "1 of 3 classes have no objects anywhere: cow")]
+    found = run_checks(collect_records(load_data(str(sound_set(tmp_path / "set"))), 640))
+    assert [(one.kind, one.text) for one in found] == [("empty-class", "1 of 3 classes have no objects: cow")]
 
 
 @pytest.mark.parametrize("name", PLANTS)
@@ -112,7 +117,7 @@ def test_faults_in_coco128(tmp_path, coco128):
 
 def found_in(data):
     """Return how often each kind is found, without what is said about classes."""
-    return Counter(one.kind for one in judge(gather(data, 640)) if one.kind not in OF_CLASSES)
+    return Counter(one.kind for one in run_checks(collect_records(data, 640)) if one.kind not in OF_CLASSES)
 
 
 def test_coco_json_checks(tmp_path):
@@ -212,7 +217,7 @@ def test_identical_splits_are_not_a_leak(tmp_path):
     path = sound_set(tmp_path, train=4, val=2)
     (tmp_path / "images" / "train" / "000.jpg").write_bytes(b"")
     write_yaml(path, {"train": "images/train", "val": "images/train", "names": list(NAMES)})
-    report = run_gate(GateSettings(str(path), project=tmp_path / "runs"))
+    report = check_dataset(CheckSettings(str(path), project=tmp_path / "runs"))
     assert Counter(one.kind for one in report.findings) - Counter(OF_CLASSES) == {"unreadable": 1, "same-split": 1}
 
 
@@ -223,7 +228,7 @@ def test_identical_splits_are_not_a_leak(tmp_path):
 def test_similar_images_are_not_duplicates():
     def seen(image):
         grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-        return fingerprint(image.tobytes(), grey, image.shape[:2])
+        return compute_fingerprint(image.tobytes(), grey, image.shape[:2])
 
     image = scene(1)
     changed = [
@@ -232,9 +237,9 @@ def test_similar_images_are_not_duplicates():
         cv2.blur(image, (3, 3)),
     ]
     other = [cv2.flip(image, 1), scene(2), np.ascontiguousarray(image[:, :64]), np.full_like(image, 90)]
-    assert all(alike(seen(image), seen(one)) for one in changed)
+    assert all(is_near_duplicate(seen(image), seen(one)) for one in changed)
     prints = [seen(one) for one in (image, *changed, *other, np.full_like(image, 91))]
-    assert groups(len(prints), near_pairs(prints)) == [[0, 1, 2, 3]]
+    assert connected_groups(len(prints), near_duplicate_pairs(prints)) == [[0, 1, 2, 3]]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -247,7 +252,7 @@ def test_html_report_is_self_contained_and_escaped(tmp_path):
     (tmp_path / "set" / "images" / "train" / "000.jpg").rename(evil)
     evil.write_bytes(evil.read_bytes()[:-900])
     write_yaml(path, {"train": "images/train", "val": "images/val", "names": ["<b>cat</b>", "dog", "cow"]})
-    report = run_gate(GateSettings(str(path), anchors=9, project=tmp_path / "runs"))
+    report = check_dataset(CheckSettings(str(path), anchors=9, project=tmp_path / "runs"))
     text = (tmp_path / "runs" / "exp" / "report.html").read_text()
     assert "<script" not in text and "<b>cat" not in text and "&lt;script&gt;alert(1)" in text
     addresses = re.findall(r"""(?:src|href|srcset)\s*=\s*['"]?([^'">\s]*)""", text)
@@ -271,15 +276,15 @@ def test_anchor_fit_report(tmp_path):
         label.write_text(f"0 0.5 0.5 {w} {h}\n")
     values = []
     for size in (128, 256):
-        report = run_gate(GateSettings(str(path), imgsz=size, anchors=3, project=tmp_path / "runs"))
+        report = check_dataset(CheckSettings(str(path), imgsz=size, anchors=3, project=tmp_path / "runs"))
         values.append(report.anchors.anchors.reshape(-1, 2))
     # images of 128 x 96: a box of a quarter is 32 x 24, of half and three quarters 64 x 72, the other way 96 x 48
     assert values[0] == pytest.approx(np.array([[32, 24], [64, 72], [96, 48]])[[0, 1, 2]], rel=0.02) or values[
         0
     ] == pytest.approx(np.array([[32, 24], [96, 48], [64, 72]]), rel=0.02)
     assert sorted(map(tuple, values[1].round())) == sorted(map(tuple, (2 * values[0]).round()))
-    with pytest.raises(UserError, match="3 for each level"):
-        run_gate(GateSettings(str(path), anchors=7, project=tmp_path / "runs"))
+    with pytest.raises(UserError, match="multiple of 3"):
+        check_dataset(CheckSettings(str(path), anchors=7, project=tmp_path / "runs"))
 
 
 def everything(folder):
@@ -290,12 +295,12 @@ def test_cleaned_copy(tmp_path):
     path = sound_set(tmp_path / "set")
     plant_all(tmp_path / "set", sorted((tmp_path / "set" / "images" / "train").iterdir()))
     before = everything(tmp_path / "set")
-    run_gate(GateSettings(str(path), fix=tmp_path / "clean", project=tmp_path / "runs"))
+    check_dataset(CheckSettings(str(path), fix=tmp_path / "clean", project=tmp_path / "runs"))
     assert everything(tmp_path / "set") == before
     left = found_in(load_data(str(tmp_path / "clean" / "data.yaml")))
     # what no rule can decide stays: which of two boxes, whether a needle is one, whether grey is a picture
     assert left == {
-        "twin-box": 1,
+        "duplicate-box": 1,
         "odd-shape": 1,
         "tiny": 1,
         "flat-end": 1,
@@ -309,23 +314,23 @@ def test_cleaned_copy(tmp_path):
         "repeated labels dropped": 1, "impossible objects dropped": 1, "boxes cut at the edge": 1,
         "images turned upright": 1, "suffixes corrected": 1,
     }  # fmt: skip
-    with pytest.raises(UserError, match="is there and not empty"):
-        run_gate(GateSettings(str(path), fix=tmp_path / "clean", project=tmp_path / "runs"))
+    with pytest.raises(UserError, match="exists and is not empty"):
+        check_dataset(CheckSettings(str(path), fix=tmp_path / "clean", project=tmp_path / "runs"))
 
 
 def test_cleaned_copy_of_semantic_and_class_folders(tmp_path):
     path = class_maps(tmp_path / "maps")
     (tmp_path / "maps" / "masks" / "0.png").unlink()
-    run_gate(GateSettings(str(path), fix=tmp_path / "clean", project=tmp_path / "runs"))
-    gathered = gather(load_data(str(tmp_path / "clean" / "data.yaml")), 640)
-    assert [len(gathered.splits["train"]), len(gathered.maps["train"])] == [7, 7] and not [
-        one for one in judge(gathered) if one.kind not in OF_CLASSES
+    check_dataset(CheckSettings(str(path), fix=tmp_path / "clean", project=tmp_path / "runs"))
+    records = collect_records(load_data(str(tmp_path / "clean" / "data.yaml")), 640)
+    assert [len(records.splits["train"]), len(records.maps["train"])] == [7, 7] and not [
+        one for one in run_checks(records) if one.kind not in OF_CLASSES
     ]
     for number in range(3):
         cv2.imwrite(str(picture(tmp_path / "folders" / "train" / "cat" / f"{number}.jpg")), scene(number))
         cv2.imwrite(str(picture(tmp_path / "folders" / "val" / "cat" / f"{number}.jpg")), scene(9 + number))
     (tmp_path / "folders" / "train" / "cat" / "0.jpg").write_bytes(b"")
-    run_gate(GateSettings(str(tmp_path / "folders"), fix=tmp_path / "clean2", project=tmp_path / "runs"))
+    check_dataset(CheckSettings(str(tmp_path / "folders"), fix=tmp_path / "clean2", project=tmp_path / "runs"))
     assert len([name for name in everything(tmp_path / "clean2") if name.endswith(".jpg")]) == 5
     assert found_in(load_data(str(tmp_path / "clean2" / "data.yaml"))) == {}
 
@@ -352,5 +357,5 @@ def test_exit_status(tmp_path, monkeypatch):
 def test_help_and_missing_data(root, tmp_path):
     line = [sys.executable, str(root / "check.py"), "--data", "nothing-there.yaml"]
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith("error: nothing-there.yaml: no such data-set YAML")
+    assert done.returncode == 2 and done.stderr.startswith("error: --data nothing-there.yaml: no such data-set YAML")
     assert len(done.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())

@@ -1,0 +1,56 @@
+"""Conclusion of a training run: strip the checkpoints, evaluate the best one, write results and plots."""
+
+from __future__ import annotations
+
+from models.checkpoint import load_checkpoint
+from models.fuse import fuse
+from models.network import Network
+from models.network_runner import NetworkRunner
+from utils.core import distributed as dist
+from utils.core.log import LOGGER
+from utils.engine.evaluate import MANY_CLASSES, Report, evaluate, log_report
+from utils.engine.run import Run
+from utils.engine.run_checkpoints import strip_checkpoints
+from utils.engine.run_outputs import BatchPlotter, write_results
+
+
+def conclude(run: Run) -> dict[str, float]:
+    """Finish a run after its last epoch; return the metrics of the best checkpoint. All ranks must call this."""
+    network = _load_best(run)
+    LOGGER.info(f"evaluating {run.weights_folder / 'best.pt'}")
+    plotter = BatchPlotter(run.task, run.folder, run.data, enabled=not run.settings.noplots)
+    report = _evaluate(run, network, plotter)
+    if dist.is_main():
+        _write_outputs(run, report, plotter)
+    return report.metrics
+
+
+def _load_best(run: Run) -> Network:
+    """Load `best.pt` on every rank, then strip the checkpoints on the first one."""
+    dist.barrier()
+    checkpoint = load_checkpoint(run.weights_folder / "best.pt")
+    dist.barrier()  # all ranks have read the file before it is rewritten
+    if dist.is_main():
+        strip_checkpoints(run.weights_folder)
+    # round the weights to half precision like the stripped file
+    return fuse(checkpoint.network.half().float().eval().to(run.device))
+
+
+def _evaluate(run: Run, network: Network, plotter: BatchPlotter) -> Report:
+    runner = NetworkRunner(network, run.device)
+    with run.phase("validation"):
+        report = evaluate(runner, run.val_loader, run.eval_settings(), run.device, run.losses, on_batch=plotter)
+    image_size = run.settings.imgsz[-1]
+    log_report(report, (1, 3, image_size, image_size), run.settings.verbose or run.data.num_classes < MANY_CLASSES)
+    return report
+
+
+def _write_outputs(run: Run, report: Report, plotter: BatchPlotter) -> None:
+    """Write results.json and the plots, and finish the loggers."""
+    weights = run.weights_folder
+    write_results(run.folder / "results.json", report, {"epochs": run.state.epoch, "checkpoint": "best.pt"})
+    if not run.settings.noplots:
+        for path in (*plotter.paths, *run.task.draw_scores(report.scores, run.folder, run.data)):
+            run.loggers.image(path, run.state.epoch)
+    run.loggers.finish(report.metrics, [weights / "best.pt", weights / "last.pt"])
+    LOGGER.info(f"done; results are in {run.folder}")
