@@ -69,7 +69,7 @@ def test_coco_categories_with_gaps(tmp_path):
     ]
     other = build_index(replace(data, names=("x", "y")), "train")  # other names, as many: by the order of the ids
     assert other.boxes[:, 0].tolist() == [1, 0]
-    with pytest.raises(UserError, match=r"none called 'bird'"):
+    with pytest.raises(UserError, match=r"none is named 'bird'"):
         build_index(replace(data, names=("cat", "bird", "dog")), "train")
 
 

@@ -9,11 +9,12 @@ import pytest
 from helpers_semantic import pixel_set, request, scene, write_pair
 from PIL import Image
 
-from utils.core.cityscapes import LABEL_IDS, NAMES
+from utils.core.cityscapes import NAMES
 from utils.core.data_config import DataConfig, SemanticConfig, load_cityscapes_folder, load_data
 from utils.core.errors import UserError
 from utils.core.yaml_file import write_yaml
 from utils.datasets.labels.scan import SplitScan
+from utils.datasets.labels.semantic_layouts.cityscapes import LABEL_IDS
 from utils.datasets.labels.semantic_scan import build_semantic_index
 from utils.datasets.pipeline.semantic_samples import open_semantic_loader
 

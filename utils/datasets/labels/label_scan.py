@@ -111,7 +111,8 @@ def _scan(files: SplitFiles, split: str) -> SplitScan[ImageLabels, Index]:
 
 
 def _check(files: SplitFiles, image: int) -> CheckedImage[ImageLabels]:
-    labels, notes, path = files.load_labels(image), [], files.images[image]
+    labels, path = files.load_labels(image), files.images[image]
+    notes: list[str] = []
     if not labels.listed:
         return CheckedImage(in_split=False)
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.core.cityscapes import LABEL_IDS, MAX_LABEL_ID, NAMES
+from utils.core.cityscapes import NAMES
 from utils.core.contracts import IGNORED_PIXEL
 from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
@@ -22,6 +22,8 @@ from utils.datasets.labels.semantic_layout import (
     require_semantic,
 )
 
+LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # value of each class in masks
+MAX_LABEL_ID = 33  # other ids up to here are unlabelled
 IMAGE_SUFFIX, MASK_ENDINGS = "_leftImg8bit", ("_gtFine_labelIds", "_gtFine_labelTrainIds", "_gtCoarse_labelIds")
 
 
