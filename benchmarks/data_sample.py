@@ -1,10 +1,10 @@
-"""Cost of one training sample, ours beside a straightforward implementation of the same augmentation.
+"""Cost of one training sample, compared with a straightforward implementation of the same augmentation.
 
 python benchmarks/data_sample.py --images ../datasets/coco128/images/train2017
 python benchmarks/data_sample.py --images FOLDER --size 320 --epochs 9 --write
 
-The other implementation reads the specification literally: four decodes for each sample, a canvas of twice the size,
-one warp, three lookup tables, flips and a transposing copy. Both run in one thread, turn about, epoch by epoch.
+The reference follows the definition step by step: four decodes per sample, a canvas of twice the size, one warp, three
+lookup tables, flips and a transposing copy. Both run in one thread, alternating by epoch.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ GREY = 114
 
 
 class Straightforward:
-    """The specification's steps one after the other, for mosaics of four without polygons (its default)."""
+    """Step-by-step reference for mosaics of four without polygons (the default augmentation)."""
 
     def __init__(self, index: Index, hyp: Hyp, size: int) -> None:
         self.index, self.hyp, self.size = index, hyp, size
         self.rng = np.random.default_rng(0)
 
     def batch(self, numbers: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (B, 3, H, W) images and (N, 6) boxes."""
-        made = [self.sample(int(number)) for number in numbers]
+        """Create (B, 3, H, W) images and (N, 6) boxes."""
+        samples = [self.sample(int(number)) for number in numbers]
         boxes = []
-        for i, (_, labels) in enumerate(made):
+        for i, (_, labels) in enumerate(samples):
             boxes.append(np.concatenate((np.full((len(labels), 1), i), labels), 1))
-        return torch.stack([image for image, _ in made]), torch.from_numpy(np.concatenate(boxes))
+        return torch.stack([image for image, _ in samples]), torch.from_numpy(np.concatenate(boxes))
 
     def sample(self, number: int) -> tuple[torch.Tensor, np.ndarray]:
-        """Return one (3, H, W) image and its (n, 5) labels."""
+        """Create one (3, H, W) image and its (n, 5) labels."""
         canvas, labels = self.mosaic(number)
         image, labels = self.perspective(canvas, labels)
         size = self.size
@@ -76,7 +76,7 @@ class Straightforward:
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)[::-1])), labels
 
     def mosaic(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the canvas of twice the size and its labels: class and corners in pixels."""
+        """Compose the canvas of twice the size and its labels: class and corners in pixels."""
         size = self.size
         y, x = (int(self.rng.uniform(size / 2, 3 * size / 2)) for _ in range(2))
         numbers = [number, *self.rng.integers(0, len(self.index), 3)]
@@ -100,7 +100,7 @@ class Straightforward:
         return canvas, joined
 
     def perspective(self, canvas: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the warped middle of the canvas and the labels that are left."""
+        """Warp the centre of the canvas; return it with the remaining labels."""
         hyp, size, draw = self.hyp, self.size, self.rng.uniform
         centre, rotation, shear, translate = np.eye(3), np.eye(3), np.eye(3), np.eye(3)
         centre[:2, 2] = -canvas.shape[1] / 2, -canvas.shape[0] / 2
@@ -121,7 +121,7 @@ class Straightforward:
         return image, np.concatenate((labels[:, :1], new), 1)[keep]
 
     def colour(self, image: np.ndarray) -> np.ndarray:
-        """Return the image with hue, saturation and value changed."""
+        """Change hue, saturation and value of an image."""
         gains = self.rng.uniform(-1, 1, 3) * (self.hyp.hsv_h, self.hyp.hsv_s, self.hyp.hsv_v) + 1
         levels = np.arange(256)
         tables = [(levels * gains[0]) % 180, *(np.clip(levels * gain, 0, 255) for gain in gains[1:])]
@@ -131,14 +131,14 @@ class Straightforward:
 
 
 def cpu_seconds(action: Callable[[], object]) -> float:
-    """Return the CPU time of a call."""
+    """Measure the CPU time of a call."""
     start = time.process_time()
     action()
     return time.process_time() - start
 
 
 class Parts:
-    """CPU time spent inside some functions, while they are replaced by timed ones."""
+    """CPU time of functions, which are temporarily replaced by timed ones."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -163,14 +163,14 @@ class Parts:
 
 
 def one_epoch(loader: BatchLoader, epoch: int) -> None:
-    """Make all batches of an epoch with an empty cache."""
+    """Create all batches of an epoch, starting with an empty cache."""
     loader.forget()
     for _ in loader.epoch(epoch):
         pass
 
 
-def shares(loader: BatchLoader, epochs: int) -> dict[str, float]:
-    """Return the share of each part of our sample's CPU time."""
+def measure_fractions(loader: BatchLoader, epochs: int) -> dict[str, float]:
+    """Measure the fraction of each step in the CPU time of a sample."""
     parts = Parts()
     with (
         parts.timed(cache, "read_image", "decode"),
@@ -185,7 +185,7 @@ def shares(loader: BatchLoader, epochs: int) -> dict[str, float]:
 
 
 def measure(options: argparse.Namespace) -> tuple[str, float]:
-    """Return the table's row of one size, and the ratio in it."""
+    """Measure one image size; return its table row and the ratio."""
     folder = options.images.resolve()
     data = DataConfig(folder, folder, tuple(map(str, range(1000))), {"train": (folder,)})
     hyp = Hyp()
@@ -207,23 +207,27 @@ def measure(options: argparse.Namespace) -> tuple[str, float]:
     decodes = (ours.decoded - before) / count / options.epochs
     mine, other = (1000 * statistics.median(pair[i] for pair in pairs) / count for i in (0, 1))
     ratio = spread([pair[0] / pair[1] for pair in pairs])
-    part = ", ".join(f"{label} {share:.0%}" for label, share in shares(ours, 3).items())
+    part = ", ".join(f"{label} {fraction:.0%}" for label, fraction in measure_fractions(ours, 3).items())
     row = f"| {options.size} | {mine:.2f} | {other:.2f} | **{ratio.text(3)}** | {decodes:.2f} | {part} |"
     return row, ratio.median
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the options of this script."""
+    """Create the argument parser."""
     parser = new_parser(__doc__, NAME)
     parser.add_argument("--images", type=Path, required=True, help="folder of images with YOLO labels")
-    parser.add_argument("--size", type=int, nargs="+", default=[640, 320], help="network input sizes")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--epochs", type=int, default=7, help="pairs of epochs; the median counts")
+    parser.add_argument(
+        "--size", type=int, nargs="+", default=[640, 320], help="network input sizes (default: 640 320)"
+    )
+    parser.add_argument("--batch-size", type=int, default=16, help="images per batch (default: 16)")
+    parser.add_argument(
+        "--epochs", type=int, default=7, help="pairs of epochs, of which the median is reported (default: 7)"
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[int, float]:
-    """Measure, print and on request write the report; return the ratio at each size."""
+    """Measure and publish the report; return the ratio at each size."""
     line = given(arguments)
     options = build_parser().parse_args(line)
     cv2.setNumThreads(0)
@@ -233,10 +237,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[int, float]:
         row, medians[size] = measure(argparse.Namespace(**{**vars(options), "size": size}))
         table.append(row)
     body = [
-        "Mosaic, random perspective, HSV and flips with the defaults of hyp.scratch-low; no decoded image is kept from",
-        "one epoch to the next. Milliseconds of CPU time; medians of epochs run turn about.",
+        "Mosaic, random perspective, HSV and flips with the defaults of hyp.scratch-low; decoded images are not cached",
+        "between epochs. Milliseconds of CPU time; medians over alternating epochs.",
         "",
-        "| size | ours | straightforward | ratio | images decoded per sample | parts of ours |",
+        "| size | Polyolo | reference | ratio | images decoded per sample | fractions of the time |",
         "|---|---|---|---|---|---|",
         *table,
     ]

@@ -1,9 +1,10 @@
-"""Does it cost accuracy that mosaic partners come from a window of the epoch's order, instead of from all images?
+"""Accuracy when mosaic partners are drawn from a window of the epoch order instead of from all images.
 
 python benchmarks/mosaic_window.py
 python benchmarks/mosaic_window.py --data shapes.yaml --epochs 40 --seeds 0 1 2 3 --windows 64 0 --write
 
-Trains once for every seed and window, everything else equal; 0 stands for all images. The last window is compared with.
+Trains once per seed and window with otherwise equal settings; 0 stands for all images. The last window is the
+baseline.
 """
 
 from __future__ import annotations
@@ -27,37 +28,39 @@ Runs = dict[tuple[int, int], Training]  # by window and seed
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
-    """Return `mean ± standard deviation`; the mean alone of a single value."""
+    """Format `mean ± standard deviation`, or only the mean of a single value."""
     mean = f"{statistics.fmean(values):.4f}"
     return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
 
 
 def summary(runs: Runs, windows: Sequence[int], seeds: Sequence[int]) -> tuple[list[str], dict[str, float]]:
-    """Return table rows with mean scores of each window, and each one's mean difference from the last."""
+    """Create table rows with the mean scores of each window, and the mean differences from the last window."""
     rows, differences = [], {}
     for window in windows:
         cells = []
         for title, name in SCORES.items():
             values = [runs[window, seed].numbers[name] for seed in seeds]
-            against = [runs[windows[-1], seed].numbers[name] for seed in seeds]
-            apart = [a - b for a, b in zip(values, against, strict=True)]
-            differences[f"{window}/{title}"] = statistics.fmean(apart)
-            cells += [mean_and_deviation(values), mean_and_deviation(apart) if window != windows[-1] else "–"]
+            baseline = [runs[windows[-1], seed].numbers[name] for seed in seeds]
+            deltas = [a - b for a, b in zip(values, baseline, strict=True)]
+            differences[f"{window}/{title}"] = statistics.fmean(deltas)
+            cells += [mean_and_deviation(values), mean_and_deviation(deltas) if window != windows[-1] else "–"]
         seconds = statistics.fmean(runs[window, seed].seconds for seed in seeds)
         rows.append(f"| {window or 'all images'} | " + " | ".join(cells) + f" | {seconds:.0f} |")
     return rows, differences
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the options of this script."""
+    """Create the argument parser."""
     parser = new_parser(__doc__, NAME)
     add_training_options(parser, "data/shapes.yaml", None)
-    parser.add_argument("--windows", type=int, nargs="+", default=[64, 0], help="0: partners from all images")
+    parser.add_argument(
+        "--windows", type=int, nargs="+", default=[64, 0], help="window sizes, 0: all images (default: 64 0)"
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Train, print and on request write the report; return mean differences from the last window."""
+    """Train and publish the report; return mean differences from the last window."""
     line = given(arguments)
     options = build_parser().parse_args(line)
     runs: Runs = {
@@ -69,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     epochs = len(next(iter(runs.values())).losses)
     body = [
         f"{Path(options.data).name}, {epochs} epochs, {len(options.seeds)} seed(s): mean ± standard deviation over "
-        "seeds. Differences are taken seed by seed.",
+        "seeds. Differences are computed per seed.",
         "",
         "| window | mAP50 | difference | mAP50-95 | difference | seconds |",
         "|---|---|---|---|---|---|",
