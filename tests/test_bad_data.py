@@ -187,7 +187,7 @@ def test_valid_model_yaml_is_accepted(images, tmp_path):
     path.write_text(MODEL)
     build_network(read_architecture(str(path)))
     path.write_text(MODEL + "ch: 4\n")
-    assert "4 channels" in error_of("train", "--data", images, *TINY, "--cfg", path, project=tmp_path / "p")
+    assert "4 input channels" in error_of("train", "--data", images, *TINY, "--cfg", path, project=tmp_path / "p")
 
 
 HYPS = (

@@ -103,7 +103,7 @@ def test_faulty_images_and_small_classes_are_reported(folder, caplog):
 
 
 FAULTS = {
-    "a class that training does not have": (lambda f: write(f / "val" / "z" / "0.png"), "val", r"val/z: no class of"),
+    "a class that training does not have": (lambda f: write(f / "val" / "z" / "0.png"), "val", r"val/z: not a class of"),
     "no images": (lambda f: [p.unlink() for p in (f / "val").rglob("*.png")], "val", r"no images \(avif"),
     "no folders": (lambda f: (f / "train").rename(f / "old"), "train", "no folder train"),
     "a file in place of a split": (lambda f: ((f / "val").rename(f / "v"), write(f / "val")), "val", "no folder val"),

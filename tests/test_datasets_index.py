@@ -90,7 +90,7 @@ def test_no_images(tmp_path):
     ("0 .5 .5 -.1 .1", 1, "negative coordinate"),
     ("-1 .5 .5 .1 .1", 1, "negative class"),
     ("0 320 240 50 60", 1, "above 1"),
-    ("1.5 .5 .5 .1 .1", 1, "not a whole number"),
+    ("1.5 .5 .5 .1 .1", 1, "not an integer"),
     ("0 .1 .1 .2 .2 .3 .1\n\n0 .5 .5 .1 .1", 3, "a box in a file of polygons"),
     ("0 .1 .1 .2 .2 .3 .1 .4", 1, "8 fields"),
     ("0,0.5,0.5,0.1,0.1", 1, "finite number"),

@@ -86,7 +86,8 @@ def to_labels(found: FileObjects, size_hw: tuple[int, int], classes: ClassNumber
         if item.aside:
             continue
         if number is None:
-            labels.faults.append(f"{source}: {item.where}: class {item.name!r} is not in `names` of the data YAML")
+            fault = f"class {item.name!r} is not among the `names` of the data YAML"
+            labels.faults.append(f"{source}: {item.where}: {fault}")
             continue
         if fault := box_fault(item.box_xyxy, size_hw):
             labels.lost.append(f"{source}: {item.where}: {fault}, dropped")
