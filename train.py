@@ -11,10 +11,9 @@ The training loop is utils/engine/fit.py.
 import argparse
 from collections.abc import Sequence
 
-from tools.search.search_options import add_evolution, evolve, wants_evolution
 from utils.core.cli import explicit_options, run_script, to_namespace
 from utils.core.contracts import Logger
-from utils.programs.train import task_parser, train_task
+from utils.programs.train import add_evolution, task_parser, train_task, wants_evolution
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,8 +33,11 @@ def run(loggers: Sequence[Logger] = (), **options: object) -> dict[str, float]:
     """
     parser = build_parser()
     to_namespace(build_parser(), options)  # checks the names
-    train = evolve if wants_evolution(options) else train_task
-    return train("detect", parser, options, loggers)
+    if wants_evolution(options):
+        from tools.search.search_options import evolve  # not loaded by other training runs
+
+        return evolve("detect", parser, options, loggers)
+    return train_task("detect", parser, options, loggers)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Time and memory of a large COCO JSON: first scan, start from the cache, epochs of the workers.
+"""Time and memory of a large COCO JSON: the first scan, a start with the cache, and the epochs of the workers.
 
 python benchmarks/coco_index.py
 python benchmarks/coco_index.py --images 10000 --boxes 100000 --polygons
 python benchmarks/coco_index.py --folder ../coco-index --write
 
-JSON and images are generated (small noise images, hard links to eight files where possible) and removed afterwards
-unless `--folder` is given. Each measurement is a new process that opens the data as training does; its memory is the
-peak resident set size. Then two workers create all batches of some epochs; after each epoch their private memory is
-read, which they do not share with the main process.
+The JSON and its images are generated (small noise images, hard links to one of eight where the file system supports
+them) and removed unless `--folder` is given. Each measurement is a new process that opens the data like training does;
+its memory is the peak resident set size on Linux. Then the workers load all batches of some epochs; after each epoch
+their private memory is read, which they do not share with the main process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import numpy as np
 
-from benchmarks.machine import given, new_parser, publish, report
+from benchmarks.machine import command_arguments, new_parser, publish, report
 from utils.core.cli import run_script
 from utils.core.files import ROOT
 from utils.core.yaml_file import write_yaml
@@ -41,7 +41,7 @@ from utils.datasets.labels.label_scan import build_index
 started = time.perf_counter()
 index = build_index(load_data(sys.argv[1]), "train")
 seconds = time.perf_counter() - started
-with open("/proc/self/status", encoding="ascii") as file:  # ru_maxrss includes the parent's memory
+with open("/proc/self/status", encoding="ascii") as file:  # rusage would include the memory of the parent
     memory = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
 print(seconds, time.process_time(), memory, len(index), len(index.boxes))
 """
@@ -64,8 +64,8 @@ for epoch in range(epochs):
 """
 
 
-def generate(folder: Path, images: int, boxes: int, polygons: bool) -> Path:
-    """Write images, JSON and data YAML unless they exist; return the YAML."""
+def make(folder: Path, images: int, boxes: int, polygons: bool) -> Path:
+    """Write images, JSON and data-set YAML unless they exist; return the YAML."""
     yaml = folder / "data.yaml"
     if yaml.exists():
         return yaml
@@ -98,25 +98,25 @@ def _json(rng: np.random.Generator, images: int, boxes: int, polygons: bool) -> 
     yield ", ".join(json.dumps({"id": n + 1 + n // 10, "name": f"class {n}"}) for n in range(CLASSES))
     yield '], "annotations": ['
     owners, classes = rng.integers(0, images, boxes), rng.integers(0, CLASSES, boxes)
-    boxes_xywh = (rng.uniform(0, 0.5, (boxes, 4)) * (width, height, width, height) + 1).round(2)
-    for number, (owner, label, box) in enumerate(zip(owners, classes, boxes_xywh.tolist(), strict=True)):
-        x, y, w, h = box
+    places = (rng.uniform(0, 0.5, (boxes, 4)) * (width, height, width, height) + 1).round(2)
+    for number, (owner, label, place) in enumerate(zip(owners, classes, places.tolist(), strict=True)):
+        x, y, w, h = place
         item = {"id": number + 1, "image_id": 7 * int(owner) + 1, "category_id": int(label + 1 + label // 10)}
-        item |= {"bbox": box, "area": round(w * h, 2), "iscrowd": 0}
-        item["segmentation"] = [_polygon(x, y, w, h)] if polygons else []
+        item |= {"bbox": place, "area": round(w * h, 2), "iscrowd": 0}
+        item["segmentation"] = [_outline(x, y, w, h)] if polygons else []
         yield (", " if number else "") + json.dumps(item)
     yield "]}"
 
 
-def _polygon(x: float, y: float, w: float, h: float) -> list[float]:
-    """Create a polygon of 25 points, the average of COCO."""
+def _outline(x: float, y: float, w: float, h: float) -> list[float]:
+    """Draw a polygon of 25 points, the average of COCO."""
     angles = np.linspace(0, 2 * np.pi, 25, endpoint=False)
     points = np.stack((x + w * (1 + np.cos(angles)) / 2, y + h * (1 + np.sin(angles)) / 2), 1)
     return [round(value, 2) for value in points.ravel().tolist()]
 
 
 def _run(code: str, cache: Path, *words: str) -> str:
-    """Run `code` in a new process with its scan cache in `cache` and return its output."""
+    """Run `code` in a new process with `cache` as the user's cache; return its output."""
     environment = os.environ | {"POLYOLO_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-c", code, *words]
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -125,21 +125,21 @@ def _run(code: str, cache: Path, *words: str) -> str:
     return done.stdout
 
 
-def measure_start(yaml: Path, cache: Path) -> tuple[float, float, float, int, int]:
-    """Measure a start in a new process: seconds, CPU seconds, peak memory in GiB, images and objects."""
+def measure(yaml: Path, cache: Path) -> tuple[float, float, float, int, int]:
+    """Measure one start in a new process: seconds, CPU seconds, peak GiB, images and objects."""
     seconds, cpu, memory, images, objects = _run(MEASURE, cache, str(yaml)).split()[-5:]
     return float(seconds), float(cpu), float(memory) / 2**30, int(images), int(objects)
 
 
-def measure_epochs(yaml: Path, cache: Path, workers: int, epochs: int) -> list[tuple[int, float]]:
-    """Measure the boxes of the batches and the mean private memory of the workers in MiB, per epoch."""
+def follow(yaml: Path, cache: Path, workers: int, epochs: int) -> list[tuple[int, float]]:
+    """Measure for every epoch the number of boxes and the mean private memory of a worker in MiB."""
     lines = [line.split()[1:] for line in _run(EPOCHS, cache, str(yaml), str(workers), str(epochs)).splitlines()
              if line.startswith("epoch ")]  # fmt: skip
     return [(int(boxes), sum(map(int, own)) / len(own) / 2**20) for boxes, *own in lines]
 
 
 @contextmanager
-def _data_folder(text: str) -> Iterator[Path]:
+def _place(text: str) -> Iterator[Path]:
     if text:
         yield Path(text)
         return
@@ -148,38 +148,38 @@ def _data_folder(text: str) -> Iterator[Path]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Create the argument parser."""
+    """Create the command-line parser."""
     parser = new_parser(__doc__, NAME)
-    parser.add_argument("--images", type=int, default=100_000, help="number of images (default: 100000)")
-    parser.add_argument("--boxes", type=int, default=1_000_000, help="number of annotations (default: 1000000)")
+    parser.add_argument("--images", type=int, default=100_000, help="images in the JSON")
+    parser.add_argument("--boxes", type=int, default=1_000_000, help="annotations in the JSON")
     parser.add_argument("--polygons", action="store_true", help="give every object a polygon of 25 points")
-    parser.add_argument("--epochs", type=int, default=3, help="number of epochs (default: 3)")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes (default: 2)")
-    parser.add_argument("--folder", default="", help="folder for the data (default: a temporary folder)")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of the workers")
+    parser.add_argument("--workers", type=int, default=2, help="data-loading processes")
+    parser.add_argument("--folder", default="", help="folder of the data (default: a temporary one)")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Measure and publish the report; return seconds and GiB of both starts and MiB per epoch."""
-    line = given(arguments)
+    """Run the benchmark and report it; return the seconds and GiB of both starts."""
+    line = command_arguments(arguments)
     options = build_parser().parse_args(line)
-    with _data_folder(options.folder) as folder:
-        yaml = generate(folder, options.images, options.boxes, options.polygons)
+    with _place(options.folder) as folder:
+        yaml = make(folder, options.images, options.boxes, options.polygons)
         size = (folder / "instances.json").stat().st_size / 2**20
-        for cached in folder.glob("*.polyolo-cache.*"):
-            cached.unlink()
-        found = {name: measure_start(yaml, folder / "cache") for name in ("first start", "start from the cache")}
-        epochs = measure_epochs(yaml, folder / "cache", options.workers, options.epochs)
+        for kept in folder.glob("*.polyolo-cache.*"):
+            kept.unlink()
+        found = {name: measure(yaml, folder / "cache") for name in ("first start", "start from the cache")}
+        epochs = follow(yaml, folder / "cache", options.workers, options.epochs)
     if any(row[3:] != (options.images, options.boxes) for row in found.values()):
-        raise RuntimeError(f"expected {options.images} images and {options.boxes} objects, got {found}")
+        raise RuntimeError(f"{options.images} images and {options.boxes} objects were expected, found {found}")
     body = [
-        f"{options.images} images, {options.boxes} objects, JSON of {size:.0f} MiB.",
+        f"{options.images} images, {options.boxes} objects, a JSON of {size:.0f} MiB.",
         "",
-        "| | seconds | CPU seconds with imports | peak GiB |",
+        "| | seconds | of CPU, with imports | GiB of memory |",
         "|---|---|---|---|",
         *(f"| {name} | {row[0]:.1f} | {row[1]:.1f} | {row[2]:.2f} |" for name, row in found.items()),
         "",
-        "| epoch | boxes in its batches | private MiB per worker |",
+        "| epoch | boxes in its batches | MiB of each worker's own |",
         "|---|---|---|",
         *(f"| {number} | {boxes} | {own:.1f} |" for number, (boxes, own) in enumerate(epochs, 1)),
     ]

@@ -3,8 +3,8 @@
 python benchmarks/data_sample.py --images ../datasets/coco128/images/train2017
 python benchmarks/data_sample.py --images FOLDER --size 320 --epochs 9 --write
 
-The reference follows the definition step by step: four decodes per sample, a canvas of twice the size, one warp, three
-lookup tables, flips and a transposing copy. Both run in one thread, alternating by epoch.
+The straightforward pipeline decodes four images per sample, fills a canvas of twice the size, warps it once, applies
+three lookup tables and flips, and copies the result to channels-first. Both run in one thread, in alternating epochs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.machine import given, new_parser, publish, report, spread
+from benchmarks.machine import command_arguments, new_parser, publish, report, spread
 from utils.core.cli import run_script
 from utils.core.data_config import DataConfig
 from utils.core.hyp import Hyp
@@ -36,30 +36,29 @@ from utils.datasets.labels.label_index import Index
 from utils.datasets.pipeline import box_samples as dataset
 from utils.datasets.pipeline import image_cache as cache
 from utils.datasets.pipeline import mosaic
-from utils.datasets.pipeline.box_samples import open_box_loader
-from utils.datasets.pipeline.loader import BatchLoader
+from utils.datasets.pipeline.loader import BatchLoader, open_box_loader
 
 NAME = "data_sample"
 GREY = 114
 
 
 class Straightforward:
-    """Step-by-step reference for mosaics of four without polygons (the default augmentation)."""
+    """Straightforward pipeline: all steps of a four-image mosaic without polygons, one after the other."""
 
     def __init__(self, index: Index, hyp: Hyp, size: int) -> None:
         self.index, self.hyp, self.size = index, hyp, size
         self.rng = np.random.default_rng(0)
 
     def batch(self, numbers: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Create (B, 3, H, W) images and (N, 6) boxes."""
-        samples = [self.sample(int(number)) for number in numbers]
+        """Build a batch: (B, 3, H, W) images and (N, 6) boxes."""
+        made = [self.sample(int(number)) for number in numbers]
         boxes = []
-        for i, (_, labels) in enumerate(samples):
+        for i, (_, labels) in enumerate(made):
             boxes.append(np.concatenate((np.full((len(labels), 1), i), labels), 1))
-        return torch.stack([image for image, _ in samples]), torch.from_numpy(np.concatenate(boxes))
+        return torch.stack([image for image, _ in made]), torch.from_numpy(np.concatenate(boxes))
 
     def sample(self, number: int) -> tuple[torch.Tensor, np.ndarray]:
-        """Create one (3, H, W) image and its (n, 5) labels."""
+        """Build one (3, H, W) image and its (n, 5) labels."""
         canvas, labels = self.mosaic(number)
         image, labels = self.perspective(canvas, labels)
         size = self.size
@@ -76,7 +75,7 @@ class Straightforward:
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)[::-1])), labels
 
     def mosaic(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Compose the canvas of twice the size and its labels: class and corners in pixels."""
+        """Build the mosaic canvas of twice the size and its labels (class and corners in pixels)."""
         size = self.size
         y, x = (int(self.rng.uniform(size / 2, 3 * size / 2)) for _ in range(2))
         numbers = [number, *self.rng.integers(0, len(self.index), 3)]
@@ -100,7 +99,7 @@ class Straightforward:
         return canvas, joined
 
     def perspective(self, canvas: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Warp the centre of the canvas; return it with the remaining labels."""
+        """Warp the centre of the canvas and its labels."""
         hyp, size, draw = self.hyp, self.size, self.rng.uniform
         centre, rotation, shear, translate = np.eye(3), np.eye(3), np.eye(3), np.eye(3)
         centre[:2, 2] = -canvas.shape[1] / 2, -canvas.shape[0] / 2
@@ -138,14 +137,14 @@ def cpu_seconds(action: Callable[[], object]) -> float:
 
 
 class Parts:
-    """CPU time of functions, which are temporarily replaced by timed ones."""
+    """Profiler that replaces functions by timed ones and adds up their CPU time."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def timed(self, module: ModuleType, name: str, label: str) -> Iterator[None]:
-        """Time `module.name` under `label` inside the block."""
+        """Time `module.name` under `label` within the block."""
         original = getattr(module, name)
 
         def call(*arguments: Any, **options: Any) -> Any:
@@ -163,14 +162,14 @@ class Parts:
 
 
 def one_epoch(loader: BatchLoader, epoch: int) -> None:
-    """Create all batches of an epoch, starting with an empty cache."""
+    """Load all batches of an epoch with an empty cache."""
     loader.forget()
     for _ in loader.epoch(epoch):
         pass
 
 
-def measure_fractions(loader: BatchLoader, epochs: int) -> dict[str, float]:
-    """Measure the fraction of each step in the CPU time of a sample."""
+def shares(loader: BatchLoader, epochs: int) -> dict[str, float]:
+    """Measure the fraction of CPU time of each part of our samples."""
     parts = Parts()
     with (
         parts.timed(cache, "read_image", "decode"),
@@ -185,7 +184,7 @@ def measure_fractions(loader: BatchLoader, epochs: int) -> dict[str, float]:
 
 
 def measure(options: argparse.Namespace) -> tuple[str, float]:
-    """Measure one image size; return its table row and the ratio."""
+    """Measure one size; return its table row and our speedup."""
     folder = options.images.resolve()
     data = DataConfig(folder, folder, tuple(map(str, range(1000))), {"train": (folder,)})
     hyp = Hyp()
@@ -207,28 +206,24 @@ def measure(options: argparse.Namespace) -> tuple[str, float]:
     decodes = (ours.decoded - before) / count / options.epochs
     mine, other = (1000 * statistics.median(pair[i] for pair in pairs) / count for i in (0, 1))
     ratio = spread([pair[0] / pair[1] for pair in pairs])
-    part = ", ".join(f"{label} {fraction:.0%}" for label, fraction in measure_fractions(ours, 3).items())
+    part = ", ".join(f"{label} {share:.0%}" for label, share in shares(ours, 3).items())
     row = f"| {options.size} | {mine:.2f} | {other:.2f} | **{ratio.text(3)}** | {decodes:.2f} | {part} |"
     return row, ratio.median
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Create the argument parser."""
+    """Create the command-line parser."""
     parser = new_parser(__doc__, NAME)
     parser.add_argument("--images", type=Path, required=True, help="folder of images with YOLO labels")
-    parser.add_argument(
-        "--size", type=int, nargs="+", default=[640, 320], help="network input sizes (default: 640 320)"
-    )
-    parser.add_argument("--batch-size", type=int, default=16, help="images per batch (default: 16)")
-    parser.add_argument(
-        "--epochs", type=int, default=7, help="pairs of epochs, of which the median is reported (default: 7)"
-    )
+    parser.add_argument("--size", type=int, nargs="+", default=[640, 320], help="network input sizes")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=7, help="paired epochs, whose median is reported")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[int, float]:
-    """Measure and publish the report; return the ratio at each size."""
-    line = given(arguments)
+    """Run the benchmark and report it; return the speedup for each size."""
+    line = command_arguments(arguments)
     options = build_parser().parse_args(line)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -237,10 +232,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[int, float]:
         row, medians[size] = measure(argparse.Namespace(**{**vars(options), "size": size}))
         table.append(row)
     body = [
-        "Mosaic, random perspective, HSV and flips with the defaults of hyp.scratch-low; decoded images are not cached",
-        "between epochs. Milliseconds of CPU time; medians over alternating epochs.",
+        "Mosaic, random perspective, HSV and flips with the defaults of hyp.scratch-low; no decoded image is kept from",
+        "one epoch to the next. Milliseconds of CPU time; medians of alternating epochs.",
         "",
-        "| size | Polyolo | reference | ratio | images decoded per sample | fractions of the time |",
+        "| size | ours | straightforward | ratio | images decoded per sample | parts of ours |",
         "|---|---|---|---|---|---|",
         *table,
     ]

@@ -1,10 +1,10 @@
-"""Time of one EMA update: multi-tensor operation compared with a loop over tensors.
+"""Cost of one EMA update: multi-tensor operations compared with a loop over tensors.
 
 python benchmarks/ema.py
 python benchmarks/ema.py --cfg yolov5n yolov5s yolov5m --device 0 --write
 
-The loop updates the tensors of the state dict in place, one after the other. Both versions follow networks with the
-same weights, are timed alternately, and must end with the same values.
+The plain loop updates the entries of the state dict in place. Both average the same network, alternately, and their
+results are checked for equality.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.machine import given, new_parser, publish, ratios, report, spread, turn_about
+from benchmarks.machine import alternate, command_arguments, new_parser, publish, ratios, report, spread
 from benchmarks.plain import PlainEma
 from models.builder import build_network, read_architecture
 from utils.core.cli import run_script
@@ -31,7 +31,7 @@ NAME = "ema"
 
 
 def timed(update: Callable[[], None], times: int, device: torch.device) -> float:
-    """Measure the milliseconds of one update, averaged over `times` in a row."""
+    """Measure the milliseconds of one update, the mean of `times` updates."""
     with Stopwatch(device) as watch:
         for _ in range(times):
             update()
@@ -46,7 +46,7 @@ def compare(cfg: str, options: argparse.Namespace, device: torch.device) -> tupl
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.01)
-    found = turn_about(
+    found = alternate(
         {
             "ours": lambda: timed(ours.update, options.repeats, device),
             "plain": lambda: timed(plain.update, options.repeats, device),
@@ -64,18 +64,18 @@ def compare(cfg: str, options: argparse.Namespace, device: torch.device) -> tupl
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Create the command-line parser of this script."""
+    """Create the command-line parser."""
     parser = new_parser(__doc__, NAME)
     parser.add_argument("--cfg", nargs="+", default=["yolov5n", "yolov5s"], help="networks")
-    parser.add_argument("--rounds", type=int, default=15, help="pairs of measurements; the median counts")
-    parser.add_argument("--repeats", type=int, default=20, help="updates in a measurement")
+    parser.add_argument("--rounds", type=int, default=15, help="paired measurements, whose median is reported")
+    parser.add_argument("--repeats", type=int, default=20, help="updates per measurement")
     parser.add_argument("--device", default="cpu")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Run the benchmark, print and optionally write the report; return the speedup by network."""
-    line = given(arguments)
+    """Run the benchmark and report it; return the speedup for each network."""
+    line = command_arguments(arguments)
     options = build_parser().parse_args(line)
     device = select_device(options.device)
     table, medians = [], {}
@@ -85,11 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     body = [
         f"Milliseconds for one update: median and range of {options.rounds} rounds of {options.repeats} updates.",
         "",
-        "| network | tensors | million numbers | all in one | one by one | times as fast |",
+        "| network | tensors | million elements | multi-tensor | one by one | speedup |",
         "|---|---|---|---|---|---|",
         *table,
     ]
-    publish(report("Averaged weights", NAME, line, body, device), NAME, options.write)
+    publish(report("EMA of the weights", NAME, line, body, device), NAME, options.write)
     return medians
 
 

@@ -1,9 +1,9 @@
-"""Cost of the overlap in the box loss, value and gradient: our fused function beside autograd on the paper's formula.
+"""Cost of the IoU in the box loss, value and gradient: the fused function compared with autograd.
 
 python benchmarks/loss.py
 python benchmarks/loss.py --pairs 1000 100000 --device 0 --write
 
-Both take the same random boxes, turn about; values and gradients are checked to agree.
+Both process the same random boxes, alternately; their values and gradients are checked for equality.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from benchmarks.machine import given, new_parser, publish, ratios, report, spread, turn_about
+from benchmarks.machine import alternate, command_arguments, new_parser, publish, ratios, report, spread
 from benchmarks.plain import plain_ciou
 from utils.core.cli import run_script
 from utils.core.device import select_device
@@ -30,7 +30,7 @@ Overlap = Callable[[Tensor, Tensor], Tensor]
 
 
 def random_boxes(pairs: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return two (pairs, 4) sets of cxcywh boxes, in cells, that overlap more or less."""
+    """Draw two (pairs, 4) sets of overlapping cxcywh boxes, in grid cells."""
     rng = torch.Generator().manual_seed(0)
     wanted = torch.cat((torch.rand(pairs, 2, generator=rng) * 20, torch.rand(pairs, 2, generator=rng) * 5 + 0.5), 1)
     noise = torch.randn(pairs, 4, generator=rng) * 0.3
@@ -38,7 +38,7 @@ def random_boxes(pairs: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def gradient(overlap: Overlap, predicted: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean overlap and its gradient."""
+    """Compute the mean IoU and its gradient."""
     predicted = predicted.detach().requires_grad_()
     mean = overlap(predicted, wanted).mean()
     (slope,) = torch.autograd.grad(mean, predicted)
@@ -46,7 +46,7 @@ def gradient(overlap: Overlap, predicted: Tensor, wanted: Tensor) -> tuple[Tenso
 
 
 def compare(pairs: int, options: argparse.Namespace, device: torch.device) -> tuple[str, float]:
-    """Return the table's row of a number of pairs and how many times as fast the fused function is."""
+    """Measure one number of pairs; return its table row and the speedup of the fused function."""
     boxes = random_boxes(pairs, device)
     kinds: dict[str, Overlap] = {"fused": paired_iou, "autograd": plain_ciou}
     for ours, plain in zip(*(gradient(kinds[name], *boxes) for name in ("fused", "autograd")), strict=True):
@@ -59,25 +59,25 @@ def compare(pairs: int, options: argparse.Namespace, device: torch.device) -> tu
         return 1000 * watch.seconds / options.repeats
 
     actions = {name: (lambda overlap=overlap: timed(overlap)) for name, overlap in kinds.items()}
-    found = turn_about(actions, options.rounds, warm_up=2)
+    found = alternate(actions, options.rounds, warm_up=2)
     faster = ratios(found["autograd"], found["fused"])
     times = " | ".join(spread(found[name]).text(3) for name in ("fused", "autograd"))
     return f"| {pairs} | {times} | **{faster.text()}** |", faster.median
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the options of this script."""
+    """Create the command-line parser."""
     parser = new_parser(__doc__, NAME)
-    parser.add_argument("--pairs", type=int, nargs="+", default=[300, 3000, 30000], help="boxes with a label")
-    parser.add_argument("--rounds", type=int, default=15, help="pairs of measurements; the median counts")
-    parser.add_argument("--repeats", type=int, default=50, help="gradients in a measurement")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[300, 3000, 30000], help="numbers of box pairs")
+    parser.add_argument("--rounds", type=int, default=15, help="paired measurements, whose median is reported")
+    parser.add_argument("--repeats", type=int, default=50, help="gradients per measurement")
     parser.add_argument("--device", default="cpu")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[int, float]:
-    """Measure, print and on request write the report; return the ratio at each number of pairs."""
-    line = given(arguments)
+    """Run the benchmark and report it; return the speedup for each number of pairs."""
+    line = command_arguments(arguments)
     options = build_parser().parse_args(line)
     device = select_device(options.device)
     table, medians = [], {}
@@ -85,14 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[int, float]:
         row, medians[pairs] = compare(pairs, options, device)
         table.append(row)
     body = [
-        "CIoU of pairs of boxes with its gradient in the first. Milliseconds: median and range of "
+        "CIoU of box pairs and its gradient in the first box. Milliseconds: median and range of "
         f"{options.rounds} rounds of {options.repeats}.",
         "",
-        "| pairs | fused | autograd | times as fast |",
+        "| pairs | fused | autograd | speedup |",
         "|---|---|---|---|",
         *table,
     ]
-    publish(report("Overlap of boxes", NAME, line, body, device), NAME, options.write)
+    publish(report("IoU of boxes", NAME, line, body, device), NAME, options.write)
     return medians
 
 

@@ -1,9 +1,9 @@
-"""Loss curves in mixed precision and fp32, compared with the variation between seeds.
+"""Difference between mixed-precision and fp32 training, compared with the difference between seeds.
 
 python benchmarks/loss_curve.py --data coco128.yaml --weights yolov5n.pt --imgsz 320
 python benchmarks/loss_curve.py --data shapes.yaml --epochs 5 --seeds 0 1 2 --write
 
-Trains once for every seed and precision; runs with the same seed see the same images.
+Trains once per seed and precision with otherwise equal settings; equal seeds train on the same images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.machine import given, new_parser, publish, report
+from benchmarks.machine import command_arguments, new_parser, publish, report
 from benchmarks.trainings import Training, add_training_options, train_once
 from utils.core.cli import run_script
 from utils.core.device import autocast_dtype, select_device
@@ -26,9 +26,16 @@ Runs = dict[tuple[str, int], Training]  # by precision and seed
 
 
 def gaps(runs: Runs, precisions: Sequence[str], seeds: Sequence[int], what: str) -> tuple[float, float]:
-    """Compute mean distances between curves: of the precisions with the same seed, and of the seeds in fp32 (or nan).
+    """Compute the mean distance between the curves of runs.
 
-    `what` is losses (distance relative to fp32) or scores (absolute).
+    Args:
+        runs: The trainings, by precision and seed.
+        precisions: The mixed precision, then fp32.
+        seeds: The seeds.
+        what: "losses" (distances relative to fp32) or "scores" (absolute distances).
+
+    Returns:
+        The distance between precisions with the same seed, and between seeds in fp32 (NaN for a single seed).
     """
 
     def distance(first: Training, second: Training) -> float:
@@ -56,16 +63,16 @@ def curves(runs: Runs, what: str, title: str, digits: int) -> list[str]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Create the command-line parser of this script."""
+    """Create the command-line parser."""
     parser = new_parser(__doc__, NAME)
     add_training_options(parser, "data/shapes.yaml", 5)
-    parser.add_argument("--mixed", default="auto", help="the mixed precision: auto, bf16, fp16")
+    parser.add_argument("--mixed", default="auto", help="mixed precision: auto, bf16 or fp16")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Run the benchmark, print and optionally write the report; return the distances between the curves."""
-    line = given(arguments)
+    """Run the benchmark and report it; return the distances between the curves."""
+    line = command_arguments(arguments)
     options = build_parser().parse_args(line)
     device = select_device(options.device or "")
     kind = autocast_dtype(device, options.mixed)

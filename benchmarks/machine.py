@@ -1,4 +1,4 @@
-"""What the measuring programs share: timing turn about, and reports that say where and how they were made."""
+"""Helpers of the benchmarks: alternating measurements, their statistics, and reports with machine and versions."""
 
 from __future__ import annotations
 
@@ -24,30 +24,38 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 @dataclass(frozen=True)
 class Spread:
-    """The middle of repeated measurements, and how far they reach."""
+    """Median and range of repeated measurements."""
 
     median: float
     low: float
     high: float
 
     def scaled(self, factor: float) -> Spread:
-        """Return the same in another unit."""
+        """Convert the values to another unit."""
         return Spread(self.median * factor, self.low * factor, self.high * factor)
 
     def text(self, digits: int = 2) -> str:
-        """Return `median (low to high)`."""
+        """Format as `median (low to high)`."""
         return f"{self.median:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Return median, least and greatest of `values`."""
+    """Compute median, minimum and maximum."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
-def turn_about(actions: Mapping[str, Callable[[], Value]], rounds: int, warm_up: int = 1) -> dict[str, list[Value]]:
-    """Call every action once a round, each round in the opposite order; return what they gave after the warm-up.
+def alternate(actions: Mapping[str, Callable[[], Value]], rounds: int, warm_up: int = 1) -> dict[str, list[Value]]:
+    """Call every action once per round, reversing their order each round.
 
-    What drifts with the machine then falls on all of them alike: compare the values of one round.
+    Drifts of the machine then affect all actions alike; compare the values of one round.
+
+    Args:
+        actions: Functions to call, by name.
+        rounds: Number of rounds whose results are returned.
+        warm_up: Number of rounds before them.
+
+    Returns:
+        The results of each action, one per round.
     """
     found: dict[str, list[Value]] = {name: [] for name in actions}
     for number in range(warm_up + rounds):
@@ -60,12 +68,12 @@ def turn_about(actions: Mapping[str, Callable[[], Value]], rounds: int, warm_up:
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> Spread:
-    """Return how many times `over` is of `under`, round by round."""
+    """Compute the ratios of two series, round by round."""
     return spread([a / b for a, b in zip(over, under, strict=True)])
 
 
 def processor() -> str:
-    """Return the name of the CPU."""
+    """Get the name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -74,7 +82,7 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """Return the short name of the commit, marked when files differ from it."""
+    """Get the short hash of the commit, marked if tracked files differ from it."""
     try:
         name, changed = (
             subprocess.run(["git", *line], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
@@ -86,7 +94,7 @@ def commit() -> str:
 
 
 def machine(device: torch.device | None = None) -> str:
-    """Return one line: processor, cores and threads, GPU, versions, commit and date."""
+    """Describe processor, cores, threads, GPU, versions, commit and date in one line."""
     import cv2
     import numpy as np
 
@@ -99,7 +107,7 @@ def machine(device: torch.device | None = None) -> str:
 
 
 def command(script: str, arguments: Sequence[str]) -> str:
-    """Return the command line as it can be shown to others: of paths that leave the project only the last name."""
+    """Format the command line of a benchmark; of paths outside the project only the last component is shown."""
     shown = []
     for argument in arguments:
         option, equals, value = argument.rpartition("=")
@@ -109,25 +117,25 @@ def command(script: str, arguments: Sequence[str]) -> str:
 
 
 def report(title: str, script: str, arguments: Sequence[str], body: Sequence[str], device: torch.device | None) -> str:
-    """Return a whole report as markdown."""
+    """Format a report as Markdown: title, machine, command and body."""
     head = [f"# {title}", "", machine(device), "", f"`{command(script, arguments)}`", ""]
     return "\n".join([*head, *body]) + "\n"
 
 
 def publish(text: str, script: str, write: bool) -> None:
-    """Print a report; with `write` keep it as benchmarks/results/<script>.md."""
+    """Print a report; with `write`, also save it as benchmarks/results/<script>.md."""
     print(text)
     if write:
         write_text(RESULTS / f"{script}.md", text)
 
 
 def new_parser(description: str | None, script: str) -> argparse.ArgumentParser:
-    """Return a parser with the option that all measuring programs have."""
+    """Create a parser with the option that all benchmarks have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help=f"write benchmarks/results/{script}.md")
     return parser
 
 
-def given(arguments: Sequence[str] | None) -> list[str]:
-    """Return the arguments of a program: those of the command line unless a caller gives others."""
+def command_arguments(arguments: Sequence[str] | None) -> list[str]:
+    """Copy the arguments of a benchmark: those of the caller, else those of the command line."""
     return list(sys.argv[1:] if arguments is None else arguments)

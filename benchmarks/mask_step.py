@@ -1,10 +1,10 @@
-"""What masks cost: a training step and a validation with many objects, segmentation beside detection.
+"""Cost of instance masks in a training step and in validation with many objects, compared with detection.
 
 python benchmarks/mask_step.py --write
 python benchmarks/mask_step.py --boxes 100 --size 640 --batch-size 8 --device 0 --write
 
-Times are taken turn about in one process. Peak memory is that of a process of its own for each side: resident memory
-above what the process held before its first step, or what CUDA's allocator handed out.
+Times are measured alternately in one process. Peak memory is measured in a separate process per side: resident memory
+above that before the first step, or the memory allocated by PyTorch on a GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.machine import given, new_parser, publish, ratios, report, spread, turn_about
+from benchmarks.machine import alternate, command_arguments, new_parser, publish, ratios, report, spread
 from benchmarks.train_step import Side, our_side, random_batch
 from models.network_runner import NetworkRunner
 from utils.core.cli import run_script
@@ -39,7 +39,7 @@ MASK_RATIO = 4
 
 
 def masked_batch(count: int, size: int, boxes_per_image: int, device: torch.device) -> Batch:
-    """Return noise images with labels, each box with its rectangle in the map of numbers."""
+    """Draw a batch of noise images whose masks are the rectangles of the boxes."""
     batch = random_batch(count, size, boxes_per_image, 80)
     side = size // MASK_RATIO
     kind = torch.uint8 if boxes_per_image <= torch.iinfo(torch.uint8).max else torch.int32
@@ -51,7 +51,7 @@ def masked_batch(count: int, size: int, boxes_per_image: int, device: torch.devi
 
 
 def validate(side: Side, batch: Batch) -> float:
-    """Score a batch as validation during training does, 300 objects found per image; return the seconds it took."""
+    """Validate a batch as during training, with 300 detections per image; return the seconds."""
     side.network.eval()
     head, spec = next(iter(side.network.specs.items()))
     settings = EvalSettings(confidence=0.0, multi_label=False)
@@ -70,7 +70,7 @@ def validate(side: Side, batch: Batch) -> float:
 
 
 def peak_bytes(name: str, options: argparse.Namespace) -> int:
-    """Return the peak memory of training steps of one side, measured in a process of its own."""
+    """Measure the peak memory of training steps of one side in a separate process."""
     line = [sys.executable, str(ROOT / "benchmarks" / f"{NAME}.py"), "--alone", name, "--device", options.device]
     for option in ("size", "batch-size", "boxes", "amp"):
         line += [f"--{option}", str(getattr(options, option.replace("-", "_")))]
@@ -79,7 +79,7 @@ def peak_bytes(name: str, options: argparse.Namespace) -> int:
 
 
 def steps_alone(name: str, options: argparse.Namespace, device: torch.device) -> int:
-    """Make two training steps in this process; return what memory they took at most, in bytes."""
+    """Run two training steps in this process; return their peak memory in bytes."""
     batch = masked_batch(options.batch_size, options.size, options.boxes, device)
     side = our_side(SIDES[name], options, device)
     before = resident_bytes()
@@ -89,32 +89,32 @@ def steps_alone(name: str, options: argparse.Namespace, device: torch.device) ->
 
 
 def resident_bytes() -> int:
-    """Return the memory that this process holds; where the system does not tell, the most it ever held."""
+    """Get the resident memory of this process in bytes; its peak where the system has no current value."""
     return _status("VmRSS") or peak_resident_bytes()
 
 
 def peak_resident_bytes() -> int:
-    """Return the most memory that this process ever held."""
+    """Get the peak resident memory of this process in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
-    # Linux counts what the parent held into the child's rusage
+    # on Linux, the rusage of a child includes the memory of its parent
     return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _status(key: str) -> int:
-    """Return a size in bytes from what Linux tells of this process, zero elsewhere."""
+    """Read a size in bytes from /proc/self/status; 0 on other systems."""
     path = Path("/proc/self/status")
     lines = path.read_text(encoding="ascii").splitlines() if path.is_file() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the options of this script."""
+    """Create the command-line parser."""
     parser = new_parser(__doc__, NAME)
     parser.add_argument("--size", type=int, default=640, help="side of the images in pixels")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--boxes", type=int, default=100, help="objects per image")
-    parser.add_argument("--steps", type=int, default=5, help="rounds; the median counts")
-    parser.add_argument("--warm-up", type=int, default=1, help="rounds before them")
+    parser.add_argument("--steps", type=int, default=5, help="rounds, whose median is reported")
+    parser.add_argument("--warm-up", type=int, default=1, help="warm-up rounds")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--amp", default="auto", help="precision: auto, fp32, fp16, bf16")
     parser.add_argument("--alone", choices=sorted(SIDES), help=argparse.SUPPRESS)  # a child that measures its memory
@@ -122,8 +122,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Measure, print and on request write the report; return the ratios of segmentation to detection."""
-    line = given(arguments)
+    """Run the benchmark and report it; return the ratios of segmentation to detection."""
+    line = command_arguments(arguments)
     options = build_parser().parse_args(line)
     device = select_device(options.device)
     if options.alone:
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     sides = {name: our_side(cfg, options, device) for name, cfg in SIDES.items()}
     actions = {f"{name} training": (lambda side=side: side.step(batch)) for name, side in sides.items()}
     actions |= {f"{name} validation": (lambda side=side: validate(side, batch)) for name, side in sides.items()}
-    found = turn_about(actions, options.steps, options.warm_up)
+    found = alternate(actions, options.steps, options.warm_up)
     peaks = {name: peak_bytes(name, options) for name in SIDES}
     memory = peaks["segmentation"] / max(peaks["detection"], 1)
     rows, medians = [], {"memory": memory}

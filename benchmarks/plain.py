@@ -1,4 +1,4 @@
-"""Straightforward counterparts of what the toolkit does by multi-tensor and fused operations; only for comparison."""
+"""Plain PyTorch counterparts of the multi-tensor and fused operations, for comparison."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils.engine.parameter_groups import parameter_groups
 
 
 class PlainEma:
-    """An exponential moving average of every floating tensor of the state dict, one after the other."""
+    """Exponential moving average that updates the tensors of a state dict one by one."""
 
     def __init__(self, network: nn.Module) -> None:
         self.source = network
@@ -25,7 +25,7 @@ class PlainEma:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average towards the network."""
+        """Update the average with the current weights of the network."""
         self.updates += 1
         keep = decay_at(self.updates)
         newest = self.source.state_dict()
@@ -35,7 +35,7 @@ class PlainEma:
 
 
 def plain_sgd(network: nn.Module, hyp: Hyp) -> torch.optim.SGD:
-    """Return SGD over the usual three groups that steps parameter by parameter."""
+    """Build SGD with the usual parameter groups that updates parameter by parameter."""
     groups = [
         {"params": parameters, "weight_decay": hyp.weight_decay if role == "decay" else 0.0}
         for role, parameters in parameter_groups(network).items()
@@ -44,7 +44,7 @@ def plain_sgd(network: nn.Module, hyp: Hyp) -> torch.optim.SGD:
 
 
 def plain_ciou(a_cxcywh: Tensor, b_cxcywh: Tensor, eps: float = 1e-7) -> Tensor:
-    """Return the (n,) CIoU (arXiv 1911.08287) of rows by the paper's formula; autograd makes the gradient."""
+    """Compute the (n,) CIoU of box pairs by the formula of Zheng et al. (arXiv 1911.08287), for autograd."""
     low_a, high_a = a_cxcywh[:, :2] - a_cxcywh[:, 2:] / 2, a_cxcywh[:, :2] + a_cxcywh[:, 2:] / 2
     low_b, high_b = b_cxcywh[:, :2] - b_cxcywh[:, 2:] / 2, b_cxcywh[:, :2] + b_cxcywh[:, 2:] / 2
     shared = (torch.minimum(high_a, high_b) - torch.maximum(low_a, low_b)).clamp(min=0).prod(1)
@@ -59,21 +59,21 @@ def plain_ciou(a_cxcywh: Tensor, b_cxcywh: Tensor, eps: float = 1e-7) -> Tensor:
     return iou - distance - weight * aspect
 
 
-def plain_enlarged(maps: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Return (B, C, H, W): all images' (B, C, h, w) scores at the size of the labels, corners on corners."""
+def plain_upsampled(maps: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Upsample (B, C, h, w) scores bilinearly to the size of the labels, with aligned corners."""
     return interpolate(maps, size=size_hw, mode="bilinear", align_corners=True)
 
 
 def plain_entropy(maps: Tensor, labels: Tensor, weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
-    """Return the mean cross-entropy of (B, C, h, w) scores with (B, H, W) uint8 labels, by PyTorch's functions."""
+    """Compute the mean cross-entropy of (B, C, h, w) scores with (B, H, W) uint8 labels."""
     size_hw = (labels.shape[1], labels.shape[2])
-    scores = plain_enlarged(maps, size_hw)
+    scores = plain_upsampled(maps, size_hw)
     return cross_entropy(scores, labels.long(), weight=weights, ignore_index=IGNORED_PIXEL, label_smoothing=smoothing)
 
 
 def plain_ohem(maps: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Return the mean over hard pixels, at least a sixteenth of the labelled ones (OHEM)."""
-    scores = plain_enlarged(maps, (labels.shape[1], labels.shape[2]))
+    """Compute the mean cross-entropy of hard pixels, at least 1/16 of the labelled ones (OHEM)."""
+    scores = plain_upsampled(maps, (labels.shape[1], labels.shape[2]))
     losses = cross_entropy(scores, labels.long(), ignore_index=IGNORED_PIXEL, reduction="none")
     losses = losses[labels != IGNORED_PIXEL]
     hard = losses[losses > -math.log(threshold)]
@@ -82,8 +82,8 @@ def plain_ohem(maps: Tensor, labels: Tensor, threshold: float) -> Tensor:
 
 
 def plain_prob_ohem(maps: Tensor, labels: Tensor, threshold: float, least: int) -> Tensor:
-    """Return the mean over pixels whose true class is improbable (ProbOhem)."""
-    scores = plain_enlarged(maps, (labels.shape[1], labels.shape[2]))
+    """Compute the mean cross-entropy of pixels whose true class has a low probability (ProbOhem)."""
+    scores = plain_upsampled(maps, (labels.shape[1], labels.shape[2]))
     losses = cross_entropy(scores, labels.long(), ignore_index=IGNORED_PIXEL, reduction="none")
     losses = losses[labels != IGNORED_PIXEL]
     probability = torch.exp(-losses.detach())
@@ -92,13 +92,13 @@ def plain_prob_ohem(maps: Tensor, labels: Tensor, threshold: float, least: int) 
 
 
 def plain_focal(maps: Tensor, labels: Tensor, gamma: float) -> Tensor:
-    """Return multiyolov5's product of the mean entropy and the mean of (1 - p)^gamma."""
-    scores = plain_enlarged(maps, (labels.shape[1], labels.shape[2]))
+    """Compute multiyolov5's focal loss, the mean cross-entropy times the mean of (1 - p)^gamma."""
+    scores = plain_upsampled(maps, (labels.shape[1], labels.shape[2]))
     known = torch.where(labels == IGNORED_PIXEL, 0, labels).long()
     true = scores.softmax(dim=1).gather(1, known[:, None])[:, 0]
     return cross_entropy(scores, labels.long(), ignore_index=IGNORED_PIXEL) * ((1 - true) ** gamma).mean()
 
 
 def plain_class_map(maps: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Return the (H, W) class of every pixel of one image's (C, h, w) scores, all of them enlarged first."""
-    return plain_enlarged(maps[None], size_hw)[0].argmax(dim=0).to(torch.uint8)
+    """Compute the (H, W) class map of one image by upsampling all of its (C, h, w) scores."""
+    return plain_upsampled(maps[None], size_hw)[0].argmax(dim=0).to(torch.uint8)

@@ -1,9 +1,9 @@
-"""What a pruned checkpoint gains once it is exported: two ONNX files turn about, with their scores beside the times.
+"""Speed and accuracy of a pruned checkpoint after export, compared with the original, as ONNX files.
 
     python benchmarks/pruning.py --weights yolov5n.pt pruned.pt --data coco128.yaml --write
 
-The second checkpoint is what prune.py and its fine-tuning left of the first. Times are of the whole call of the runtime
-for one image; scores are val.py's, on the checkpoints.
+The second checkpoint is the first after prune.py and fine-tuning. Times are those of one call of the runtime with one
+image; scores are those of val.py for the checkpoints.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.machine import given, new_parser, publish, ratios, report, spread, turn_about
+from benchmarks.machine import alternate, command_arguments, new_parser, publish, ratios, report, spread
 from models.checkpoint import load_checkpoint
 from models.fuse import fuse
 from models.network_runner import NetworkRunner
@@ -36,13 +36,13 @@ NAME = "pruning"
 
 
 def exported(weights: str, size: int, folder: Path) -> Path:
-    """Write the ONNX file of a checkpoint for square images of `size`; return it."""
+    """Export a checkpoint to ONNX for square images of `size` pixels; return the file."""
     line = ["--weights", weights, "--include", "onnx", "--imgsz", str(size), "--output", str(folder)]
     return export_task(export_parser(None).parse_args(line), gather=False)[0]
 
 
 def timed(runner: Any, images: torch.Tensor, calls: int) -> float:
-    """Return the milliseconds of one call, the mean of `calls` in a row."""
+    """Measure the milliseconds of one call, the mean of `calls` calls."""
     with Stopwatch() as watch:
         for _ in range(calls):
             runner.run(images)
@@ -50,20 +50,20 @@ def timed(runner: Any, images: torch.Tensor, calls: int) -> float:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the options of this script."""
+    """Create the command-line parser."""
     parser = new_parser(__doc__, NAME)
     add = parser.add_argument
     add("--weights", nargs=2, required=True, metavar=("BEFORE", "AFTER"), help="two checkpoints of one task")
-    add("--data", default="", help="data-set YAML to score on; empty: no scores")
+    add("--data", default="", help="data-set YAML for the scores (default: none, no scores)")
     add("--imgsz", type=int, default=640)
-    add("--rounds", type=int, default=15, help="pairs of measurements; the median counts")
-    add("--calls", type=int, default=5, help="calls in a measurement")
+    add("--rounds", type=int, default=15, help="paired measurements, whose median is reported")
+    add("--calls", type=int, default=5, help="calls per measurement")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> float:
-    """Measure, print and on request write the report; return how many times as fast the second file is."""
-    line = given(arguments)
+    """Run the benchmark and report it; return the speedup of the second file."""
+    line = command_arguments(arguments)
     options = build_parser().parse_args(line)
     device, size = torch.device("cpu"), options.imgsz
     checkpoints = [load_checkpoint(path) for path in options.weights]
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> float:
     with tempfile.TemporaryDirectory() as folder:
         files = [exported(path, size, Path(folder) / str(i)) for i, path in enumerate(options.weights)]
         runners = [open_weights([str(file)], device).runner for file in files]
-        found = turn_about(
+        found = alternate(
             {str(i): lambda runner=runner: timed(runner, images, options.calls) for i, runner in enumerate(runners)},
             options.rounds,
             warm_up=2,
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> float:
         "|---|---|---|---|---|" + ("---|" if options.data else ""),
         *rows,
         "",
-        f"The file after pruning is **{faster.text()}** times as fast.",
+        f"Speedup after pruning: **{faster.text()}**.",
     ]
     publish(report("Pruning", NAME, line, body, device), NAME, options.write)
     return faster.median

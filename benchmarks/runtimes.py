@@ -1,11 +1,10 @@
-"""Time per image of detect.py's way, from picture to boxes, in PyTorch and in the runtimes of exported files.
+"""Time per image of detect.py, from image to boxes, in PyTorch and in the runtimes of exported files.
 
 python benchmarks/runtimes.py --weights yolov5n.pt --source photos/
 python benchmarks/runtimes.py --weights yolov5n.pt --source photos/ --data coco128.yaml --rounds 30 --write
 
-Every picture is first put into a square, so that files of one size and of open sizes compute the same. Plain PyTorch is
-the network as its checkpoint holds it: fp32, normalisation not folded, default memory order. With --data also files in
-8-bit integers, and what they cost.
+Every image is first resized to a square, so that files with static and dynamic shapes compute the same. Plain PyTorch
+is the unfused network in fp32 and the default memory format. With --data, INT8 files and their accuracy are included.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ import torch
 from torch import Tensor
 
 import export
-from benchmarks.machine import given, new_parser, publish, ratios, report, spread, turn_about
+from benchmarks.machine import alternate, command_arguments, new_parser, publish, ratios, report, spread
 from models.checkpoint import load_checkpoint
 from models.network import Network
 from utils.backends import BACKENDS
@@ -44,13 +43,13 @@ from utils.engine.predict import PredictSettings, predict
 from utils.ops.letterbox import letterbox
 
 NAME = "runtimes"
-WARM_UP = 2  # rounds that are not counted
+WARM_UP = 2  # rounds
 CPU = torch.device("cpu")
 PLAIN, OURS = "PyTorch, plain", "PyTorch, detect.py's"
 
 
 class PlainRunner:
-    """A network run as it is, in the default memory order."""
+    """Runner of an unfused network in the default memory format."""
 
     fixed_hw = None
 
@@ -60,13 +59,13 @@ class PlainRunner:
 
     @torch.inference_mode()
     def run(self, images: Tensor) -> Outputs:
-        """Return decoded outputs of (B, 3, H, W) uint8 images."""
+        """Compute the decoded outputs of (B, 3, H, W) uint8 images."""
         return Outputs(decoded=self.network.decode(self.network(as_floats(images))))
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run the network."""
+    """One runtime with its options."""
 
     name: str
     format: str
@@ -94,7 +93,7 @@ BASE = {
 
 
 class Squares:
-    """A source of frames that are there already."""
+    """Source of frames in memory."""
 
     live, faults = False, 0
 
@@ -105,34 +104,34 @@ class Squares:
         return ([frame] for frame in self.frames)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing, as no file is open."""
 
 
-def pictures(source: str, count: int, size: int) -> list[Frame]:
-    """Return up to `count` pictures of a source as squares."""
+def load_images(source: str, count: int, size: int) -> list[Frame]:
+    """Load up to `count` images of a source, resized to squares."""
     groups = islice(open_source(source), count)
     return [Frame(letterbox(one.image, (size, size))[0], one.path, one.text) for group in groups for one in group]
 
 
 @dataclass(frozen=True)
 class Way:
-    """What one process runs."""
+    """Job of one process."""
 
     path: Path
-    format: str  # of the exported file; "" for the network as its checkpoint holds it
+    format: str  # format of the exported file; "" for the unfused network
     half: bool
     options: argparse.Namespace
 
 
-RUNNING: dict[str, Any] = {}  # in a process of its own: runner and frames
+RUNNING: dict[str, Any] = {}  # runner and frames of this worker process
 
 
 def start(way: Way) -> None:
-    """Open a way's file and the pictures in this process."""
+    """Load a runtime and the images in this worker process."""
     if way.options.threads:
         torch.set_num_threads(way.options.threads)
-    LOGGER.setLevel(logging.WARNING)  # a line per picture is of no use here
-    RUNNING["frames"] = pictures(way.options.source, way.options.pictures, way.options.size)
+    LOGGER.setLevel(logging.WARNING)  # no line per image
+    RUNNING["frames"] = load_images(way.options.source, way.options.images, way.options.size)
     if way.format:
         RUNNING["runner"] = BACKENDS.get(way.format).open([way.path], CPU, half=way.half)[0]
     else:
@@ -140,7 +139,7 @@ def start(way: Way) -> None:
 
 
 def turn(size: int) -> list[float]:
-    """Predict on every picture; return the seconds per picture of the three steps. A first picture does not count."""
+    """Predict on every image; return the seconds per image of the three steps, after a warm-up image."""
     frames: Sequence[Frame] = RUNNING["frames"]
     predict(RUNNING["runner"], Squares(frames[:1] * 4), PredictSettings((size, size)))
     found = predict(RUNNING["runner"], Squares(frames), PredictSettings((size, size)))
@@ -148,7 +147,7 @@ def turn(size: int) -> list[float]:
 
 
 def exported(variant: Variant, options: argparse.Namespace, folder: Path) -> Path | None:
-    """Return the file of a variant, written unless it is there; None where that cannot be."""
+    """Export a variant unless its file exists; return the file, None if the export is not possible."""
     backend, path = BACKENDS.get(variant.format), Path(options.weights)
     if ("int8" in variant.options and not options.data) or not installed(*backend.packages):
         return None
@@ -165,7 +164,7 @@ def exported(variant: Variant, options: argparse.Namespace, folder: Path) -> Pat
 
 
 def ways(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Way], dict[str, str]]:
-    """Return what is compared, by name, and what INT8 costs in words; files are written below `folder`."""
+    """Export the files below `folder`; return the jobs by name, and a text about the accuracy of INT8."""
     path = Path(options.weights)
     found = {PLAIN: Way(path, "", False, options), OURS: Way(path, "pytorch", False, options)}
     costs: dict[str, str] = {}
@@ -182,10 +181,10 @@ def ways(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Way], dic
 
 
 def measured(found: dict[str, Way], options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Return seconds per picture, by way and round, and the same of the three steps (rounds, 3)."""
+    """Measure the seconds per image of each job and round, and of its three steps as (rounds, 3) arrays."""
     parts: dict[str, list[list[float]]] = {name: [] for name in found}
     spawn = multiprocessing.get_context("spawn")
-    with contextlib.ExitStack() as stack:  # threads that wait for work in one runtime must not slow the next
+    with contextlib.ExitStack() as stack:
         workers = {n: stack.enter_context(spawn.Pool(1, start, (way,))) for n, way in found.items()}
 
         def action(name: str) -> Callable[[], float]:
@@ -195,22 +194,21 @@ def measured(found: dict[str, Way], options: argparse.Namespace) -> tuple[dict[s
 
             return once
 
-        times = turn_about({name: action(name) for name in found}, options.rounds, warm_up=WARM_UP)
+        times = alternate({name: action(name) for name in found}, options.rounds, warm_up=WARM_UP)
     return times, {name: np.array(rows[WARM_UP:]) for name, rows in parts.items()}
 
 
 def compare(options: argparse.Namespace) -> list[str]:
-    """Return the lines of the report."""
-    count = len(pictures(options.source, options.pictures, options.size))
+    """Format the lines of the report."""
+    count = len(load_images(options.source, options.images, options.size))
     with tempfile.TemporaryDirectory() as folder:
         found, costs = ways(options, Path(options.files or folder))
         times, parts = measured(found, options)
     lines = [
-        f"{count} pictures of {options.size} x {options.size}, one at a time, {options.rounds} rounds turn about, each "
-        "runtime in a process of its own; milliseconds per picture, medians (least to greatest); then how many times "
-        "as fast as others",
+        f"{count} images of {options.size} x {options.size}, one at a time, {options.rounds} alternating rounds, each "
+        "runtime in a separate process; milliseconds per image, medians (range); then the speedups.",
         "",
-        "| | in all | before | network | after | as plain PyTorch | as detect.py's PyTorch | as its fp32 |",
+        "| | total | preprocessing | network | postprocessing | over plain PyTorch | over detect.py | over its fp32 |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, seconds in times.items():
@@ -225,23 +223,25 @@ def compare(options: argparse.Namespace) -> list[str]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the options of this script."""
+    """Create the command-line parser."""
     parser = new_parser(__doc__, NAME)
-    parser.add_argument("--weights", required=True, help="a checkpoint that finds boxes")
-    parser.add_argument("--source", required=True, help="pictures")
-    parser.add_argument("--data", default="", help="data-set YAML for INT8; empty: without it")
-    parser.add_argument("--size", type=int, default=640, help="side of the squares")
-    parser.add_argument("--pictures", type=int, default=4, help="how many")
+    parser.add_argument("--weights", required=True, help="checkpoint of a detector")
+    parser.add_argument("--source", required=True, help="images")
+    parser.add_argument("--data", default="", help="data-set YAML for INT8 calibration (default: none, no INT8)")
+    parser.add_argument("--size", type=int, default=640, help="side of the images in pixels")
+    parser.add_argument("--images", type=int, default=4, help="number of images")
     parser.add_argument("--rounds", type=int, default=20, help="measured rounds")
-    parser.add_argument("--files", default="", help="folder that keeps the exported files; what is there is taken")
-    parser.add_argument("--threads", type=int, default=0, help="of every runtime; 0: torch's choice")
+    parser.add_argument(
+        "--files", default="", help="folder of exported files, which are reused (default: a temporary one)"
+    )
+    parser.add_argument("--threads", type=int, default=0, help="threads of every runtime; 0: the default of PyTorch")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, and write if asked."""
-    options = build_parser().parse_args(given(arguments))
-    text = report("Runtimes", NAME, given(arguments), compare(options), None)
+    """Run the benchmark and report it."""
+    options = build_parser().parse_args(command_arguments(arguments))
+    text = report("Runtimes", NAME, command_arguments(arguments), compare(options), None)
     publish(text, NAME, options.write)
 
 

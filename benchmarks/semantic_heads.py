@@ -1,16 +1,15 @@
-"""Cost of a class for every pixel beside the boxes: the four semantic heads, in time, memory and operations.
+"""Time, memory and operations that the semantic heads add to detection.
 
 python benchmarks/semantic_heads.py
 OMP_NUM_THREADS=2 python benchmarks/semantic_heads.py --size 512 1024 --rounds 15 --write
 python benchmarks/semantic_heads.py --designs psp --device 0
 
-`ours` ends in the class map from the logits at an eighth of the size. `plain` is the straightforward way: layers as
-they are written down, all scores enlarged to the image's size, the greatest taken. What a head adds is the time of the
-head and the class map over that of the rest of the very same pass, from the folded network in fp32 to the boxes left
-by non-maximum suppression: shares of one pass hold where whole passes differ by a tenth. The ways run turn about in
-one process, and for comparison also the network without a head. Weights are random, and random weights give maps no
-camera sees; the class map is therefore made of prepared scores whose patches border in as many places as the classes
-of a street scene do. Peak memory is measured in processes of their own, on a GPU by its allocator.
+`ours` computes the semantic map from logits at 1/8 of the image size. `plain` is the straightforward variant: layers
+as defined, all logits upsampled to the image size, argmax. The reported cost is the time of the head and the map
+relative to the rest of the same pass, from the fused fp32 network to the boxes after NMS, because whole passes vary by
+10 %. The variants, and the network without a head, alternate in one process. Weights are random and would give
+unnatural maps, so the map is computed from prepared scores with as many class borders as a street scene. Peak memory
+is measured in separate processes, on a GPU by PyTorch's allocator.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.machine import given, new_parser, publish, ratios, report, spread, turn_about
+from benchmarks.machine import alternate, command_arguments, new_parser, publish, ratios, report, spread
 from models.add_semantic_head import DESIGNS, with_semantic
 from models.architecture import read_architecture
 from models.builder import build_network
@@ -51,13 +50,13 @@ from utils.ops.semantic_maps import aligned_grid, class_map
 
 NAME = "semantic_heads"
 WAYS = ("boxes", "ours", "plain")
-CLASSES = 10  # of boxes
-AS_DETECT = EvalSettings(confidence=0.25, iou=0.45, max_detections=1000, multi_label=False)  # as detect.py does
+CLASSES = 10  # of the detector
+AS_DETECT = EvalSettings(confidence=0.25, iou=0.45, max_detections=1000, multi_label=False)  # the defaults of detect.py
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one measurement needs; plain values, so that other processes can be told."""
+    """Settings of one measurement, as plain values that can be sent to other processes."""
 
     cfg: str
     design: str
@@ -68,7 +67,7 @@ class Job:
 
 @contextlib.contextmanager
 def plain_layers() -> Iterator[None]:
-    """Switch the short cuts of the layers off."""
+    """Disable the fast paths of the layers."""
     separate = lambda x, sizes: [functional.max_pool2d(x, size, 1, size // 2) for size in sizes]  # noqa: E731
     with (
         mock.patch.object(coarse, "use_cpu_kernels", lambda x: False),
@@ -80,7 +79,7 @@ def plain_layers() -> Iterator[None]:
 
 
 def network_of(job: Job, way: str) -> Network:
-    """Return the folded network, with the semantic head unless only boxes are asked for."""
+    """Build the fused network, without the semantic head for the variant that has only boxes."""
     seed_everything(0)
     description = read_architecture(job.cfg)
     if way != "boxes":
@@ -90,7 +89,7 @@ def network_of(job: Job, way: str) -> Network:
 
 
 def patches(classes: int, height: int, width: int) -> Tensor:
-    """Return (C, h, w) scores that give patches of several sizes, as scenes do.
+    """Draw (C, h, w) scores whose classes form patches of several sizes, as in scenes.
 
     Of 64 x 128 cells with 19 classes 17 % have more than one at their corners; of a frame of Cityscapes 16 %.
     """
@@ -104,7 +103,7 @@ def patches(classes: int, height: int, width: int) -> Tensor:
 
 @dataclass
 class Pass:
-    """One image's way through: the class map, and milliseconds of the head with that map and of everything else."""
+    """Result of one image: the semantic map, and the milliseconds of the semantic head with the map and of the rest."""
 
     found: Tensor | None
     pixels: float
@@ -112,7 +111,7 @@ class Pass:
 
 
 def action(job: Job, way: str) -> Callable[[], Pass]:
-    """Return what is timed: one image through the network, its boxes, and its class map."""
+    """Create the timed function: network, boxes and semantic map of one image."""
     device = torch.device(job.device)
     network = network_of(job, way)
     image = torch.rand(1, 3, *job.size_hw, device=device).contiguous(memory_format=torch.channels_last)
@@ -143,7 +142,7 @@ def action(job: Job, way: str) -> Callable[[], Pass]:
 
 
 def mapped(scores: Tensor, way: str, size_hw: tuple[int, int]) -> Tensor | None:
-    """Return the class of every pixel, (H, W) uint8, from (C, h, w) scores; none where only boxes are asked for."""
+    """Compute the (H, W) uint8 semantic map from (C, h, w) scores; None for the variant that has only boxes."""
     if way == "boxes":
         return None
     if way == "plain":
@@ -153,7 +152,7 @@ def mapped(scores: Tensor, way: str, size_hw: tuple[int, int]) -> Tensor | None:
 
 
 def peak_megabytes(job: Job, way: str) -> float:
-    """Return how much memory running takes at most on top of the network itself, in 1e6 bytes.
+    """Measure the peak memory of inference in addition to the network, in megabytes (1e6 bytes).
 
     On a CPU that includes what libraries allocate once, the same for all ways.
     """
@@ -164,23 +163,23 @@ def peak_megabytes(job: Job, way: str) -> float:
         run()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = _kilobytes("VmRSS")
         run()
         run()
-        return max(_kilobytes("VmHWM") - before, 0) * 1024 / 1e6  # pages may be given back meanwhile
-    except OSError:  # only Linux says
+        return max(_kilobytes("VmHWM") - before, 0) * 1024 / 1e6  # memory may be released meanwhile
+    except OSError:  # only Linux has these files
         return float("nan")
 
 
 def _kilobytes(key: str) -> int:
-    """Return a number of this process's status."""
+    """Read a number from /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 def memory(job: Job) -> dict[str, float]:
-    """Return the peak of each way, measured in fresh processes."""
+    """Measure the peak memory of each variant in new processes."""
     found = {}
     for way in WAYS:
         with multiprocessing.get_context("spawn").Pool(1) as workers:
@@ -189,13 +188,13 @@ def memory(job: Job) -> dict[str, float]:
 
 
 def compare(job: Job, rounds: int) -> tuple[str, dict[str, float]]:
-    """Return the table's row of a design, and the shares that it adds to the time of the rest."""
+    """Measure one design; return its table row and its time relative to the rest, per variant."""
     actions = {way: action(job, way) for way in WAYS}
     ours, plain = actions["ours"]().found, actions["plain"]().found
     assert ours is not None and plain is not None
     differing = int((ours != plain).sum())
     assert differing <= 1e-4 * ours.numel(), f"{differing} pixels differ"
-    passes = turn_about(actions, rounds, warm_up=2)
+    passes = alternate(actions, rounds, warm_up=2)
     added = {way: ratios([one.pixels for one in passes[way]], [one.rest for one in passes[way]]) for way in WAYS[1:]}
     with torch.device("meta"):
         summary = summarize(build_network(with_semantic(job.cfg, job.design, job.classes), CLASSES))
@@ -215,20 +214,20 @@ def compare(job: Job, rounds: int) -> tuple[str, dict[str, float]]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the options of this script."""
+    """Create the command-line parser."""
     parser = new_parser(__doc__, NAME)
     parser.add_argument("--cfg", default="yolov5s-v5", help="network that the heads are added to")
-    parser.add_argument("--designs", nargs="+", default=sorted(DESIGNS), choices=sorted(DESIGNS), help="heads")
+    parser.add_argument("--designs", nargs="+", default=sorted(DESIGNS), choices=sorted(DESIGNS), help="semantic heads")
     parser.add_argument("--size", nargs=2, type=int, default=[512, 1024], metavar="PX", help="height and width")
-    parser.add_argument("--classes", type=int, default=19, help="classes of pixels")
-    parser.add_argument("--rounds", type=int, default=15, help="measurements of each way; the median counts")
+    parser.add_argument("--classes", type=int, default=19, help="number of semantic classes")
+    parser.add_argument("--rounds", type=int, default=15, help="measurements of each variant, whose median is reported")
     parser.add_argument("--device", default="cpu")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
-    """Measure, print and on request write the report; return the added shares of each design."""
-    line = given(arguments)
+    """Run the benchmark and report it; return the added time of each design, relative to the rest."""
+    line = command_arguments(arguments)
     options = build_parser().parse_args(line)
     device = select_device(options.device)
     table, shares = [], {}
@@ -240,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     head = ("head", "M parameters", "GFLOPs at 640", "ms without head", "ms of the rest", "ms ours", "ms plain",
             "% ours adds", "% plain adds", "MB without head", "MB ours", "MB plain")  # fmt: skip
     body = [
-        f"{options.cfg}, one image of {height} x {width}, {options.classes} classes of pixels, fp32: median and range "
+        f"{options.cfg}, one image of {height} x {width}, {options.classes} semantic classes, fp32: median and range "
         f"of {options.rounds} rounds. Parameters, operations and ms are those of the head, ms with the "
         "class map; the rest is everything else in the same passes.",
         "",
@@ -248,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         "|" + "---|" * len(head),
         *table,
     ]
-    publish(report("A class for every pixel", NAME, line, body, device), NAME, options.write)
+    publish(report("Semantic heads", NAME, line, body, device), NAME, options.write)
     return shares
 
 

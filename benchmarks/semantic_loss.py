@@ -1,10 +1,10 @@
-"""Time and memory of the loss of pixels with its gradient: tile by tile, beside PyTorch's functions on whole batches.
+"""Time and memory of the semantic loss and its gradient, in tiles, compared with PyTorch's functions on whole batches.
 
 python benchmarks/semantic_loss.py
 python benchmarks/semantic_loss.py --batch-size 16 --size 832x416 --kinds ce ohem --write
 
-Both take the same scores and labels, turn about; values and gradients are checked to agree. Memory is what a process
-of its own needs beyond scores and labels: the rise of its peak on a CPU, of PyTorch's allocator on a GPU.
+Both process the same scores and labels, alternately; values and gradients are checked for equality. Memory is measured
+in a separate process in addition to scores and labels: the increase of its peak on a CPU, of PyTorch's on a GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.class_map import STRIDE, size_of
-from benchmarks.machine import given, new_parser, publish, ratios, report, spread, turn_about
+from benchmarks.machine import alternate, command_arguments, new_parser, publish, ratios, report, spread
 from benchmarks.plain import plain_entropy, plain_focal, plain_ohem, plain_prob_ohem
 from utils.core.cli import run_script
 from utils.core.contracts import IGNORED_PIXEL, Batch, HeadSpec
@@ -41,7 +41,7 @@ SIDES = ("ours", "plain")
 
 
 def random_case(options: argparse.Namespace, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return (B, C, h, w) scores that lean to the labels, and (B, H, W) labels of which a tenth is unknown."""
+    """Draw (B, C, h, w) scores correlated with (B, H, W) labels, of which a tenth is ignored."""
     height, width = size_of(options.size)
     rng = torch.Generator().manual_seed(0)
     maps = torch.randn(options.batch_size, options.classes, height // STRIDE, width // STRIDE, generator=rng)
@@ -51,7 +51,7 @@ def random_case(options: argparse.Namespace, device: torch.device) -> tuple[Tens
 
 
 def step(side: str, kind: str, maps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss and the gradient of the maps."""
+    """Compute the loss and its gradient in the maps."""
     maps = maps.detach().requires_grad_()
     if side == "plain":
         loss = PLAIN[kind](maps, labels)
@@ -64,7 +64,7 @@ def step(side: str, kind: str, maps: Tensor, labels: Tensor) -> tuple[Tensor, Te
 
 
 def timed(kind: str, options: argparse.Namespace, device: torch.device) -> tuple[str, float]:
-    """Return the cells of the table about time, and how many times as fast ours is."""
+    """Measure the time of a kind of loss; return its table cells and our speedup."""
     case = random_case(options, device)
     for ours, plain in zip(*(step(side, kind, *case) for side in SIDES), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-6)
@@ -75,18 +75,18 @@ def timed(kind: str, options: argparse.Namespace, device: torch.device) -> tuple
         return 1000 * watch.seconds
 
     actions = {side: (lambda side=side: measure(side)) for side in SIDES}
-    found = turn_about(actions, options.rounds, warm_up=1)
+    found = alternate(actions, options.rounds, warm_up=1)
     faster = ratios(found["plain"], found["ours"])
     times = " | ".join(spread(found[side]).text(0) for side in SIDES)
     return f"{times} | **{faster.text()}**", faster.median
 
 
 def used_mb(side: str, kind: str, options: argparse.Namespace) -> float:
-    """Return the megabytes that a step needs at its peak beyond what was there before."""
+    """Measure the additional peak memory of a step in megabytes."""
     device = select_device(options.device)
     case = random_case(options, device)
     small = (case[0][:1, :, :4, :4].clone(), case[1][:1, -32:, :32].clone())
-    step(side, kind, *small)  # what is loaded at the first use is not the step's
+    step(side, kind, *small)  # exclude what is allocated at the first use
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -103,7 +103,7 @@ def _peak_kib() -> float:
 
 
 def memory(side: str, kind: str, options: argparse.Namespace) -> float:
-    """Return `used_mb` of a process of its own: a peak never falls again."""
+    """Run `used_mb` in a separate process, because the peak of a process never decreases."""
     from multiprocessing import get_context
 
     with get_context("spawn").Pool(1) as pool:
@@ -111,24 +111,24 @@ def memory(side: str, kind: str, options: argparse.Namespace) -> float:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the options of this script."""
+    """Create the command-line parser."""
     parser = new_parser(__doc__, NAME)
     parser.add_argument("--size", default="1024x512", help="width x height of the images")
     parser.add_argument("--classes", type=int, default=19)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--kinds", nargs="+", choices=list(PLAIN), default=list(PLAIN), help="what is compared")
-    parser.add_argument("--rounds", type=int, default=7, help="pairs of measurements; the median counts")
+    parser.add_argument("--kinds", nargs="+", choices=list(PLAIN), default=list(PLAIN), help="kinds of loss to compare")
+    parser.add_argument("--rounds", type=int, default=7, help="paired measurements, whose median is reported")
     parser.add_argument("--device", default="cpu")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Measure, print and on request write the report; return the ratio of times by kind and of memory by `kind/mb`."""
-    line = given(arguments)
+    """Run the benchmark and report it; return the ratios of time by kind and of memory by `kind/mb`."""
+    line = command_arguments(arguments)
     options = build_parser().parse_args(line)
     device = select_device(options.device)
     size_of(options.size)
-    # memory first: on Linux a process starts with the peak of the one that started it
+    # memory first: on Linux, a process inherits the peak of its parent
     peaks = {(kind, side): memory(side, kind, options) for kind in options.kinds for side in SIDES}
     table, found = [], {}
     for kind in options.kinds:
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         f"{STRIDE}, with the gradient of the scores. Milliseconds: median and range of {options.rounds} rounds. "
         "Megabytes: peak beyond scores and labels.",
         "",
-        "| loss | ours, ms | plain, ms | times as fast | ours, MB | plain, MB |",
+        "| loss | ours, ms | plain, ms | speedup | ours, MB | plain, MB |",
         "|---|---|---|---|---|---|",
         *table,
     ]

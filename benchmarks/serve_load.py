@@ -1,10 +1,10 @@
-"""What does the service stand: throughput and latency with one client and with several, batches formed, memory.
+"""Throughput, latency, batch sizes and memory of the HTTP service, with one client and with several.
 
 python benchmarks/serve_load.py --weights yolov5n.pt --write
 python benchmarks/serve_load.py --weights yolov5n.pt --clients 8 --seconds 60
 
-The program starts serve.py on loopback. Clients keep their connection and send the next image when the answer is there.
-Phases with one and with all clients take turns, so that what drifts falls on both.
+The program starts serve.py on the loopback interface. Clients keep their connection and send the next image after each
+response. Phases with one and with all clients alternate, so that drifts of the machine affect both.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import numpy as np
 
-from benchmarks.machine import given, new_parser, publish, report, spread
+from benchmarks.machine import command_arguments, new_parser, publish, report, spread
 from utils.core.cli import run_script
 from utils.core.errors import UserError
 from utils.core.files import ROOT
@@ -39,7 +39,7 @@ HOST = "127.0.0.1"
 
 @dataclass
 class Phase:
-    """What happened while some clients sent images."""
+    """Measurements of one phase with a number of clients."""
 
     clients: int
     seconds: float = 0.0
@@ -50,16 +50,16 @@ class Phase:
 
     @property
     def per_second(self) -> float:
-        """Return answers per second."""
+        """Responses per second."""
         return len(self.latencies_ms) / self.seconds
 
     def percentile(self, percent: int) -> float:
-        """Return the latency that `percent` of the answers do not exceed."""
+        """Compute a percentile of the latency in milliseconds."""
         return float(np.percentile(self.latencies_ms, percent)) if self.latencies_ms else float("nan")
 
 
 def measures(port: int) -> dict[str, float]:
-    """Return what the service counts, by name with labels."""
+    """Fetch the metrics of the service, by name with labels."""
     connection = http.client.HTTPConnection(HOST, port, timeout=60)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
@@ -69,7 +69,7 @@ def measures(port: int) -> dict[str, float]:
 
 
 def batch_sizes(now: dict[str, float], before: dict[str, float]) -> dict[str, int]:
-    """Return how many batches of each size were formed between two looks at the measures."""
+    """Count the batches of each size between two readings of the metrics."""
     sizes, below, last = {}, 0, 0
     for name, value in now.items():
         found = re.fullmatch(r'polyolo_batch_images_bucket\{le="([\d.]+)"\}', name)
@@ -83,7 +83,7 @@ def batch_sizes(now: dict[str, float], before: dict[str, float]) -> dict[str, in
 
 
 def client(port: int, bodies: Sequence[bytes], until: float, phase: Phase) -> None:
-    """Send images one after the other; note how long each took, and everything that is no proper answer."""
+    """Send images one after the other; record the latencies and all invalid responses."""
     connection = http.client.HTTPConnection(HOST, port, timeout=60)
     number = 0
     while time.perf_counter() < until:
@@ -104,7 +104,7 @@ def client(port: int, bodies: Sequence[bytes], until: float, phase: Phase) -> No
 
 
 def measured(port: int, bodies: Sequence[bytes], clients: int, seconds: float) -> Phase:
-    """Return what `clients` clients got in `seconds` seconds."""
+    """Run a phase of `seconds` seconds with `clients` clients."""
     phase = Phase(clients)
     before = measures(port)
     done = threading.Event()
@@ -127,7 +127,7 @@ def measured(port: int, bodies: Sequence[bytes], clients: int, seconds: float) -
 
 
 def watch_memory(port: int, found_mb: list[float], done: threading.Event) -> None:
-    """Note what memory the service holds every other second, and at the end."""
+    """Record the memory of the service every two seconds and at the end."""
     while True:
         last = done.wait(2)
         found_mb.append(measures(port).get("process_resident_memory_bytes", float("nan")) / 2**20)
@@ -136,7 +136,7 @@ def watch_memory(port: int, found_mb: list[float], done: threading.Event) -> Non
 
 
 def started(options: argparse.Namespace) -> tuple[subprocess.Popen[str], int]:
-    """Return the process of the service and its port, once it listens."""
+    """Start the service and wait until it listens; return its process and port."""
     line = [sys.executable, str(ROOT / "serve.py"), "--port", "0", "--device", options.device]
     line += ["--weights", options.weights, *(["--imgsz", str(options.imgsz)] if options.imgsz else [])]
     line += ["--max-batch", str(options.max_batch)] if options.max_batch else []
@@ -153,17 +153,17 @@ def started(options: argparse.Namespace) -> tuple[subprocess.Popen[str], int]:
 
 
 def _drain(output: IO[str]) -> None:
-    """Read what else a process says, so that it never waits for its reader."""
+    """Read the remaining output of a process, so that it never blocks on a full pipe."""
     with output:
         output.read()
 
 
 def bodies_of(folder: str, count: int = 16) -> list[bytes]:
-    """Return the JPEG files of a folder; without one, images of blocks in usual sizes."""
+    """Load the JPEG files of a folder; without one, generate images of common sizes."""
     if folder:
         files = sorted(Path(folder).rglob("*.jpg"))[:64]
         if not files:
-            raise UserError(f"--images {folder}: no .jpg files there")
+            raise UserError(f"--images {folder}: no .jpg files in it")
         return [file.read_bytes() for file in files]
     bodies = []
     for number in range(count):
@@ -175,7 +175,7 @@ def bodies_of(folder: str, count: int = 16) -> list[bytes]:
 
 
 def table(phases: Sequence[Phase]) -> list[str]:
-    """Return a row per number of clients, over all rounds."""
+    """Format a table row per number of clients, over all rounds."""
     rows = []
     for clients in sorted({phase.clients for phase in phases}):
         mine = [phase for phase in phases if phase.clients == clients]
@@ -194,23 +194,23 @@ def table(phases: Sequence[Phase]) -> list[str]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the options."""
+    """Create the command-line parser."""
     parser = new_parser(__doc__, NAME)
     parser.add_argument("--weights", required=True, help="checkpoint to serve")
-    parser.add_argument("--images", default="", help="folder of JPEG files to send; none: generated ones")
-    parser.add_argument("--clients", type=int, default=8, help="clients at the same time, compared with one")
-    parser.add_argument("--seconds", type=float, default=60, help="of each phase")
-    parser.add_argument("--rounds", type=int, default=2, help="of both phases")
-    parser.add_argument("--device", default="cpu", help="of the service")
-    parser.add_argument("--imgsz", type=int, default=0, help="of the service; 0: the checkpoint's")
-    parser.add_argument("--level-memory", action="store_true", help="of the service")
-    parser.add_argument("--max-batch", type=int, default=0, help="of the service; 0: its default")
+    parser.add_argument("--images", default="", help="folder of JPEG files to send (default: generated images)")
+    parser.add_argument("--clients", type=int, default=8, help="number of concurrent clients, compared with one")
+    parser.add_argument("--seconds", type=float, default=60, help="duration of each phase")
+    parser.add_argument("--rounds", type=int, default=2, help="repetitions of both phases")
+    parser.add_argument("--device", default="cpu", help="device of the service")
+    parser.add_argument("--imgsz", type=int, default=0, help="image size of the service (default: from the checkpoint)")
+    parser.add_argument("--level-memory", action="store_true", help="start the service with --level-memory")
+    parser.add_argument("--max-batch", type=int, default=0, help="--max-batch of the service; 0: its default")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Phase]:
-    """Measure, print a table, return the phases."""
-    line = given(arguments)
+    """Run the benchmark and report it; return the phases."""
+    line = command_arguments(arguments)
     options = build_parser().parse_args(line)
     bodies = bodies_of(options.images)
     process, port = started(options)
@@ -224,20 +224,20 @@ def main(arguments: Sequence[str] | None = None) -> list[Phase]:
         process.send_signal(signal.SIGTERM)
         status = process.wait(60)
     if status:
-        raise UserError(f"serve.py left with status {status}")
+        raise UserError(f"serve.py exited with status {status}")
     for fault in sorted({fault for phase in phases for fault in phase.faults})[:10]:
         print(f"fault: {fault}")
     body = [
-        f"{options.rounds} rounds of {options.seconds:g} s with each number of clients, turn about; latencies are "
-        "medians over the rounds. Memory (RSS) is the service's, looked at every other second of each round: "
-        "the middle and the extremes. It includes what a batch needs while it is in the network.",
+        f"{options.rounds} rounds of {options.seconds:g} s with each number of clients, alternately; latencies are "
+        "medians over the rounds. Memory is the resident set size of the service, sampled every two seconds: median "
+        "and range per round, including the memory of batches in progress.",
         "",
         "| clients | images per second, each round | p50 ms | p95 ms | images per batch | MiB, each round | faults |",
         "|---|---|---|---|---|---|---|",
         *table(phases),
     ]
     place = f"{NAME}_level" if options.level_memory else NAME
-    publish(report("The service under load", NAME, line, body, None), place, options.write)
+    publish(report("Load test of the HTTP service", NAME, line, body, None), place, options.write)
     return phases
 
 

@@ -1,11 +1,11 @@
-"""Time of one training step compared with plain PyTorch: fp32, NCHW memory format, single-tensor operations.
+"""Cost of one training step, compared with plain fp32 PyTorch.
 
 python benchmarks/train_step.py
 python benchmarks/train_step.py --cfg yolov5s --size 640 --batch-size 16 --device 0 --steps 50 --write
 
-Both sides train the same network with the same loss on the same images, alternately, with an optimizer step per batch.
-Ours: channels-last, mixed precision as in train.py, fused optimizer, multi-tensor EMA. Plain: fp32, NCHW, single-tensor
-optimizer and EMA.
+Both sides train the same network with the same loss on the same images, alternately, with an update per step. Ours:
+channels-last, the mixed precision of train.py, fused optimizer, multi-tensor EMA. Plain: fp32, NCHW, optimizer and EMA
+that loop over tensors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor, nn
 
-from benchmarks.machine import Spread, given, new_parser, publish, ratios, report, spread, turn_about
+from benchmarks.machine import Spread, alternate, command_arguments, new_parser, publish, ratios, report, spread
 from benchmarks.plain import PlainEma, plain_sgd
 from models.builder import build_network, read_architecture
 from models.network import Network
@@ -42,7 +42,7 @@ PARTS = ("forward", "loss and backward", "optimizer and EMA")
 
 
 def random_batch(count: int, size: int, boxes_per_image: int, classes: int) -> Batch:
-    """Create a batch of noise images with random labels; times depend on shapes and counts only."""
+    """Draw a batch of noise images with labels; times depend on shapes and counts only."""
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=rng)
     total = count * boxes_per_image
@@ -69,7 +69,7 @@ class Side:
     seconds: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in PARTS})
 
     def step(self, batch: Batch) -> float:
-        """Train on a batch; return the seconds and record those of the parts."""
+        """Train on a batch; record the seconds of each part and return their sum."""
         watches = {part: Stopwatch(self.device) for part in PARTS}
         with watches["forward"], torch.autocast(self.device.type, dtype=self.mixed, enabled=self.mixed is not None):
             raw = self.network(self.enter(batch.images))
@@ -87,7 +87,7 @@ class Side:
 
 
 def our_side(cfg: str, options: argparse.Namespace, device: torch.device) -> Side:
-    """Build the step of utils/engine."""
+    """Build the training step of utils/engine."""
     seed_everything(0)
     hyp, network = Hyp(), build_network(read_architecture(cfg)).to(device, memory_format=torch.channels_last)
     return Side(
@@ -103,7 +103,7 @@ def our_side(cfg: str, options: argparse.Namespace, device: torch.device) -> Sid
 
 
 def plain_side(cfg: str, options: argparse.Namespace, device: torch.device) -> Side:
-    """Build the same step in plain PyTorch."""
+    """Build the same step with plain PyTorch."""
     seed_everything(0)
     hyp, network = Hyp(), build_network(read_architecture(cfg)).to(device)
     return Side(
@@ -119,11 +119,11 @@ def plain_side(cfg: str, options: argparse.Namespace, device: torch.device) -> S
 
 
 def compare(cfg: str, options: argparse.Namespace, device: torch.device) -> tuple[list[str], Spread]:
-    """Measure one network; return its table rows (total, then each part) and the speedup."""
+    """Measure one network; return its table rows (whole step, then parts) and our speedup."""
     batch = random_batch(options.batch_size, options.size, options.boxes, read_architecture(cfg)["nc"]).to(device)
     sides = {"ours": our_side(cfg, options, device), "plain": plain_side(cfg, options, device)}
     actions = {name: (lambda side=side: side.step(batch)) for name, side in sides.items()}
-    found = turn_about(actions, options.steps, options.warm_up)
+    found = alternate(actions, options.steps, options.warm_up)
     faster = ratios(found["plain"], found["ours"])
     ours, plain = (spread(found[name]).scaled(1000) for name in ("ours", "plain"))
     rows = [f"| {cfg} | step | {ours.text(1)} | {plain.text(1)} | **{faster.text()}** |"]
@@ -135,22 +135,22 @@ def compare(cfg: str, options: argparse.Namespace, device: torch.device) -> tupl
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Create the command-line parser of this script."""
+    """Create the command-line parser."""
     parser = new_parser(__doc__, NAME)
     parser.add_argument("--cfg", nargs="+", default=["yolov5n"], help="networks")
     parser.add_argument("--size", type=int, default=320, help="side of the images in pixels")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--boxes", type=int, default=7, help="labels per image")
-    parser.add_argument("--steps", type=int, default=15, help="pairs of steps; the median counts")
-    parser.add_argument("--warm-up", type=int, default=3, help="pairs of steps before them")
+    parser.add_argument("--steps", type=int, default=15, help="paired steps, whose median is reported")
+    parser.add_argument("--warm-up", type=int, default=3, help="paired warm-up steps")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--amp", default="auto", help="our precision: auto, fp32, fp16, bf16")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Run the benchmark, print and optionally write the report; return the speedup by network."""
-    line = given(arguments)
+    """Run the benchmark and report it; return the speedup for each network."""
+    line = command_arguments(arguments)
     options = build_parser().parse_args(line)
     device = select_device(options.device)
     precision = autocast_dtype(device, options.amp)
@@ -162,9 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     body = [
         f"{options.batch_size} images of {options.size}x{options.size} with {options.boxes} labels each; ours computes "
         f"in {str(precision or torch.float32).removeprefix('torch.')}. Milliseconds: median and range of "
-        f"{options.steps} steps made turn about, after {options.warm_up} to warm up.",
+        f"{options.steps} alternating steps, after {options.warm_up} for warm-up.",
         "",
-        "| network | part | ours | plain | times as fast |",
+        "| network | part | ours | plain | speedup |",
         "|---|---|---|---|---|",
         *table,
     ]

@@ -25,9 +25,9 @@ SCORE = "metrics/mAP_0.5:0.95"
 class Training:
     """Results of one training run."""
 
-    losses: list[float]  # per epoch, the sum of the training terms
-    scores: list[float]  # per epoch, mAP50-95
-    numbers: dict[str, float]  # of the best checkpoint at the end
+    losses: list[float]  # sum of the training losses, per epoch
+    scores: list[float]  # mAP50-95 per epoch
+    numbers: dict[str, float]  # scores of the best checkpoint
     seconds: float
 
 
@@ -43,7 +43,7 @@ def add_training_options(parser: argparse.ArgumentParser, data: str, epochs: int
     add("--data", default=data, help="data-set YAML")
     add("--weights", default=None, help="initial checkpoint (default: none, train from scratch)")
     add("--cfg", default=None, help="model YAML or name (default: from the checkpoint, else yolov5n)")
-    add("--hyp", default=None, help="hyper-parameter YAML")
+    add("--hyp", default=None, help="hyperparameter YAML")
     add("--epochs", type=int, default=epochs, help="epochs of each run (default: from the data YAML)")
     add("--batch-size", type=int, default=None)
     add_image_size(parser, (), "image size in pixels")

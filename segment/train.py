@@ -15,10 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.search.search_options import add_evolution, evolve, wants_evolution
 from utils.core.cli import explicit_options, run_script, to_namespace
 from utils.core.contracts import Logger
-from utils.programs.train import task_parser, train_task
+from utils.programs.train import add_evolution, task_parser, train_task, wants_evolution
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,8 +37,11 @@ def run(loggers: Sequence[Logger] = (), **options: object) -> dict[str, float]:
     """
     parser = build_parser()
     to_namespace(build_parser(), options)  # checks the names
-    train = evolve if wants_evolution(options) else train_task
-    return train("segment", parser, options, loggers)
+    if wants_evolution(options):
+        from tools.search.search_options import evolve  # not loaded by other training runs
+
+        return evolve("segment", parser, options, loggers)
+    return train_task("segment", parser, options, loggers)
 
 
 if __name__ == "__main__":

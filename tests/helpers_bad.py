@@ -1,4 +1,4 @@
-"""For tests of bad inputs: a small data set to spoil, a small network, a script that must end with one line."""
+"""Helpers for tests of bad inputs: a small data set and network, and programs that must fail with one line."""
 
 import importlib
 
@@ -17,7 +17,7 @@ TINY = ("--cfg", "yolov5n", "--img", "64", "--batch", "4", "--workers", "0", "--
 
 
 def shows(name):
-    """Tell whether a script takes a source in place of a data set."""
+    """Check whether a program takes a source in place of a data set."""
     return name.endswith(("detect", "predict"))
 
 

@@ -18,14 +18,16 @@ CPU = torch.device("cpu")
 CLASSES = ("ant", "bee", "cat")
 
 
-def lively(name: str | dict[str, Any], names: tuple[str, ...] = CLASSES, spread: float = 0.5, seed: int = 0) -> Network:
-    """Return a small network whose features follow the image and whose scores spread, so that boxes are found."""
+def detecting_network(
+    name: str | dict[str, Any], names: tuple[str, ...] = CLASSES, spread: float = 0.5, seed: int = 0
+) -> Network:
+    """Build a small network whose features depend on the image and whose scores vary, so that it detects boxes."""
     torch.manual_seed(seed)
     network = build_network(read_architecture(name) if isinstance(name, str) else name, len(names), names).train()
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.no_grad():
         for module in norms:
-            module.momentum = 1.0  # take the statistics of the one batch that follows
+            module.momentum = 1.0  # adopt the statistics of the next batch
         network(torch.rand(8, 3, 96, 96))
         for module in norms:
             module.momentum = 0.03

@@ -18,6 +18,18 @@ NETWORKS = {  # description and class names; the checkpoint's name is the key
 }
 
 
+def randomize_batchnorm(network, seed=0):
+    """Give all BatchNorm layers random statistics, scales and biases, and return the network in evaluation mode."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.3, 0.3, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+            torch.nn.init.uniform_(module.bias, -0.3, 0.3, generator=generator)
+    return network.eval()
+
+
 def write_networks(folder):
     """Write a checkpoint of a small untrained network of every kind; return their paths by name."""
     paths = {}

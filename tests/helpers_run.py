@@ -1,4 +1,4 @@
-"""Small trainings for tests: a tiny generated data set and the scripts run on it as a user would."""
+"""Small training runs for tests: a tiny generated data set, and programs run on it in subprocesses."""
 
 import json
 import os
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def tiny_data(folder: Path, train: int = 16, val: int = 8, size: int = 96) -> Path:
-    """Write the YAML of a small shapes set below `folder`; the images are made at first use."""
+    """Write the YAML of a small shapes data set; its images are generated at first use."""
     path = folder / "tiny.yaml"
     names = ["circle", "square", "triangle", "star", "cross", "ring", "crescent"]
     generate = {"kind": "shapes", "train": train, "val": val, "size": size, "seed": 3}
@@ -26,7 +26,7 @@ def tiny_data(folder: Path, train: int = 16, val: int = 8, size: int = 96) -> Pa
 
 
 def command(script: str, *options: object, processes: int = 1) -> list[str]:
-    """Return the command line of a script, alone or under torchrun."""
+    """Build the command line of a program, under torchrun for several processes."""
     start = [sys.executable]
     if processes > 1:
         start += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", free_port()]
@@ -34,7 +34,7 @@ def command(script: str, *options: object, processes: int = 1) -> list[str]:
 
 
 def free_port() -> str:
-    """Return a TCP port nobody listens on."""
+    """Find an unused TCP port."""
     import socket
 
     with socket.socket() as probe:
@@ -43,12 +43,12 @@ def free_port() -> str:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a child: one thread, so that runs can be compared to the last bit."""
+    """Build the environment of a subprocess: one thread, for bit-exact comparisons."""
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
 def script(name: str, *options: object, processes: int = 1, status: int = 0) -> str:
-    """Run a script to its end; return what it printed. A status other than `status` fails the test."""
+    """Run a program and return its output; fails the test if it exits with another status."""
     line = command(name, *options, processes=processes)
     done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False)
     text = done.stdout + done.stderr
@@ -58,15 +58,15 @@ def script(name: str, *options: object, processes: int = 1, status: int = 0) -> 
 
 
 def results(folder: Path) -> dict[str, float]:
-    """Return a run's results.json."""
+    """Read the results.json of a run."""
     return json.loads((folder / "results.json").read_text())
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a checkpoint."""
+    """Load the tensors of a checkpoint."""
     return torch.load(path, weights_only=True)["state"]
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    """Tell whether two sets of tensors are equal to the last bit."""
+    """Compare two state dicts bit by bit."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -40,7 +40,6 @@ def test_out_of_memory_batch_is_never_chosen():
         ({1: 1.5 * GIB}, 20, 2, 1),  # one point defines no line
         ({1: GIB, 2: GIB, 4: GIB}, 20, None, 16),  # slope 0
         (LINE, 1, None, 16),  # less than one image
-        (LINE, 2000, None, 16),  # more than 1024
     ],
 )
 def test_implausible_fit_falls_back_to_sixteen(memory, free, failed, batch, caplog):

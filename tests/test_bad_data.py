@@ -368,7 +368,7 @@ empty | no images or videos
 blank.txt | empty list
 gone.txt | none of 2 files
 bad.streams | not a valid address
-film.jpg | not an image
+video.jpg | not an image
 words.doc | not a supported image or video
 """)
 
@@ -381,7 +381,7 @@ def test_bad_sources(network_file, tmp_path, source):
     (tmp_path / "blank.txt").write_text("# nothing\n")
     (tmp_path / "gone.txt").write_text("a.jpg\nb.mp4\n")
     (tmp_path / "bad.streams").write_text("http://[bad/x\n")
-    (tmp_path / "film.jpg").write_text("hello")
+    (tmp_path / "video.jpg").write_text("hello")
     (tmp_path / "words.doc").write_text("hello")
     place = tmp_path / source
     chosen = place if "/" not in source and len(source) < 255 and place.exists() else source
@@ -404,10 +404,10 @@ def test_view_without_display_is_refused(monkeypatch):
 
 
 def test_long_source_names_are_truncated(network_file, tmp_path):
-    picture = tmp_path / f"{'ü' * 124}.jpg"  # 252 bytes
-    cv2.imencode(".jpg", np.zeros((40, 40, 3), np.uint8))[1].tofile(picture)
+    image_path = tmp_path / f"{'ü' * 124}.jpg"  # 252 bytes
+    cv2.imencode(".jpg", np.zeros((40, 40, 3), np.uint8))[1].tofile(image_path)
     importlib.import_module("detect").run(
-        weights=[str(network_file)], source=str(picture), imgsz=[64], conf_thres=0.0, max_det=3, save_crop=True,
+        weights=[str(network_file)], source=str(image_path), imgsz=[64], conf_thres=0.0, max_det=3, save_crop=True,
         save_txt=True, project=str(tmp_path / "прое кт"), name="имя/图",
     )  # fmt: skip
     folder = tmp_path / "прое кт" / "имя" / "图"

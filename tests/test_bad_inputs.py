@@ -25,7 +25,7 @@ from utils.datasets.sources.frame_sources import open_source
 from utils.engine.run_state import find_last, load_resumable
 from utils.metrics import EVALUATORS
 from utils.plots import prediction_sinks as sinks
-from utils.plots import video_writer as film
+from utils.plots import video_writer
 from utils.postprocess import POSTPROCESS
 
 BOXES = ("train", "val", "detect")
@@ -146,18 +146,18 @@ def test_failed_runs_leave_no_empty_folder(images, network_file, tmp_path):
 def test_video_on_full_disk(monkeypatch, tmp_path):
     from utils.core.contracts import Frame, Geometry, ImageInfo, Results
 
-    picture = np.zeros((64, 64, 3), np.uint8)
-    frames = [Frame(picture, "film.mp4", "", number, 3) for number in (1, 2, 3)]
-    results = Results(ImageInfo(0, "film.mp4", Geometry((64, 64), (64, 64))))
+    image = np.zeros((64, 64, 3), np.uint8)
+    frames = [Frame(image, "video.mp4", "", number, 3) for number in (1, 2, 3)]
+    results = Results(ImageInfo(0, "video.mp4", Geometry((64, 64), (64, 64))))
     whole = sinks.VideoSink(tmp_path / "whole")
     for frame in frames:
-        whole.write(frame, results, lambda: picture)
-    assert "1 video" in whole.close() and film.count_frames(tmp_path / "whole" / "film.mp4") == 3
+        whole.write(frame, results, lambda: image)
+    assert "1 video" in whole.close() and video_writer.count_frames(tmp_path / "whole" / "video.mp4") == 3
     cut = sinks.VideoSink(tmp_path / "cut")
     for frame in frames:
-        cut.write(frame, results, lambda: picture)
-    monkeypatch.setattr(film, "count_frames", lambda path: 2)
-    with pytest.raises(UserError, match=r"film\.mp4: cannot write all 3 frames"):
+        cut.write(frame, results, lambda: image)
+    monkeypatch.setattr(video_writer, "count_frames", lambda path: 2)
+    with pytest.raises(UserError, match=r"video\.mp4: cannot write all 3 frames"):
         cut.close()
     assert not list((tmp_path / "cut").iterdir())
 

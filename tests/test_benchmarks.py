@@ -53,7 +53,7 @@ def shapes(tmp_path_factory):
 
 
 def check_report(path, rows):
-    """A report says command, commit and date, has a table of at least `rows` rows, and tells nobody's folders."""
+    """A report says command, commit and date, has a table of at least `rows` rows, and shows no absolute paths."""
     text = path.read_text()
     assert text.startswith("# ") and "commit " in text and datetime.date.today().isoformat() in text
     assert f"`python benchmarks/{path.stem}.py " in text
@@ -101,7 +101,7 @@ def test_class_map(results):
 
 
 def test_class_map_invalid_size():
-    with pytest.raises(UserError, match=r"--size 96: width and height"):
+    with pytest.raises(UserError, match=r"--size 96: expected width and height"):
         class_map.main(["--size", "96"])
 
 
@@ -178,7 +178,7 @@ def test_mosaic_window(results, shapes):
 def test_alternate_skips_warm_up():
     calls = []
     actions = {name: (lambda name=name: calls.append(name) or float(len(calls))) for name in "ab"}
-    found = machine.turn_about(actions, rounds=2, warm_up=1)
+    found = machine.alternate(actions, rounds=2, warm_up=1)
     assert "".join(calls) == "abbaab"
     assert found == {"a": [4.0, 5.0], "b": [3.0, 6.0]}
     assert machine.ratios([2.0, 9.0, 8.0], [1.0, 3.0, 2.0]) == machine.Spread(3.0, 2.0, 4.0)

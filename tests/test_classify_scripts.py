@@ -22,7 +22,7 @@ TINY = ("--img", 64, "--batch", 8, "--workers", 0, "--epochs", 2)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """The YAML of three shapes with a few pictures each, made at first use."""
+    """Data YAML of three generated classes with a few images each."""
     path = tmp_path_factory.mktemp("data") / "tiny.yaml"
     generate = {"kind": "shape-classes", "train": 6, "val": 3, "size": 64, "seed": 3}
     names = ["circle", "star", "cross"]
@@ -65,13 +65,13 @@ def test_predict_top5_of_images_and_videos(trained, data, tmp_path):
     place = tmp_path / "in"
     place.mkdir()
     cv2.imwrite(str(place / "a.jpg"), np.full((60, 90, 3), 128, np.uint8))
-    film = cv2.VideoWriter(str(place / "b.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
+    video = cv2.VideoWriter(str(place / "b.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
     for _ in range(3):
-        film.write(np.zeros((48, 64, 3), np.uint8))
-    film.release()
+        video.write(np.zeros((48, 64, 3), np.uint8))
+    video.release()
     options = ("--weights", trained[0] / "weights" / "best.pt", "--project", tmp_path, "--augment", "--visualize")
     text = script("classify/predict.py", *options, "--source", place, "--name", "p", "--save-txt")
-    assert "64x64" in text and "image 1/2" in text and text.count("star 0.") == 4  # of a picture and three frames
+    assert "64x64" in text and "image 1/2" in text and text.count("star 0.") == 4  # one image and three frames
     assert (tmp_path / "p" / "a.jpg").is_file() and (tmp_path / "p" / "b.mp4").is_file()
     assert sorted(p.name for p in (tmp_path / "p" / "labels").iterdir()) == [
         "a.txt",

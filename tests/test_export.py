@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers_export import CLASSES, CPU, lively, needs, noise, reference, written
+from helpers_export import CLASSES, CPU, detecting_network, needs, noise, reference, written
 from helpers_run import tiny_data
 from torch import nn
 
@@ -33,9 +33,9 @@ def checkpoints(tmp_path_factory):
     """Return the paths of three checkpoints by task."""
     folder = tmp_path_factory.mktemp("checkpoints")
     networks = {
-        "detect": lively("yolov5n"),
-        "segment": lively("yolov5n-seg"),
-        "classify": classification_network(lively("yolov5n"), 3, CLASSES).eval(),
+        "detect": detecting_network("yolov5n"),
+        "segment": detecting_network("yolov5n-seg"),
+        "classify": classification_network(detecting_network("yolov5n"), 3, CLASSES).eval(),
     }
     for task, network in networks.items():
         save_checkpoint(folder / f"{task}.pt", network, {"imgsz": 96})
@@ -248,7 +248,7 @@ def test_nms_needs_boxes(checkpoints, tmp_path):
 
 def test_any_heads_can_be_exported():
     """A head that nobody here has heard of travels by the names of its tensors."""
-    network = fuse(lively("yolov5n-seg"))
+    network = fuse(detecting_network("yolov5n-seg"))
     names = decoded_names(network)
     assert names == (("segment", "predictions"), ("segment", "prototypes"))
     images = torch.rand(1, 3, 64, 64)
@@ -346,7 +346,7 @@ METADATA = {"stride": "32", "names": "{0: 'ant', 1: 'bee', 2: 'cat'}"}
 def test_yolov5_export_runs(dynamic, checkpoints, tmp_path):
     needs("onnx")
     path = tmp_path / "yolov5s.onnx"
-    network = fuse(lively("yolov5n"))
+    network = fuse(detecting_network("yolov5n"))
     yolov5_file(path, network, [("detect", "predictions")], METADATA, dynamic)
     runner = open_weights([str(path)], CPU).runner
     assert runner.names == CLASSES and runner.specs["detect"].num_classes == 3
@@ -359,7 +359,7 @@ def test_yolov5_segmentation_export_runs(checkpoints, tmp_path):
     needs("onnx")
     path = tmp_path / "yolov5s-seg.onnx"
     outputs = [("segment", "predictions"), ("segment", "prototypes")]
-    yolov5_file(path, fuse(lively("yolov5n-seg")), outputs, METADATA)
+    yolov5_file(path, fuse(detecting_network("yolov5n-seg")), outputs, METADATA)
     runner = open_weights([str(path)], CPU).runner
     assert runner.specs["segment"].num_masks == 32 and runner.specs["segment"].num_classes == 3
     parity = compare(runner, reference(checkpoints["segment"]), [noise(1, 96, 96)], Looking(0.05))

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers_export import CLASSES, lively, needs, noise, reference, written
+from helpers_export import CLASSES, detecting_network, needs, noise, reference, written
 from helpers_run import results, tiny_data
 
 import detect
@@ -40,12 +40,12 @@ def checkpoints(tmp_path_factory):
     """Return the paths of checkpoints by their heads; the first layer of `psp` slices the image."""
     folder = tmp_path_factory.mktemp("checkpoints")
     networks = {
-        "detect": lively("yolov5n"),
-        "classify": classification_network(lively("yolov5n"), 3, CLASSES).eval(),
-        "semantic": lively(with_semantic("yolov5n", "base", names=PIXELS, alone=True), PIXELS),
-        "psp": lively(with_semantic("yolov5n-v5", "psp", names=PIXELS), spread=0.2),
-        "bise": lively(with_semantic("yolov5n", "bise", names=PIXELS), spread=0.2),
-        "lab": lively(with_semantic("yolov5n", "lab", names=PIXELS), spread=0.2),
+        "detect": detecting_network("yolov5n"),
+        "classify": classification_network(detecting_network("yolov5n"), 3, CLASSES).eval(),
+        "semantic": detecting_network(with_semantic("yolov5n", "base", names=PIXELS, alone=True), PIXELS),
+        "psp": detecting_network(with_semantic("yolov5n-v5", "psp", names=PIXELS), spread=0.2),
+        "bise": detecting_network(with_semantic("yolov5n", "bise", names=PIXELS), spread=0.2),
+        "lab": detecting_network(with_semantic("yolov5n", "lab", names=PIXELS), spread=0.2),
     }
     for name, network in networks.items():
         save_checkpoint(folder / f"{name}.pt", network, {"imgsz": SIDE})

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from helpers_networks import randomize_batchnorm
 from torch import nn
 from torch.nn import functional
 
@@ -17,18 +18,6 @@ from models.layers.common import Conv
 from models.layers.context import ASPP, RFB1, RFB2, ASPPs, PyramidPooling, WideC3SPP
 from models.layers.fusion import ARM, DAPPM, FFM, Attention, resize_like
 from models.layers.pool import SPP, max_pools
-
-
-def lively(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Give normalisation statistics that matter."""
-    generator = torch.Generator().manual_seed(seed)
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.running_mean.uniform_(-0.3, 0.3, generator=generator)
-            part.running_var.uniform_(0.5, 2, generator=generator)
-            nn.init.uniform_(part.bias, -0.3, 0.3, generator=generator)
-    return module.eval()
-
 
 BLOCKS = {  # block, its input channels, its output channels, parameters counted by hand
     # hidden 4: 3 x Conv1x1 16->4 (64+8) less one, Conv3x3 4->4 (144+8), two dilated of it, last 1x1 16->8 (128+16)
@@ -73,7 +62,7 @@ def test_global_pooling_blocks_train_on_one_image(name):
 def test_receptive_fields():
     def reach(block: nn.Module) -> int:
         x = torch.zeros(1, 16, 1, 41, requires_grad=True)
-        lively(block)(x)[0, :, 0, 20].sum().backward()
+        randomize_batchnorm(block)(x)[0, :, 0, 20].sum().backward()
         return int(x.grad.abs().sum(dim=(0, 1, 2)).nonzero().flatten()[-1]) - 20
 
     assert reach(RFB2(16, 8, dilation=(2, 3))) == 1 + 2 + 3  # one after the other
@@ -171,7 +160,7 @@ def both_ways(function, monkeypatch) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_pointwise_conv_commutes_with_resize(training, monkeypatch):
-    block = lively(Conv(2 + 3 + 4, 5).double()).train(training)
+    block = randomize_batchnorm(Conv(2 + 3 + 4, 5).double()).train(training)
     maps = [torch.rand(2, 2, 12, 20), torch.rand(2, 3, 6, 10), torch.rand(2, 4, 3, 7)]
     short, plain = both_ways(lambda: pointwise(block, [m.double() for m in maps]), monkeypatch)
     torch.testing.assert_close(short, plain, rtol=1e-12, atol=1e-12)
@@ -179,7 +168,7 @@ def test_pointwise_conv_commutes_with_resize(training, monkeypatch):
 
 @pytest.mark.parametrize("folded", [False, True])
 def test_conv3x3_after_resize(folded, monkeypatch):
-    block = lively(WideConv(4 + 3 + 2 + 2, 5).double())
+    block = randomize_batchnorm(WideConv(4 + 3 + 2 + 2, 5).double())
     if folded:
         with torch.no_grad():
             block.conv, block.bn = fold(block.conv, block.bn), nn.Identity()
@@ -193,7 +182,10 @@ def test_conv3x3_after_resize(folded, monkeypatch):
 def test_resize_add_in_place(monkeypatch):
     lasting = [torch.rand(2, c, h, w).double() for c, h, w in ((4, 12, 20), (3, 6, 10), (4, 1, 1), (4, 2, 3))]
     maps = [m.to(memory_format=torch.channels_last) for m in lasting]
-    one, three = lively(Conv(4 + 3 + 4, 5).double()), lively(WideConv(4 + 3 + 4 + 4, 5).double())
+    one, three = (
+        randomize_batchnorm(Conv(4 + 3 + 4, 5).double()),
+        randomize_batchnorm(WideConv(4 + 3 + 4 + 4, 5).double()),
+    )
     added = []
     monkeypatch.setattr(coarse, "_added", lambda *a, real=coarse._added: added.append(1) or real(*a))
     with torch.inference_mode():
@@ -213,12 +205,12 @@ def test_inplace_ops_do_not_alias_inputs():
     x = torch.rand(1, 6, 8, 8).to(memory_format=torch.channels_last)
     kept = x.clone()
     for block in (Conv(6, 6), RFB2(6, 6, reduction=1), ASPP(6, 6), WideC3SPP(6, 6), SPP(6, 6)):
-        lively(block)
+        randomize_batchnorm(block)
         wanted = block(x)
         with torch.no_grad():
             torch.testing.assert_close(block(x), wanted, rtol=1e-5, atol=1e-6)
         assert torch.equal(x, kept)
-    fusion = lively(FFM(6, 6, inputs_are_a_list=False, kernel=3))
+    fusion = randomize_batchnorm(FFM(6, 6, inputs_are_a_list=False, kernel=3))
     wanted = fusion(x)
     with torch.no_grad():
         torch.testing.assert_close(fusion(x), wanted, rtol=1e-5, atol=1e-6)
@@ -226,7 +218,7 @@ def test_inplace_ops_do_not_alias_inputs():
 
 
 def test_fast_paths_have_plain_gradients(monkeypatch):
-    block = lively(WideConv(5, 4).double()).train()
+    block = randomize_batchnorm(WideConv(5, 4).double()).train()
     x, level = torch.rand(2, 3, 8, 8).double(), torch.rand(2, 2, 2, 2).double()
 
     def gradient():
@@ -276,7 +268,7 @@ def test_winograd_with_scale_and_silu():
 
 
 def test_wide_convolution_scales(monkeypatch):
-    block = lively(WideConv(MIN_CHANNELS, MIN_CHANNELS)).requires_grad_(False).eval()
+    block = randomize_batchnorm(WideConv(MIN_CHANNELS, MIN_CHANNELS)).requires_grad_(False).eval()
     x, factors = torch.randn(1, MIN_CHANNELS, 32, 32), torch.rand(1, MIN_CHANNELS, 1, 1)
     short = block(x, factors=factors)
     monkeypatch.setattr("models.kernels.winograd.pays", lambda x, weight: False)
@@ -284,7 +276,7 @@ def test_wide_convolution_scales(monkeypatch):
 
 
 def test_winograd_only_in_inference():
-    block = lively(WideConv(MIN_CHANNELS, MIN_CHANNELS)).requires_grad_(False)
+    block = randomize_batchnorm(WideConv(MIN_CHANNELS, MIN_CHANNELS)).requires_grad_(False)
     x = torch.randn(1, MIN_CHANNELS, 32, 32)
     assert pays(x, block.conv.weight)
     assert not pays(x[..., :31], block.conv.weight)

@@ -1,8 +1,9 @@
 """The detection loss: golden values, its contract with the engine, and every path to the same numbers."""
 
 import dataclasses
-import functools
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from utils.core.contracts import Batch, HeadSpec
 from utils.core.hyp import Hyp
 from utils.losses import LOSSES, detect
-from utils.losses.anchor_assignment import assign_level
+from utils.losses.anchor_assignment import assign
 from utils.losses.focal import binary_focal_loss
 
 P5 = (((10, 13), (16, 30), (33, 23)), ((30, 61), (62, 45), (59, 119)), ((116, 90), (156, 198), (373, 326)))
@@ -74,19 +75,18 @@ def test_golden_value_without_targets():
 
 def test_golden_assignment_order():
     found = make().detailed(golden_raw(), batch_of(TARGETS))
-    assert [len(level) for level in found.assignments] == [29, 18, 2]
-    assert found.pair_counts.tolist() == [29, 18, 2]
-    first = found.assignments[0]
+    first = found.assignment
+    assert first.pairs == (29, 18, 2)
     cells = [(int(first.image[i]), int(first.anchor[i]), int(first.row[i]), int(first.column[i])) for i in range(3)]
     assert cells == [(0, 0, 3, 2), (0, 0, 2, 6), (0, 1, 3, 2)]
     assert first.boxes[0].tolist() == pytest.approx([0.4, 0.2, 1.6, 2.4], abs=1e-6)
 
 
-def assign_one(x, y, compact=None):
+def assign_one(x, y):
     """Assign one box of 10x10 cells on a grid of 10x10, centre at (x, y) cells; return its (row, column) cells."""
     target = torch.tensor([[0, 0, x / 10, y / 10, 0.5, 0.5]])
-    found = assign_level(target, torch.tensor([[5.0, 5.0]]), (10, 10), 4.0, compact=compact)
-    return list(zip(found.row[found.valid].tolist(), found.column[found.valid].tolist(), strict=True)), found
+    found = assign(target, torch.tensor([[[5.0, 5.0]]]), [(10, 10)], 4.0, 1)
+    return list(zip(found.row.tolist(), found.column.tolist(), strict=True)), found
 
 
 def test_neighbour_cells():
@@ -108,10 +108,10 @@ def test_centre_on_far_edge_is_clamped():
 
 
 def test_anchor_ratio_limit():
-    anchors = torch.tensor([[1.0, 1.0]])
+    anchors = torch.tensor([[[1.0, 1.0]]])
     for side, count in ((3.9, 3), (4.0, 0), (0.26, 3), (0.25, 0), (0.0, 0)):
         target = torch.tensor([[0, 0, 0.53, 0.53, side / 8, 1 / 8]])
-        assert len(assign_level(target, anchors, (8, 8), 4.0)) == count
+        assert len(assign(target, anchors, [(8, 8)], 4.0, 1)) == count
 
 
 def many_targets(count=60, images=2, seed=0):
@@ -123,10 +123,8 @@ def many_targets(count=60, images=2, seed=0):
     return targets
 
 
-def gradients(targets, known=None, monkeypatch=None, **options):
+def gradients(targets, known=None, **options):
     raw = golden_raw(requires_grad=True)
-    if monkeypatch:
-        monkeypatch.setattr(detect, "assign_level", functools.partial(assign_level, compact=False))
     terms = make(**options)(raw, batch_of(targets, known=known))
     sum(terms.values()).backward()
     return values(terms), [level.grad for level in raw.values()]
@@ -134,20 +132,20 @@ def gradients(targets, known=None, monkeypatch=None, **options):
 
 @pytest.mark.parametrize("count", [0, 4, 60])
 @pytest.mark.parametrize("known", [None, torch.tensor([True, False])])
-def test_padded_assignment_matches_compact(monkeypatch, count, known):
-    expected, expected_grads = gradients(many_targets(count), known)
-    found, grads = gradients(many_targets(count), known, monkeypatch)
-    assert found == pytest.approx(expected, rel=1e-5, abs=1e-7)
-    for one, other in zip(grads, expected_grads, strict=True):
-        assert torch.allclose(one, other, atol=1e-7)
+def test_prepared_targets_change_nothing(count, known):
+    batch = batch_of(many_targets(count), known=known)
+    loss, raw = make(), golden_raw()
+    prepared = replace(batch, prepared={"detect": loss.prepare(batch, (64, 64))})
+    assert values(loss(raw, prepared)) == values(loss(raw, batch))
 
 
 def test_loss_has_no_device_sync():
     """A meta tensor has no values: reading one, or a shape that depends on one, raises."""
     raw = {name: level.detach().to("meta").requires_grad_() for name, level in golden_raw().items()}
     loss = make(hyp=dataclasses.replace(HYP, fl_gamma=1.5, cls_pw=2.0), autobalance=True, class_weights=[1, 2, 3])
-    known = torch.tensor([True, False], device="meta")
-    terms = loss.to("meta")(raw, Batch(None, TARGETS.to("meta"), [None] * 2, boxes_known=known))
+    batch = Batch(torch.zeros(2, 3, 64, 64), TARGETS, [None] * 2, boxes_known=torch.tensor([True, False]))
+    batch = replace(batch, prepared={"detect": loss.prepare(batch, (64, 64))}).to(torch.device("meta"))
+    terms = loss.to("meta")(raw, batch)
     sum(terms.values()).backward()
     assert raw["level0"].grad.shape == raw["level0"].shape
 
@@ -161,11 +159,12 @@ def test_gradients_match_autograd():
     checked.backward()
     copies = golden_raw(requires_grad=True)
     total = 0
-    for index, (level, pairs) in enumerate(zip(copies.values(), found.assignments, strict=True)):
+    for index, level in enumerate(copies.values()):
+        pairs = level_pairs(found.assignment, index)
         at = (pairs.image, pairs.anchor, pairs.row, pairs.column)
         wanted = torch.zeros_like(level[..., 4])
         rows = level[at].detach()
-        for pair in range(len(pairs)):  # one after the other: the last of a cell stays
+        for pair in range(len(pairs.image)):  # one after the other: the last of a cell stays
             wanted[tuple(place[pair] for place in at)] = ciou_of(
                 rows[pair], pairs.boxes[pair], loss, index, pairs.anchor[pair]
             )
@@ -184,12 +183,22 @@ def ciou_of(row, box, loss, level, anchor):
     return detect.paired_iou(predicted[None], box[None])[0].clamp(min=0)
 
 
+def level_pairs(assignment, level):
+    """Return the pairs of one level, by the names of the assignment."""
+    at = assignment.level == level
+    names = ("image", "anchor", "row", "column", "target", "classes", "boxes")
+    return SimpleNamespace(**{name: getattr(assignment, name)[at] for name in names})
+
+
 def test_last_pair_sets_objectness():
-    pairs = assign_level(TARGETS[:1].repeat(2, 1), torch.tensor([[1.6, 2.4]]), (8, 8), 4.0)
-    overlap = torch.arange(1.0, len(pairs) + 1)
-    wanted = detect._objectness_targets(pairs, overlap, (2, 1, 8, 8))
-    assert wanted[0, 0, 3, 2] == 2  # of pairs 1 and 2, the two labels' centres
-    assert wanted.count_nonzero() == len(pairs) / 2
+    pairs = assign(TARGETS[:1].repeat(2, 1), torch.tensor([[[1.6, 2.4]]]), [(8, 8)], 4.0, 2)
+    assert len(pairs) == 2 * len(pairs.predictor)  # both labels have the same predictors
+    assert pairs.multiplicity.tolist() == [2] * len(pairs.predictor)
+    own_cell = pairs.predictor.tolist().index(3 * 8 + 2)
+    assert int(pairs.last[own_cell]) == 1  # of pairs 0 and 1, the two labels' centres
+    cells = pairs.row * 8 + pairs.column
+    assert torch.equal(cells[pairs.last], pairs.predictor)
+    assert torch.equal(cells[pairs.by_predictor], pairs.predictor.repeat_interleave(2))
 
 
 @pytest.mark.parametrize("targets", [TARGETS[:0], torch.tensor([[0, 0, 0.5, 0.5, 1e-4, 1e-4]])])
@@ -344,7 +353,7 @@ def test_official_loss_terms(shared, coco128):
             expected = reference[f"label_smoothing={smoothing},fl_gamma={gamma}"]
             hyp = dataclasses.replace(Hyp(), label_smoothing=smoothing, fl_gamma=gamma).scaled(3, 80, 640)
             found = make(network.specs["detect"], hyp).detailed(raw, batch)
-            assert [len(pairs) for pairs in found.assignments] == reference["matched_per_layer"]
+            assert list(found.assignment.pairs) == reference["matched_per_layer"]
             terms = values(found.terms)
             assert terms == pytest.approx({name: expected[name] for name in terms}, rel=1e-4)
             assert sum(terms.values()) * 8 == pytest.approx(expected["total_times_batch"], rel=1e-4)

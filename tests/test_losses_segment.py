@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from test_losses_detect import HYP, SPEC, TARGETS, golden_raw
+from test_losses_detect import HYP, SPEC, TARGETS, golden_raw, level_pairs
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from utils.core.contracts import Batch
@@ -65,7 +65,8 @@ def plain(raw, batch, found):
     """Return the mask term by autograd, one pair after the other, as the specification says it."""
     total = 0.0
     prototypes = raw["prototypes"]
-    for level, rows in zip(found.assignments, found.predictions, strict=True):
+    for index, rows in enumerate(found.predictions.split(list(found.assignment.pairs))):
+        level = level_pairs(found.assignment, index)
         for image in range(len(batch)):
             pairs = (level.image == image).nonzero()[:, 0].tolist()
             values = []
@@ -82,11 +83,12 @@ def plain(raw, batch, found):
 
 
 @pytest.mark.parametrize("chunk", [1, 3 * 256, 2**21])
-@pytest.mark.parametrize("split", ["chunks_by_label", "chunks_by_image"])
-def test_gradient_matches_autograd(monkeypatch, chunk, split):
-    """Label by label is how a CPU computes it, image by image a GPU."""
+@pytest.mark.parametrize("how", ["_sum_by_label", "_sum_padded"])
+def test_gradient_matches_autograd(monkeypatch, chunk, how):
+    """Label by label is how a CPU computes it, padded how a GPU does."""
     monkeypatch.setattr(segment, "_CHUNK", chunk)
-    monkeypatch.setattr(segment, "chunks_by_label", getattr(segment, split))
+    monkeypatch.setattr(segment, "_GPU_CHUNK", chunk)
+    monkeypatch.setattr(segment, "_sum_by_label", getattr(segment, how))
     batch = batch_of(rectangles(TARGETS))
     first, second = raw_of(True), raw_of(True)
     ours = loss()
@@ -116,20 +118,13 @@ def test_images_with_unknown_boxes_are_ignored():
     assert raw["prototypes"].grad[0].abs().sum() > 0 and raw["prototypes"].grad[1].abs().sum() == 0
 
 
-def test_padded_pairs(monkeypatch):
-    """On a GPU the assignment keeps candidates that are no pairs."""
-    wanted = loss()(raw_of(), batch_of(rectangles(TARGETS)))
-    original = segment.DetectLoss._assign
-
-    def padded(self, batch, index, level):
-        from utils.losses.anchor_assignment import assign_level
-
-        size = (level.shape[2], level.shape[3])
-        return assign_level(batch.boxes, self.anchors[index], size, self.hyp.anchor_t, compact=False)
-
-    monkeypatch.setattr(segment.DetectLoss, "_assign", padded)
-    found = loss()(raw_of(), batch_of(rectangles(TARGETS)))
-    assert original is not padded
+@pytest.mark.parametrize("numbers", [False, True])
+def test_padded_pairs(monkeypatch, numbers):
+    """On a GPU the pairs of every image are padded to the same number."""
+    masks = numbered(rectangles(TARGETS), TARGETS) if numbers else rectangles(TARGETS)
+    wanted = loss()(raw_of(), batch_of(masks))
+    monkeypatch.setattr(segment, "_sum_by_label", segment._sum_padded)
+    found = loss()(raw_of(), batch_of(masks))
     for name in wanted:
         assert float(found[name]) == pytest.approx(float(wanted[name]), rel=1e-6)
 

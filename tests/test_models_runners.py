@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import torch
+from helpers_networks import randomize_batchnorm
 from torch import nn
 
 import models.summary
@@ -28,22 +29,14 @@ from utils.core.errors import UserError
 CPU = torch.device("cpu")
 
 
-def lively(name: str, classes: int = 2, seed: int = 0) -> Network:
-    """Return a network whose normalisation has statistics that matter."""
+def random_network(name: str, classes: int = 2, seed: int = 0) -> Network:
     torch.manual_seed(seed)
-    network = build_network(read_architecture(name), classes)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.3, 0.3)
-            module.running_var.uniform_(0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.3, 0.3)
-    return network.eval()
+    return randomize_batchnorm(build_network(read_architecture(name), classes), seed)
 
 
 @pytest.mark.parametrize("name", ["yolov5n", "yolov5n-seg", "yolov5n-ghost", "yolov5n-v5"])
 def test_fuse_keeps_outputs(name):
-    network = lively(name)
+    network = random_network(name)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     folded = fuse(network)
     images = torch.rand(2, 3, 64, 96)
@@ -95,7 +88,7 @@ def runner(network: Network) -> NetworkRunner:
 
 
 def test_ensemble_concatenates_boxes():
-    first, second = runner(lively("yolov5n", seed=1)), runner(lively("yolov5n6", seed=2))
+    first, second = runner(random_network("yolov5n", seed=1)), runner(random_network("yolov5n6", seed=2))
     both = Ensemble([first, second])
     images = torch.randint(0, 256, (2, 3, 64, 128), dtype=torch.uint8)
     found = both.run(images).decoded["detect"]["predictions"]
@@ -105,15 +98,15 @@ def test_ensemble_concatenates_boxes():
 
 
 def test_ensemble_members_must_agree():
-    detector = lively("yolov5n", 2)
+    detector = random_network("yolov5n", 2)
     with pytest.raises(UserError, match="2 and 3 classes"):
-        Ensemble([runner(detector), runner(lively("yolov5n", 3))])
+        Ensemble([runner(detector), runner(random_network("yolov5n", 3))])
     with pytest.raises(UserError, match="heads differ: detect and classify"):
         Ensemble([runner(detector), runner(classification_network(detector, 2))])
 
 
 def test_ensemble_averages_classifiers():
-    members = [runner(classification_network(lively("yolov5n", seed=s), 3).eval()) for s in (1, 2)]
+    members = [runner(classification_network(random_network("yolov5n", seed=s), 3).eval()) for s in (1, 2)]
     images = torch.rand(2, 3, 64, 64)
     found = Ensemble(members).run(images).decoded["classify"]["probabilities"]
     expected = sum(member.run(images).decoded["classify"]["probabilities"] for member in members) / 2
@@ -168,7 +161,7 @@ def test_tta_prototypes():
 
 
 def test_tta_with_ensemble():
-    first, second = runner(lively("yolov5n", seed=1)), runner(lively("yolov5n", seed=2))
+    first, second = runner(random_network("yolov5n", seed=1)), runner(random_network("yolov5n", seed=2))
     images = torch.rand(1, 3, 64, 64)
     found = augmented(first).run(images).decoded["detect"]["predictions"]
     # 252 - 12 coarsest; .83 -> 64 px again: 252; .67 -> 64 px: 252 - 192 finest
@@ -180,13 +173,15 @@ def test_tta_with_ensemble():
 
 
 def test_tta_with_masks_and_classifiers():
-    network = lively("yolov5n-seg")
+    network = random_network("yolov5n-seg")
     wrapped = augmented(runner(network))
     decoded = wrapped.run(torch.rand(1, 3, 64, 64)).decoded["segment"]
     assert wrapped.specs["segment"].num_masks == 96
     assert decoded["prototypes"].shape == (1, 96, 16, 16)
     assert decoded["predictions"].shape[2] == 5 + 2 + 96
-    classifier = runner(classification_network(network, 2).eval())
+    network = classification_network(network, 2).eval()
+    nn.init.normal_(network.heads["classify"].linear.weight)  # so that mirroring changes the probabilities
+    classifier = runner(network)
     images = torch.rand(1, 3, 64, 64)
     plain, mirrored = (classifier.run(seen).decoded["classify"]["probabilities"] for seen in (images, images.flip(3)))
     found = augmented(classifier).run(images).decoded["classify"]["probabilities"]

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from helpers_networks import randomize_batchnorm
 from test_models_official import official_file
 from torch import nn
 from torch.nn import functional
@@ -15,7 +16,6 @@ from models.builder import build_network
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.fuse import fuse, fuse_blocks
 from models.layers.common import Conv
-from models.network import Network
 from models.summary import summarize
 from models.transfer import state_for, transfer
 from utils.core.errors import UserError
@@ -44,14 +44,6 @@ def street(size: str, design: str) -> dict:
     rows = copy.deepcopy(description["head"])
     rows[-2] = ROWS[design]
     return {**description, "head": rows}
-
-
-def lively(network: Network) -> Network:
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.3, 0.3)
-            module.running_var.uniform_(0.5, 2)
-    return network.eval()
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -275,7 +267,7 @@ def test_transfer_matches_heads_by_name():
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_checkpoint_heads_and_names(name, suffix, tmp_path):
     names = {"semantic": ("road", "sky", "sea")}
-    network = lively(build_network(read_architecture(name), head_names=names))
+    network = randomize_batchnorm(build_network(read_architecture(name), head_names=names))
     images = torch.rand(1, 3, 64, 64)
     for subject in (network, fuse(network)):
         path = tmp_path / f"net{suffix}"
@@ -291,7 +283,7 @@ def test_checkpoint_heads_and_names(name, suffix, tmp_path):
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_fuse_semantic_head(design):
-    network = lively(build_network(read_architecture(f"yolov5n-{design}"), 2))
+    network = randomize_batchnorm(build_network(read_architecture(f"yolov5n-{design}"), 2))
     folded, images = fuse(network), torch.rand(2, 3, 64, 96)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     with torch.no_grad():
@@ -301,7 +293,7 @@ def test_fuse_semantic_head(design):
 
 
 def test_fused_multiyolov5_files(tmp_path, monkeypatch):
-    network = lively(build_network(read_architecture(GOOD)))
+    network = randomize_batchnorm(build_network(read_architecture(GOOD)))
     partly = fuse_blocks(network)
     partly.architecture = {k: v for k, v in partly.architecture.items() if k != "fused"}
     for module in partly.modules():

@@ -6,7 +6,7 @@ import cv2
 import onnx
 import pytest
 import torch
-from helpers_export import CLASSES, CPU, lively, needs, noise, reference, written
+from helpers_export import CLASSES, CPU, detecting_network, needs, noise, reference, written
 from helpers_run import tiny_data
 
 import detect
@@ -18,9 +18,9 @@ from utils.core.errors import UserError
 from utils.core.yaml_file import read_yaml, write_yaml
 
 NETWORKS = {
-    "detect": lambda: lively("yolov5n"),
-    "segment": lambda: lively("yolov5n-seg"),
-    "classify": lambda: classification_network(lively("yolov5n"), 3, CLASSES).eval(),
+    "detect": lambda: detecting_network("yolov5n"),
+    "segment": lambda: detecting_network("yolov5n-seg"),
+    "classify": lambda: classification_network(detecting_network("yolov5n"), 3, CLASSES).eval(),
 }
 
 

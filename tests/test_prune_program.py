@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers_run import script, tiny_data
+from helpers_run import script
 
 import detect
 import export
@@ -18,11 +18,6 @@ from tools.pruning.plots import draw_pruning
 from utils.core.errors import UserError
 
 pytest.importorskip("torch_pruning", reason="pruning needs torch-pruning")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

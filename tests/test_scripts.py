@@ -6,14 +6,9 @@ import subprocess
 import time
 
 import pytest
-from helpers_run import ROOT, command, environment, results, same, script, tiny_data, weights
+from helpers_run import ROOT, command, environment, results, same, script, weights
 
 TINY = ("--cfg", "yolov5n", "--img", 64, "--batch", 4, "--workers", 0, "--epochs", 2)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +82,7 @@ def of(program):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, data):
-    """What a program's run ends with when nothing happens to it; made once each."""
+    """Final weights of uninterrupted runs, computed once per program."""
     found = {}
 
     def end_of(program="train.py"):

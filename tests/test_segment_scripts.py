@@ -8,14 +8,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers_run import ROOT, results, script, tiny_data
+from helpers_run import ROOT, results, script
 
 TINY = ("--img", 64, "--batch", 4, "--workers", 0, "--epochs", 2)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Boxes and classes of pixels in one network: trained, scored and shown by the programs as a user runs them."""
+"""Programs with networks that have a detection and a semantic head: training, validation and prediction."""
 
 import csv
 import json
@@ -6,16 +6,11 @@ import json
 import cv2
 import numpy as np
 import pytest
-from helpers_run import results, script, tiny_data
+from helpers_run import results, script
 
 from utils.core.yaml_file import read_yaml, write_yaml
 
 TINY = ("--img", 64, "--batch", 4, "--workers", 0, "--epochs", 2)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

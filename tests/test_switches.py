@@ -47,7 +47,7 @@ def losses(rows):
 
 
 def changed(first, second, prefix):
-    """Tell whether any weight below `prefix` differs between two checkpoints."""
+    """Check whether any weight below `prefix` differs between two checkpoints."""
     return any(not torch.equal(first[name], second[name]) for name in first if name.startswith(prefix))
 
 

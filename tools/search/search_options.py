@@ -12,24 +12,10 @@ from tools.search.program import PLAN_FILE, Plan, search
 from utils.core.contracts import Logger
 from utils.core.errors import UserError
 from utils.core.files import newest_file
-from utils.programs.train import TASKS, task_parser
+from utils.programs.train import EVOLUTION_OPTIONS, TASKS, task_parser
 
 _CHANGEABLE = ("device", "workers", "trials", "confirm", "noplots")  # options that may differ when resuming
 _SEARCH_OPTIONS = ("trials", "sampler", "pruner", "maximize", "keys", "space", "storage", "study")
-_EVOLUTION_OPTIONS = ("evolve", "evolve_population", "resume_evolve")
-_GENERATIONS = 300  # of --evolve without a number
-
-
-def add_evolution(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add YOLOv5's options of a search to a training parser; return the parser."""
-    add = parser.add_argument_group("hyperparameter search (see also tune.py)").add_argument
-    text = f"search with N training runs, each with mutated hyperparameters ({_GENERATIONS} without a number)"
-    add("--evolve", nargs="?", type=int, const=_GENERATIONS, metavar="N", help=text)
-    text = "folder of hyperparameter YAMLs for the first trials"
-    add("--evolve_population", "--evolve-population", default="", metavar="FOLDER", help=text)
-    text = "folder of an --evolve search to resume"
-    add("--resume_evolve", "--resume-evolve", default="", metavar="FOLDER", help=text)
-    return parser
 
 
 def tuning_parser(description: str | None, task: str = "detect") -> argparse.ArgumentParser:
@@ -101,11 +87,6 @@ def tune(parser: argparse.ArgumentParser, options: Mapping[str, Any]) -> dict[st
     return search(Plan(task, options, search_options), confirm=confirm)
 
 
-def wants_evolution(options: Mapping[str, Any]) -> bool:
-    """Check whether the options of a training script ask for a search."""
-    return options.get("evolve") is not None or bool(options.get("evolve_population") or options.get("resume_evolve"))
-
-
 def evolve(
     task: str, parser: argparse.ArgumentParser, options: Mapping[str, Any], loggers: Sequence[Logger] = ()
 ) -> dict[str, float]:
@@ -120,8 +101,8 @@ def evolve(
     Returns:
         Metrics of the best trial.
     """
-    training = {name: value for name, value in options.items() if name not in _EVOLUTION_OPTIONS}
-    trials, population, resumed = (options.get(name) for name in _EVOLUTION_OPTIONS)
+    training = {name: value for name, value in options.items() if name not in EVOLUTION_OPTIONS}
+    trials, population, resumed = (options.get(name) for name in EVOLUTION_OPTIONS)
     if trials is None and not resumed:
         raise UserError("--evolve_population: has no effect without --evolve")
     if training.get("resume"):

@@ -68,6 +68,8 @@ class Batch:
     classes: Tensor | None = None
     # (B, H, W) uint8 class of each pixel; in evaluation at the original size, common to all images of the batch
     semantic: Tensor | None = None
+    # By head name: targets that its loss computed on the host, `Prepared` in utils/core/host_targets.py
+    prepared: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.info)
@@ -96,7 +98,8 @@ class Batch:
 
     def to(self, target: device) -> Batch:
         """Move the batch to `target`; images stay uint8 to transfer a quarter of the bytes."""
-        return self._map(lambda tensor: tensor.to(target, non_blocking=True))
+        moved = self._map(lambda tensor: tensor.to(target, non_blocking=True))
+        return replace(moved, prepared={name: targets.to(target) for name, targets in self.prepared.items()})
 
 
 class FineMasks(Protocol):
@@ -245,6 +248,8 @@ class Loss(Protocol):
     depend on the number of processes. Without labels a term is exactly zero but connected to all parameters of the
     head. State that changes during training lives in buffers and is saved with the run. The `hyp` of the constructor
     has scaled gains (`Hyp.scaled`).
+
+    A loss may also be a `HostTargets` (`utils/core/host_targets.py`).
     """
 
     per_image: bool  # the engine multiplies the sum of terms by the number of labelled images

@@ -88,7 +88,7 @@ def autocast_dtype(device: torch.device, mode: str = "auto") -> torch.dtype | No
             raise UserError("--amp fp16: needs a GPU; use bf16 or fp32 on CPUs")
         return torch.float16
     if device.type == "cuda":
-        return torch.float16 if not torch.cuda.is_bf16_supported() else torch.bfloat16
+        return torch.float16 if not torch.cuda.is_bf16_supported(including_emulation=False) else torch.bfloat16
     return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else None
 
 

@@ -37,7 +37,7 @@ def fitting_batch(memory: Mapping[int, float], free: float, fraction: float, fai
         failed: Smallest batch size that ran out of memory, if any; the result is below it.
 
     Returns:
-        The largest fitting batch size. If the fit is unusable or the result is not between 1 and `MAX_BATCH`, it is
+        The largest fitting batch size, at most `MAX_BATCH`. If the fit is unusable or the result below 1, it is
         `FALLBACK_BATCH`, or the largest measured one if that is smaller, with a warning.
     """
     batches = sorted(memory)
@@ -48,8 +48,8 @@ def fitting_batch(memory: Mapping[int, float], free: float, fraction: float, fai
             batch = int((free * fraction - intercept) / slope + 1e-6)  # tolerance for the rounding of the fit
             if failed is not None and batch >= failed:
                 return largest
-            if 1 <= batch <= MAX_BATCH:
-                return batch
+            if batch >= 1:
+                return min(batch, MAX_BATCH)
     fallback = min(FALLBACK_BATCH, largest) if failed is not None and largest else FALLBACK_BATCH
     LOGGER.warning(f"--batch-size -1: cannot estimate the batch size from the memory used; using {fallback}")
     return fallback

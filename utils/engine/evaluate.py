@@ -20,6 +20,7 @@ from utils.core.contracts import (
     Runner,
     Scores,
 )
+from utils.core.host_targets import with_targets
 from utils.core.log import LOGGER, progress
 from utils.core.timing import Stopwatch
 from utils.metrics import EVALUATORS
@@ -81,6 +82,9 @@ class _Evaluation:
     def process(self, batch: Batch, heads: Collection[str]) -> list[Results]:
         """Run one batch and update the evaluators of `heads`."""
         with self.watches["preprocess"]:
+            if self.losses:
+                losses = {name: loss for name, loss in self.losses.items() if name in heads}
+                batch = with_targets(batch, losses, (batch.images.shape[2], batch.images.shape[3]))
             moved = batch.to(self.device)
         with self.watches["inference"]:
             outputs = self.runner.run(moved.images)

@@ -19,9 +19,11 @@ from utils.core.log import LOGGER
 from utils.core.seed import seed_everything
 from utils.core.timing import Stopwatch, duration
 from utils.core.train_settings import TrainSettings
+from utils.engine.batchnorm_counters import BatchNormCounters
 from utils.engine.conclude_run import conclude
 from utils.engine.ema import ModelEma
 from utils.engine.evaluate import Report, evaluate, format_table
+from utils.engine.gradient_guard import GradientGuard
 from utils.engine.profiler import Profile, untimed
 from utils.engine.progress_text import time_summary
 from utils.engine.run import Run
@@ -113,6 +115,9 @@ def build_run(select_task: SelectTask, settings: TrainSettings, loggers: Sequenc
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = ModelEma(network)
     profile = Profile(device) if settings.profile and dist.is_main() else None
+    model = wrap_model(network, settings, device)
+    optimizer = build_run_optimizer(network, settings, hyp, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=mixed is torch.float16)
     run = Run(
         task=task,
         settings=settings,
@@ -121,12 +126,14 @@ def build_run(select_task: SelectTask, settings: TrainSettings, loggers: Sequenc
         device=device,
         mixed=mixed,
         network=network,
-        model=wrap_model(network, settings, device),
+        model=model,
         ema=ema,
         losses=build_losses(network, hyp, settings.imgsz[0], device),
         gains=task.gains(hyp),
-        optimizer=build_run_optimizer(network, settings, hyp, device),
-        scaler=torch.amp.GradScaler(device.type, enabled=mixed is torch.float16),
+        optimizer=optimizer,
+        scaler=scaler,
+        counters=BatchNormCounters(model, enabled=device.type == "cuda" and not settings.checkpointing),
+        guard=GradientGuard(optimizer, scaler, device),
         schedule=StepSchedule.from_settings(settings, hyp, train_loader.num_batches),
         train_loader=train_loader,
         val_loader=val_loader,

@@ -116,4 +116,4 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float = 10.0) -> Tensor:
     """Scale gradients in place so that their total norm is at most `max_norm`; return the norm before."""
-    return torch.nn.utils.clip_grad_norm_(list(parameters), max_norm, foreach=True)
+    return torch.nn.utils.clip_grad_norm_(list(parameters), max_norm)  # several tensors at once where the device can

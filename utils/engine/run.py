@@ -16,7 +16,9 @@ from utils.core.contracts import EvalSettings, Loader, Loss, Task
 from utils.core.data_config import DataConfig
 from utils.core.hyp import Hyp
 from utils.core.train_settings import TrainSettings
+from utils.engine.batchnorm_counters import BatchNormCounters
 from utils.engine.ema import ModelEma
+from utils.engine.gradient_guard import GradientGuard
 from utils.engine.profiler import Phase, untimed
 from utils.engine.step_schedule import StepSchedule
 from utils.loggers import Loggers
@@ -58,6 +60,8 @@ class Run:
     gains: Mapping[str, float]  # loss weights by head name, default 1
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    counters: BatchNormCounters
+    guard: GradientGuard  # steps of `optimizer` that skip non-finite gradients
     schedule: StepSchedule
     train_loader: Loader
     val_loader: Loader

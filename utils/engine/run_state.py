@@ -40,6 +40,9 @@ def _to_plain(value: Any) -> Any:
 def snapshot(run: Run) -> dict[str, Any]:
     """Collect the state that resuming needs as plain tensors and values. All ranks must call this."""
     run.state.ema_updates = run.ema.updates
+    run.counters.flush()
+    run.guard.synchronize()
+    run.state.bad_steps = run.guard.bad_steps
     states = dist.gather(_random_states())
     return {
         "settings": run.settings.to_dict(),
@@ -90,10 +93,12 @@ def _restore(run: Run, checkpoint: Checkpoint) -> None:
     run.optimizer.load_state_dict(training["optimizer"])
     _match_memory_format(run.optimizer)
     run.ema.network.load_state_dict(checkpoint.network.state_dict())
-    run.scaler.load_state_dict(training["scaler"])
+    if run.scaler.is_enabled() and training["scaler"]:  # empty after training in fp32 or bf16
+        run.scaler.load_state_dict(training["scaler"])
     for name, loss in run.losses.items():
         loss.load_state_dict(training["losses"][name])
     run.ema.updates = run.state.ema_updates
+    run.guard.restore(run.state.bad_steps)
     states = training["random"][dist.rank()] if dist.rank() < len(training["random"]) else None
     if states is not None:
         torch.set_rng_state(states["cpu"])

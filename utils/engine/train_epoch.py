@@ -17,16 +17,16 @@ from utils.core import distributed as dist
 from utils.core.contracts import Batch, Loss, Raw
 from utils.core.errors import UserError
 from utils.core.files import atomic_path
+from utils.core.host_targets import with_targets
 from utils.core.interrupt import Interrupt
 from utils.core.log import LOGGER, progress
 from utils.core.seed import generator
 from utils.core.train_settings import TrainSettings
-from utils.engine.parameter_groups import clip_gradients, learning_rates
+from utils.engine.parameter_groups import learning_rates
 from utils.engine.profiler import Phase
 from utils.engine.progress_text import progress_losses, progress_prefix
 from utils.engine.run import Run, TrainState
 
-MAX_BAD_STEPS = 20  # skipped optimizer steps after which a run is aborted
 _SIZE_STREAM = 2000  # random stream of --multi-scale
 _PROGRESS_INTERVAL = 10  # batches between updates of the progress text
 
@@ -123,11 +123,15 @@ def forward_backward(run: Run, batch: Batch) -> dict[str, Tensor]:
     Returns:
         Loss terms by `head/term`: the contribution of this rank to the mean over the images of all ranks.
     """
+    image_hw = (batch.images.shape[2], batch.images.shape[3])
+    input_hw = random_input_hw(image_hw, run.settings, run.network.stride, run.state.epoch, run.state.step)
     with run.phase("transfer"):
-        batch = batch.to(run.device)
+        batch = with_targets(batch, run.losses, input_hw).to(run.device)
         images = to_input(batch.images, run.device)
-        images = resize_randomly(images, run.settings, run.network.stride, run.state.epoch, run.state.step)
-    with run.phase("forward"), torch.autocast(run.device.type, dtype=run.mixed, enabled=run.mixed is not None):
+        if input_hw != image_hw:
+            images = interpolate(images, size=input_hw, mode="bilinear", align_corners=False)
+    autocast = torch.autocast(run.device.type, dtype=run.mixed, enabled=run.mixed is not None)
+    with run.phase("forward"), run.counters.paused(), autocast:
         raw = run.model(images)
     with run.phase("loss"):
         total, terms = compute_losses(run.losses, run.gains, raw, batch)
@@ -163,21 +167,23 @@ def compute_losses(
     return total, terms
 
 
-def resize_randomly(images: Tensor, settings: TrainSettings, stride: int, epoch: int, step: int) -> Tensor:
-    """Resize a batch to the random size of this step (`--multi-scale`), the same on every rank.
+def random_input_hw(
+    image_hw: tuple[int, int], settings: TrainSettings, stride: int, epoch: int, step: int
+) -> tuple[int, int]:
+    """Choose the size of the network's input for this step (`--multi-scale`), the same on every rank.
 
     Args:
-        images: (B, 3, H, W) floats.
+        image_hw: Height and width of the images of the batch.
         settings: Options `multi_scale`, `resize_rate`, `imgsz` and `seed`.
         stride: Stride of the network.
         epoch: Index of the epoch.
         step: Index of the batch in the epoch.
 
     Returns:
-        Images with the longer side between 0.5 and 1.5 times the image size, or of a listed size.
+        Height and width, the longer between 0.5 and 1.5 times the image size, or a listed size.
     """
     if not settings.multi_scale:
-        return images
+        return image_hw
     stride, size = max(stride, 32), settings.imgsz[0]
     first = step // settings.resize_rate * settings.resize_rate  # first of the batches with a common size
     rng = generator(settings.seed, epoch, first, stream=_SIZE_STREAM)
@@ -186,11 +192,11 @@ def resize_randomly(images: Tensor, settings: TrainSettings, stride: int, epoch:
     else:
         target = int(rng.integers(int(size * 0.5), int(size * 1.5) + stride)) // stride * stride
     # at least two cells, because BatchNorm cannot normalise a single image of one cell
-    ratio = max(target, 2 * stride) / max(images.shape[2:])
+    ratio = max(target, 2 * stride) / max(image_hw)
     if ratio == 1:
-        return images
-    shape = [math.ceil(side * ratio / stride) * stride for side in images.shape[2:]]
-    return interpolate(images, size=shape, mode="bilinear", align_corners=False)
+        return image_hw
+    height, width = (math.ceil(side * ratio / stride) * stride for side in image_hw)
+    return height, width
 
 
 def update_weights(run: Run, batch: Batch) -> bool:
@@ -202,33 +208,29 @@ def update_weights(run: Run, batch: Batch) -> bool:
     if state.global_step - state.last_update < run.schedule.accumulate(state.global_step):
         return False
     with run.phase("optimizer"):
-        run.scaler.unscale_(run.optimizer)
-        norm = clip_gradients(parameter for group in run.optimizer.param_groups for parameter in group["params"])
-        if run.scaler.is_enabled() or bool(torch.isfinite(norm)):  # an enabled scaler skips such steps itself
-            run.scaler.step(run.optimizer)
-        else:
-            _count_bad_step(run, batch)
-        run.scaler.update()
-        run.optimizer.zero_grad(set_to_none=True)
+        run.guard.step()
+        _check_bad_steps(run, batch)
     with run.phase("ema"):
         run.ema.update()
     state.last_update = state.global_step
     return True
 
 
-def _count_bad_step(run: Run, batch: Batch) -> None:
-    """Count a skipped step and save the batch of the first one for inspection; abort after too many."""
-    state = run.state
-    state.bad_steps += 1
-    if state.bad_steps == 1 and dist.is_main():
+def _check_bad_steps(run: Run, batch: Batch) -> None:
+    """Report skipped steps: save a batch at the first one, abort the run after too many."""
+    before, run.state.bad_steps = run.state.bad_steps, run.guard.bad_steps
+    if before == 0 < run.state.bad_steps and dist.is_main():
         path = run.folder / "not_finite_batch.pt"
         with atomic_path(path) as temporary:
             paths = [info.path for info in batch.info]
             torch.save({"images": batch.images.cpu(), "boxes": batch.boxes.cpu(), "paths": paths}, temporary)
-        LOGGER.warning(f"epoch {state.epoch + 1}: non-finite gradients; step skipped, batch saved to {path}")
-    if state.bad_steps > MAX_BAD_STEPS:
+        if run.scaler.is_enabled():
+            LOGGER.info("non-finite gradients at the current loss scale; step skipped, the scale is reduced")
+        else:
+            LOGGER.warning(f"epoch {run.state.epoch + 1}: non-finite gradients; step skipped, batch saved to {path}")
+    if run.guard.failed:
         raise UserError(
-            f"{run.folder}: {state.bad_steps} steps had non-finite gradients; "
+            f"{run.folder}: {run.state.bad_steps} steps had non-finite gradients; "
             "lower lr0 in the hyp file, or train with --amp fp32"
         )
 

@@ -1,8 +1,15 @@
-"""Assignment of labelled boxes to the anchors and grid cells of one feature level."""
+"""Assignment of labelled boxes to the anchors and grid cells of all feature levels.
+
+It needs the labels, the anchors and the sizes of the levels, but nothing that the network computes. It therefore runs
+on the host before a batch is moved to the device: only valid pairs are stored, the host knows every shape, and the
+device receives one tensor of integers and one of floats.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +22,15 @@ _SHIFT_Y = (0.0, 0.0, -0.5, 0.0, 0.5)
 
 @dataclass(frozen=True)
 class Assignment:
-    """P pairs of a predictor (image, anchor, cell) and a labelled box on one level.
+    """P pairs of a predictor (level, image, anchor, cell) and a labelled box.
 
-    Pairs are ordered by shift (own cell first, then the neighbours), anchor and label. A predictor may occur several
-    times. Pairs with `valid` False are padding: their indices are in range, their values are meaningless.
+    Pairs are ordered by level, shift (own cell first, then the neighbours), anchor and label. A predictor may occur
+    several times: U of them occur at least once.
     """
+
+    level_hws: tuple[tuple[int, int], ...]  # rows and columns of every level
+    pairs: tuple[int, ...]  # pairs of every level
+    predictors: tuple[int, ...]  # distinct predictors of every level
 
     image: Tensor  # (P,) int64 index into the batch
     anchor: Tensor  # (P,) int64 index into the anchors of the level
@@ -27,22 +38,54 @@ class Assignment:
     column: Tensor  # (P,) int64 grid column
     target: Tensor  # (P,) int64 row of Batch.boxes
     classes: Tensor  # (P,) int64
+    level: Tensor  # (P,) int64
+    by_predictor: Tensor  # (P,) int64 order that sorts the pairs by predictor; pairs of one keep their order
+    predictor: Tensor  # (U,) int64 index into the predictors of all levels, each ordered by image, anchor, row, column
+    multiplicity: Tensor  # (U,) int64 pairs of the predictor
+    last: Tensor  # (U,) int64 the last of its pairs
     boxes: Tensor  # (P, 4) cx, cy, w, h in cells; the centre is relative to the upper left corner of the pair's cell
-    valid: Tensor  # (P,) bool
+    anchors: Tensor  # (P, 2) width and height of the pair's anchor in cells
 
     def __len__(self) -> int:
         return len(self.image)
 
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
-def assign_level(
+    def pin_memory(self) -> Assignment:
+        """Return this object; `to()` copies from its own buffers."""
+        return self
+
+    def to(self, device: torch.device) -> Assignment:
+        """Move all tensors to `device` in two transfers that do not block the host."""
+        if device.type == "cpu":
+            return self
+        tensors = self._tensors()
+        moved: dict[str, Any] = {}
+        for kind in (torch.int64, torch.float32):
+            names = [name for name, value in tensors.items() if value.dtype is kind]
+            moved |= zip(names, pack_to([tensors[name] for name in names], device), strict=True)
+        return replace(self, **moved)
+
+
+def pack_to(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Move CPU tensors of one dtype to `device` in a single transfer that does not block the host."""
+    packed = torch.cat([tensor.flatten() for tensor in tensors])
+    packed = (packed.pin_memory() if device.type == "cuda" else packed).to(device, non_blocking=True)
+    parts = packed.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def assign(
     targets: Tensor,
     anchors: Tensor,
-    grid_hw: tuple[int, int],
+    level_hws: Sequence[tuple[int, int]],
     max_ratio: float,
+    batch_size: int,
     usable: Tensor | None = None,
-    compact: bool | None = None,
 ) -> Assignment:
-    """Assign labelled boxes to the predictors of one level.
+    """Assign labelled boxes to predictors.
 
     A label and an anchor match if max(w / w_a, w_a / w, h / h_a, h_a / h) < `max_ratio`. A matching label is predicted
     by the cell that contains its centre and by the horizontal and the vertical neighbour that are nearest to the
@@ -50,18 +93,51 @@ def assign_level(
 
     Args:
         targets: (N, 6) image index, class, cx, cy, w, h; the last four are divided by the size of the network's input.
-        anchors: (A, 2) widths and heights in cells of this level.
-        grid_hw: Rows and columns of the level.
+        anchors: (L, A, 2) widths and heights in cells of their level.
+        level_hws: Rows and columns of each of the L levels.
         max_ratio: Limit of the ratio of sides (hyper-parameter `anchor_t`).
+        batch_size: Images of the batch.
         usable: (N,) bool; labels with False are not assigned.
-        compact: Return valid pairs only, which synchronises with the device to learn their number. Otherwise all
-            5 * A * N candidates are returned and `valid` tells them apart. Default: compact on the CPU only.
 
     Returns:
-        The pairs; their valid part does not depend on `compact`.
+        The pairs of all levels, on the CPU.
     """
+    targets = targets.detach().cpu().float()
+    anchors = anchors.detach().cpu()
+    levels = [_assign_level(targets, *level, max_ratio, usable) for level in zip(anchors, level_hws, strict=True)]
+    predictors, last, order, multiplicity = [], [], [], []
+    first_predictor = first_pair = 0
+    for level, (height, width) in zip(levels, level_hws, strict=True):
+        number = ((level["image"] * anchors.shape[1] + level["anchor"]) * height + level["row"]) * width
+        ordered, permutation = (number + level["column"]).sort(stable=True)
+        distinct, counts = ordered.unique_consecutive(return_counts=True)
+        predictors.append(distinct + first_predictor)
+        multiplicity.append(counts)
+        order.append(permutation + first_pair)
+        last.append(permutation[counts.cumsum(0) - 1] + first_pair)
+        first_predictor += batch_size * anchors.shape[1] * height * width
+        first_pair += len(permutation)
+    index = torch.arange(len(levels)).repeat_interleave(torch.tensor([len(level["image"]) for level in levels]))
+    joined: dict[str, Any] = {name: torch.cat([level[name] for level in levels]) for name in levels[0]}
+    return Assignment(
+        level_hws=tuple((int(height), int(width)) for height, width in level_hws),
+        pairs=tuple(len(level["image"]) for level in levels),
+        predictors=tuple(map(len, predictors)),
+        level=index,
+        by_predictor=torch.cat(order),
+        predictor=torch.cat(predictors),
+        multiplicity=torch.cat(multiplicity),
+        last=torch.cat(last),
+        anchors=anchors[index, joined["anchor"]],
+        **joined,
+    )
+
+
+def _assign_level(
+    targets: Tensor, anchors: Tensor, grid_hw: tuple[int, int], max_ratio: float, usable: Tensor | None
+) -> dict[str, Tensor]:
+    """Assign labels to the predictors of one level; return the pairs by the names of `Assignment`."""
     height, width = grid_hw
-    targets = targets.float()
     centre_x, centre_y = targets[:, 2] * width, targets[:, 3] * height  # (N,) in cells
     box_w, box_h = targets[:, 4] * width, targets[:, 5] * height
 
@@ -71,26 +147,17 @@ def assign_level(
     if usable is not None:
         matches = matches & usable
     mask = _shift_mask(centre_x, centre_y, grid_hw)[:, None] & matches  # (5, A, N)
-
-    num_anchors, num_targets = matches.shape
-    if compact is None:
-        compact = targets.device.type == "cpu"
-    if compact:
-        shift, anchor, target = mask.nonzero(as_tuple=True)
-        valid = torch.ones_like(shift, dtype=torch.bool)
-    else:
-        flat = torch.arange(mask.numel(), device=targets.device)
-        shift = flat.div(num_anchors * num_targets, rounding_mode="floor") if len(flat) else flat
-        anchor = flat.div(num_targets, rounding_mode="floor") % num_anchors if len(flat) else flat
-        target = flat % num_targets if len(flat) else flat
-        valid = mask.flatten()
+    shift, anchor, target = mask.nonzero(as_tuple=True)
 
     # Truncate, clamp, then subtract: the order decides the cell of centres on a cell border or the image border.
     column = _shifted(centre_x, _SHIFT_X)[shift, target].long().clamp(0, width - 1)
     row = _shifted(centre_y, _SHIFT_Y)[shift, target].long().clamp(0, height - 1)
     boxes = torch.stack((centre_x[target] - column, centre_y[target] - row, box_w[target], box_h[target]), dim=1)
     labels = targets[:, :2].long()[target]
-    return Assignment(labels[:, 0], anchor, row, column, target, labels[:, 1], boxes, valid)
+    return {
+        "image": labels[:, 0], "anchor": anchor, "row": row, "column": column, "target": target,
+        "classes": labels[:, 1], "boxes": boxes,
+    }  # fmt: skip
 
 
 def _shifted(centre: Tensor, shifts: tuple[float, ...]) -> Tensor:

@@ -21,13 +21,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import pad
 
 from utils.core.contracts import Batch, HeadSpec, Raw
 from utils.core.distributed import sum_over_ranks
 from utils.core.hyp import Hyp
 from utils.losses import LOSSES
-from utils.losses.anchor_assignment import Assignment, assign_level
+from utils.losses.anchor_assignment import Assignment, assign
 from utils.losses.focal import binary_focal_loss
 from utils.ops.iou import paired_iou
 
@@ -41,22 +40,12 @@ _BALANCE_REFERENCE_STRIDE = 16  # the level whose weight `autobalance` keeps at 
 _OBJECTNESS, _FIRST_CLASS = 4, 5  # columns of a prediction: x, y, w, h, objectness, classes, mask coefficients
 
 
-class LevelTerms(NamedTuple):
-    """Sums over one level on this rank, not yet divided by the counts of all ranks."""
-
-    box: Tensor  # sum of 1 - CIoU over pairs
-    obj: Tensor  # sum of cross-entropies over predictors
-    cls: Tensor  # sum over pairs of the mean cross-entropy of the classes
-    counts: Tensor  # (2,) numbers of pairs and predictors
-
-
 class DetectLossDetails(NamedTuple):
     """Loss terms with the intermediate results that `SegmentLoss` needs, too."""
 
     terms: dict[str, Tensor]
-    assignments: list[Assignment]  # per level
-    predictions: list[Tensor]  # per level, (P, 5 + C + masks) float32 logits of the assigned predictors
-    pair_counts: Tensor  # (L,) numbers of pairs (on all ranks, in training), at least 1
+    assignment: Assignment
+    predictions: Tensor  # (P, 5 + C + masks) float32 logits of the assigned predictors
 
 
 @LOSSES.register("detect")
@@ -86,7 +75,6 @@ class DetectLoss(nn.Module):
     per_image = True
     labels = "boxes"
     extra_terms: tuple[str, ...] = ()
-    anchors: Tensor
     balance: Tensor
     cls_positive_weight: Tensor
     obj_positive_weight: Tensor
@@ -109,8 +97,8 @@ class DetectLoss(nn.Module):
             )
         self.spec, self.hyp, self.autobalance = spec, hyp, autobalance or hyp.autobalance > 0
         cells = [torch.tensor(anchors) / stride for anchors, stride in zip(spec.anchors, spec.strides, strict=True)]
-        # Not persistent: anchors and gains may change between runs. Only what training itself changes is saved.
-        self.register_buffer("anchors", torch.stack(cells).float(), persistent=False)  # (L, A, 2) in cells
+        self.anchors = torch.stack(cells).float()  # (L, A, 2) in cells, on the host
+        # Not persistent: gains may change between runs. Only what training itself changes is saved.
         self.register_buffer("cls_positive_weight", torch.tensor(float(hyp.cls_pw)), persistent=False)
         self.register_buffer("obj_positive_weight", torch.tensor(float(hyp.obj_pw)), persistent=False)
         weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
@@ -122,12 +110,28 @@ class DetectLoss(nn.Module):
         has_reference = _BALANCE_REFERENCE_STRIDE in spec.strides
         self._reference_level = spec.strides.index(_BALANCE_REFERENCE_STRIDE) if has_reference else 0
 
+    def prepare(self, batch: Batch, input_hw: tuple[int, int]) -> Assignment:
+        """Assign the labels of a batch on the host.
+
+        Args:
+            batch: Images and labelled boxes, on any device; labels on a GPU make the host wait for it.
+            input_hw: Height and width of the network's input.
+
+        Returns:
+            The assignment, on the CPU.
+        """
+        usable = None
+        if batch.boxes_known is not None:
+            usable = batch.boxes_known.cpu()[batch.boxes[:, 0].cpu().long()]
+        level_hws = [(input_hw[0] // stride, input_hw[1] // stride) for stride in self.spec.strides]
+        return assign(batch.boxes, self.anchors, level_hws, self.hyp.anchor_t, len(batch), usable)
+
     def forward(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
         """Compute the loss terms of a batch.
 
         Args:
             raw: `level0`, `level1`, ...: (B, A, H, W, 5 + C (+ masks)) logits, finest level first.
-            batch: Images and labelled boxes.
+            batch: Images and labelled boxes; `batch.prepared` may hold the assignment of `prepare()`.
 
         Returns:
             `box`, `obj` and `cls`, float32 scalars.
@@ -135,96 +139,96 @@ class DetectLoss(nn.Module):
         return self.detailed(raw, batch).terms
 
     def detailed(self, raw: Raw, batch: Batch) -> DetectLossDetails:
-        """Compute the loss terms and return them with the assignments and the assigned predictions."""
+        """Compute the loss terms and return them with the assignment and the assigned predictions."""
         levels = [raw[f"level{index}"] for index in range(len(self.spec.strides))]
+        assignment = batch.prepared.get(self.spec.name)
+        if not isinstance(assignment, Assignment):
+            stride = self.spec.strides[0]
+            input_hw = levels[0].shape[2] * stride, levels[0].shape[3] * stride
+            assignment = self.prepare(batch, input_hw).to(levels[0].device)
         with autocast_disabled(levels[0].device.type):
-            assignments, predictions, sums = [], [], []
-            for index, level in enumerate(levels):
-                assignment = self._assign(batch, index, level)
-                assigned, objectness = _AssignedPredictions.apply(
-                    level, assignment.image, assignment.anchor, assignment.row, assignment.column
-                )
-                assignments.append(assignment)
-                predictions.append(assigned)
-                sums.append(self._level_terms(index, assignment, assigned, objectness, batch.boxes_known))
-            counts = torch.stack([level_sums.counts for level_sums in sums])  # (L, 2)
-            if self.training:
-                counts = sum_over_ranks(counts)
-            counts = counts.clamp(min=1)
-            terms = self._total_terms(sums, counts)
-        return DetectLossDetails(terms, assignments, predictions, counts[:, 0])
+            assigned, objectness = _AssignedPredictions.apply(assignment, *levels)
+            counts = self._counts(assignment, objectness, batch)
+            terms = self._terms(assignment, assigned, objectness, counts, batch.boxes_known)
+        return DetectLossDetails(terms, assignment, assigned)
 
-    def _assign(self, batch: Batch, index: int, level: Tensor) -> Assignment:
-        usable = None
-        if batch.boxes_known is not None:
-            usable = batch.boxes_known[batch.boxes[:, 0].long()]
-        return assign_level(
-            batch.boxes, self.anchors[index], (level.shape[2], level.shape[3]), self.hyp.anchor_t, usable
-        )
+    def _counts(self, assignment: Assignment, objectness: Tensor, batch: Batch) -> Tensor:
+        """Count the pairs and predictors of every level, (2, L), on all ranks in training."""
+        anchors = self.anchors.shape[1]
+        per_image = torch.tensor([float(anchors * height * width) for height, width in assignment.level_hws])
+        pairs = torch.tensor([float(count) for count in assignment.pairs])
+        if batch.boxes_known is None:
+            counts = torch.stack((pairs, per_image * len(batch)))
+            counts = counts.pin_memory() if objectness.is_cuda else counts
+            counts = counts.to(objectness.device, non_blocking=True)
+        else:
+            both = torch.stack((pairs, per_image))
+            both = (both.pin_memory() if objectness.is_cuda else both).to(objectness.device, non_blocking=True)
+            counts = torch.stack((both[0], both[1] * batch.boxes_known.sum()))
+        if self.training:
+            counts = sum_over_ranks(counts)
+        return counts.clamp(min=1)
 
-    def _level_terms(
-        self, index: int, assignment: Assignment, assigned: Tensor, objectness: Tensor, boxes_known: Tensor | None
-    ) -> LevelTerms:
-        """Compute the sums of one level.
+    def _terms(
+        self, assignment: Assignment, assigned: Tensor, objectness: Tensor, counts: Tensor, boxes_known: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Compute the terms of all levels at once.
 
         Args:
-            index: Level.
-            assignment: Its P pairs.
+            assignment: P pairs.
             assigned: (P, 5 + C (+ masks)) logits of the assigned predictors.
-            objectness: (B, A, H, W) logits of all predictors.
+            objectness: Logits of all predictors, level after level, each ordered by image, anchor, row and column.
+            counts: (2, L) pairs and predictors of every level.
             boxes_known: (B,) bool; in the other images the absence of a box does not mean background.
         """
-        valid = assignment.valid
+        pair_weights = (1 / counts[0])[assignment.level]
         scaled = assigned[:, :4].sigmoid() * 2
-        boxes = torch.cat((scaled[:, :2] - 0.5, scaled[:, 2:] ** 2 * self.anchors[index][assignment.anchor]), 1)
+        boxes = torch.cat((scaled[:, :2] - 0.5, scaled[:, 2:] ** 2 * assignment.anchors), 1)
         ciou = paired_iou(boxes, assignment.boxes, "ciou")
-        box = torch.where(valid, 1 - ciou, 0).sum()
 
-        targets = _objectness_targets(assignment, ciou.detach().clamp(min=0), objectness.shape)
+        targets = torch.zeros_like(objectness)
+        targets[assignment.predictor] = ciou.detach().clamp(min=0)[assignment.last]
         losses = self._bce(objectness, targets, self.hyp.obj_pw, self.obj_positive_weight)
-        predictor_count = torch.full((), float(objectness.numel()), device=objectness.device)
-        if boxes_known is not None:
-            losses = torch.where(boxes_known.view(-1, 1, 1, 1), losses, 0)
-            predictor_count = boxes_known.sum() * float(objectness[0].numel())
-        counts = torch.stack((valid.sum().float(), predictor_count))
-        return LevelTerms(box, losses.sum(), self._class_term(assigned, assignment), counts)
+        cells = [height * width for height, width in assignment.level_hws]
+        images_and_anchors = len(objectness) // sum(cells)
+        per_level = []
+        for part in losses.split([images_and_anchors * count for count in cells]):
+            if boxes_known is not None:
+                part = torch.where(boxes_known[:, None], part.view(len(boxes_known), -1), 0)
+            per_level.append(part.sum())
+        obj_per_level = torch.stack(per_level) / counts[1]
+        obj = (obj_per_level * self.balance).sum()
+        if self.autobalance and self.training:
+            self._update_balance(sum_over_ranks(obj_per_level.detach()), counts)
+        return {
+            "box": ((1 - ciou) * pair_weights).sum() * self.hyp.box,
+            "obj": obj * self.hyp.obj,
+            "cls": (self._class_losses(assigned, assignment) * pair_weights).sum() * self.hyp.cls,
+        }
 
-    def _class_term(self, assigned: Tensor, assignment: Assignment) -> Tensor:
-        """Sum the mean class cross-entropies over pairs; zero, but connected to the graph, for a single class."""
+    def _class_losses(self, assigned: Tensor, assignment: Assignment) -> Tensor:
+        """Compute the (P,) mean class cross-entropies; zero, but connected to the graph, for a single class."""
         classes = self.spec.num_classes
         logits = assigned[:, _FIRST_CLASS : _FIRST_CLASS + classes]
         if classes == 1:
-            return logits.sum() * 0
+            return logits[:, 0] * 0
         smoothing = self.hyp.label_smoothing
         targets = torch.full_like(logits, smoothing / 2)
         targets.scatter_(1, assignment.classes[:, None], 1 - smoothing / 2)
         losses = self._bce(logits, targets, self.hyp.cls_pw, self.cls_positive_weight)
         if self.class_weights is not None:
             losses = losses * self.class_weights
-        return torch.where(assignment.valid, losses.sum(dim=1), 0).sum() / classes
+        return losses.mean(dim=1)
 
     def _bce(self, logits: Tensor, targets: Tensor, weight: float, positive_weight: Tensor) -> Tensor:
         return binary_focal_loss(logits, targets, None if weight == 1 else positive_weight, self.hyp.fl_gamma)
-
-    def _total_terms(self, sums: list[LevelTerms], counts: Tensor) -> dict[str, Tensor]:
-        """Divide the sums by (L, 2) counts, add up the levels and apply balance weights and gains."""
-        pairs, predictors = counts.unbind(1)
-        obj_per_level = torch.stack([level.obj for level in sums]) / predictors
-        obj = (obj_per_level * self.balance).sum()
-        if self.autobalance and self.training:
-            self._update_balance(sum_over_ranks(obj_per_level.detach()), counts)
-        return {
-            "box": (torch.stack([level.box for level in sums]) / pairs).sum() * self.hyp.box,
-            "obj": obj * self.hyp.obj,
-            "cls": (torch.stack([level.cls for level in sums]) / pairs).sum() * self.hyp.cls,
-        }
 
     def _update_balance(self, obj_per_level: Tensor, counts: Tensor) -> None:
         """Move the weights towards the inverse losses, normalised to 1 at the reference level.
 
         Steps in which a level has no loss, for example in a batch without labelled images, change nothing.
         """
-        present = (obj_per_level > 0) & (counts[:, 1] > 1)
+        present = (obj_per_level > 0) & (counts[1] > 1)
         moved = self.balance * _BALANCE_DECAY + (1 - _BALANCE_DECAY) / torch.where(present, obj_per_level, 1)
         moved = torch.where(present.all(), moved, self.balance)
         self.balance = moved / moved[self._reference_level]  # a new tensor, as autograd holds the old one
@@ -237,43 +241,55 @@ def autocast_disabled(device_type: str) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def _objectness_targets(assignment: Assignment, iou: Tensor, shape: Sequence[int]) -> Tensor:
-    """Scatter the (P,) IoUs into a tensor of shape (B, A, H, W), zero where no label is assigned.
-
-    The last of several pairs of a predictor counts. Indexed assignment would pick any of them on a GPU, so the highest
-    position in the list of pairs is found by a scatter with "amax", which is deterministic.
-    """
-    _, anchors, height, width = shape
-    predictor = ((assignment.image * anchors + assignment.anchor) * height + assignment.row) * width + assignment.column
-    position = torch.arange(1, len(iou) + 1, device=iou.device) * assignment.valid  # from 1; 0 means no pair
-    last = torch.zeros(torch.Size(shape).numel(), dtype=torch.int64, device=iou.device)
-    last.scatter_reduce_(0, predictor, position, "amax")
-    return pad(iou, (1, 0))[last].view(*shape)
-
-
 class _AssignedPredictions(torch.autograd.Function):
-    """Gather the assigned predictions and the objectness of a level, as float32.
+    """Gather the assigned predictions and the objectness of all predictors, as float32.
 
-    Maps (B, A, H, W, n) logits to (P, n) and (B, A, H, W). The backward pass fills one gradient tensor for both
-    outputs, where separate indexing operations would allocate two and add them.
+    Maps L tensors (B, A, H, W, n) of logits to (P, n) and to one vector of all predictors. The backward pass fills one
+    gradient tensor per level for both outputs, where separate indexing operations would allocate two and add them.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, level: Tensor, image: Tensor, anchor: Tensor, row: Tensor, column: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, assignment: Assignment, *levels: Tensor) -> tuple[Tensor, Tensor]:
         """Gather both outputs."""
-        ctx.save_for_backward(image, anchor, row, column)
-        ctx.layout = torch.empty_like(level, device="meta")  # shape and strides without keeping the logits in memory
-        return level[image, anchor, row, column].float(), level[..., _OBJECTNESS].float()
+        ctx.assignment = assignment
+        # shapes and strides without keeping the logits in memory
+        ctx.layouts = [torch.empty_like(level, device="meta") for level in levels]
+        indices = zip(*(_split(index, assignment.pairs) for index in _predictor_indices(assignment)), strict=True)
+        assigned = [level[index] for level, index in zip(levels, indices, strict=True)]
+        objectness = [level[..., _OBJECTNESS].flatten() for level in levels]
+        return torch.cat(assigned).float(), torch.cat(objectness).float()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_assigned: Tensor, grad_objectness: Tensor) -> tuple[Tensor | None, ...]:
-        """Scatter both gradients into one tensor with the memory layout of the level."""
-        indices = ctx.saved_tensors
-        grad = torch.zeros_like(ctx.layout, device=grad_assigned.device)
-        grad[..., _OBJECTNESS] = grad_objectness
-        # index_put_ with accumulate sorts its indices on a GPU and is deterministic, unlike atomic additions.
-        grad.index_put_(indices, grad_assigned.to(grad.dtype), accumulate=True)
-        return grad, None, None, None, None
+        """Scatter both gradients into one tensor per level, with the memory layout of the level.
+
+        Gradients of pairs that share a predictor are added up first, in a fixed order: the scatter has no duplicates
+        and is deterministic on a GPU.
+        """
+        assignment: Assignment = ctx.assignment
+        summed = torch.segment_reduce(
+            grad_assigned[assignment.by_predictor], "sum", lengths=assignment.multiplicity, unsafe=True
+        )  # (U, n)
+        summed[:, _OBJECTNESS] = grad_objectness[assignment.predictor]
+        first = assignment.last  # any pair of the predictor has its indices
+        indices = [_split(index[first], assignment.predictors) for index in _predictor_indices(assignment)]
+        sizes = [layout[..., _OBJECTNESS].numel() for layout in ctx.layouts]
+        grads = []
+        for layout, objectness, values, index in zip(
+            ctx.layouts, grad_objectness.split(sizes), summed.split(assignment.predictors), zip(*indices, strict=True),
+            strict=True,
+        ):  # fmt: skip
+            grad = torch.zeros_like(layout, device=grad_assigned.device)
+            grad[..., _OBJECTNESS] = objectness.view(layout.shape[:-1])
+            grad.index_put_(index, values.to(grad.dtype))
+            grads.append(grad)
+        return None, *grads
+
+
+def _predictor_indices(assignment: Assignment) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return assignment.image, assignment.anchor, assignment.row, assignment.column
+
+
+def _split(values: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    return values.split(list(sizes))

@@ -18,6 +18,8 @@ from utils.datasets.fetch.dataset_download import resolve_dataset
 from utils.programs.classification_options import class_training_options, class_training_parser
 
 TASKS = tuple(registered_names("utils.tasks"))
+EVOLUTION_OPTIONS = ("evolve", "evolve_population", "resume_evolve")
+_GENERATIONS = 300  # of --evolve without a number
 
 
 def task_parser(task: str, description: str | None) -> argparse.ArgumentParser:
@@ -36,6 +38,23 @@ def task_parser(task: str, description: str | None) -> argparse.ArgumentParser:
     add("--mask-ratio", type=int, default=4, metavar="N", help="input size divided by the size of training masks")
     add("--no-overlap", action="store_true", help="store one mask per object instead of one index map per image")
     return parser
+
+
+def add_evolution(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add YOLOv5's options of a search to a training parser; return the parser."""
+    add = parser.add_argument_group("hyperparameter search (see also tune.py)").add_argument
+    text = f"search with N training runs, each with mutated hyperparameters ({_GENERATIONS} without a number)"
+    add("--evolve", nargs="?", type=int, const=_GENERATIONS, metavar="N", help=text)
+    text = "folder of hyperparameter YAMLs for the first trials"
+    add("--evolve_population", "--evolve-population", default="", metavar="FOLDER", help=text)
+    text = "folder of an --evolve search to resume"
+    add("--resume_evolve", "--resume-evolve", default="", metavar="FOLDER", help=text)
+    return parser
+
+
+def wants_evolution(options: Mapping[str, Any]) -> bool:
+    """Check whether the options of a training script ask for a search."""
+    return options.get("evolve") is not None or bool(options.get("evolve_population") or options.get("resume_evolve"))
 
 
 def train_task(

@@ -17,7 +17,15 @@ def _implementation(options: OptimizerOptions) -> dict[str, bool]:
 def sgd(groups: ParamGroups, options: OptimizerOptions) -> torch.optim.Optimizer:
     """Build SGD with Nesterov momentum."""
     momentum = options.momentum
-    return torch.optim.SGD(groups, lr=options.lr, momentum=momentum, nesterov=momentum > 0, **_implementation(options))
+    optimizer = torch.optim.SGD(
+        groups, lr=options.lr, momentum=momentum, nesterov=momentum > 0, **_implementation(options)
+    )
+    if momentum and options.fused:
+        # The fused kernel leaves new buffers uninitialised if its first step is skipped (fp16 starts with such steps).
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 @OPTIMIZERS.register("Adam")
