@@ -36,7 +36,8 @@ from utils.datasets.labels.label_index import Index
 from utils.datasets.pipeline import box_samples as dataset
 from utils.datasets.pipeline import image_cache as cache
 from utils.datasets.pipeline import mosaic
-from utils.datasets.pipeline.loader import BatchLoader, open_box_loader
+from utils.datasets.pipeline.box_samples import open_box_loader
+from utils.datasets.pipeline.loader import BatchLoader
 
 NAME = "data_sample"
 GREY = 114
