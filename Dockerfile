@@ -10,7 +10,7 @@ RUN apt-get update \
 WORKDIR /polyolo
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 COPY requirements.txt requirements-serve.txt ./
-RUN python -m pip install --no-cache-dir --index-url ${TORCH_INDEX} "torch>=2.4" "torchvision>=0.19" \
+RUN python -m pip install --no-cache-dir --index-url ${TORCH_INDEX} "torch>=2.6" "torchvision>=0.21" \
     && python -m pip install --no-cache-dir -r requirements.txt -r requirements-serve.txt
 
 COPY . .

@@ -52,7 +52,7 @@ def plain_ciou(a_cxcywh: Tensor, b_cxcywh: Tensor, eps: float = 1e-7) -> Tensor:
     iou = shared / union
     diagonal = (torch.maximum(high_a, high_b) - torch.minimum(low_a, low_b)).square().sum(1) + eps
     distance = (a_cxcywh[:, :2] - b_cxcywh[:, :2]).square().sum(1) / diagonal
-    angle_a, angle_b = (torch.atan(boxes[:, 2] / (boxes[:, 3] + eps)) for boxes in (a_cxcywh, b_cxcywh))
+    angle_a, angle_b = (torch.atan(boxes[:, 2] / boxes[:, 3]) for boxes in (a_cxcywh, b_cxcywh))
     aspect = 4 / math.pi**2 * (angle_b - angle_a).square()
     with torch.no_grad():
         weight = aspect / (aspect - iou + 1 + eps)

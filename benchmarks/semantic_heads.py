@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.machine import alternate, command_arguments, new_parser, publish, ratios, report, spread
-from models.add_semantic_head import DESIGNS, with_semantic
+from models.add_semantic_head import DESIGNS, with_semantic_head
 from models.architecture import read_architecture
 from models.builder import build_network
 from models.fuse import fuse
@@ -72,7 +72,7 @@ def plain_layers() -> Iterator[None]:
     with (
         mock.patch.object(coarse, "use_cpu_kernels", lambda x: False),
         mock.patch.object(fusion, "use_cpu_kernels", lambda x: False),
-        mock.patch.object(winograd, "pays", lambda x, weight: False),
+        mock.patch.object(winograd, "use_winograd", lambda x, weight: False),
         mock.patch.object(pool, "max_pools", separate),
     ):
         yield
@@ -83,7 +83,7 @@ def network_of(job: Job, way: str) -> Network:
     seed_everything(0)
     description = read_architecture(job.cfg)
     if way != "boxes":
-        description = with_semantic(description, job.design, job.classes)
+        description = with_semantic_head(description, job.design, job.classes)
     network = fuse(build_network(description, CLASSES)).eval().requires_grad_(False)
     return network.to(job.device, memory_format=torch.channels_last)
 
@@ -197,7 +197,7 @@ def compare(job: Job, rounds: int) -> tuple[str, dict[str, float]]:
     passes = alternate(actions, rounds, warm_up=2)
     added = {way: ratios([one.pixels for one in passes[way]], [one.rest for one in passes[way]]) for way in WAYS[1:]}
     with torch.device("meta"):
-        summary = summarize(build_network(with_semantic(job.cfg, job.design, job.classes), CLASSES))
+        summary = summarize(build_network(with_semantic_head(job.cfg, job.design, job.classes), CLASSES))
         alone = summarize(build_network(read_architecture(job.cfg), CLASSES))
     peaks = memory(job)
     cells = [

@@ -1,4 +1,4 @@
-"""Layers that keep only their input for the backward pass, and compute what is inside them a second time."""
+"""Activation checkpointing: recompute a layer's activations in the backward pass (Chen et al., arXiv 1604.06174)."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from torch.utils.checkpoint import checkpoint
 
 
 @contextmanager
-def _statistics_kept(layer: nn.Module) -> Iterator[None]:
-    """Let BatchNorm count into copies: the batch has been counted in the first pass."""
+def _frozen_statistics(layer: nn.Module) -> Iterator[None]:
+    """Let BatchNorm update copies of its statistics, since the first pass has counted the batch."""
     norms = [module for module in layer.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    kept = [dict(norm._buffers) for norm in norms]
+    originals = [dict(norm._buffers) for norm in norms]
     for norm in norms:
         norm._buffers.update({name: None if b is None else b.clone() for name, b in norm._buffers.items()})
     try:
         yield
     finally:
-        for norm, buffers in zip(norms, kept, strict=True):
+        for norm, buffers in zip(norms, originals, strict=True):
             norm._buffers.update(buffers)
 
 
-def run_sparingly(layer: nn.Module, given: Tensor | list[Tensor]) -> Any:
-    """Return `layer(given)`; gradients and BatchNorm statistics are the usual ones, to the last bit.
+def run_checkpointed(layer: nn.Module, given: Tensor | list[Tensor]) -> Any:
+    """Run `layer(given)` and store only its input for the backward pass.
 
-    Less memory for more time: what is inside is not kept but computed again (Chen et al. 2016).
+    Gradients and BatchNorm statistics are bit-identical to those of an ordinary call.
     """
     if not torch.is_grad_enabled():
         return layer(given)
 
-    def passes() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _statistics_kept(layer)
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _frozen_statistics(layer)
 
-    return checkpoint(layer, given, use_reentrant=False, context_fn=passes)
+    return checkpoint(layer, given, use_reentrant=False, context_fn=contexts)

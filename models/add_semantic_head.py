@@ -1,4 +1,4 @@
-"""Give any network's description a semantic head, beside its own heads or in their place."""
+"""Addition of a semantic head to any architecture, beside its own heads or instead of them."""
 
 from __future__ import annotations
 
@@ -9,59 +9,68 @@ from typing import Any
 import torch
 
 from models.architecture import read_architecture
-from models.builder import build_network, measure_rows
-from models.channel_widths import without_rows
+from models.builder import build_network, measure_strides
+from models.channel_widths import remove_rows
 from models.class_names import is_head
 from models.layer_plan import HEADS
 from models.network import INPUT, Network
 from utils.core.errors import UserError
 
 STRIDES = (8, 16, 32)
-DESIGNS: dict[str, tuple[str, int]] = {  # word of the row, written channels (behaviour.md 12.1)
+DESIGNS: dict[str, tuple[str, int]] = {  # module of the row, channels before scaling
     "base": ("SegMaskBase", 512),
     "bise": ("SegMaskBiSe", 256),
     "lab": ("SegMaskLab", 256),
     "psp": ("SegMaskPSP", 256),
 }
 REPEATS = 3
-CLASSES = 19  # of Cityscapes, where nothing says how many
+DEFAULT_CLASSES = 19  # those of Cityscapes
 
 
-def with_semantic(
+def with_semantic_head(
     architecture: dict[str, Any] | str,
     design: str = "psp",
     num_classes: int | None = None,
     names: Sequence[str] | None = None,
     alone: bool = False,
 ) -> dict[str, Any]:
-    """Return the description of a network with a semantic head of one of the `DESIGNS`, as its last row.
+    """Describe a network with a semantic head as its last row.
 
-    It looks at the maps before the last block of each level of the box head (behaviour.md 12.1), at strides 8, 16 and
-    32; a network without such levels gives its last rows of these strides. Rows keep their numbers, so that weights
-    still fit; a semantic head that is there already is replaced. `alone` drops all other heads and what only they
-    needed. A design that is not known, or a network without the maps it needs, raises UserError.
+    The head's inputs are the maps before the last block of each level of the box head, at strides 8, 16 and 32;
+    without such levels, the last rows of these strides. Row numbers stay, so that weights still fit; an existing
+    semantic head is replaced.
+
+    Args:
+        architecture: a description, or what `read_architecture` accepts.
+        design: key of `DESIGNS`.
+        num_classes: number of classes; None for that of `names`, else of the description, else `DEFAULT_CLASSES`.
+        names: class names.
+        alone: remove all other heads and the rows that only they need.
+
+    Raises:
+        UserError: The design is unknown, or the network lacks a map that it needs.
     """
     if design not in DESIGNS:
-        raise UserError(f"there is no semantic design {design!r} (known: {', '.join(DESIGNS)})")
+        raise UserError(f"semantic design {design!r} does not exist; choose one of {', '.join(DESIGNS)}")
     description = copy.deepcopy(read_architecture(architecture))
     with torch.device("meta"):
         network = build_network(description)
-    rows, (word, channels) = _absolute(network), DESIGNS[design]
+    rows, (word, channels) = _absolute_rows(network), DESIGNS[design]
     inputs = _inputs(design, network)
     added = [inputs, 1, word, ["n_segcls", REPEATS, channels, False]]
     old = next((index for index, layer in enumerate(network.model) if getattr(layer, "name", "") == "semantic"), None)
     if old is not None and not alone and max(inputs) < old:
-        rows[old], away = added, {old}
+        rows[old], removed = added, {old}
     else:
         rows.append(added)
         heads = {index for index, layer in enumerate(network.model) if is_head(layer)}
-        away = _unneeded(rows) if alone else set() if old is None else {old}
-        rows = [_empty(index, heads - away) if index in away else row for index, row in enumerate(rows)]
-        while alone and len(rows) - 2 in away:
+        removed = _unneeded(rows) if alone else set() if old is None else {old}
+        rows = [_placeholder(index, heads - removed) if index in removed else row for index, row in enumerate(rows)]
+        while alone and len(rows) - 2 in removed:
             del rows[-2]
     split = min(len(description["backbone"]), len(rows) - 1)
-    description = without_rows(description, away)
-    count = num_classes or len(names or ()) or description.get("n_segcls") or CLASSES
+    description = remove_rows(description, removed)
+    count = num_classes or len(names or ()) or description.get("n_segcls") or DEFAULT_CLASSES
     description |= {"backbone": rows[:split], "head": rows[split:], "n_segcls": count}
     description |= {"nc": count} if alone else {}
     if names:
@@ -69,8 +78,8 @@ def with_semantic(
     return description | {"name": f"{description['name']}-{design}"}
 
 
-def _absolute(network: Network) -> list[list[Any]]:
-    """Return a network's rows with the numbers of the rows that they take their inputs from."""
+def _absolute_rows(network: Network) -> list[list[Any]]:
+    """Copy a network's rows with absolute row numbers as inputs."""
     written = [*network.architecture["backbone"], *network.architecture["head"]]
     rows = []
     for index, (row, route) in enumerate(zip(written, network.routes, strict=True)):
@@ -79,39 +88,35 @@ def _absolute(network: Network) -> list[list[Any]]:
     return rows
 
 
-def _sources(rows: list[list[Any]], index: int) -> list[int]:
-    origin = rows[index][0]
-    return [index - 1] if origin == -1 else list(origin)
-
-
 def _unneeded(rows: list[list[Any]]) -> set[int]:
-    """Return the numbers of the rows that the last one does without."""
+    """Find the rows that the last one does not depend on."""
     needed: set[int] = set()
-    waiting = [len(rows) - 1]
-    while waiting:
-        index = waiting.pop()
+    pending = [len(rows) - 1]
+    while pending:
+        index = pending.pop()
         if index not in needed and index != INPUT:
             needed.add(index)
-            waiting += _sources(rows, index)
+            origin = rows[index][0]
+            pending += [index - 1] if origin == -1 else list(origin)
     return set(range(len(rows))) - needed
 
 
-def _empty(index: int, heads: set[int]) -> list[Any]:
-    """Return a row that does nothing, for where one went away: the others keep their numbers."""
+def _placeholder(index: int, heads: set[int]) -> list[Any]:
+    """Create a row without effect in place of a removed one, so that the others keep their numbers."""
     source = next(row for row in range(index - 1, -2, -1) if row not in heads)
     return [source, 1, "nn.Identity", []]
 
 
 def _inputs(design: str, network: Network) -> list[int]:
-    """Return the rows that a design looks at."""
+    """Choose the input rows of a design."""
     source = network.architecture["source"]
     written = [*network.architecture["backbone"], *network.architecture["head"]]
-    strides = measure_rows(network.model, network.routes, written, network.architecture["ch"], source)
+    strides = measure_strides(network.model, network.routes, written, network.architecture["ch"], source)
 
     def last(stride: int, end: int) -> int:
         found = [index for index in range(end) if strides[index] == (stride, stride)]
         if not found:
-            raise UserError(f"{source}: the semantic design {design!r} needs a map at stride {stride}; there is none")
+            raise UserError(f"{source}: the semantic design {design!r} needs a map at stride {stride}, there is none")
         return found[-1]
 
     def level(stride: int) -> int:
@@ -129,7 +134,7 @@ def _inputs(design: str, network: Network) -> list[int]:
 
 
 def _before_block(network: Network, strides: list[tuple[float, ...]], level: int) -> int:
-    """Return the row nearest before `level` that joins maps of the same size, `level` itself if there is none."""
+    """Find the nearest row before `level` that joins maps of the same size; `level` itself if there is none."""
     row = level
     while len(network.routes[row].sources) == 1:
         row = network.routes[row].sources[0]
@@ -139,7 +144,7 @@ def _before_block(network: Network, strides: list[tuple[float, ...]], level: int
 
 
 def semantic_design(network: Network) -> str | None:
-    """Return which of the `DESIGNS` a network's semantic head has, None without one."""
+    """Return the design of a network's semantic head, or None without one."""
     head = network.heads.get("semantic")
     known = {HEADS.get(word.lower()): design for design, (word, _) in DESIGNS.items()}
     return None if head is None else known.get(type(head))

@@ -1,4 +1,4 @@
-"""Names, files and texts of model YAMLs to one plain dictionary that describes a network of one size."""
+"""Names, files and texts of model YAMLs to a description: a plain dictionary for a network of one size."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from utils.core.yaml_file import parse_yaml, read_yaml
 
 CONFIGS = Path(__file__).parent / "configs"
 MULTIPLES = ("depth_multiple", "width_multiple")
-IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # behaviour.md 4.12
-_FAMILY_KEYS = ("base", "pattern", "scale", "scales", "rows")  # resolved away here
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+_FAMILY_KEYS = ("base", "pattern", "scale", "scales", "rows")  # resolved here, absent from descriptions
+MAX_MULTIPLE, MAX_COUNT, MAX_ANCHORS = 100, 1_000_000, 100  # bound what a damaged file can ask for
 
 
 @cache
 def known_names() -> dict[str, tuple[str, str]]:
-    """Return every name of the families in models/configs: name -> (file stem, scale)."""
+    """Map every name of the families in models/configs to its (file stem, scale)."""
     names = {}
     for path in sorted(CONFIGS.glob("*.yaml")):
         family = _family(path.stem)
@@ -36,7 +37,7 @@ def known_names() -> dict[str, tuple[str, str]]:
 
 @cache
 def _family(stem: str) -> dict[str, Any]:
-    """Return a family's YAML with what it takes over from its base filled in; not to be changed."""
+    """Read a family's YAML merged with its base; cached, so callers must not change it."""
     return _with_base(read_yaml(CONFIGS / f"{stem}.yaml", "model YAML"), f"{stem}.yaml")
 
 
@@ -45,15 +46,15 @@ def _with_base(values: dict[str, Any], source: str) -> dict[str, Any]:
         return values
     stem = str(values["base"])
     if not (CONFIGS / f"{stem}.yaml").is_file():
-        raise UserError(f"{source}: `base: {stem}`: no such family in models/configs")
+        raise UserError(f"{source}: `base: {stem}`: models/configs has no such family")
     merged = {**copy.deepcopy(_family(stem)), **values}
     rows = [*merged["backbone"], *merged["head"]]
     split = len(merged["backbone"])
     for index, row in sorted((values.get("rows") or {}).items(), key=lambda entry: str(entry[0]).zfill(9)):
         if not isinstance(index, int) or not 0 <= index <= len(rows):
-            raise UserError(f"{source}: `rows:` replaces row {index!r}; {stem} has rows 0 to {len(rows) - 1}")
-        rows[index : index + 1] = [row]  # the one after the last is added
-    while rows and rows[-1] is None:  # `24: null` takes the last row away
+            raise UserError(f"{source}: `rows:` replaces row {index!r}, but {stem} has rows 0 to {len(rows) - 1}")
+        rows[index : index + 1] = [row]  # the number after the last row adds one
+    while rows and rows[-1] is None:  # `24: null` removes the last row
         rows.pop()
     merged["backbone"], merged["head"] = rows[:split], rows[split:]
     del merged["base"]
@@ -61,11 +62,18 @@ def _with_base(values: dict[str, Any], source: str) -> dict[str, Any]:
 
 
 def read_architecture(source: str | Path | dict[str, Any], scale: str | None = None) -> dict[str, Any]:
-    """Return the description of one network: plain values, `backbone` and `head` rows, multiples, `nc`, `anchors`.
+    """Read the description of one network.
 
-    `source` is a dictionary, the text of a YAML, the path of one, or a name: `yolov5s`, `yolov5s.yaml`,
-    `models/segment/yolov5s-seg.yaml`, `yolov5n6`, … A file that exists wins. `scale` picks from a `scales:` table.
-    A YAML that cannot be right raises UserError; rows are looked at by `build_network`.
+    Args:
+        source: a dictionary, the text of a YAML, its path, or a name (`yolov5s`, `yolov5s.yaml`,
+            `models/segment/yolov5s-seg.yaml`, a torchvision classifier, …). An existing file takes precedence.
+        scale: key of the `scales:` table; None for the name's or the file's default.
+
+    Returns:
+        Plain values: `backbone` and `head` rows, multiples, `nc`, `anchors`, … (docs/reference/network.md).
+
+    Raises:
+        UserError: The source does not exist or a key is invalid; rows are checked by `build_network`.
     """
     if isinstance(source, dict):
         return _resolved(source, str(source.get("source") or "model description"), None, scale)
@@ -73,36 +81,36 @@ def read_architecture(source: str | Path | dict[str, Any], scale: str | None = N
     if "\n" in text:
         values = parse_yaml(text, "model YAML")
         if not isinstance(values, dict):
-            raise UserError("model YAML: a list of `key: value` lines is expected")
+            raise UserError("model YAML: expected lines of `key: value`")
         return _resolved(values, "model YAML", None, scale)
     path = Path(text)
     if path.is_file():
         return _resolved(read_yaml(path, "model YAML"), text, path.stem, scale)
     name = re.sub(r"\.ya?ml$", "", path.name.strip())
     if name not in known_names():
-        if _is_torchvisions(name):
+        classifiers = _torchvision_names()
+        if name in classifiers:
             return _resolved(_torchvision(name), name, name, None)
-        near = difflib.get_close_matches(name, known_names(), n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else f" (known: {', '.join(known_names())})"
-        raise UserError(f"{text}: no such model YAML, nor a model of that name{hint}")
+        near = difflib.get_close_matches(name, [*known_names(), *classifiers], n=3, cutoff=0)
+        raise UserError(f"{text}: no such model YAML and no model of this name; did you mean {' or '.join(near)}?")
     stem, found_scale = known_names()[name]
     return _resolved(_family(stem), f"{stem}.yaml", name, scale or found_scale)
 
 
-def _is_torchvisions(name: str) -> bool:
+def _torchvision_names() -> list[str]:
     try:
-        return name in classifier_names()
-    except UserError:  # the package is not there; then the name is simply unknown
-        return False
+        return classifier_names()
+    except UserError:  # torchvision is missing
+        return []
 
 
 def _torchvision(name: str) -> dict[str, Any]:
-    """Return the description of a network that is torchvision's as a whole."""
+    """Describe a complete torchvision network."""
     return {"nc": 1000, "normalise": IMAGENET, "backbone": [], "head": [[-1, 1, "Torchvision", [name, "nc"]]]}
 
 
 def _resolved(values: dict[str, Any], source: str, name: str | None, scale: str | None) -> dict[str, Any]:
-    """Return a checked copy with one size chosen from `scales:`; without that table nothing is to choose."""
+    """Copy and check a description, with one size chosen from its `scales:` table, if any."""
     values = _with_base({str(key): copy.deepcopy(value) for key, value in values.items()}, source)
     if "scales" in values:
         _choose_scale(values, source, scale)
@@ -124,26 +132,26 @@ def _choose_scale(values: dict[str, Any], source: str, scale: str | None) -> Non
     multiples = {str(key): value for key, value in scales.items()}.get(str(chosen))
     if not isinstance(multiples, list) or len(multiples) != 2:
         raise UserError(
-            f"{source}: `scales:` has no [depth, width] for {chosen!r} (known: {', '.join(map(str, scales))})"
+            f"{source}: `scales:` has no [depth, width] for {chosen!r}; it has {', '.join(map(str, scales))}"
         )
     values.update(zip(MULTIPLES, multiples, strict=True))
     values.setdefault("exempt_output_width", False)
 
 
 def _number(value: Any, key: str, source: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 100:
-        raise UserError(f"{source}: `{key}: {value}` must be a number above 0")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_MULTIPLE:
+        raise UserError(f"{source}: `{key}: {value}` must be a number above 0 and at most {MAX_MULTIPLE}")
     return float(value)
 
 
 def _check_keys(values: dict[str, Any], source: str) -> None:
     for key in ("backbone", "head"):
         if not isinstance(values.get(key), list):
-            raise UserError(f"{source}: the key `{key}:` with a list of rows is missing")
+            raise UserError(f"{source}: the key `{key}:` is missing or not a list of rows")
     for key, default in (("nc", values.get("n_segcls")), ("ch", 3), ("channel_multiple", 8)):
         value = values.setdefault(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1_000_000:
-            raise UserError(f"{source}: `{key}: {value}` must be a whole number from 1 up")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
+            raise UserError(f"{source}: `{key}: {value}` must be a whole number of at least 1")
     if "widths" in values:
         values["widths"] = check_widths(values["widths"], source)
     if "anchors" in values:
@@ -152,26 +160,28 @@ def _check_keys(values: dict[str, Any], source: str) -> None:
         _check_normalise(values["normalise"], values["ch"], source)
     dropout = values.get("dropout", 0.0)
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-        raise UserError(f"{source}: `dropout: {dropout}` must be a share from 0 to below 1")
+        raise UserError(f"{source}: `dropout: {dropout}` must be a probability of at least 0 and below 1")
     if not isinstance(values.get("activation", ""), str):
         raise UserError(f"{source}: `activation: {values['activation']}` must be a name like nn.LeakyReLU(0.1)")
 
 
 def _check_normalise(given: Any, channels: int, source: str) -> None:
-    """Raise unless `given` has a mean and a deviation above 0 for each channel."""
-    right = isinstance(given, dict) and given.keys() == {"mean", "std"}
-    for values in given.values() if right else ():
+    """Check for a finite mean and a positive standard deviation per channel."""
+    valid = isinstance(given, dict) and given.keys() == {"mean", "std"}
+    for values in given.values() if valid else ():
         numbers = isinstance(values, (list, tuple)) and all(type(value) in (int, float) for value in values)
-        right = right and numbers and len(values) == channels and all(map(math.isfinite, values))
-    if not right or min(given["std"]) <= 0:
+        valid = valid and numbers and len(values) == channels and all(map(math.isfinite, values))
+    if not valid or min(given["std"]) <= 0:
         raise UserError(f"{source}: `normalise:` must be {{mean: [...], std: [...]}}, {channels} numbers each")
 
 
 def _check_anchors(anchors: Any, source: str) -> None:
-    if isinstance(anchors, int) and not isinstance(anchors, bool) and 1 <= anchors <= 100:
+    if isinstance(anchors, int) and not isinstance(anchors, bool) and 1 <= anchors <= MAX_ANCHORS:
         return
     if not isinstance(anchors, list) or not anchors:
-        raise UserError(f"{source}: `anchors:` must be a number per level, or a list [w, h, w, h, …] for each level")
+        raise UserError(
+            f"{source}: `anchors:` must be a number of anchors per level, or a list [w, h, w, h, …] for each level"
+        )
     for index, level in enumerate(anchors):
         numbers = isinstance(level, list) and all(
             isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < math.inf for v in level

@@ -1,4 +1,4 @@
-"""Build a `Network` from the description of an architecture; no text of it is evaluated as code."""
+"""Builder of networks from descriptions; no text of a description is evaluated as code."""
 
 from __future__ import annotations
 
@@ -12,41 +12,42 @@ import torch
 from torch import Tensor, nn
 
 from models.architecture import IMAGENET, read_architecture
-from models.channel_widths import put_on, without_rows
-from models.class_names import head_kinds, settle_classes
-from models.layer_plan import Plan, Row, find_kind
+from models.channel_widths import apply_widths, remove_rows
+from models.class_names import head_classes, is_head, resolve_class_names
+from models.layer_plan import Plan, Row, find_class
 from models.layers.activations import parse_activation
 from models.layers.common import set_activation
 from models.network import INPUT, Network, Route
 from utils.core.errors import UserError
 
 __all__ = [
-    "build_network", "classification_network", "classifier_description", "measure_rows", "read_architecture",
+    "build_network", "classification_network", "classifier_description", "measure_strides", "read_architecture",
     "round_up",
 ]  # fmt: skip
 
-PROBE_PX = 256  # size of the empty image that measures strides (behaviour.md 1.3)
-MAX_REPEATS, MAX_CHANNELS = 1000, 1_000_000
-_FAULTS = (TypeError, ValueError, RuntimeError, IndexError, AttributeError, ZeroDivisionError, OverflowError)
+PROBE_PX = 256  # side of the empty image that measures strides
+NORM_EPS, NORM_MOMENTUM = 1e-3, 0.03  # of batch normalisation, as in the checkpoints of YOLOv5
+MAX_REPEATS, MAX_CHANNELS = 1000, 1_000_000  # bound what a damaged file can ask for
+_BUILD_ERRORS = (TypeError, ValueError, RuntimeError, IndexError, AttributeError, ZeroDivisionError, OverflowError)
 
 
 def round_up(value: float, multiple: int) -> int:
-    """Return the smallest multiple of `multiple` that is not below `value`."""
+    """Round `value` up to a multiple of `multiple`."""
     return math.ceil(value / multiple) * multiple
 
 
 @dataclass(frozen=True)
 class _Words:
-    """What the words in a row's arguments mean, and how widths and repeats are scaled."""
+    """Values of the words in rows, and the scaling of widths and repeats."""
 
     known: dict[str, Any]
     depth: float
     width: float
     multiple: int
-    exempt: int | None  # a written width that is left alone: the outputs of a level, as YOLOv3's files have it
+    exempt: int | None  # width that is not scaled: the outputs of a level, which YOLOv3's files write out
 
     def value(self, argument: Any) -> Any:
-        """Return what an argument means: a word is looked up, never run; an unknown one stays text."""
+        """Resolve an argument: words are looked up, unknown ones stay strings."""
         if not isinstance(argument, str):
             return argument
         if argument.startswith("nn."):
@@ -54,15 +55,15 @@ class _Words:
         return self.known.get(argument, argument)
 
     def channels(self, written: int) -> int:
-        """Return the scaled number of channels."""
+        """Scale a number of channels."""
         if not isinstance(written, (int, float)) or not 1 <= written <= MAX_CHANNELS:
-            raise ValueError(f"{written!r} is no number of channels")
+            raise ValueError(f"expected a number of channels, got {written!r}")
         return int(written) if written == self.exempt else round_up(written * self.width, self.multiple)
 
     def repeats(self, written: Any) -> int:
-        """Return the scaled number of repeats; one stays one."""
+        """Scale a number of repeats; one stays one."""
         if isinstance(written, bool) or not isinstance(written, int) or not 1 <= written <= MAX_REPEATS:
-            raise ValueError(f"the second entry is the number of repeats, not {written!r}")
+            raise ValueError(f"the second entry must be the number of repeats, got {written!r}")
         return max(round(written * self.depth), 1) if written > 1 else written
 
 
@@ -74,31 +75,40 @@ def build_network(
     channels: int | None = None,
     head_names: Mapping[str, Sequence[str]] | None = None,
 ) -> Network:
-    """Return a fresh network for `architecture` (see `read_architecture`), ready for training.
+    """Build a network with random weights from a description.
 
-    `num_classes` and `names` are the main head's: the one with anchors if there is one, else the first. `head_names`
-    replaces classes and names of any head by its name; without it the description's own count. `anchors_per_level`
-    replaces the description's anchors by that many placeholders, to be learned; `channels` its `ch`. A description
-    that cannot be built raises UserError naming file and row.
+    Args:
+        architecture: see `read_architecture`.
+        num_classes: of the main head (the one with anchors, else the first); None for the description's.
+        names: class names of the main head.
+        anchors_per_level: replaces the anchors by that many placeholders, which AutoAnchor fills in.
+        channels: replaces the image channels, `ch`.
+        head_names: class names of any head by the head's name.
+
+    Returns:
+        The network in training mode.
+
+    Raises:
+        UserError: The description cannot be built; the text names file and row.
     """
     description = read_architecture(architecture)
     source = description["source"]
-    description.pop("fused", None)  # says how weights are stored, not what the network is
+    description.pop("fused", None)  # a property of stored weights, not of the network
     rows = [*description["backbone"], *description["head"]]
     if not rows:
-        raise UserError(f"{source}: no rows, nothing to build")
+        raise UserError(f"{source}: there are no rows to build")
     for key, value in (("anchors", anchors_per_level), ("ch", channels)):
         if value is not None:
             description[key] = value
-    classes = settle_classes(description, head_kinds(rows), num_classes, names, head_names)
+    classes = resolve_class_names(description, head_classes(rows), num_classes, names, head_names)
     layers, routes = _build_rows(description, rows, source)
     _initialize(nn.ModuleList(layers), description, source)
-    strides = measure_rows(layers, routes, rows, description["ch"], source)
-    stride = _set_up_heads(layers, routes, strides, rows, source)
+    strides = measure_strides(layers, routes, rows, description["ch"], source)
+    stride = _configure_heads(layers, routes, strides, rows, source)
     return Network(layers, routes, classes, {**description, "source": source.replace("\\", "/").split("/")[-1]}, stride)
 
 
-def _fault(source: str, index: int, rows: list[Any], text: object) -> UserError:
+def _row_error(source: str, index: int, rows: list[Any], text: object) -> UserError:
     row = rows[index]
     word = f" ({row[2]})" if isinstance(row, list) and len(row) > 2 else ""
     return UserError(f"{source}: row {index}{word}: " + " ".join(str(text).split())[:300])
@@ -124,20 +134,20 @@ def _build_rows(description: dict[str, Any], rows: list[Any], source: str) -> tu
         try:
             layer, route, width = _build_row(index, written, widths, words, description["ch"])
             if narrower := description.get("widths", {}).get(str(index)):
-                put_on(layer, narrower)
+                apply_widths(layer, narrower)
                 width = int(narrower.get("out", width))
         except UserError as error:
-            raise _fault(source, index, rows, error) from error
-        except _FAULTS as error:
-            raise _fault(source, index, rows, error) from error
+            raise _row_error(source, index, rows, error) from error
+        except _BUILD_ERRORS as error:
+            raise _row_error(source, index, rows, error) from error
         layers.append(layer)
         routes.append(route)
         widths.append(width)
     heads = [str(layer.name) for layer, width in zip(layers, widths, strict=True) if width == 0]
     if not heads:
-        raise UserError(f"{source}: no head (Detect, Segment, Classify, SegMask…) among the rows, nothing comes out")
+        raise UserError(f"{source}: none of the rows is a head (Detect, Segment, Classify, SegMask…)")
     if repeated := {name for name in heads if heads.count(name) > 1}:
-        raise UserError(f"{source}: the head {sorted(repeated)[0]!r} stands twice")
+        raise UserError(f"{source}: there are two heads named {sorted(repeated)[0]!r}")
     return layers, routes
 
 
@@ -145,36 +155,35 @@ def _build_row(
     index: int, written: Any, widths: list[int], words: _Words, image_channels: int
 ) -> tuple[nn.Module, Route, int]:
     if not isinstance(written, list) or len(written) != 4 or not isinstance(written[3], list):
-        raise ValueError("a row is [from, number, module, [arguments]]")
+        raise ValueError("a row must be [from, number, module, [arguments]]")
     origin, repeats, word, arguments = written
     sources = _sources(origin, index, widths)
-    kind = find_kind(word)
+    kind = find_class(word)
     channels = tuple(image_channels if source == INPUT else widths[source] for source in sources)
     values = tuple(words.value(argument) for argument in arguments)
-    is_head = hasattr(kind, "decode")
-    if is_head:
+    if is_head(kind):
         if missing := {"nc", "anchors", "n_segcls"} & {value for value in values if isinstance(value, str)}:
             raise ValueError(f"needs the key `{sorted(missing)[0]}:`, which is missing")
         values = tuple(_expanded(value, len(sources)) if given == "anchors" else value
                        for given, value in zip(arguments, values, strict=True))  # fmt: skip
     plan: Plan = kind.plan(Row(channels, values, words.repeats(repeats), words.channels, words.repeats))
-    if not is_head and plan.out_channels < 1:
-        raise ValueError("no channels would come out")
+    if not is_head(kind) and plan.out_channels < 1:
+        raise ValueError("there would be no output channels")
     copies = [kind(*plan.arguments) for _ in range(plan.copies)]
     layer = copies[0] if len(copies) == 1 else nn.Sequential(*copies)
     takes_list = bool(getattr(kind, "takes_list", False))
-    return layer, Route(sources, takes_list), 0 if is_head else plan.out_channels
+    return layer, Route(sources, takes_list), 0 if is_head(kind) else plan.out_channels
 
 
 def _expanded(anchors: Any, levels: int) -> Any:
-    """Return a list per level for a mere number of anchors: 0, 1, 2, … as placeholders."""
+    """Replace a number of anchors by placeholders 0, 1, 2, … for each level."""
     return [list(range(2 * anchors))] * levels if isinstance(anchors, int) else anchors
 
 
 def _sources(origin: Any, index: int, widths: list[int]) -> tuple[int, ...]:
     entries = origin if isinstance(origin, list) else [origin]
     if not entries or any(isinstance(entry, bool) or not isinstance(entry, int) for entry in entries):
-        raise ValueError(f"the first entry is a row number or a list of them, not {origin!r}")
+        raise ValueError(f"the first entry must be a row number or a list of them, got {origin!r}")
     sources = []
     for entry in entries:
         source = index + entry if entry < 0 else entry
@@ -182,18 +191,18 @@ def _sources(origin: Any, index: int, widths: list[int]) -> tuple[int, ...]:
             sources.append(INPUT)
             continue
         if not 0 <= source < index:
-            raise ValueError(f"takes its input from row {entry}, which is not there")
+            raise ValueError(f"takes its input from row {entry}, which does not exist before it")
         if widths[source] == 0:
-            raise ValueError(f"takes its input from row {entry}, a head")
+            raise ValueError(f"takes its input from row {entry}, which is a head")
         sources.append(source)
     return tuple(sources)
 
 
 def _initialize(layers: nn.ModuleList, description: dict[str, Any], source: str) -> None:
-    """Give every normalisation YOLOv5's settings, and blocks the description's activation."""
+    """Set the normalisation constants, dropout and activations."""
     for module in layers.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.eps, module.momentum = 1e-3, 0.03
+            module.eps, module.momentum = NORM_EPS, NORM_MOMENTUM
         elif isinstance(module, nn.Dropout) and "dropout" in description:
             module.p = float(description["dropout"])
     for key in ("activation", "csp_activation"):
@@ -205,7 +214,7 @@ def _initialize(layers: nn.ModuleList, description: dict[str, Any], source: str)
 
 
 def _set_csp_activation(layers: nn.ModuleList, factory: Any) -> None:
-    """Replace the activation of blocks that normalise by themselves; YOLOv5 up to v6.0 had LeakyReLU there."""
+    """Replace the activation of blocks with their own normalisation, LeakyReLU in YOLOv5 up to v6.0."""
     for module in layers.modules():
         normalisation = getattr(module, "bn", None)
         own = hasattr(module, "act") and not hasattr(module, "has_default_activation")
@@ -213,13 +222,25 @@ def _set_csp_activation(layers: nn.ModuleList, factory: Any) -> None:
             module.act = factory(normalisation.num_features)
 
 
-def measure_rows(
+def measure_strides(
     layers: Iterable[nn.Module], routes: Sequence[Route], rows: list[Any], channels: int, source: str
 ) -> list[tuple[float, ...]]:
-    """Return per row the strides of its output, none for a head, by an empty image in evaluation mode.
+    """Measure the strides of each row's output by running an empty image in evaluation mode.
 
-    That leaves normalisation statistics alone. Networks without weights (the meta device) are measured as they are;
-    others too, since torch's meta kernels take longer to import than most networks take to run.
+    The image is on the device of the weights: torch's meta kernels take longer to import than most networks to run.
+
+    Args:
+        layers: one per row.
+        routes: one per row.
+        rows: as written, for error messages.
+        channels: of the image.
+        source: name of the description, for error messages.
+
+    Returns:
+        Vertical and horizontal stride of each row, an empty tuple for heads.
+
+    Raises:
+        UserError: A layer cannot process its input.
     """
     layers, sizes = list(layers), list[Tensor | None]()
     device = next((p.device for layer in layers for p in layer.parameters()), torch.device("cpu"))
@@ -231,21 +252,21 @@ def measure_rows(
         training = layer.training
         try:
             with torch.no_grad():
-                output = layer.eval()(inputs if route.joined else inputs[0])
-        except _FAULTS as error:
-            raise _fault(source, index, rows, error) from error
+                output = layer.eval()(inputs if route.takes_list else inputs[0])
+        except _BUILD_ERRORS as error:
+            raise _row_error(source, index, rows, error) from error
         finally:
             layer.train(training)
         sizes.append(output if isinstance(output, Tensor) else None)
         if isinstance(output, Tensor) and output.ndim != 4:
-            raise _fault(source, index, rows, f"gives a tensor of {output.ndim} dimensions, not a map")
+            raise _row_error(source, index, rows, f"its output must have 4 dimensions, not {output.ndim}")
     return [() if size is None else (PROBE_PX / size.shape[2], PROBE_PX / size.shape[3]) for size in sizes]
 
 
-def _set_up_heads(
+def _configure_heads(
     layers: list[nn.Module], routes: list[Route], strides: list[tuple[float, ...]], rows: list[Any], source: str
 ) -> int:
-    """Tell every head the strides of its inputs; return the largest one of any row: images must be divisible by it."""
+    """Set the strides of every head and return the largest stride of any row."""
     whole = [int(row[0]) for row in strides if row and row[0] == row[1] == int(row[0])]
     largest = max(whole, default=1)
     for index, (layer, route) in enumerate(zip(layers, routes, strict=True)):
@@ -255,30 +276,32 @@ def _set_up_heads(
         for origin in route.sources:
             down, across = strides[origin] if origin != INPUT else (1.0, 1.0)
             if down != across or down != int(down):
-                raise _fault(
-                    source, index, rows, f"row {origin} does not divide the image by a whole number ({down:g})"
+                raise _row_error(
+                    source, index, rows, f"row {origin} has a stride that is not a whole number ({down:g} x {across:g})"
                 )
             levels.append(int(down))
         head: Any = layer
         try:
-            head.set_up(tuple(levels))
+            head.configure(tuple(levels))
         except ValueError as error:
-            raise _fault(source, index, rows, error) from error
+            raise _row_error(source, index, rows, error) from error
         largest = max(largest, *levels, getattr(head, "stride", 1))
     return largest
 
 
 def classifier_description(description: dict[str, Any], cutoff: int = 10) -> dict[str, Any]:
-    """Return the description of a classifier made of the first rows of a detector's (behaviour.md 1.5).
+    """Describe a classifier made of the first rows of a detector.
 
-    Rows 0 to cutoff-2 are kept; row cutoff-1 is replaced by a class head on its input.
+    Args:
+        description: of the detector.
+        cutoff: rows 0 to cutoff - 2 stay; a class head on the input of row cutoff - 1 replaces that one.
     """
     description = copy.deepcopy(description)
     rows = [*description["backbone"], *description["head"]]
     if not 2 <= cutoff < len(rows):
         raise UserError(f"{description['source']}: cannot cut a network of {len(rows)} rows after row {cutoff}")
     head = [rows[cutoff - 1][0], 1, "Classify", ["nc"]]
-    description = without_rows(description, range(cutoff - 1, len(rows)))
+    description = remove_rows(description, range(cutoff - 1, len(rows)))
     description |= {"backbone": rows[: cutoff - 1], "head": [head], "normalise": IMAGENET}
     return description | {"name": f"{description['name']}-cls"}
 
@@ -286,9 +309,9 @@ def classifier_description(description: dict[str, Any], cutoff: int = 10) -> dic
 def classification_network(
     network: Network, num_classes: int, names: Sequence[str] | None = None, cutoff: int = 10
 ) -> Network:
-    """Return a classifier from the first layers of a detector, weights and all, sharing no memory with it."""
+    """Build a classifier from the first layers of a detector, with copies of their weights."""
     classifier = build_network(classifier_description(network.architecture, cutoff), num_classes, names)
     own = classifier.state_dict()
-    kept = {k: v for k, v in network.state_dict().items() if k in own and int(k.split(".")[1]) < cutoff - 1}
-    classifier.load_state_dict({**own, **kept})
+    copied = {k: v for k, v in network.state_dict().items() if k in own and int(k.split(".")[1]) < cutoff - 1}
+    classifier.load_state_dict({**own, **copied})
     return classifier

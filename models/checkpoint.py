@@ -1,4 +1,4 @@
-"""Save and load networks as plain tensors and plain dictionaries; loading runs nothing that a file says."""
+"""Checkpoints as plain tensors and dictionaries; loading executes nothing in a file."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from models.builder import build_network
 from models.fuse import fuse
 from models.network import Network
 from models.torch_archive import read_archive
-from models.yolov5_checkpoint import is_official, load_state, network_from
+from models.yolov5_checkpoint import convert_network, is_yolov5_checkpoint, load_state
 from utils.core.errors import UserError
 from utils.core.files import atomic_path
 
 FORMAT, VERSION = "polyolo", 1
-OFFICIAL_NAME = re.compile(r"yolov5[nsmlx](6|-seg|-cls)?\.pt")
-RELEASE = "https://github.com/ultralytics/yolov5/releases/download/v7.0"
-_FAULTS = (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError)
+YOLOV5_NAME = re.compile(r"yolov5[nsmlx](6|-seg|-cls)?\.pt")
+YOLOV5_RELEASE = "https://github.com/ultralytics/yolov5/releases/download/v7.0"
+_DAMAGE = (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError)
 
 
 @dataclass
 class Checkpoint:
-    """A network read from a file, in evaluation mode and fp32, and what the file says about it."""
+    """A network read from a file, in evaluation mode and fp32, and the file's other content."""
 
     network: Network
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # class names of the main head
     task: str
     meta: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] | None = None  # what a run needs to go on
+    training: dict[str, Any] | None = None  # state to resume from
     source: str = FORMAT  # or yolov5
     path: Path | None = None
 
@@ -44,10 +44,18 @@ class Checkpoint:
 def save_checkpoint(
     path: str | Path, network: Network, meta: dict[str, Any], training: dict[str, Any] | None = None, half: bool = False
 ) -> None:
-    """Write `network` to `path` in one step; the ending decides: .safetensors for weights alone, else torch's zip.
+    """Write a checkpoint atomically, with tensors in the default memory order.
 
-    `half` stores weights in fp16 (`training` stays as it is). Tensors are stored in the default memory order. What is
-    no plain data in `meta` or `training` raises TypeError.
+    Args:
+        path: a name ending in .safetensors for weights only, else torch's zip format.
+        network: whose weights are saved.
+        meta: plain data about the network.
+        training: plain data to resume from.
+        half: store the weights in fp16, except anchors; `training` is not affected.
+
+    Raises:
+        TypeError: `meta` or `training` holds other than plain data.
+        ValueError: `training` is given for a .safetensors file.
     """
     path = Path(path)
     state = {
@@ -56,10 +64,10 @@ def save_checkpoint(
     about = _plain({**_description(network), "meta": meta})
     if path.suffix == ".safetensors":
         if training is not None:
-            raise ValueError("a .safetensors file holds weights alone, not the state of a training run")
-        content: bytes | memoryview = _as_safetensors(state, about)
+            raise ValueError("a .safetensors file holds weights only, not the state of a training")
+        content: bytes | memoryview = _to_safetensors(state, about)
     else:
-        buffer = io.BytesIO()  # torch's own writer hides which file error stopped it
+        buffer = io.BytesIO()  # torch's file writer would hide the reason of a failed write
         torch.save({**about, "state": state, "training": _plain(training)}, buffer)
         content = buffer.getbuffer()
     with atomic_path(path) as temporary:
@@ -81,13 +89,13 @@ def _description(network: Network) -> dict[str, Any]:
 def _stored(tensor: Tensor, half: bool) -> Tensor:
     tensor = tensor.detach().cpu()
     tensor = tensor.half() if half and tensor.is_floating_point() else tensor
-    # a view into a larger storage would drag all of it into the file
+    # torch.save writes the whole storage of a view
     whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _plain(value: Any) -> Any:
-    """Return `value` made of dictionaries, lists, numbers, words and tensors alone."""
+    """Convert to dictionaries, lists, numbers, strings and tensors."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value.item() if isinstance(value, np.generic) else value
     if isinstance(value, Tensor):
@@ -106,36 +114,37 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a checkpoint holds plain data, not a {type(value).__name__}")
 
 
-def _as_safetensors(state: dict[str, Tensor], about: dict[str, Any]) -> bytes:
+def _to_safetensors(state: dict[str, Tensor], about: dict[str, Any]) -> bytes:
     from safetensors.torch import save
 
     return save(state, metadata={FORMAT: json.dumps(about)})
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint of ours (.pt, .safetensors), of YOLOv5 (v5.0 to v7.0) or of multiyolov5.
+    """Load a checkpoint of this project, of YOLOv5 (v5.0 to v7.0) or of multiyolov5, without executing any code in it.
 
-    Whatever is wrong with the file raises UserError with one line that says what it is and what to do.
+    Raises:
+        UserError: The file is missing, damaged, or of another kind; one line says what is wrong and what to do.
     """
     path = Path(path)
-    if not path.exists() and OFFICIAL_NAME.fullmatch(path.name):
+    if not path.exists() and YOLOV5_NAME.fullmatch(path.name):
         raise UserError(
-            f"{path}: no such file; it is at {RELEASE}/{path.name} (those weights have their own licence, AGPL-3.0), "
-            "and --download fetches it"
+            f"{path}: no such file; download it with --download, or from {YOLOV5_RELEASE}/{path.name} "
+            "(these weights have their own licence, AGPL-3.0)"
         )
     content = _read_safetensors(path) if path.suffix == ".safetensors" else read_archive(path)
     try:
         if isinstance(content, dict) and content.get("format") == FORMAT:
-            return _native(content, path)
-        if is_official(content):
-            network, meta = network_from(content, path.name)
+            return _load_native(content, path)
+        if is_yolov5_checkpoint(content):
+            network, meta = convert_network(content, path.name)
             return Checkpoint(network.eval(), network.names, network.task, meta, None, "yolov5", path)
     except UserError as error:
         text = str(error)
         raise UserError(
             text if text.startswith(str(path)) else f"{path}: {text.removeprefix(f'{path.name}: ')}"
         ) from error
-    except _FAULTS as error:
+    except _DAMAGE as error:
         raise UserError(f"{path}: damaged, its parts do not fit together; get the file again") from error
     raise UserError(f"{path}: holds {_describe(content)}, not a checkpoint of Polyolo or YOLOv5")
 
@@ -146,20 +155,20 @@ def _describe(content: Any) -> str:
     return {dict: "a dictionary", list: "a list", Tensor: "a tensor"}.get(type(content), "something else")
 
 
-def _native(content: dict[str, Any], path: Path) -> Checkpoint:
+def _load_native(content: dict[str, Any], path: Path) -> Checkpoint:
     if content.get("version") != VERSION:
         raise UserError(
-            f"written by another version of Polyolo (format {content.get('version')!r}, this reads {VERSION})"
+            f"has format version {content.get('version')!r}, this version of Polyolo reads {VERSION}; update Polyolo"
         )
     architecture, names = content["architecture"], content["names"]
-    with torch.random.fork_rng(devices=[]):  # weights come from the file: drawing them must not move the run's numbers
+    with torch.random.fork_rng(devices=[]):  # the random weights are replaced: a run's random stream must not advance
         network = build_network(architecture, len(names), names)
     if architecture.get("fused"):
         network = fuse(network)
     load_state(network, content["state"])
     meta, training = content.get("meta"), content.get("training")
     if not isinstance(meta, dict) or not (training is None or isinstance(training, dict)):
-        raise UserError("damaged: its description is no table")
+        raise UserError("damaged: its metadata is not a table; get the file again")
     return Checkpoint(network.eval(), network.names, network.task, meta, training, FORMAT, path)
 
 
@@ -173,7 +182,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             about = json.loads((archive.metadata() or {}).get(FORMAT, "null"))
             state = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 - not a dictionary
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged, not a whole .safetensors file") from error
+        raise UserError(f"{path}: damaged, not a complete .safetensors file; get the file again") from error
     if not isinstance(about, dict):
-        raise UserError(f"{path}: weights without Polyolo's description, so there is no network to put them into")
+        raise UserError(f"{path}: holds weights without Polyolo's description of their network; use a .pt checkpoint")
     return {**about, "state": state, "training": None}

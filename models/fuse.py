@@ -1,4 +1,4 @@
-"""Fold batch normalisation into the convolution before it, for inference."""
+"""Folding of batch normalisation into convolutions, and other rewrites for inference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from models.network import Network
 
 
 def fold(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> nn.Conv2d:
-    """Return one convolution with bias that computes what both did in evaluation mode (behaviour.md 1.4)."""
+    """Build a convolution with bias that equals both in evaluation mode.
+
+    W' = W g / sqrt(v + eps) and b' = (b - m) g / sqrt(v + eps) + c, with the normalisation's weight g, bias c, mean m
+    and variance v.
+    """
     mean, variance = normalisation.running_mean, normalisation.running_var
     assert mean is not None and variance is not None
     factor = normalisation.weight / torch.sqrt(variance + normalisation.eps)
@@ -38,9 +42,9 @@ def fold(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> nn.Conv2d:
 
 
 def fuse(network: Network) -> Network:
-    """Return a copy for inference whose convolutions hold no normalisation; the original stays as it is.
+    """Copy a network for inference with normalisation folded into convolutions.
 
-    Those are `Conv` blocks, and pairs that follow each other in a Sequential. Normalisation after something else
+    This applies to `Conv` blocks and to adjacent pairs in a Sequential. Normalisation after other operations
     (BottleneckCSP, MixConv2d) stays.
     """
     fused = fuse_blocks(network)
@@ -52,7 +56,7 @@ def fuse(network: Network) -> Network:
 
 
 def fuse_blocks(network: Network) -> Network:
-    """Return a copy in which `Conv` blocks alone are folded: YOLOv5's and its forks' folded files are so."""
+    """Copy a network with folded `Conv` blocks only, the form of fused files of YOLOv5 and its forks."""
     fused = copy.deepcopy(network)
     with torch.no_grad():
         for block in fused.modules():
@@ -63,8 +67,8 @@ def fuse_blocks(network: Network) -> Network:
     return fused
 
 
-def without_slices(network: Network) -> Network:
-    """Return a copy for other runtimes in which every `Focus` is an ordinary convolution; not all know its slices."""
+def replace_focus(network: Network) -> Network:
+    """Copy a network with every `Focus` as an ordinary convolution, for runtimes without strided slices."""
     plain = copy.deepcopy(network)
     for row, layer in enumerate(plain.model):
         if isinstance(layer, Focus) and layer.conv.conv.groups == 1:
@@ -73,7 +77,7 @@ def without_slices(network: Network) -> Network:
 
 
 def _fold_pairs(block: nn.Sequential) -> None:
-    """Fold normalisation that directly follows a convolution into it; the places in the sequence stay."""
+    """Fold normalisation that directly follows a convolution, and leave an Identity in its position."""
     for index in range(len(block) - 1):
         convolution, normalisation = block[index], block[index + 1]
         if isinstance(convolution, nn.Conv2d) and isinstance(normalisation, nn.BatchNorm2d):

@@ -1,4 +1,4 @@
-"""Where a network spends its time: milliseconds, operations and parameters of every layer, for inference."""
+"""Inference time, operations and parameters of every layer."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from models.network import Network
 from utils.core.log import progress
 from utils.core.timing import Stopwatch, time_alternately
 
-WARM_UP = 3  # passes that do not count
+WARM_UP = 3  # untimed runs first
 
 
 @dataclass(frozen=True)
 class LayerTime:
-    """One row of a network, BatchNorm folded away; `milliseconds` is for the whole batch, the median of all passes."""
+    """Cost of one row of a fused network; `milliseconds` is the median over all runs, for the whole batch."""
 
     index: int
     kind: str
@@ -31,8 +31,8 @@ class LayerTime:
 
 
 def time_network(network: Network, size_hw: tuple[int, int], batch: int, device: torch.device, runs: int) -> float:
-    """Return the median milliseconds of a pass over `batch` images, BatchNorm folded away."""
-    folded, images = _ready(network, size_hw, batch, device)
+    """Measure the median milliseconds of the fused network for `batch` images."""
+    folded, images = _prepare(network, size_hw, batch, device)
     with torch.inference_mode():
         seconds = time_alternately({"network": lambda: folded(images)}, runs, WARM_UP, device)
     return 1000 * statistics.median(seconds["network"])
@@ -41,11 +41,18 @@ def time_network(network: Network, size_hw: tuple[int, int], batch: int, device:
 def time_layers(
     network: Network, size_hw: tuple[int, int], batch: int, device: torch.device, runs: int
 ) -> list[LayerTime]:
-    """Return what every row costs, measured in passes through the whole network, so that caches are as in real runs.
+    """Measure every row in runs of the whole fused network, with caches as in real use.
 
-    A GPU is waited for around each row; the rows then take longer together than the network does.
+    On a GPU the device is synchronised around each row, so that the rows add up to more than the network's time.
+
+    Args:
+        network: in any mode; a fused copy is timed.
+        size_hw: of the images in pixels.
+        batch: images per run.
+        device: to run on.
+        runs: timed runs.
     """
-    folded, images = _ready(network, size_hw, batch, device)
+    folded, images = _prepare(network, size_hw, batch, device)
     operations = _operations(folded, size_hw)
     watches = [Stopwatch(device) for _ in folded.model]
     times: list[list[float]] = [[] for _ in folded.model]
@@ -69,7 +76,7 @@ def time_layers(
     ]  # fmt: skip
 
 
-def _ready(network: Network, size_hw: tuple[int, int], batch: int, device: torch.device) -> tuple[Network, Tensor]:
+def _prepare(network: Network, size_hw: tuple[int, int], batch: int, device: torch.device) -> tuple[Network, Tensor]:
     folded = fuse(network).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.rand(batch, network.architecture.get("ch", 3), *size_hw)
     return folded, images.to(device).contiguous(memory_format=torch.channels_last)
@@ -86,7 +93,7 @@ def _timed(layer: nn.Module, watch: Stopwatch) -> list[Any]:
 
 
 def _operations(folded: Network, size_hw: tuple[int, int]) -> list[int]:
-    """Return the multiplications and additions of every row for one image."""
+    """Count the multiplications and additions of every row for one image."""
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         folded(torch.zeros(1, folded.architecture.get("ch", 3), *size_hw, device=next(folded.parameters()).device))
     counts = counter.get_flop_counts()
@@ -94,9 +101,9 @@ def _operations(folded: Network, size_hw: tuple[int, int]) -> list[int]:
 
 
 def layer_table(rows: Sequence[LayerTime]) -> str:
-    """Return the rows as text with their shares of the time, and their sums."""
+    """Format the rows and their sums as a table with fractions of the total time."""
     total = max(sum(row.milliseconds for row in rows), 1e-9)
-    lines = [f"{'':>4} {'module':<18}{'params':>11}{'GFLOPs':>9}{'ms':>9}{'share':>8}"]
+    lines = [f"{'':>4} {'module':<18}{'params':>11}{'GFLOPs':>9}{'ms':>9}{'of time':>8}"]
     for row in rows:
         lines.append(
             f"{row.index:>4} {row.kind:<18}{row.parameters:>11}{row.gflops:>9.3f}{row.milliseconds:>9.2f}"

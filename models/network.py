@@ -1,4 +1,4 @@
-"""Run the graph of layers; give each head's raw tensors by its name, and decode them on request."""
+"""The graph of layers: raw tensors of each head by its name, and their decoding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.activation_checkpointing import run_sparingly
+from models.activation_checkpointing import run_checkpointed
 from models.class_names import main_head
 from utils.core.contracts import Decoded, HeadSpec, Raw
 
@@ -18,18 +18,22 @@ INPUT = -1  # as a source: the images
 
 @dataclass(frozen=True)
 class Route:
-    """Where a layer's input comes from: indices of earlier layers, or the images."""
+    """Inputs of a layer: indices of earlier layers, or `INPUT`."""
 
     sources: tuple[int, ...]
-    joined: bool  # the layer takes a list, even of one
+    takes_list: bool  # the layer is called with a list, even for one input
 
 
 class Network(nn.Module):
-    """Layers in a row with routes between them. Heads are the layers whose class is in `HEADS`, wherever they stand.
+    """Sequence of layers with routes between them. Layers whose class is in `HEADS` are heads, at any position.
 
-    `task` is the name of the main head, which says what the network is for, `names` are its classes', `class_names`
-    every head's. Images must be divisible by `stride`. `architecture` rebuilds the network (`build_network`), without
-    its weights.
+    Attributes:
+        task: name of the main head.
+        names: class names of the main head.
+        class_names: class names of every head.
+        architecture: description that rebuilds the network without its weights (`build_network`).
+        stride: images must be divisible by it.
+        checkpointing: use activation checkpointing in training.
     """
 
     def __init__(
@@ -43,13 +47,13 @@ class Network(nn.Module):
         for name, values in architecture.get("normalise", {}).items():  # constants: not part of the weights
             self.register_buffer(f"_{name}", torch.tensor(values).view(-1, 1, 1), persistent=False)
         self._head_rows = {str(layer.name): i for i, layer in enumerate(layers) if hasattr(layer, "decode")}
-        self._heads_at = frozenset(self._head_rows.values())
+        self._head_indices = frozenset(self._head_rows.values())
         self.task = str(main_head(list(self.heads.values())).name)
         self.names = self.class_names[self.task]
+        self.checkpointing = False
         last_use = {source: row for row, route in enumerate(self.routes) for source in route.sources}
-        self.checkpointing = False  # in training: keep layers' inputs only, and compute what is inside them twice
         self._used = frozenset(last_use)
-        self._finished = tuple(
+        self._released = tuple(  # per row: sources that no later row uses
             tuple(source for source, last in last_use.items() if last == row) for row in range(len(self.routes))
         )
 
@@ -57,7 +61,7 @@ class Network(nn.Module):
     _std: Tensor
 
     def _apply(self, fn: Any, recurse: bool = True) -> Network:
-        """Move or convert everything; constants are made anew, so that half precision and back leaves no trace."""
+        """Move or convert everything; constants are recreated, so that a round trip to half precision is exact."""
         super()._apply(fn, recurse)
         for name, values in self.architecture.get("normalise", {}).items():
             buffer = getattr(self, f"_{name}")
@@ -66,54 +70,56 @@ class Network(nn.Module):
 
     @property
     def head_rows(self) -> dict[str, int]:
-        """Return the number of each head's row."""
+        """Row number of each head."""
         return dict(self._head_rows)
 
     @property
     def heads(self) -> dict[str, Any]:
-        """Return the heads by name."""
+        """Heads by name."""
         return {name: self.model[row] for name, row in self._head_rows.items()}
 
     @property
     def specs(self) -> dict[str, HeadSpec]:
-        """Return what losses and post-processing need of each head."""
+        """Static description of each head."""
         return {name: replace(head.spec, names=self.class_names[name]) for name, head in self.heads.items()}
 
     @property
     def fixed_hw(self) -> tuple[int, int] | None:
-        """Return the only input size the network takes, None where any multiple of the stride will do."""
+        """The only supported input size in pixels; None for any multiple of the stride."""
         sizes = [px for layer in self.model if (px := getattr(layer, "fixed_px", 0))]
         return (sizes[0], sizes[0]) if sizes else None
 
     def forward(self, images: Tensor) -> dict[str, Raw]:
-        """Take (B, 3, H, W) floats in [0, 1] with H and W multiples of `stride`; return raw tensors by head name.
+        """Compute the raw tensors of each head.
 
-        What the description says of `normalise` (mean and deviation per channel) is done here.
+        Args:
+            images: (B, 3, H, W) floats in [0, 1], H and W multiples of `stride`; the architecture's `normalise` (mean
+                and standard deviation per channel) is applied here.
         """
         if "normalise" in self.architecture:
             images = (images - self.get_buffer("_mean")) / self.get_buffer("_std")
-        kept: dict[int, Tensor] = {INPUT: images}
+        outputs: dict[int, Tensor] = {INPUT: images}
         raw: dict[str, Raw] = {}
         for row, (layer, route) in enumerate(zip(self.model, self.routes, strict=True)):
-            inputs = [kept[source] for source in route.sources]
-            given = inputs if route.joined else inputs[0]
-            spared = self.checkpointing and self.training and row not in self._heads_at
-            output = run_sparingly(layer, given) if spared else layer(given)
+            inputs = [outputs[source] for source in route.sources]
+            given = inputs if route.takes_list else inputs[0]
+            recompute = self.checkpointing and self.training and row not in self._head_indices
+            output = run_checkpointed(layer, given) if recompute else layer(given)
             if isinstance(output, dict):
                 raw[str(layer.name)] = output
             elif row in self._used:
-                kept[row] = output
-            for source in self._finished[row]:  # free maps as soon as nobody needs them
-                del kept[source]
+                outputs[row] = output
+            for source in self._released[row]:  # bounds the memory of inference
+                del outputs[source]
         return raw
 
     def decode(self, raw: dict[str, Raw]) -> dict[str, Decoded]:
-        """Return each head's tensors in pixels and probabilities, in fp32 at least."""
+        """Decode each head's raw tensors to pixels and probabilities, in fp32 at least."""
         heads = self.heads
         return {name: heads[name].decode(tensors) for name, tensors in raw.items()}
 
     def set_anchors(self, head: str, anchors_px: Tensor) -> None:
-        """Give a head other anchors: (L, A, 2) widths and heights in pixels, finest level first."""
+        """Replace a head's anchors, (L, A, 2) widths and heights in pixels, finest level first."""
         with torch.no_grad():
             self.heads[head].set_anchors(anchors_px.float())
         levels = [[side for anchor in level for side in anchor] for level in self.heads[head].spec.anchors]

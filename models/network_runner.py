@@ -1,4 +1,4 @@
-"""A network in memory as a `Runner`: images in, decoded tensors out."""
+"""`Runner` of a network in memory."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from utils.core.contracts import Outputs
 
 
 def to_input(images: Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return (B, 3, H, W) uint8 or float images on `device` as numbers in [0, 1], channels last in memory."""
+    """Move (B, 3, H, W) uint8 or float images to `device` as floats in [0, 1] in channels-last memory."""
     images = images.to(device, non_blocking=True)
     scaled = images.to(dtype).div_(255) if images.dtype == torch.uint8 else images.to(dtype)
     return scaled.contiguous(memory_format=torch.channels_last)
 
 
 class NetworkRunner:
-    """Run `network` where it is, in the autocast type `mixed` if one is given."""
+    """Run a network on its device, with autocast to the type `mixed` if one is given."""
 
     def __init__(self, network: Network, device: torch.device, mixed: torch.dtype | None = None) -> None:
         self.network, self.device, self.mixed = network, device, mixed
@@ -26,7 +26,7 @@ class NetworkRunner:
 
     @torch.inference_mode()
     def run(self, images: Tensor) -> Outputs:
-        """Return raw and decoded outputs of (B, 3, H, W) uint8 or float images."""
+        """Run (B, 3, H, W) uint8 or float images."""
         with torch.autocast(self.device.type, dtype=self.mixed, enabled=self.mixed is not None):
             raw = self.network(to_input(images, self.device))
         return Outputs(decoded=self.network.decode(raw), raw=raw)

@@ -1,4 +1,4 @@
-"""Count a network's layers, parameters and operations; print the table of its layers.
+"""Print a network's layers, parameters and operations.
 
 python -m models.summary --cfg yolov5s.yaml
 python -m models.summary --weights yolov5n.pt --img 1280
@@ -28,24 +28,24 @@ from utils.core.device import describe, select_device
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
 
-OPERATIONS_PER_NORMALISED = 8  # the published tables count normalisation so; a folded network has none
+OPERATIONS_PER_NORMALISED = 8  # per element of a batch normalisation, as the published tables count it
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a network consists of. `gflops` are 1e9 multiplications and additions for one image of `size_hw`."""
+    """Counts of a network; `gflops` are 1e9 multiplications and additions for one image of `size_hw`."""
 
     name: str
     layers: int
     parameters: int
-    gradients: int  # parameters that are trained
+    gradients: int  # trainable parameters
     gflops: float
     size_hw: tuple[int, int]
     rows: tuple[tuple[str, ...], ...]  # index, from, number, parameters, module, arguments
 
     @property
     def line(self) -> str:
-        """Return the sentence that training starts with."""
+        """One-line summary, as logged at the start of a training."""
         return (
             f"{self.name} summary: {self.layers} layers, {self.parameters} parameters, {self.gradients} gradients, "
             f"{self.gflops:.1f} GFLOPs"
@@ -59,7 +59,7 @@ class Summary:
 
 
 def summarize(network: Network, image_size: int | Sequence[int] = 640) -> Summary:
-    """Return the counts for images of `image_size` (one number or height, width), rounded up to the stride."""
+    """Summarize a network for images of `image_size` (one number or height, width), rounded up to the stride."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[-1])
     step = network.stride
     size_hw = (-(-height // step) * step, -(-width // step) * step)
@@ -76,9 +76,9 @@ def summarize(network: Network, image_size: int | Sequence[int] = 640) -> Summar
 
 
 def count_operations(network: Network, size_hw: tuple[int, int]) -> int:
-    """Return additions and multiplications for one image: of every matrix product, and of normalisation.
+    """Count the additions and multiplications of matrix products and normalisation for one image.
 
-    Counted on tensors without content, so the size of the image costs nothing.
+    The count runs on the meta device, so that the size of the image costs nothing.
     """
     tensors = {name: tensor.to("meta") for name, tensor in [*network.named_parameters(), *network.named_buffers()]}
     channels = int(network.architecture.get("ch", 3))
@@ -117,23 +117,23 @@ def _rows(network: Network) -> tuple[tuple[str, ...], ...]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the options of this program."""
+    """Build the parser of this program."""
     parser = new_parser(__doc__)
     add = parser.add_argument
-    add("--cfg", default="yolov5n", help="model YAML or name")
-    add("--weights", default="", help="checkpoint, in place of --cfg")
-    add_image_size(parser, [640], "image size in pixels: one number, or height and width")
-    add("--profile", action="store_true", help="time the network, BatchNorm folded")
+    add("--cfg", default="yolov5n", help="model YAML or name (default: yolov5n)")
+    add("--weights", default="", help="checkpoint to use instead of --cfg")
+    add_image_size(parser, [640], "image size (height, width) in pixels (default: 640)")
+    add("--profile", action="store_true", help="time the fused network")
     add("--line-profile", action="store_true", help="time every layer")
-    add("--batch-size", type=int, default=1, help="images per pass when timing")
-    add("--runs", type=int, default=20, help="passes when timing; their median counts")
-    add("--test", action="store_true", help="build every network that has a name; status 2 if one fails")
+    add("--batch-size", type=int, default=1, help="images per timed run (default: 1)")
+    add("--runs", type=int, default=20, help="timed runs, of which the median counts (default: 20)")
+    add("--test", action="store_true", help="build every named network; exit status 2 if one fails")
     add_device(parser)
     return parser
 
 
 def main() -> None:
-    """Print the table for a model YAML or a checkpoint, and what it costs."""
+    """Print the table of a model YAML or a checkpoint, and optionally its times."""
     options = build_parser().parse_args()
     for name in ("batch_size", "runs"):
         if getattr(options, name) < 1:
@@ -161,13 +161,13 @@ def _time(network: Network, size_hw: tuple[int, int], options: argparse.Namespac
     milliseconds = time_network(network, *how)
     per_image = milliseconds / options.batch_size
     LOGGER.info(
-        f"{milliseconds:.2f} ms for {options.batch_size} image(s), {per_image:.2f} ms each, BatchNorm folded; "
+        f"{milliseconds:.2f} ms for {options.batch_size} image(s), {per_image:.2f} ms each, fused; "
         f"{describe(device)}, {torch.get_num_threads()} thread(s)"
     )
 
 
 def build_all() -> None:
-    """Build every network that has a name, without memory for its weights; raise UserError if one cannot be built."""
+    """Build every named network on the meta device; raise UserError if one fails."""
     failed = []
     for name in known_names():
         try:
@@ -178,7 +178,7 @@ def build_all() -> None:
             failed.append(name)
             LOGGER.error(f"{name}: {error}")
     if failed:
-        raise UserError(f"cannot be built: {', '.join(failed)}")
+        raise UserError(f"--test: building failed for {', '.join(failed)}; see the errors above")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Read the objects of a torch file, zip or older, as plain data and inert records; every fault is one line."""
+"""Reader of `torch.save` files, in zip and legacy format, that executes nothing in them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _DAMAGE = (
 
 
 def read_archive(path: Path) -> Any:
-    """Return what `torch.save` wrote to `path`: dictionaries, lists, tensors, and `Record` for everything else.
+    """Read a file of `torch.save`: dictionaries, lists, tensors, and a `Record` for any other object.
 
-    Nothing of the file is run, whatever it holds. A file that is no such thing raises UserError saying what it is.
+    Raises:
+        UserError: The file is missing, damaged, or of another kind, which the text names.
     """
     start = _first_bytes(path)
     try:
@@ -36,16 +37,16 @@ def read_archive(path: Path) -> Any:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except _DAMAGE as error:
-        raise UserError(f"{path}: damaged or cut short, not a whole checkpoint; get the file again") from error
+        raise UserError(f"{path}: damaged or cut short; get the file again") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    raise UserError(f"{path}: {_what_else(start)}")
+    raise UserError(f"{path}: {_identify(start)}")
 
 
 def _first_bytes(path: Path) -> bytes:
     try:
         if path.is_dir():
-            raise UserError(f"{path}: a checkpoint file is expected, this is a folder")
+            raise UserError(f"{path}: is a folder; name a checkpoint file")
         with path.open("rb") as stream:
             start = stream.read(512)
     except FileNotFoundError as error:
@@ -53,23 +54,23 @@ def _first_bytes(path: Path) -> bytes:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if not start:
-        raise UserError(f"{path}: the file is empty")
+        raise UserError(f"{path}: the file is empty; get it again")
     return start
 
 
-def _what_else(start: bytes) -> str:
+def _identify(start: bytes) -> str:
     text = start.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "a web page saved under this name, not a checkpoint; download the file itself"
+        return "is a web page, not a checkpoint; download the file itself"
     if text.startswith(b"version https://git-lfs"):
-        return "a git-LFS pointer, not the checkpoint it stands for; run `git lfs pull`"
+        return "is a git-LFS pointer, not a checkpoint; run `git lfs pull`"
     if start[257:262] == b"ustar":
-        return "a tar archive, not a checkpoint; unpack it first"
-    return "not a checkpoint (neither a zip archive nor a pickle of torch.save)"
+        return "is a tar archive, not a checkpoint; unpack it first"
+    return "is not a checkpoint (neither a zip archive nor a pickle of torch.save)"
 
 
-def _flat(raw: bytearray, dtype: torch.dtype, count: int) -> Storage:
-    """Return the numbers in `raw` as a tensor that owns them."""
+def _to_storage(raw: bytearray, dtype: torch.dtype, count: int) -> Storage:
+    """Interpret bytes as elements; the tensor keeps them alive."""
     if len(raw) < count * dtype.itemsize:
         raise EOFError("a storage is too short")
     if count == 0:
@@ -78,7 +79,7 @@ def _flat(raw: bytearray, dtype: torch.dtype, count: int) -> Storage:
 
 
 def _storage_id(identity: Any) -> tuple[torch.dtype, str, int]:
-    """Return type, key and number of elements of a storage's persistent id."""
+    """Parse a storage's persistent id into type, key and number of elements."""
     if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
         raise PickleError("unknown persistent id")
     kind, key, count = identity[1], identity[2], identity[4]
@@ -93,24 +94,24 @@ def _read_zip(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
-            raise UserError("a TorchScript file, which cannot be trained or rebuilt; name it *.torchscript to run it")
+            raise UserError("is a TorchScript file, which cannot be trained; rename it to *.torchscript to run it")
         pickled = [name for name in names if name.endswith("data.pkl") and name.count("/") <= 1]
         if len(pickled) != 1:
-            raise UserError("a zip archive without a checkpoint in it")
+            raise UserError("is a zip archive without a checkpoint")
         folder = pickled[0][: -len("data.pkl")]
         if folder + "byteorder" in names and _member(archive, folder + "byteorder", path).strip() != b"little":
-            raise UserError("written on a big-endian machine, which is not supported")
+            raise UserError("was written on a big-endian machine, which is not supported")
         storages: dict[str, tuple[torch.dtype, Storage]] = {}
-        left = path.stat().st_size  # members that share bytes could add up to more than the file
+        remaining = path.stat().st_size  # overlapping members could add up to more than the file
 
         def storage(identity: Any) -> Storage:
-            nonlocal left
+            nonlocal remaining
             dtype, key, count = _storage_id(identity)
             if key not in storages:
-                left -= archive.getinfo(f"{folder}data/{key}").file_size
-                if left < 0:
-                    raise PickleError("more numbers than the file has bytes")
-                storages[key] = (dtype, _flat(_member(archive, f"{folder}data/{key}", path), dtype, count))
+                remaining -= archive.getinfo(f"{folder}data/{key}").file_size
+                if remaining < 0:
+                    raise PickleError("storages are larger than the file")
+                storages[key] = (dtype, _to_storage(_member(archive, f"{folder}data/{key}", path), dtype, count))
             known, values = storages[key]
             if known != dtype:
                 raise PickleError("a storage of two types")
@@ -120,7 +121,7 @@ def _read_zip(path: Path) -> Any:
 
 
 def _member(archive: zipfile.ZipFile, name: str, path: Path) -> bytearray:
-    """Return a member's bytes, checked against its checksum; a compressed one could grow without bound."""
+    """Read a member and verify its checksum; compressed ones, which could expand without bound, are refused."""
     info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED or info.file_size > path.stat().st_size:
         raise PickleError("a compressed member")
@@ -136,24 +137,24 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path) -> bytearray:
 
 
 class _LegacyStorages:
-    """Storages of the form before torch 1.6: named in the pickle, their numbers follow at the end of the file."""
+    """Storages of the format before torch 1.6: their elements follow the pickle at the end of the file."""
 
     def __init__(self, limit_bytes: int) -> None:
-        self._left = limit_bytes
+        self._remaining = limit_bytes
         self._buffers: dict[str, tuple[torch.dtype, int, bytearray]] = {}
 
     def __call__(self, identity: Any) -> Any:
         if isinstance(identity, tuple) and len(identity) == 4 and identity[0] == "module":
-            return identity[1]  # with the class's source text, of no interest
+            return identity[1]  # the rest is the source text of the class
         dtype, key, count = _storage_id(identity)
         if key not in self._buffers:
             size = count * dtype.itemsize
-            self._left -= size
-            if self._left < 0:
-                raise EOFError("more numbers than the file has bytes")
+            self._remaining -= size
+            if self._remaining < 0:
+                raise EOFError("storages are larger than the file")
             self._buffers[key] = (dtype, count, bytearray(size))
         known, total, buffer = self._buffers[key]
-        values = _flat(buffer, known, total).values
+        values = _to_storage(buffer, known, total).values
         view = identity[5] if len(identity) > 5 else None
         if known != dtype:
             raise PickleError("a storage of two types")
@@ -163,7 +164,7 @@ class _LegacyStorages:
         return Storage(values)
 
     def fill(self, keys: list[Any], stream: IO[bytes]) -> None:
-        """Read the numbers, each with its count before it."""
+        """Read the elements of each storage, which follow their count."""
         if sorted(keys) != sorted(self._buffers):
             raise PickleError("storages do not match")
         for key in keys:
@@ -181,11 +182,11 @@ def _read_legacy(path: Path) -> Any:
         storages = _LegacyStorages(path.stat().st_size)
         machine = Unpickler(storages)
         if machine.load(stream) != _LEGACY_MAGIC:
-            raise UserError("a pickle, but not one that torch.save wrote")
-        machine.load(stream)  # version of the protocol
+            raise UserError("is a pickle that torch.save did not write")
+        machine.load(stream)  # protocol version
         system = machine.load(stream)
         if not (isinstance(system, dict) and system.get("little_endian", True)):
-            raise UserError("written on a big-endian machine, which is not supported")
+            raise UserError("was written on a big-endian machine, which is not supported")
         value = machine.load(stream)
         storages.fill(machine.load(stream), stream)
         return value

@@ -1,4 +1,4 @@
-"""Copy the weights that fit from one network's state into another, and say what did not."""
+"""Transfer of weights by name and shape from one network's state to another."""
 
 from __future__ import annotations
 
@@ -13,41 +13,49 @@ from models.network import Network
 
 @dataclass(frozen=True)
 class TransferReport:
-    """What was copied. `total` counts the tensors of the receiving network."""
+    """Result of a transfer; `total` counts the tensors of the receiving network."""
 
     matched: int
     total: int
-    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]  # name, shape here, shape there
-    missing: tuple[str, ...]  # the receiving network has them, the state has not
-    unexpected: tuple[str, ...]  # the other way round
-    skipped: tuple[str, ...]  # anchors, left alone on request
+    mismatched: tuple[
+        tuple[str, tuple[int, ...], tuple[int, ...]], ...
+    ]  # name, shape in the network, shape in the state
+    missing: tuple[str, ...]  # in the network only
+    unexpected: tuple[str, ...]  # in the state only
+    skipped: tuple[str, ...]  # anchors that were not to be copied
 
     def __str__(self) -> str:
         return f"Transferred {self.matched}/{self.total} items"
 
 
-def state_for(network: Network, source: Network) -> dict[str, Tensor]:
-    """Return the weights of `source` under the names they have in `network`.
+def align_state(network: Network, source: Network) -> dict[str, Tensor]:
+    """Rename the weights of `source` to the row numbers of `network`.
 
-    Heads of one name belong together, wherever they stand: in multiyolov5's files the box head is row 25, in YOLOv5's
-    it is row 24. Heads of `source` that `network` has not are left out, and so are other rows of `source` where
-    `network` has a head.
+    Heads of one name correspond in whichever row they are: multiyolov5's files have the box head in row 25, YOLOv5's
+    in row 24. Heads that `network` does not have are left out, as are other rows of `source` where `network` has a
+    head.
     """
-    heads = {f"model.{row}.": name for name, row in source.head_rows.items()}
-    taken = tuple(f"model.{row}." for row in network.head_rows.values())
-    found = {}
+    source_heads = {f"model.{row}.": name for name, row in source.head_rows.items()}
+    own_heads = tuple(f"model.{row}." for row in network.head_rows.values())
+    aligned = {}
     for key, tensor in source.state_dict().items():
         prefix = key[: key.index(".", len("model.")) + 1]
-        if prefix not in heads:
-            if not key.startswith(taken):
-                found[key] = tensor
-        elif heads[prefix] in network.head_rows:
-            found[f"model.{network.head_rows[heads[prefix]]}.{key.removeprefix(prefix)}"] = tensor
-    return found
+        if prefix not in source_heads:
+            if not key.startswith(own_heads):
+                aligned[key] = tensor
+        elif source_heads[prefix] in network.head_rows:
+            aligned[f"model.{network.head_rows[source_heads[prefix]]}.{key.removeprefix(prefix)}"] = tensor
+    return aligned
 
 
 def transfer(network: nn.Module, state: Mapping[str, Tensor], skip_anchors: bool = False) -> TransferReport:
-    """Copy every tensor of `state` whose name and shape are the network's own; `skip_anchors` keeps its anchors."""
+    """Copy every tensor of `state` whose name and shape match one of the network's.
+
+    Args:
+        network: receives the weights in place.
+        state: tensors by name.
+        skip_anchors: keep the network's own anchors.
+    """
     own = network.state_dict()
     skipped = tuple(name for name in own if skip_anchors and name.rsplit(".", 1)[-1] == "anchors")
     mismatched, matched = [], []

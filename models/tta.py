@@ -1,6 +1,6 @@
-"""Test-time augmentation: three sizes of an image, one of them mirrored (behaviour.md 2.5, 12.9b).
+"""Test-time augmentation: three sizes of an image, one of them mirrored.
 
-Boxes are put side by side, a pixel's logits averaged.
+Boxes of all views are concatenated, semantic logits and class probabilities averaged.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.ensemble import Ensemble, join_boxes, mean
-from models.kernels.resample import entries_of, in_resized, pixels_of, resample, resized
+from models.ensemble import Ensemble, average_outputs, concat_boxes
+from models.kernels.resample import map_to_pixels, pixels_to_map, resample, resize_maps, to_resized_image
 from utils.core.contracts import Decoded, HeadSpec, Outputs, Runner
 from utils.core.errors import UserError
 
-PIXELS = "semantic"  # the head whose maps are averaged
-BORDER = 0.447  # of the right and bottom rim, ImageNet's mean
+SEMANTIC = "semantic"  # the head whose maps are averaged
+PADDING = 0.447  # grey of the right and bottom padding, the mean of ImageNet
 
 
 @dataclass(frozen=True)
 class View:
-    """How the network sees the image in one pass."""
+    """One augmented version of the input image."""
 
     scale: float
     mirrored: bool
@@ -32,26 +32,27 @@ class View:
 VIEWS = (View(1.0, False), View(0.83, True), View(0.67, False))
 
 
-def augmented(runner: Runner) -> Runner:
-    """Return a runner that looks at every image several times; of an ensemble, each member does."""
+def with_tta(runner: Runner) -> Runner:
+    """Wrap a runner with test-time augmentation; for an ensemble, wrap each member."""
     if isinstance(runner, Ensemble):
-        return Ensemble([augmented(member) for member in runner.members])
-    return Mirrored(runner) if all(spec.fit == "centre" for spec in runner.specs.values()) else Augmented(runner)
+        return Ensemble([with_tta(member) for member in runner.members])
+    whole_images = all(spec.fit == "centre" for spec in runner.specs.values())
+    return MirroredRunner(runner) if whole_images else MultiViewRunner(runner)
 
 
-def rescaled(images: Tensor, scale: float, stride: int) -> Tensor:
-    """Return (B, 3, H, W) images resized by `scale`, then padded right and below to multiples of `stride`."""
+def rescale(images: Tensor, scale: float, stride: int) -> Tensor:
+    """Resize (B, 3, H, W) images by `scale` and pad right and below to multiples of `stride`."""
     if scale == 1.0:
         return images
     height, width = images.shape[2:]
     size = (int(height * scale), int(width * scale))
     small = functional.interpolate(images, size=size, mode="bilinear", align_corners=False)
     full_h, full_w = (math.ceil(side * scale / stride) * stride for side in (height, width))
-    return functional.pad(small, (0, full_w - size[1], 0, full_h - size[0]), value=BORDER)
+    return functional.pad(small, (0, full_w - size[1], 0, full_h - size[0]), value=PADDING)
 
 
 def undo_boxes(predictions: Tensor, view: View, width_px: int) -> Tensor:
-    """Return (B, N, columns) predictions in pixels of the original image of `width_px`."""
+    """Transform (B, N, columns) predictions of a view to the original image, which is `width_px` wide."""
     boxes = predictions[..., :4] / view.scale
     if view.mirrored:
         boxes = torch.cat((width_px - boxes[..., :1], boxes[..., 1:]), dim=-1)
@@ -59,7 +60,17 @@ def undo_boxes(predictions: Tensor, view: View, width_px: int) -> Tensor:
 
 
 def undo_prototypes(prototypes: Tensor, view: View, network_hw: tuple[int, int], padded_hw: tuple[int, int]) -> Tensor:
-    """Return (B, M, h, w) prototypes of a view as those of the original image of `network_hw`, by bilinear lookup."""
+    """Transform mask prototypes of a view to the original image by bilinear sampling.
+
+    Args:
+        prototypes: (B, M, h, w).
+        view: the view they belong to.
+        network_hw: size of the original input in pixels.
+        padded_hw: size of the view in pixels, with its padding.
+
+    Returns:
+        (B, M, h', w') prototypes that cover the original input.
+    """
     if view.scale == 1.0 and not view.mirrored:
         return prototypes
     batch, masks = prototypes.shape[:2]
@@ -74,79 +85,82 @@ def undo_prototypes(prototypes: Tensor, view: View, network_hw: tuple[int, int],
 
 
 def undo_map(maps: Tensor, view: View, network_hw: tuple[int, int], padded_hw: tuple[int, int]) -> Tensor:
-    """Return (B, C, h, w) maps of a view, whose corners are those of its pixels, as maps of the original image."""
+    """Transform (B, C, h, w) maps of a view, whose corners are aligned, to the original image."""
     if view.scale == 1.0 and not view.mirrored:
         return maps
-    places = []
+    coordinates = []
     for axis in (0, 1):
         pixels, padded, own = network_hw[axis], padded_hw[axis], maps.shape[2 + axis]
         count = max(round(own * pixels / padded), 1)
         used = int(pixels * view.scale)
-        seen = in_resized(pixels_of(count, pixels), pixels, used, view.mirrored and axis == 1)
-        inside = (used - 1) * (own - 1) // max(padded - 1, 1)  # the last entry without a share of the padding
-        places.append(entries_of(seen, padded, own).clamp(max=inside))
-    return resample(maps, places[0], places[1])
+        seen = to_resized_image(map_to_pixels(count, pixels), pixels, used, view.mirrored and axis == 1)
+        inside = (used - 1) * (own - 1) // max(padded - 1, 1)  # the last entry that no padding contributes to
+        coordinates.append(pixels_to_map(seen, padded, own).clamp(max=inside))
+    return resample(maps, coordinates[0], coordinates[1])
 
 
-def without_tails(passes: list[Decoded], num_levels: int) -> list[Decoded]:
-    """Drop the coarsest level of the first pass and the finest of the last: other passes see those sizes better."""
+def drop_extreme_levels(views: list[Decoded], num_levels: int) -> list[Decoded]:
+    """Drop the coarsest level of the largest view and the finest of the smallest.
+
+    The other views predict objects of those sizes better.
+    """
     cells = sum(4**level for level in range(num_levels))
-    first, last = passes[0]["predictions"], passes[-1]["predictions"]
+    first, last = views[0]["predictions"], views[-1]["predictions"]
     coarsest = first.shape[1] // cells
     finest = last.shape[1] // cells * 4 ** (num_levels - 1)
-    trimmed = [dict(part) for part in passes]
+    trimmed = [dict(view) for view in views]
     trimmed[0]["predictions"] = first[:, : first.shape[1] - coarsest]
     trimmed[-1]["predictions"] = last[:, finest:]
     return trimmed
 
 
-class Augmented:
-    """A `Runner` that runs another one on every view. Heads of whole images give what the unchanged image gives."""
+class MultiViewRunner:
+    """`Runner` that runs another one on every view; classification heads see the unchanged image only."""
 
     fixed_hw: tuple[int, int] | None = None
 
     def __init__(self, runner: Runner) -> None:
         if runner.fixed_hw is not None:
             raise UserError(f"--augment needs images of several sizes; this model takes only {runner.fixed_hw}")
-        if not any(spec.strides or name == PIXELS for name, spec in runner.specs.items()):
-            raise UserError("--augment is for models that find boxes or classes of pixels; this one does not")
+        if not any(spec.strides or name == SEMANTIC for name, spec in runner.specs.items()):
+            raise UserError("--augment needs a detection or segmentation model; this one has no such head")
         self.runner = runner
         self.names, self.stride = runner.names, runner.stride
         self.specs = {n: replace(s, num_masks=s.num_masks * len(VIEWS)) for n, s in runner.specs.items()}
 
     def run(self, images: Tensor) -> Outputs:
-        """Return decoded outputs for (B, 3, H, W) uint8 or float images; there are no raw ones to speak of."""
+        """Run (B, 3, H, W) uint8 or float images; raw outputs stay empty."""
         scaled = images.float() / 255 if images.dtype == torch.uint8 else images
         network_hw = (scaled.shape[2], scaled.shape[3])
-        passes = []
+        views = []
         for view in VIEWS:
-            seen = rescaled(scaled.flip(3) if view.mirrored else scaled, view.scale, self.stride)
+            seen = rescale(scaled.flip(3) if view.mirrored else scaled, view.scale, self.stride)
             decoded = self.runner.run(seen).decoded
             padded_hw = (seen.shape[2], seen.shape[3])
-            passes.append({name: _undo(part, view, network_hw, padded_hw) for name, part in decoded.items()})
-        return Outputs(decoded={name: self._join(name, [part[name] for part in passes]) for name in passes[0]})
+            views.append({name: _undo(part, view, network_hw, padded_hw) for name, part in decoded.items()})
+        return Outputs(decoded={name: self._merge(name, [view[name] for view in views]) for name in views[0]})
 
-    def _join(self, name: str, parts: list[Decoded]) -> Decoded:
-        if name == PIXELS:
+    def _merge(self, name: str, parts: list[Decoded]) -> Decoded:
+        if name == SEMANTIC:
             height, width = parts[0]["logits"].shape[2:]
-            return mean([{"logits": resized(part["logits"], height, width)} for part in parts])
+            return average_outputs([{"logits": resize_maps(part["logits"], height, width)} for part in parts])
         if "predictions" not in parts[0]:
             return parts[0]
         spec: HeadSpec = self.runner.specs[name]
-        return join_boxes(without_tails(parts, len(spec.strides)), spec)
+        return concat_boxes(drop_extreme_levels(parts, len(spec.strides)), spec)
 
 
-class Mirrored:
-    """A `Runner` for classes of whole images: the mean of what it says to the image and to its mirror image."""
+class MirroredRunner:
+    """`Runner` for classification: averages the outputs for the image and its mirror image."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner, self.names, self.stride = runner, runner.names, runner.stride
         self.specs, self.fixed_hw = runner.specs, runner.fixed_hw
 
     def run(self, images: Tensor) -> Outputs:
-        """Return decoded outputs for (B, 3, H, W) uint8 or float images; there are no raw ones to speak of."""
+        """Run (B, 3, H, W) uint8 or float images; raw outputs stay empty."""
         views = [self.runner.run(seen).decoded for seen in (images, images.flip(3))]
-        return Outputs(decoded={name: mean([view[name] for view in views]) for name in self.specs})
+        return Outputs(decoded={name: average_outputs([view[name] for view in views]) for name in self.specs})
 
 
 def _undo(part: Decoded, view: View, network_hw: tuple[int, int], padded_hw: tuple[int, int]) -> Decoded:

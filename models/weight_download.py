@@ -1,15 +1,15 @@
-"""Download of YOLOv5's official weight files, only where the user asked for it with --download."""
+"""Download of YOLOv5's published weights, only with `--download`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from models.checkpoint import OFFICIAL_NAME, RELEASE
+from models.checkpoint import YOLOV5_NAME, YOLOV5_RELEASE
 from utils.core.errors import UserError
 from utils.core.http_client import RemoteFile, download_file, file_digest
 from utils.core.log import LOGGER
 
-MIN_BYTES, MAX_BYTES = 100_000, 2 << 30
+MIN_BYTES, MAX_BYTES = 100_000, 2 << 30  # of a plausible weight file
 KNOWN = {  # name -> (bytes, SHA-256) of release v7.0
     "yolov5n.pt": (4_062_133, "4f180cf23ba0717ada0badd6c685026d73d48f184d00fc159c2641284b2ac0a3"),
     "yolov5s.pt": (14_808_437, "8b3b748c1e592ddd8868022e8732fde20025197328490623cc16c6f24d0782ee"),
@@ -20,31 +20,31 @@ KNOWN = {  # name -> (bytes, SHA-256) of release v7.0
 
 
 def resolve_weights(text: str, download: bool) -> Path:
-    """Resolve a weight file; an official name that is not on disk is downloaded if `download` is set."""
+    """Convert a weight file's name to its path; with `download`, fetch a published file that is missing."""
     path = Path(text)
-    return download_official(path.name, path.parent) if download and not path.exists() else path
+    return download_weights(path.name, path.parent) if download and not path.exists() else path
 
 
-def download_official(name: str, folder: Path) -> Path:
+def download_weights(name: str, folder: Path) -> Path:
     """Download `name` from YOLOv5's release page into `folder` unless it is there.
 
     Args:
-        name: File name of an official checkpoint, for example `yolov5s.pt`.
-        folder: Destination folder.
+        name: file name of a published checkpoint, for example `yolov5s.pt`.
+        folder: destination folder.
 
     Returns:
         Path of the file. Size and SHA-256 are verified where they are known.
 
     Raises:
-        UserError: The name is not official, the network fails, or the file is not the expected one.
+        UserError: The release has no such file, the network fails, or the file is not the expected one.
     """
     path = Path(folder) / name
     if path.is_file():
         return path
-    if not OFFICIAL_NAME.fullmatch(name):
-        raise UserError(f"{path}: no such file; {name!r} is not an official weight file that --download can fetch")
+    if not YOLOV5_NAME.fullmatch(name):
+        raise UserError(f"{path}: no such file, and --download has no published weights named {name!r}")
     size, sha256 = KNOWN.get(name, (None, None))
-    remote = RemoteFile(f"{RELEASE}/{name}", size, sha256, min_bytes=MIN_BYTES, max_bytes=MAX_BYTES)
+    remote = RemoteFile(f"{YOLOV5_RELEASE}/{name}", size, sha256, min_bytes=MIN_BYTES, max_bytes=MAX_BYTES)
     LOGGER.info(f"downloading {remote.url} (these weights have their own licence, AGPL-3.0)")
     download_file(remote, path)
     if sha256 is None:

@@ -16,7 +16,7 @@ from utils.core.yaml_file import write_yaml
 TINY = ("--cfg", "yolov5n", "--img", "64", "--batch", "4", "--workers", "0", "--epochs", "1", "--noplots")
 
 
-def shows(name):
+def takes_source(name):
     """Check whether a program takes a source in place of a data set."""
     return name.endswith(("detect", "predict"))
 
@@ -26,7 +26,7 @@ def error_of(name, *options, project):
     module = importlib.import_module(name)
     line = [str(option) for option in (*options, *(() if "--project" in options else ("--project", project)))]
     with pytest.raises(UserError) as caught:
-        if shows(name):
+        if takes_source(name):
             module.main(module.build_parser().parse_args(line))
         else:
             module.run(**explicit_options(module.build_parser(), line))
@@ -57,6 +57,6 @@ def two_class_network(path):
 
 def options_for(name, weights, images):
     """Return options that would work if the weights did."""
-    if shows(name):
+    if takes_source(name):
         return ("--weights", weights, "--source", load_data(str(images)).split("val")[0], "--img", 64)
     return ("--weights", weights, "--data", images, "--img", 64, "--workers", 0)

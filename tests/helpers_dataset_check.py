@@ -1,4 +1,4 @@
-"""Faults to plant into a data set of YOLO labels, each with the kind of finding that must name it."""
+"""Faults to plant into a YOLO data set, each with the kinds of findings that must report it."""
 
 import shutil
 from collections.abc import Callable
@@ -14,12 +14,12 @@ NAMES = ("cat", "dog", "cow")
 
 
 def scene(seed: int, size_hw: tuple[int, int] = (96, 128)) -> np.ndarray:
-    """Return a picture of coloured clouds, unlike that of any other seed."""
+    """Return an image of coloured clouds that differs for every seed."""
     coarse = np.random.default_rng(seed).integers(0, 255, (7, 9, 3), dtype=np.uint8)
     return cv2.resize(coarse, size_hw[::-1], interpolation=cv2.INTER_CUBIC)
 
 
-def sound_set(root: Path, train: int = 32, val: int = 6) -> Path:
+def valid_set(root: Path, train: int = 32, val: int = 6) -> Path:
     """Write labelled clouds, two boxes each; return the data YAML."""
     for split, count, first in (("train", train, 0), ("val", val, 1000)):
         for kind in ("images", "labels"):
@@ -66,7 +66,7 @@ def _png_called_jpg(image: Path, label: Path) -> None:
 
 
 def _copy(image: Path, label: Path, to: str, name: str) -> tuple[Path, Path]:
-    """Return new places for a copy of an image and of its labels, which is made."""
+    """Copy an image and its labels; return the paths of the copies."""
     other = image.parents[1] / to / f"{name}{image.suffix}"
     other_label = label.parents[1] / to / f"{name}.txt"
     shutil.copy(image, other)
@@ -89,32 +89,35 @@ def _paler_copy(to: str) -> Callable[[Path, Path], None]:
 
 
 PLANTS: dict[str, tuple[set[str], Callable[[Path, Path], object]]] = {
-    "a word among numbers": ({"label-fault"}, _add_line("0 0.5 left 0.2 0.2")),
+    "word among numbers": ({"label-fault"}, _add_line("0 0.5 left 0.2 0.2")),
     "four fields": ({"label-fault"}, _add_line("0 0.5 0.5 0.2")),
     "a negative centre": ({"label-fault"}, _add_line("0 -0.1 0.5 0.2 0.2")),
-    "pixels instead of parts": ({"label-fault"}, _add_line("0 64 48 20 20")),
-    "half a class": ({"label-fault"}, _add_line("0.5 0.5 0.5 0.2 0.2")),
-    "bytes that are no text": ({"label-fault"}, lambda image, label: label.write_bytes(b"\xff\xfe\x00\x81")),
-    "a class nobody named": ({"unknown-class"}, _add_line("999 0.31 0.52 0.2 0.2")),
+    "pixels instead of fractions": ({"label-fault"}, _add_line("0 64 48 20 20")),
+    "fractional class": ({"label-fault"}, _add_line("0.5 0.5 0.5 0.2 0.2")),
+    "binary label file": ({"label-fault"}, lambda image, label: label.write_bytes(b"\xff\xfe\x00\x81")),
+    "unknown class": ({"unknown-class"}, _add_line("999 0.31 0.52 0.2 0.2")),
     "no width": ({"degenerate"}, _add_line("0 0.5 0.5 0 0.2")),
-    "the same line twice": ({"duplicate-label"}, _repeat),
+    "repeated line": ({"duplicate-label"}, _repeat),
     "two boxes on one object": ({"duplicate-box"}, _duplicate_box),
-    "a box over the edge": ({"over-edge"}, _add_line("0 0.97 0.52 0.2 0.21")),
-    "a needle": ({"odd-shape"}, _add_line("0 0.5 0.3 0.98 0.011")),
-    "a speck": ({"tiny"}, _add_line("0 0.5 0.5 0.002 0.002")),
+    "box beyond the image": ({"over-edge"}, _add_line("0 0.97 0.52 0.2 0.21")),
+    "extreme aspect ratio": ({"odd-shape"}, _add_line("0 0.5 0.3 0.98 0.011")),
+    "tiny box": ({"tiny"}, _add_line("0 0.5 0.5 0.002 0.002")),
     "an empty file": ({"unreadable"}, lambda image, label: image.write_bytes(b"")),
-    "a web page": ({"unreadable"}, lambda image, label: image.write_text("<!doctype html><title>404</title>")),
-    "half a file": ({"truncated"}, lambda image, label: image.write_bytes(image.read_bytes()[:-2000])),
-    "half a file with an end": ({"flat-end"}, _cut_with_end),
-    "turned by EXIF": ({"turned"}, _turn),
+    "HTML instead of an image": (
+        {"unreadable"},
+        lambda image, label: image.write_text("<!doctype html><title>404</title>"),
+    ),
+    "truncated image": ({"truncated"}, lambda image, label: image.write_bytes(image.read_bytes()[:-2000])),
+    "truncated image with end marker": ({"flat-end"}, _cut_with_end),
+    "EXIF rotation": ({"turned"}, _turn),
     "eight pixels": ({"too-small"}, lambda image, label: cv2.imwrite(str(image), scene(7, (8, 8)))),
-    "nothing but grey": ({"blank"}, lambda image, label: cv2.imwrite(str(image), np.full((96, 128, 3), 90, np.uint8))),
-    "a PNG called jpg": ({"suffix"}, _png_called_jpg),
-    "a copy": ({"duplicate-image"}, lambda image, label: _copy(image, label, image.parent.name, "copy")),
-    "a copy labelled otherwise": ({"duplicate-image", "conflict"}, _conflicting_copy),
-    "a paler, smaller copy": ({"near-duplicate"}, _paler_copy("train")),
-    "a training image in val": ({"leak"}, lambda image, label: _copy(image, label, "val", "leaked")),
-    "a paler one in val": ({"near-leak"}, _paler_copy("val")),
+    "uniform grey": ({"blank"}, lambda image, label: cv2.imwrite(str(image), np.full((96, 128, 3), 90, np.uint8))),
+    "PNG with suffix jpg": ({"suffix"}, _png_called_jpg),
+    "copy": ({"duplicate-image"}, lambda image, label: _copy(image, label, image.parent.name, "copy")),
+    "copy with other labels": ({"duplicate-image", "conflict"}, _conflicting_copy),
+    "paler, smaller copy": ({"near-duplicate"}, _paler_copy("train")),
+    "training image in val": ({"leak"}, lambda image, label: _copy(image, label, "val", "leaked")),
+    "paler copy in val": ({"near-leak"}, _paler_copy("val")),
     "labels without an image": ({"orphan-label"}, lambda image, label: shutil.copy(label, label.with_name("lost.txt"))),
     "an image without labels": ({"missing-label"}, lambda image, label: label.unlink()),
 }

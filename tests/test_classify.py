@@ -8,7 +8,7 @@ from torch.nn.functional import log_softmax
 
 from models.builder import build_network, read_architecture
 from models.checkpoint import load_checkpoint, save_checkpoint
-from models.pretrained import starting_point
+from models.pretrained import choose_initial_network
 from utils.core.contracts import Batch, EvalSettings, Geometry, HeadSpec, ImageInfo, Results
 from utils.core.data_config import load_data
 from utils.core.errors import UserError
@@ -228,7 +228,7 @@ def test_scores():
 
 
 def start(path=None, **settings):
-    return starting_point(TrainSettings(**settings), path, ("classify",), "yolov5n-cls")
+    return choose_initial_network(TrainSettings(**settings), path, ("classify",), "yolov5n-cls")
 
 
 def test_detector_weights_transfer_to_classifier(tmp_path):
@@ -242,7 +242,7 @@ def test_detector_weights_transfer_to_classifier(tmp_path):
     assert start(tmp_path / "d.pt", weights="d.pt", pretrained=False).state is None
     with pytest.raises(UserError, match="cannot cut a network of 25 rows after row 99"):
         start(tmp_path / "d.pt", weights="d.pt", cutoff=99)
-    with pytest.raises(UserError, match="nothing to cut"):
+    with pytest.raises(UserError, match="already has the head"):
         start(cfg="yolov5n-cls", cutoff=7)
 
 

@@ -115,7 +115,7 @@ def test_torchvision_networks(data, tmp_path, caplog):
     options = ("--data", data, *TINY, "--optimizer", "RMSProp", "--noplots", "--epochs", 1, "--project", tmp_path)
     with caplog.at_level("INFO", logger="polyolo"):
         found = run_here("classify.train", "--model", "squeezenet1_1", *options, "--name", "t")
-    assert "squeezenet1_1 from scratch; --download fetches" in caplog.text
+    assert "squeezenet1_1: training from scratch; use --download" in caplog.text
     best = tmp_path / "t" / "weights" / "best.pt"
     again = run_here("classify.val", "--weights", best, "--workers", 0, "--noplots", "--project", tmp_path)
     assert again["classify/top1"] == found["classify/top1"]

@@ -10,7 +10,7 @@ from collections import Counter
 import cv2
 import numpy as np
 import pytest
-from helpers_dataset_check import NAMES, PLANTS, scene, sound_set
+from helpers_dataset_check import NAMES, PLANTS, scene, valid_set
 from helpers_labels import coco_file, labelme_file, picture, voc_file
 
 import check
@@ -58,13 +58,13 @@ def group_members(data, kind):
 
 
 def test_valid_set_reports_only_absent_class(tmp_path):
-    found = run_checks(collect_records(load_data(str(sound_set(tmp_path / "set"))), 640))
+    found = run_checks(collect_records(load_data(str(valid_set(tmp_path / "set"))), 640))
     assert [(one.kind, one.text) for one in found] == [("empty-class", "1 of 3 classes have no objects: cow")]
 
 
 @pytest.mark.parametrize("name", PLANTS)
 def test_single_fault(name, tmp_path):
-    data = sound_set(tmp_path / "set", train=3, val=2)
+    data = valid_set(tmp_path / "set", train=3, val=2)
     kinds, plant = PLANTS[name]
     image = tmp_path / "set" / "images" / "train" / "001.jpg"
     plant(image, tmp_path / "set" / "labels" / "train" / "001.txt")
@@ -72,7 +72,7 @@ def test_single_fault(name, tmp_path):
 
 
 def test_all_faults_together(tmp_path):
-    data = sound_set(tmp_path / "set")
+    data = valid_set(tmp_path / "set")
     expected = plant_all(tmp_path / "set", sorted((tmp_path / "set" / "images" / "train").iterdir()))
     found = findings_of(data)
     # of a group the first image by name is the one a finding names: copies come after numbers
@@ -202,7 +202,7 @@ def test_class_folder_checks(tmp_path):
 
 
 def test_split_and_label_notes(tmp_path):
-    path = sound_set(tmp_path, train=4, val=2)
+    path = valid_set(tmp_path, train=4, val=2)
     (tmp_path / "labels" / "val" / "000.txt").write_text("2 0.5 0.5 0.2 0.2\n")
     for number in range(3):
         (tmp_path / "labels" / "train" / f"{number:03}.txt").unlink()
@@ -214,7 +214,7 @@ def test_split_and_label_notes(tmp_path):
 
 
 def test_identical_splits_are_not_a_leak(tmp_path):
-    path = sound_set(tmp_path, train=4, val=2)
+    path = valid_set(tmp_path, train=4, val=2)
     (tmp_path / "images" / "train" / "000.jpg").write_bytes(b"")
     write_yaml(path, {"train": "images/train", "val": "images/train", "names": list(NAMES)})
     report = check_dataset(CheckSettings(str(path), project=tmp_path / "runs"))
@@ -247,7 +247,7 @@ def test_similar_images_are_not_duplicates():
 
 
 def test_html_report_is_self_contained_and_escaped(tmp_path):
-    path = sound_set(tmp_path / "set", train=3, val=2)
+    path = valid_set(tmp_path / "set", train=3, val=2)
     evil = tmp_path / "set" / "images" / "train" / "<script>alert(1)<&>'.jpg"
     (tmp_path / "set" / "images" / "train" / "000.jpg").rename(evil)
     evil.write_bytes(evil.read_bytes()[:-900])
@@ -269,7 +269,7 @@ def test_html_report_is_self_contained_and_escaped(tmp_path):
 
 
 def test_anchor_fit_report(tmp_path):
-    path = sound_set(tmp_path / "set", train=24, val=2)
+    path = valid_set(tmp_path / "set", train=24, val=2)
     sides = ((0.25, 0.25), (0.5, 0.75), (0.75, 0.5))
     for number, label in enumerate(sorted((tmp_path / "set" / "labels" / "train").iterdir())):
         w, h = sides[number % 3]
@@ -292,7 +292,7 @@ def everything(folder):
 
 
 def test_cleaned_copy(tmp_path):
-    path = sound_set(tmp_path / "set")
+    path = valid_set(tmp_path / "set")
     plant_all(tmp_path / "set", sorted((tmp_path / "set" / "images" / "train").iterdir()))
     before = everything(tmp_path / "set")
     check_dataset(CheckSettings(str(path), fix=tmp_path / "clean", project=tmp_path / "runs"))
@@ -340,10 +340,10 @@ def test_cleaned_copy_of_semantic_and_class_folders(tmp_path):
 
 
 def test_exit_status(tmp_path, monkeypatch):
-    path = sound_set(tmp_path / "set", train=3, val=2)
+    path = valid_set(tmp_path / "set", train=3, val=2)
     line = ["--data", str(path), "--project", str(tmp_path / "runs")]
     check.main(line)
-    PLANTS["a box over the edge"][1](None, tmp_path / "set" / "labels" / "train" / "000.txt")
+    PLANTS["box beyond the image"][1](None, tmp_path / "set" / "labels" / "train" / "000.txt")
     check.main(line)  # a warning
     with pytest.raises(SystemExit) as left:
         check.main([*line, "--strict"])

@@ -14,15 +14,16 @@ import export
 import val
 from classify import predict as class_predict
 from classify import val as class_val
-from models.add_semantic_head import with_semantic
+from models.add_semantic_head import with_semantic_head
 from models.architecture import read_architecture
 from models.builder import build_network, classification_network
 from models.checkpoint import load_checkpoint, save_checkpoint
-from models.fuse import fuse, without_slices
-from models.heads.anchor_head import decode_level, whole_columns
+from models.fuse import fuse, replace_focus
+from models.heads.anchor_head import decode_level
 from models.layers.context import pool_to_grid
 from models.layers.space_to_depth import Focus
 from utils.backends.openvino import OFTEN
+from utils.backends.per_anchor_decoder import with_per_anchor_decoder
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
 from utils.core.yaml_file import read_yaml, write_yaml
@@ -42,10 +43,10 @@ def checkpoints(tmp_path_factory):
     networks = {
         "detect": detecting_network("yolov5n"),
         "classify": classification_network(detecting_network("yolov5n"), 3, CLASSES).eval(),
-        "semantic": detecting_network(with_semantic("yolov5n", "base", names=PIXELS, alone=True), PIXELS),
-        "psp": detecting_network(with_semantic("yolov5n-v5", "psp", names=PIXELS), spread=0.2),
-        "bise": detecting_network(with_semantic("yolov5n", "bise", names=PIXELS), spread=0.2),
-        "lab": detecting_network(with_semantic("yolov5n", "lab", names=PIXELS), spread=0.2),
+        "semantic": detecting_network(with_semantic_head("yolov5n", "base", names=PIXELS, alone=True), PIXELS),
+        "psp": detecting_network(with_semantic_head("yolov5n-v5", "psp", names=PIXELS), spread=0.2),
+        "bise": detecting_network(with_semantic_head("yolov5n", "bise", names=PIXELS), spread=0.2),
+        "lab": detecting_network(with_semantic_head("yolov5n", "lab", names=PIXELS), spread=0.2),
     }
     for name, network in networks.items():
         save_checkpoint(folder / f"{name}.pt", network, {"imgsz": SIDE})
@@ -138,18 +139,17 @@ def test_traced_decoding_is_bit_exact(masks, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["yolov5n", "yolov5n-seg"])
-def test_column_decoding_matches_head(name, monkeypatch):
+def test_column_decoding_matches_head(name):
     torch.manual_seed(0)
     network = fuse(build_network(read_architecture(name), 3)).eval().requires_grad_(False)
     (head,) = network.heads.values()
     features = [torch.randn(2, layer.in_channels, *size) for layer, size in zip(head.m, SIZES, strict=True)]
     plain = head.decode(head(features))["predictions"]
-    monkeypatch.setattr("models.heads.anchor_head.is_exporting", lambda: True)
-    with whole_columns():
-        found = head.decode(head(features))["predictions"]
+    (changed,) = with_per_anchor_decoder(network).heads.values()
+    found = changed.decode(changed(features))["predictions"]
     assert not torch.equal(found, plain)  # another way was taken
     torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-4)
-    assert torch.equal(head.decode(head(features))["predictions"], plain)  # and is left again
+    assert torch.equal(head.decode(head(features))["predictions"], plain)  # the original is unchanged
 
 
 def test_openvino_compiles_frequent_shapes(checkpoints, tmp_path):
@@ -175,7 +175,7 @@ def test_focus_as_convolution(kernel):
 
 def test_focus_is_replaced_in_exports_only(checkpoints):
     network = load_checkpoint(checkpoints["psp"]).network
-    plain = without_slices(network)
+    plain = replace_focus(network)
     assert isinstance(network.model[0], Focus) and not isinstance(plain.model[0], Focus)
     x = torch.rand(1, 3, 64, 64)
     ours, theirs = network.decode(network(x)), plain.decode(plain(x))

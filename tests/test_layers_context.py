@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from models.fuse import fold
 from models.kernels import conv_commute as coarse
-from models.kernels.conv_commute import pointwise, with_levels
-from models.kernels.winograd import MIN_CHANNELS, WideConv, convolved, pays, transformed
+from models.kernels.conv_commute import conv1x1_over_levels, conv3x3_over_levels
+from models.kernels.winograd import MIN_CHANNELS, WideConv, transform_kernel, use_winograd, winograd_conv3x3
 from models.layer_plan import LAYERS, Row
 from models.layers import fusion
 from models.layers.common import Conv
@@ -162,7 +162,7 @@ def both_ways(function, monkeypatch) -> tuple[torch.Tensor, torch.Tensor]:
 def test_pointwise_conv_commutes_with_resize(training, monkeypatch):
     block = randomize_batchnorm(Conv(2 + 3 + 4, 5).double()).train(training)
     maps = [torch.rand(2, 2, 12, 20), torch.rand(2, 3, 6, 10), torch.rand(2, 4, 3, 7)]
-    short, plain = both_ways(lambda: pointwise(block, [m.double() for m in maps]), monkeypatch)
+    short, plain = both_ways(lambda: conv1x1_over_levels(block, [m.double() for m in maps]), monkeypatch)
     torch.testing.assert_close(short, plain, rtol=1e-12, atol=1e-12)
 
 
@@ -174,7 +174,7 @@ def test_conv3x3_after_resize(folded, monkeypatch):
             block.conv, block.bn = fold(block.conv, block.bn), nn.Identity()
     x = torch.rand(2, 4, 9, 14).double()
     levels = [torch.rand(2, 3, 1, 1), torch.rand(2, 2, 6, 6), torch.rand(2, 2, 3, 2)]
-    short, plain = both_ways(lambda: with_levels(block, x, [level.double() for level in levels]), monkeypatch)
+    short, plain = both_ways(lambda: conv3x3_over_levels(block, x, [level.double() for level in levels]), monkeypatch)
     torch.testing.assert_close(short, plain, rtol=1e-12, atol=1e-12)
     assert short.shape == (2, 5, 9, 14)
 
@@ -187,16 +187,16 @@ def test_resize_add_in_place(monkeypatch):
         randomize_batchnorm(WideConv(4 + 3 + 4 + 4, 5).double()),
     )
     added = []
-    monkeypatch.setattr(coarse, "_added", lambda *a, real=coarse._added: added.append(1) or real(*a))
+    monkeypatch.setattr(coarse, "_accumulate", lambda *a, real=coarse._accumulate: added.append(1) or real(*a))
     with torch.inference_mode():
         for function in (
-            lambda: pointwise(one, [maps[0], maps[1], maps[2]]),
-            lambda: with_levels(three, maps[0], maps[1:]),
+            lambda: conv1x1_over_levels(one, [maps[0], maps[1], maps[2]]),
+            lambda: conv3x3_over_levels(three, maps[0], maps[1:]),
         ):
             short, plain = both_ways(function, monkeypatch)
             torch.testing.assert_close(short, plain, rtol=1e-12, atol=1e-12)
     assert len(added) == 3 and all(torch.equal(m, kept) for m, kept in zip(maps, lasting, strict=True))
-    short, plain = both_ways(lambda: pointwise(one, [maps[0], maps[1], maps[2]]), monkeypatch)
+    short, plain = both_ways(lambda: conv1x1_over_levels(one, [maps[0], maps[1], maps[2]]), monkeypatch)
     short.sum().backward()  # what inference has kept serves in training, too
     torch.testing.assert_close(short, plain, rtol=1e-12, atol=1e-12)
 
@@ -224,7 +224,7 @@ def test_fast_paths_have_plain_gradients(monkeypatch):
     def gradient():
         block.zero_grad()
         inputs = [x.clone().requires_grad_(), level.clone().requires_grad_()]
-        with_levels(block, inputs[0], inputs[1:]).square().sum().backward()
+        conv3x3_over_levels(block, inputs[0], inputs[1:]).square().sum().backward()
         return torch.cat([t.grad.flatten() for t in (*inputs, block.conv.weight)])
 
     short, plain = both_ways(gradient, monkeypatch)
@@ -247,13 +247,14 @@ def test_winograd_matches_plain_convolution(size):
     x = torch.randn(2, 7, *size).contiguous(memory_format=torch.channels_last)
     weight, bias = torch.randn(5, 7, 3, 3), torch.randn(5)
     plain = functional.conv2d(x.double(), weight.double(), bias.double(), padding=1)
-    found = convolved([x], transformed(weight), bias)
+    found = winograd_conv3x3([x], transform_kernel(weight), bias)
     assert found.shape == plain.shape
     assert (found - plain).abs().max() < 2e-5 * plain.abs().max()
     assert torch.equal(
-        convolved([x[:1]], transformed(weight), bias), convolved([x[:1].contiguous()], transformed(weight), bias)
+        winograd_conv3x3([x[:1]], transform_kernel(weight), bias),
+        winograd_conv3x3([x[:1].contiguous()], transform_kernel(weight), bias),
     )
-    assert torch.equal(convolved([x[:, :3], x[:, 3:]], transformed(weight), bias), found)
+    assert torch.equal(winograd_conv3x3([x[:, :3], x[:, 3:]], transform_kernel(weight), bias), found)
 
 
 def test_winograd_with_scale_and_silu():
@@ -262,7 +263,7 @@ def test_winograd_with_scale_and_silu():
     weight, bias = torch.randn(5, 7, 3, 3), torch.randn(5)
     plain = functional.silu(functional.conv2d((x * factors).double(), weight.double(), bias.double(), padding=1))
     before = x.clone()
-    found = convolved([x], transformed(weight), bias, factors, silu=True)
+    found = winograd_conv3x3([x], transform_kernel(weight), bias, factors, silu=True)
     assert (found - plain).abs().max() < 2e-5 * plain.abs().max()
     assert torch.equal(x, before)  # the map may be somebody else's
 
@@ -271,19 +272,19 @@ def test_wide_convolution_scales(monkeypatch):
     block = randomize_batchnorm(WideConv(MIN_CHANNELS, MIN_CHANNELS)).requires_grad_(False).eval()
     x, factors = torch.randn(1, MIN_CHANNELS, 32, 32), torch.rand(1, MIN_CHANNELS, 1, 1)
     short = block(x, factors=factors)
-    monkeypatch.setattr("models.kernels.winograd.pays", lambda x, weight: False)
+    monkeypatch.setattr("models.kernels.winograd.use_winograd", lambda x, weight: False)
     torch.testing.assert_close(short, block(x, factors=factors), rtol=1e-3, atol=1e-4)
 
 
 def test_winograd_only_in_inference():
     block = randomize_batchnorm(WideConv(MIN_CHANNELS, MIN_CHANNELS)).requires_grad_(False)
     x = torch.randn(1, MIN_CHANNELS, 32, 32)
-    assert pays(x, block.conv.weight)
-    assert not pays(x[..., :31], block.conv.weight)
-    assert not pays(x.double(), block.conv.weight)
-    assert not pays(x.clone().requires_grad_(), block.conv.weight)
+    assert use_winograd(x, block.conv.weight)
+    assert not use_winograd(x[..., :31], block.conv.weight)
+    assert not use_winograd(x.double(), block.conv.weight)
+    assert not use_winograd(x.clone().requires_grad_(), block.conv.weight)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not pays(x, block.conv.weight)
+        assert not use_winograd(x, block.conv.weight)
     plain = Conv.forward
 
     def check():
@@ -305,4 +306,4 @@ def test_winograd_only_in_inference():
     assert not copy.deepcopy(block)._kernels
     assert WideConv(4, 4).state_dict().keys() == Conv(4, 4).state_dict().keys()
     block.requires_grad_(True)
-    assert not pays(x, block.conv.weight)
+    assert not use_winograd(x, block.conv.weight)

@@ -146,7 +146,7 @@ def test_forward_return_type():
 def test_decoding_golden_vector():
     anchors = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]]
     head = Detect(3, anchors, (8, 8, 8))
-    head.set_up((8, 16, 32))
+    head.configure((8, 16, 32))
     sizes = ((2, 3), (1, 2), (1, 1))
     raw = {f"level{i}": torch.zeros(1, 3, h, w, 8, dtype=torch.bfloat16) for i, (h, w) in enumerate(sizes)}
     predictions = head.decode(raw)["predictions"]
@@ -177,7 +177,7 @@ def test_initial_strides_anchors_and_biases():
 def test_bias_initialisation_single_class():
     head = Detect(1, [[10, 13], [30, 61]], (4, 4))
     before = [conv.bias.detach().clone().view(1, 6) for conv in head.m]
-    head.set_up((8, 64))
+    head.configure((8, 64))
     offsets = [(conv.bias.view(1, 6) - old)[0].tolist() for conv, old in zip(head.m, before, strict=True)]
     assert offsets[0] == pytest.approx([0, 0, 0, 0, math.log(8 / 80**2), 11.0021], abs=1e-4)
     assert offsets[1][4] == pytest.approx(-2.525729, abs=1e-6)
@@ -186,10 +186,10 @@ def test_bias_initialisation_single_class():
 def test_anchor_order_by_mean_area():
     # falling in pixels but, divided by the strides, growing: only the pixels count
     head = Detect(1, [[40, 40], [16, 16]], (4, 4))
-    head.set_up((8, 4))
+    head.configure((8, 4))
     assert (head.anchors * torch.tensor([8.0, 4.0]).view(2, 1, 1)).flatten().tolist() == [40, 40, 16, 16]
     reversed_head = Detect(1, [[300, 300], [10, 10]], (4, 4))
-    reversed_head.set_up((8, 32))
+    reversed_head.configure((8, 32))
     assert reversed_head.spec.anchors == (((10, 10),), ((300, 300),))
 
 
@@ -316,16 +316,16 @@ FAULTS = {
     "too many arguments": (replaced("[128, 3, 2]", "[128, 3, 2, 1, 1, 1, 1, 1, 1]"), r"row 1 \(Conv\)"),
     "argument is text": (replaced("[128, 3, 2]", "[128, three, 2]"), r"row 1 \(Conv\)"),
     "no channels": (replaced("[128, 3, 2]", "[]"), r"row 1 \(Conv\): the first argument"),
-    "short row": (replaced("[-1, 1, SPP, [256, [3, 5]]]", "[-1, 1, SPP]"), r"row 5 \(SPP\): a row is"),
-    "row is text": (replaced("[-1, 1, SPP, [256, [3, 5]]]", "SPP"), r"row 5: a row is"),
+    "short row": (replaced("[-1, 1, SPP, [256, [3, 5]]]", "[-1, 1, SPP]"), r"row 5 \(SPP\): a row must be"),
+    "row is text": (replaced("[-1, 1, SPP, [256, [3, 5]]]", "SPP"), r"row 5: a row must be"),
     "sizes differ": (replaced("[[-1, 2], 1,", "[[-1, 0], 1,"), r"row 7 \(Concat\): Sizes of tensors must match"),
     "repeats": (replaced("3, C3,", "0, C3,"), r"row 2 \(C3\): the second entry"),
     "activation": (replaced("nn.LeakyReLU(0.1)", "os.system('true')"), r"activation"),
     "output of a head": (replaced("   [[8, 5], 1, Detect, [nc, anchors]],",
      "   [[8, 5], 1, Detect, [nc, anchors]],\n   [-1, 1, Conv, [8]],"), r"row 10 \(Conv\).*a head"),
     "two heads of one name": (replaced("   [[8, 5], 1, Detect, [nc, anchors]],",
-     "   [[8, 5], 1, Detect, [nc, anchors]],\n   [[8, 5], 1, Detect, [nc, anchors]],"), r"'detect' stands twice"),
-    "no head": (replaced("   [[8, 5], 1, Detect, [nc, anchors]],\n", ""), r"no head"),
+     "   [[8, 5], 1, Detect, [nc, anchors]],\n   [[8, 5], 1, Detect, [nc, anchors]],"), r"two heads named 'detect'"),
+    "no head": (replaced("   [[8, 5], 1, Detect, [nc, anchors]],\n", ""), r"is a head"),
     "key twice": (USER_YAML + "nc: 8\n", r"duplicate key"),
     "not yaml": (replaced("backbone:", "backbone: ]"), r"invalid YAML"),
     "no anchors": (replaced("anchors:", "anchor:"), r"row 9 \(Detect\): needs the key `anchors:`"),

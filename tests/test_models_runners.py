@@ -14,14 +14,14 @@ from torch import nn
 import models.summary
 import models.weight_download
 from models.builder import build_network, classification_network, read_architecture
-from models.ensemble import Ensemble, join_boxes
+from models.ensemble import Ensemble, concat_boxes
 from models.fuse import fuse
 from models.layers.csp import BottleneckCSP
 from models.network import Network
 from models.network_runner import NetworkRunner
 from models.summary import summarize
-from models.tta import VIEWS, augmented, rescaled, undo_boxes, undo_prototypes, without_tails
-from models.weight_download import download_official
+from models.tta import VIEWS, drop_extreme_levels, rescale, undo_boxes, undo_prototypes, with_tta
+from models.weight_download import download_weights
 from utils.core import http_client
 from utils.core.contracts import HeadSpec
 from utils.core.errors import UserError
@@ -101,7 +101,7 @@ def test_ensemble_members_must_agree():
     detector = random_network("yolov5n", 2)
     with pytest.raises(UserError, match="2 and 3 classes"):
         Ensemble([runner(detector), runner(random_network("yolov5n", 3))])
-    with pytest.raises(UserError, match="heads differ: detect and classify"):
+    with pytest.raises(UserError, match=r"heads differ \(detect and classify\)"):
         Ensemble([runner(detector), runner(classification_network(detector, 2))])
 
 
@@ -116,7 +116,7 @@ def test_ensemble_averages_classifiers():
 def test_ensemble_mask_prototypes():
     spec = HeadSpec("segment", 1, (8,), num_masks=2)
     parts = [{"predictions": torch.rand(1, n, 8), "prototypes": torch.rand(1, 2, 3, 4)} for n in (2, 5)]
-    joined = join_boxes(parts, spec)
+    joined = concat_boxes(parts, spec)
     for part, rows in zip(parts, (slice(0, 2), slice(2, 7)), strict=True):
         masks = torch.einsum("bnm,bmhw->bnhw", joined["predictions"][:, rows, 6:], joined["prototypes"])
         alone = torch.einsum("bnm,bmhw->bnhw", part["predictions"][..., 6:], part["prototypes"])
@@ -125,13 +125,13 @@ def test_ensemble_mask_prototypes():
 
 def test_tta_views():
     images = torch.rand(1, 3, 384, 640)
-    seen = rescaled(images, 0.83, 32)
+    seen = rescale(images, 0.83, 32)
     # 384 x .83 = 318.72 -> 318 pixels in 320; 640 x .83 = 531.2 -> 531 in 544
     assert seen.shape == (1, 3, 320, 544)
     assert (seen[..., 318:, :] == 0.447).all()
     assert (seen[..., 531:] == 0.447).all()
     assert not (seen[..., :318, :531] == 0.447).all()
-    assert rescaled(images, 1.0, 32) is images
+    assert rescale(images, 1.0, 32) is images
 
 
 def test_tta_inverts_flip():
@@ -142,7 +142,7 @@ def test_tta_inverts_flip():
 def test_tta_drops_tails():
     # 64 x 64, strides 8, 16, 32, one anchor: 64 + 16 + 4 cells
     passes = [{"predictions": torch.arange(84.0).view(1, 84, 1)} for _ in range(3)]
-    first, second, last = (part["predictions"].flatten().tolist() for part in without_tails(passes, 3))
+    first, second, last = (part["predictions"].flatten().tolist() for part in drop_extreme_levels(passes, 3))
     assert first == list(range(80))
     assert len(second) == 84
     assert last == list(range(64, 84))
@@ -153,7 +153,7 @@ def test_tta_prototypes():
     base = nn.functional.avg_pool2d(ramp, 4)
     for view in VIEWS:
         images = (ramp.flip(3) if view.mirrored else ramp).expand(1, 3, -1, -1)
-        seen = rescaled(images, view.scale, 32)
+        seen = rescale(images, view.scale, 32)
         prototypes = nn.functional.avg_pool2d(seen[:, :1], 4)
         undone = undo_prototypes(prototypes, view, (384, 640), (seen.shape[2], seen.shape[3]))
         assert undone.shape == base.shape
@@ -163,18 +163,18 @@ def test_tta_prototypes():
 def test_tta_with_ensemble():
     first, second = runner(random_network("yolov5n", seed=1)), runner(random_network("yolov5n", seed=2))
     images = torch.rand(1, 3, 64, 64)
-    found = augmented(first).run(images).decoded["detect"]["predictions"]
+    found = with_tta(first).run(images).decoded["detect"]["predictions"]
     # 252 - 12 coarsest; .83 -> 64 px again: 252; .67 -> 64 px: 252 - 192 finest
     assert found.shape == (1, 240 + 252 + 60, 7)
     assert torch.equal(found[:, :240], first.run(images).decoded["detect"]["predictions"][:, :240])
-    both = augmented(Ensemble([first, second])).run(images).decoded["detect"]["predictions"]
+    both = with_tta(Ensemble([first, second])).run(images).decoded["detect"]["predictions"]
     assert torch.equal(both[:, : found.shape[1]], found)
     assert both.shape[1] == 2 * found.shape[1]
 
 
 def test_tta_with_masks_and_classifiers():
     network = random_network("yolov5n-seg")
-    wrapped = augmented(runner(network))
+    wrapped = with_tta(runner(network))
     decoded = wrapped.run(torch.rand(1, 3, 64, 64)).decoded["segment"]
     assert wrapped.specs["segment"].num_masks == 96
     assert decoded["prototypes"].shape == (1, 96, 16, 16)
@@ -184,7 +184,7 @@ def test_tta_with_masks_and_classifiers():
     classifier = runner(network)
     images = torch.rand(1, 3, 64, 64)
     plain, mirrored = (classifier.run(seen).decoded["classify"]["probabilities"] for seen in (images, images.flip(3)))
-    found = augmented(classifier).run(images).decoded["classify"]["probabilities"]
+    found = with_tta(classifier).run(images).decoded["classify"]["probabilities"]
     assert torch.allclose(found, (plain + mirrored) / 2) and not torch.equal(plain, mirrored)
 
 
@@ -209,7 +209,7 @@ def release(monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Release)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    monkeypatch.setattr(models.weight_download, "RELEASE", f"http://127.0.0.1:{server.server_port}/v7.0")
+    monkeypatch.setattr(models.weight_download, "YOLOV5_RELEASE", f"http://127.0.0.1:{server.server_port}/v7.0")
     monkeypatch.setattr(http_client.time, "sleep", lambda seconds: None)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     yield
@@ -222,21 +222,21 @@ def test_official_weights_download(release, tmp_path, monkeypatch):
     right = (len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
     monkeypatch.setattr(models.weight_download, "KNOWN", {"yolov5n.pt": right, "yolov5s.pt": (right[0], "0" * 64),
                                                    "yolov5m.pt": (right[0] - 1, right[1])})  # fmt: skip
-    assert download_official("yolov5n.pt", tmp_path / "new").read_bytes() == CONTENT
-    assert download_official("yolov5s-seg.pt", tmp_path).read_bytes() == CONTENT  # no checksum is known
+    assert download_weights("yolov5n.pt", tmp_path / "new").read_bytes() == CONTENT
+    assert download_weights("yolov5s-seg.pt", tmp_path).read_bytes() == CONTENT  # no checksum is known
     for name, pattern in {"yolov5s.pt": "not the expected file", "yolov5m.pt": "not the expected file",
                           "yolov5x6.pt": "404",
                           "yolov5l6.pt": "100 bytes", "yolov5n6.pt": "cannot be downloaded",
-                          "other.pt": "not an official"}.items():  # fmt: skip
+                          "other.pt": "no published weights"}.items():  # fmt: skip
         with pytest.raises(UserError, match=pattern):
-            download_official(name, tmp_path)
+            download_weights(name, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "yolov5s-seg.pt"]
 
 
 def test_download_without_network(tmp_path, monkeypatch):
-    monkeypatch.setattr(models.weight_download, "RELEASE", "http://127.0.0.1:9/v7.0")
+    monkeypatch.setattr(models.weight_download, "YOLOV5_RELEASE", "http://127.0.0.1:9/v7.0")
     monkeypatch.setattr(http_client.time, "sleep", lambda seconds: None)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(UserError, match="cannot be downloaded"):
-        download_official("yolov5n.pt", tmp_path)
+        download_weights("yolov5n.pt", tmp_path)
     assert not list(tmp_path.iterdir())

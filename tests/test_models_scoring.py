@@ -5,13 +5,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.add_semantic_head import with_semantic
+from models.add_semantic_head import with_semantic_head
 from models.builder import build_network, classification_network, read_architecture
 from models.ensemble import Ensemble
-from models.kernels.resample import entries_of, in_resized, pixels_of, resample
+from models.kernels.resample import map_to_pixels, pixels_to_map, resample, to_resized_image
 from models.network_runner import NetworkRunner
-from models.semantic_inference import MultiScale, SlidingWindow
-from models.tta import VIEWS, augmented
+from models.semantic_inference import MultiScaleRunner, SlidingWindowRunner
+from models.tta import VIEWS, with_tta
 from utils.core.contracts import HeadSpec, Outputs
 from utils.core.errors import UserError
 
@@ -61,19 +61,19 @@ def test_bilinear_lookup():
 
 
 def test_grid_follows_flip_and_resize():
-    assert pixels_of(3, 9).tolist() == [0, 4, 8]
-    assert entries_of(torch.tensor([0.0, 4, 8]), 9, 3).tolist() == [0, 1, 2]
+    assert map_to_pixels(3, 9).tolist() == [0, 4, 8]
+    assert pixels_to_map(torch.tensor([0.0, 4, 8]), 9, 3).tolist() == [0, 1, 2]
     # two pixels become one: their middle is its middle; mirrored the last comes first
-    assert in_resized(torch.tensor([0.5, 2.5]), 8, 4).tolist() == [0, 1]
-    assert in_resized(torch.tensor([6.5, 4.5]), 8, 4, mirrored=True).tolist() == [0, 1]
-    assert in_resized(torch.tensor([0.0, 7.0]), 8, 16).tolist() == [0.5, 14.5]
+    assert to_resized_image(torch.tensor([0.5, 2.5]), 8, 4).tolist() == [0, 1]
+    assert to_resized_image(torch.tensor([6.5, 4.5]), 8, 4, mirrored=True).tolist() == [0, 1]
+    assert to_resized_image(torch.tensor([0.0, 7.0]), 8, 16).tolist() == [0.5, 14.5]
 
 
 @pytest.mark.parametrize("size", [(160, 256), (128, 96)])
 def test_semantic_tta_views(size):
     images, plain = ramp(*size), Painter(32)
     assert {view.mirrored for view in VIEWS} == {True, False}
-    found = logits_of(augmented(plain), images)
+    found = logits_of(with_tta(plain), images)
     assert len(plain.seen) == len(VIEWS)
     expected = logits_of(plain, images)
     # resizing holds half a pixel; the entry beside the padding of a view stands for its neighbour as well
@@ -84,15 +84,15 @@ def test_semantic_tta_views(size):
 def test_tta_with_semantic_heads():
     images = torch.rand(2, 3, 64, 96)
     both = network_runner("yolov5n_city_seg")
-    found, plain = augmented(both).run(images).decoded, both.run(images).decoded
+    found, plain = with_tta(both).run(images).decoded, both.run(images).decoded
     assert found["detect"]["predictions"].shape[1] > plain["detect"]["predictions"].shape[1]
     assert found["semantic"]["logits"].shape == plain["semantic"]["logits"].shape == (2, 3, 8, 12)
     assert not torch.equal(found["semantic"]["logits"], plain["semantic"]["logits"])
-    alone = augmented(network_runner("yolov5n-sem"))
+    alone = with_tta(network_runner("yolov5n-sem"))
     assert logits_of(alone, images).shape == (2, 3, 8, 12)
     assert alone.specs["semantic"].names == alone.names == ("c0", "c1", "c2")
     classifier = classification_network(both.network, 2)
-    whole = augmented(NetworkRunner(classifier, CPU)).run(images).decoded["classify"]["probabilities"]
+    whole = with_tta(NetworkRunner(classifier, CPU)).run(images).decoded["classify"]["probabilities"]
     assert whole.shape == (2, 2) and torch.allclose(whole.sum(1), torch.ones(2))
 
 
@@ -101,7 +101,7 @@ def test_ensemble_averages_semantic_logits():
     images = torch.rand(1, 3, 64, 96)
     expected = (logits_of(first, images) + logits_of(second, images)) / 2
     torch.testing.assert_close(logits_of(Ensemble([first, second]), images), expected)
-    coarse = network_runner_of(with_semantic(P3_AT_16, "base", 3, alone=True))
+    coarse = network_runner_of(with_semantic_head(P3_AT_16, "base", 3, alone=True))
     assert logits_of(coarse, images).shape == (1, 3, 8, 12)
     small = torch.rand(1, 3, 4, 6)
 
@@ -115,7 +115,7 @@ def test_ensemble_averages_semantic_logits():
     with pytest.raises(UserError, match="2 and 3 classes"):
         Ensemble([first, network_runner("yolov5n-sem", 2)])
     joint = Ensemble([network_runner("yolov5n-psp", seed=s) for s in (1, 2)])
-    decoded = augmented(joint).run(images).decoded
+    decoded = with_tta(joint).run(images).decoded
     assert decoded["semantic"]["logits"].shape == (1, 3, 8, 12) and "predictions" in decoded["detect"]
     assert joint.specs["semantic"].names == ("c0", "c1", "c2") and len(joint.names) == 80
 
@@ -133,16 +133,16 @@ def network_runner_of(description: dict) -> NetworkRunner:
 
 def test_single_scale_equals_plain_run():
     runner, images = network_runner("yolov5n-sem"), torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
-    assert torch.equal(logits_of(MultiScale(runner, (1.0,), flip=False), images), logits_of(runner, images))
+    assert torch.equal(logits_of(MultiScaleRunner(runner, (1.0,), flip=False), images), logits_of(runner, images))
     mirrored = logits_of(runner, images.flip(3)).flip(3)
     torch.testing.assert_close(
-        logits_of(MultiScale(runner, (1.0,)), images), (logits_of(runner, images) + mirrored) / 2
+        logits_of(MultiScaleRunner(runner, (1.0,)), images), (logits_of(runner, images) + mirrored) / 2
     )
 
 
 def test_multi_scale_runs_agree():
     images, plain = ramp(64, 128), Painter(32)
-    found = logits_of(MultiScale(plain, (0.5, 1.0, 1.5)), images)
+    found = logits_of(MultiScaleRunner(plain, (0.5, 1.0, 1.5)), images)
     assert plain.seen == [(96, 192)] * 2 + [(64, 128)] * 2 + [(32, 64)] * 2
     assert found.shape == (1, 3, 12, 24)  # of the largest view
     expected = functional.interpolate(images, size=(12, 24), mode="bilinear", align_corners=True)
@@ -151,36 +151,36 @@ def test_multi_scale_runs_agree():
 
 def test_scoring_runners_return_semantic_head_only():
     runner = network_runner("yolov5n-psp")
-    for wrapped in (MultiScale(runner), SlidingWindow(runner, (64, 64))):
+    for wrapped in (MultiScaleRunner(runner), SlidingWindowRunner(runner, (64, 64))):
         assert list(wrapped.specs) == ["semantic"] and wrapped.names == ("c0", "c1", "c2")
         assert list(wrapped.run(torch.rand(1, 3, 96, 96)).decoded) == ["semantic"]
-    with pytest.raises(UserError, match="class per pixel; this one's heads: detect"):
-        MultiScale(NetworkRunner(build_network(read_architecture("yolov5n"), 2).eval(), CPU))
+    with pytest.raises(UserError, match="semantic model; the heads of this one are: detect"):
+        MultiScaleRunner(NetworkRunner(build_network(read_architecture("yolov5n"), 2).eval(), CPU))
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda runner: MultiScale(runner, ()),
-        lambda runner: MultiScale(runner, (1.0, 0.0)),
-        lambda runner: SlidingWindow(runner, (64, 0)),
-        lambda runner: SlidingWindow(runner, (64, 64), 1.0),
+        lambda runner: MultiScaleRunner(runner, ()),
+        lambda runner: MultiScaleRunner(runner, (1.0, 0.0)),
+        lambda runner: SlidingWindowRunner(runner, (64, 0)),
+        lambda runner: SlidingWindowRunner(runner, (64, 64), 1.0),
     ],
 )
 def test_invalid_scoring_settings(wrong):
-    with pytest.raises(UserError, match=r"factors above 0|overlap"):
+    with pytest.raises(UserError, match=r"scales must be above 0|overlap"):
         wrong(Painter())
 
 
 def test_fixed_size_model_windows():
     fixed = Painter(32)
     fixed.fixed_hw = (64, 64)
-    assert logits_of(SlidingWindow(fixed, (64, 64)), ramp(64, 160)).shape == (1, 3, 8, 20)
+    assert logits_of(SlidingWindowRunner(fixed, (64, 64)), ramp(64, 160)).shape == (1, 3, 8, 20)
     assert set(fixed.seen) == {(64, 64)}
-    with pytest.raises(UserError, match="windows have that size"):
-        SlidingWindow(fixed, (96, 96))
+    with pytest.raises(UserError, match="windows must have that size"):
+        SlidingWindowRunner(fixed, (96, 96))
     with pytest.raises(UserError, match="takes only"):
-        MultiScale(fixed)
+        MultiScaleRunner(fixed)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -190,14 +190,14 @@ def test_fixed_size_model_windows():
 def test_whole_image_window_equals_plain_run():
     runner, images = network_runner("yolov5n-sem"), torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     for window in ((64, 96), (128, 128), (50, 90)):  # the last is rounded up to the stride
-        assert torch.equal(logits_of(SlidingWindow(runner, window), images), logits_of(runner, images))
+        assert torch.equal(logits_of(SlidingWindowRunner(runner, window), images), logits_of(runner, images))
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6])
 @pytest.mark.parametrize("window", [(64, 64), (32, 96), (64, 200)])
 def test_windows_cover_the_image(window, overlap):
     images, plain = ramp(96, 200), Painter(32)
-    found = logits_of(SlidingWindow(plain, window, overlap), images)
+    found = logits_of(SlidingWindowRunner(plain, window, overlap), images)
     assert len(plain.seen) > 1
     expected = logits_of(Painter(), images)
     assert found.shape == expected.shape
@@ -206,7 +206,7 @@ def test_windows_cover_the_image(window, overlap):
 
 
 def test_window_positions():
-    sliding = SlidingWindow(Painter(32), (64, 64), 0.25)  # steps of 48 at most
+    sliding = SlidingWindowRunner(Painter(32), (64, 64), 0.25)  # steps of 48 at most
     assert sliding.starts(64, 64) == [0] and sliding.starts(65, 64) == [0, 1]
     assert sliding.starts(160, 64) == [0, 48, 96]
     assert sliding.starts(200, 64) == [0, 45, 91, 136]
@@ -219,6 +219,6 @@ def test_overlapping_windows_are_averaged():
             size = [side // 8 for side in images.shape[2:]]
             return Outputs(decoded={"semantic": {"logits": torch.full((1, 3, *size), float(len(self.seen)))}})
 
-    found = logits_of(SlidingWindow(Counter(32), (64, 64), 0.5), torch.zeros(1, 3, 64, 96))
+    found = logits_of(SlidingWindowRunner(Counter(32), (64, 64), 0.5), torch.zeros(1, 3, 64, 96))
     # windows at 0 and 32; entries stand for pixels 0, 8.6, 17.3, 25.9, 34.5, 43.2, 51.8, 60.5, 69.1, 77.7, 86.4, 95
     assert found[0, 0, 0].tolist() == [1] * 4 + [1.5] * 4 + [2] * 4

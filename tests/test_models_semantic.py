@@ -10,14 +10,14 @@ from test_models_official import official_file
 from torch import nn
 from torch.nn import functional
 
-from models.add_semantic_head import DESIGNS, semantic_design, with_semantic
+from models.add_semantic_head import DESIGNS, semantic_design, with_semantic_head
 from models.architecture import known_names, read_architecture
 from models.builder import build_network
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.fuse import fuse, fuse_blocks
 from models.layers.common import Conv
 from models.summary import summarize
-from models.transfer import state_for, transfer
+from models.transfer import align_state, transfer
 from utils.core.errors import UserError
 
 ROWS = {
@@ -95,7 +95,7 @@ def test_raw_map_shapes(design):
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_every_parameter_has_a_gradient(design):
-    head = build_network(with_semantic("yolov5n", design, 3, alone=True)).train()
+    head = build_network(with_semantic_head("yolov5n", design, 3, alone=True)).train()
     raw = head(torch.rand(1, 3, 64, 64))["semantic"]
     sum(value.square().mean() for value in raw.values()).backward()
     assert not [name for name, p in head.named_parameters() if p.grad is None]
@@ -171,13 +171,13 @@ FAULTS = {
     "too many classes": (("n_segcls: 3", "n_segcls: 256"), r"row 3 \(SegMaskPSP\).*from 1 to 255"),
     "inputs": (("[[0, 1, 2], 1, SegMaskPSP", "[[0, 1], 1, SegMaskPSP"), r"row 3 \(SegMaskPSP\): takes 3 input"),
     "one input too many": (("SegMaskPSP", "SegMaskLab"), r"row 3 \(SegMaskLab\): takes 2 input"),
-    "arguments": (("3, 32, False", "3, 32"), r"row 3 \(SegMaskPSP\): takes \[n_segcls, repeats"),
+    "arguments": (("3, 32, False", "3, 32"), r"row 3 \(SegMaskPSP\): expected \[n_segcls, repeats"),
     "shortcut": (("3, 32, False", "3, 32, 7"), r"row 3 \(SegMaskPSP\): the fourth argument"),
-    "channels": (("3, 32, False", "3, wide, False"), r"row 3 \(SegMaskPSP\).*no number of channels"),
+    "channels": (("3, 32, False", "3, wide, False"), r"row 3 \(SegMaskPSP\).*expected a number of channels"),
     "repeats": (("3, 32, False", "x, 32, False"), r"row 3 \(SegMaskPSP\).*repeats"),
-    "lab depth": (("[[0, 1, 2], 1, SegMaskPSP, [n_segcls, 3", "[[0, 1], 1, SegMaskLab, [n_segcls, 5"), "is above 4"),
+    "lab depth": (("[[0, 1, 2], 1, SegMaskPSP, [n_segcls, 3", "[[0, 1], 1, SegMaskLab, [n_segcls, 5"), "at most 4,"),
     "order": (("[[0, 1, 2], 1, SegMaskPSP", "[[1, 0, 2], 1, SegMaskPSP"), r"row 3 \(SegMaskPSP\).*must be the finest"),
-    "two of them": (("[[0, 1, 2], 1, Detect, [nc, anchors]]", "[[0], 1, SegMaskBase, [3, 3, 8, True]]"), "twice"),
+    "two of them": (("[[0, 1, 2], 1, Detect, [nc, anchors]]", "[[0], 1, SegMaskBase, [3, 3, 8, True]]"), "two heads"),
     "names": (("nc: 2", "nc: 2\nhead_names: {semantic: sky}"), r"`head_names:`"),
 }  # fmt: skip
 
@@ -213,16 +213,16 @@ def test_add_semantic_head(source, inputs):
     before = read_architecture(source)
     network = build_network(before, 2)
     for design, rows in inputs.items():
-        beside = with_semantic(source, design, names=("sky", "land", "sea"))
+        beside = with_semantic_head(source, design, names=("sky", "land", "sea"))
         assert beside["head"][-1] == [rows, 1, DESIGNS[design][0], ["n_segcls", 3, DESIGNS[design][1], False]]
         both = build_network(beside, 2)
         assert set(both.heads) == {*network.heads, "semantic"} and semantic_design(both) == design
-        report = transfer(both, state_for(both, network))
+        report = transfer(both, align_state(both, network))
         assert report.matched == len(network.state_dict()) and not report.mismatched
         assert both.class_names["semantic"] == ("sky", "land", "sea")
-        alone = build_network(with_semantic(source, design, 3, alone=True))
+        alone = build_network(with_semantic_head(source, design, 3, alone=True))
         assert list(alone.heads) == ["semantic"] and len(alone.names) == 3
-        report, own = transfer(alone, state_for(alone, network)), f"model.{len(alone.model) - 1}."
+        report, own = transfer(alone, align_state(alone, network)), f"model.{len(alone.model) - 1}."
         assert report.matched == sum(not name.startswith(own) for name in alone.state_dict())
         side = both.stride
         images = torch.rand(1, 3, side, side)
@@ -232,30 +232,30 @@ def test_add_semantic_head(source, inputs):
 
 
 def test_add_semantic_head_to_user_yaml():
-    own = with_semantic(read_architecture(GOOD), "base", 5)
+    own = with_semantic_head(read_architecture(GOOD), "base", 5)
     assert [row[2] for row in own["head"]] == ["SegMaskBase", "Detect"]  # in the old one's place
     assert build_network(own).specs["semantic"].num_classes == 5
-    alone = with_semantic(read_architecture(GOOD), "lab", alone=True)
+    alone = with_semantic_head(read_architecture(GOOD), "lab", alone=True)
     assert [row[2] for row in [*alone["backbone"], *alone["head"]]] == ["Conv", "Conv", "SegMaskLab"]
     unused = GOOD.replace(
         "  - [[0, 1, 2], 1, Detect", "  - [0, 1, Conv, [8]]\n  - [4, 1, Conv, [8]]\n  - [[5, 1, 2], 1, Detect"
     )
-    kept = with_semantic(read_architecture(unused), "base")  # looks at row 5, behind the old head
+    kept = with_semantic_head(read_architecture(unused), "base")  # looks at row 5, behind the old head
     assert [row[2] for row in kept["head"]] == ["nn.Identity", "Conv", "Conv", "Detect", "SegMaskBase"]
     assert semantic_design(build_network(kept)) == "base"
-    with pytest.raises(UserError, match="no semantic design 'pps'"):
-        with_semantic("yolov5n", "pps")
+    with pytest.raises(UserError, match="semantic design 'pps' does not exist"):
+        with_semantic_head("yolov5n", "pps")
     two = "nc: 1\nanchors: 1\nbackbone: [[-1, 1, Conv, [8, 3, 4]]]\nhead: [[[0], 1, Detect, [nc, anchors]]]\n"
     with pytest.raises(UserError, match="needs a map at stride 8"):
-        with_semantic(read_architecture(two), "psp")
+        with_semantic_head(read_architecture(two), "psp")
 
 
 def test_transfer_matches_heads_by_name():
     old, new = build_network(read_architecture("yolov5n-v5"), 10), build_network(read_architecture("yolov5n_city_seg"))
-    report = transfer(new, state_for(new, old))
+    report = transfer(new, align_state(new, old))
     assert report.matched == len(old.state_dict()) and not report.mismatched
     assert torch.equal(new.heads["detect"].m[0].weight, old.heads["detect"].m[0].weight)
-    back = transfer(old, state_for(old, new))
+    back = transfer(old, align_state(old, new))
     assert back.matched == back.total and not back.mismatched
 
 

@@ -23,7 +23,7 @@ def test_anchor_fit_golden_values():
     labels = np.array([(12, 14), (30, 60), (200, 150), (5, 5), (600, 40)], dtype=float)
     fit = anchor_fit(labels, np.array(P5), 4.0)
     assert fit.recall == pytest.approx(0.8)
-    assert fit.above_per_label == pytest.approx(3.0)
+    assert fit.matches_per_label == pytest.approx(3.0)
     assert fit.fitness == pytest.approx(0.591826, abs=1e-6)
 
 

@@ -203,5 +203,5 @@ def test_postprocess_shape_mismatch():
     results = [Results(info_of(Geometry((4, 4), (4, 4))))]
     with pytest.raises(ValueError, match="2 images"):
         post({"logits": torch.zeros(2, 4, 4, 4)}, results)
-    with pytest.raises(ValueError, match="scores of 3 classes"):
+    with pytest.raises(ValueError, match="logits of 4 classes, got 3"):
         post({"logits": torch.zeros(1, 3, 4, 4)}, results)

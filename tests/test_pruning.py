@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.add_semantic_head import with_semantic
+from models.add_semantic_head import with_semantic_head
 from models.builder import build_network, classification_network, read_architecture
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.fuse import fuse
@@ -110,9 +110,11 @@ def test_pruned_detector_to_other_tasks(pruned):
             assert torch.equal(tensor, pruned.state_dict()[key])
     assert classifier(torch.rand(1, 3, *SIZE))["classify"]["logits"].shape == (1, 4)
     for alone in (False, True):
-        both = build_network(with_semantic(pruned.architecture, "psp", 5, alone=alone))
+        both = build_network(with_semantic_head(pruned.architecture, "psp", 5, alone=alone))
         assert both.eval()(torch.rand(1, 3, *SIZE))["semantic"]["logits"].shape[1] == 5
-    replaced = with_semantic(prune(build_network(with_semantic("yolov5n", "base", 3)).eval()).architecture, "psp", 4)
+    replaced = with_semantic_head(
+        prune(build_network(with_semantic_head("yolov5n", "base", 3)).eval()).architecture, "psp", 4
+    )
     assert build_network(replaced).eval()(torch.rand(1, 3, *SIZE))["semantic"]["logits"].shape[1] == 4
 
 

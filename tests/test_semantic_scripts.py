@@ -74,7 +74,7 @@ def test_instance_and_semantic_training(data, tmp_path):
     text = script("segment/train.py", *options, "--project", tmp_path, "--name", "run")
     found = results(tmp_path / "run")
     assert 0 < found["semantic/pixel_accuracy"] < 1 and "segment/mask_map50" in found
-    assert "7 classes of segment, 8 classes of semantic" in text and "seg_loss   dice_loss" in text
+    assert "7 classes (segment), 8 classes (semantic)" in text and "seg_loss   dice_loss" in text
     row = next(csv.DictReader((tmp_path / "run" / "results.csv").read_text().splitlines(), skipinitialspace=True))
     losses = {name.strip(): float(value) for name, value in row.items() if name.strip().endswith("_loss")}
     kinds = ("box", "seg", "obj", "cls", "semantic_seg", "dice")

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 import detect
 import val
-from models.add_semantic_head import with_semantic
+from models.add_semantic_head import with_semantic_head
 from models.builder import build_network
 from models.checkpoint import save_checkpoint
 from utils.core.cityscapes import NAMES
@@ -44,7 +44,7 @@ def made_tree(root: Path) -> Path:
 def overfitted(tree: Path, path: Path) -> Path:
     """Write a checkpoint of a psp head that has seen the frames of a tree a few times: right in places only."""
     torch.manual_seed(0)
-    network = build_network(with_semantic("yolov5n", "psp", names=NAMES, alone=True))
+    network = build_network(with_semantic_head("yolov5n", "psp", names=NAMES, alone=True))
     images, maps = [], []
     for file in sorted(tree.rglob("*_leftImg8bit.png")):
         truth = str(file).replace("leftImg8bit", "gtFine").replace("_gtFine.png", "_gtFine_labelIds.png")

@@ -1,4 +1,4 @@
-"""The whole-image class head."""
+"""Heads that classify whole images."""
 
 from __future__ import annotations
 
@@ -16,33 +16,42 @@ USUAL_PX = 224
 
 
 class ClassHead(nn.Module):
-    """What heads have in common that name the class of a whole image."""
+    """Base of the heads that predict one class per image."""
 
     name = "classify"
     classes_key = "nc"  # of the model YAML
     num_classes: int
 
     def decode(self, raw: Raw) -> Decoded:
-        """Return probabilities (B, C) that sum to one."""
+        """Decode to probabilities (B, C) that sum to one."""
         return {"probabilities": raw["logits"].float().softmax(dim=-1)}
 
     @property
     def spec(self) -> HeadSpec:
-        """Return what losses and post-processing need."""
+        """Static description of the head."""
         return HeadSpec(self.name, self.num_classes, fit="centre", usual_px=USUAL_PX)
 
 
 def _plan(row: Row) -> Plan:
     if not row.arguments:
-        raise ValueError("the first argument must be the number of classes, there is none")
+        raise ValueError("the first argument must be the number of classes")
     return Plan((sum(row.channels), *row.arguments), 0)
 
 
 @HEADS.register("classify")
 class Classify(ClassHead):
-    """Convolution to 1280 channels, global mean, dropout, linear layer.
+    """Convolution, global average pooling, dropout and a linear layer.
 
-    `hidden` 0 gives the form of YOLOv5 up to v6.1: the global mean of each input, then one convolution with bias.
+    Args:
+        in_channels: channels of all inputs together.
+        num_classes: number of classes.
+        kernel: kernel size of the convolution.
+        stride: its stride.
+        padding: its padding; None keeps the size at stride 1.
+        groups: its groups.
+        dropout: probability of dropping a channel.
+        hidden: channels between convolution and linear layer. 0 gives the head of YOLOv5 up to v6.1: the inputs are
+            pooled first, then a convolution with bias computes the logits.
     """
 
     takes_list = True
@@ -64,14 +73,14 @@ class Classify(ClassHead):
             border = same_padding(kernel) if padding is None else padding
             self.conv = nn.Conv2d(in_channels, num_classes, kernel, stride, border, groups=groups)
 
-    def set_up(self, strides: tuple[int, ...]) -> None:
-        """Give the head's normalisation torch's own settings, which YOLOv5's classification files were made with."""
+    def configure(self, strides: tuple[int, ...]) -> None:
+        """Reset the head's normalisation to torch's defaults, which YOLOv5's classification files were trained with."""
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps, module.momentum = 1e-5, 0.1
 
     def forward(self, features: list[Tensor]) -> Raw:
-        """Compute logits (B, num_classes) from maps (B, C, H, W), of one size if `hidden` is not 0."""
+        """Compute logits (B, num_classes) from maps (B, C, H, W), of one size unless `hidden` is 0."""
         if not self.hidden:
             means = torch.cat([self.pool(feature) for feature in features], dim=1)
             return {"logits": self.conv(means).flatten(1)}

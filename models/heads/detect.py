@@ -1,4 +1,4 @@
-"""The box head."""
+"""The detection head."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from utils.core.contracts import Decoded, Raw
 
 def _plan(row: Row) -> Plan:
     if len(row.arguments) != 2:
-        raise ValueError(f"takes two arguments, [nc, anchors]; {len(row.arguments)} are there")
+        raise ValueError(f"expected [nc, anchors], got {len(row.arguments)} arguments")
     return Plan((row.arguments[0], row.arguments[1], row.channels), 0)
 
 
@@ -23,9 +23,9 @@ class Detect(BoxHead):
     plan = staticmethod(_plan)
 
     def forward(self, features: list[Tensor]) -> Raw:
-        """Return level0, level1, …: (B, A, H, W, 5 + C) each."""
-        return self.level_maps(features)
+        """Compute level0, level1, …: (B, A, H, W, 5 + C) each."""
+        return self.raw_levels(features)
 
     def decode(self, raw: Raw) -> Decoded:
-        """Return predictions (B, N, 5 + C): cxcywh in pixels, objectness, classes."""
+        """Decode to predictions (B, N, 5 + C): cxcywh in pixels, objectness, classes."""
         return {"predictions": self.decode_levels(raw)}

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.heads.anchor_head import BoxHead, as_full
+from models.heads.anchor_head import BoxHead, to_fp32
 from models.layer_plan import HEADS, Plan, Row
 from models.layers.common import Conv
 from utils.core.contracts import Decoded, Raw
+
+NUM_MASKS, PROTO_CHANNELS = 32, 256  # where the row does not say; the channels are scaled
 
 
 class Proto(nn.Module):
@@ -22,7 +24,7 @@ class Proto(nn.Module):
         out_channels: number of prototypes.
     """
 
-    def __init__(self, in_channels: int, hidden_channels: int = 256, out_channels: int = 32) -> None:
+    def __init__(self, in_channels: int, hidden_channels: int = PROTO_CHANNELS, out_channels: int = NUM_MASKS) -> None:
         super().__init__()
         self.cv1, self.cv2 = (Conv(channels, hidden_channels, 3) for channels in (in_channels, hidden_channels))
         self.cv3 = Conv(hidden_channels, out_channels)
@@ -36,14 +38,14 @@ class Proto(nn.Module):
 def _plan(row: Row) -> Plan:
     if not 2 <= len(row.arguments) <= 4:
         raise ValueError(f"expected [nc, anchors, masks, prototype channels], got {len(row.arguments)} arguments")
-    num_masks = row.arguments[2] if len(row.arguments) > 2 else 32
-    width = row.arguments[3] if len(row.arguments) > 3 else 256
+    num_masks = row.arguments[2] if len(row.arguments) > 2 else NUM_MASKS
+    width = row.arguments[3] if len(row.arguments) > 3 else PROTO_CHANNELS
     return Plan((row.arguments[0], row.arguments[1], num_masks, row.scale_width(width), row.channels), 0)
 
 
 @HEADS.register("segment")
 class Segment(BoxHead):
-    """Boxes and classes with mask coefficients, and the prototypes of the image."""
+    """Boxes and classes with mask coefficients, and mask prototypes of the image."""
 
     name = "segment"
     plan = staticmethod(_plan)
@@ -56,10 +58,9 @@ class Segment(BoxHead):
         self.proto = Proto(in_channels[0], proto_channels, num_masks)
 
     def forward(self, features: list[Tensor]) -> Raw:
-        """Return level0, level1, …: (B, A, H, W, 5 + C + M), and prototypes (B, M, 2H0, 2W0)."""
-        return {**self.level_maps(features), "prototypes": self.proto(features[0])}
+        """Compute level0, level1, …: (B, A, H, W, 5 + C + M), and prototypes (B, M, 2H0, 2W0)."""
+        return {**self.raw_levels(features), "prototypes": self.proto(features[0])}
 
     def decode(self, raw: Raw) -> Decoded:
-        """Return predictions (B, N, 5 + C + M), coefficients not activated, and prototypes (B, M, 2H0, 2W0)."""
-        prototypes = raw["prototypes"]
-        return {"predictions": self.decode_levels(raw), "prototypes": as_full(prototypes)}
+        """Decode to predictions (B, N, 5 + C + M), coefficients not activated, and prototypes (B, M, 2H0, 2W0)."""
+        return {"predictions": self.decode_levels(raw), "prototypes": to_fp32(raw["prototypes"])}

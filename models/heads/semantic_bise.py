@@ -1,4 +1,4 @@
-"""The semantic head with a detail and a context path (after BiSeNet, arXiv 1808.00897; behaviour.md 12.2, BiSe)."""
+"""Semantic head with a detail and a context path (after BiSeNet, arXiv 1808.00897)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models.heads.semantic_head import SemanticHead, semantic_row
+from models.heads.semantic_head import SemanticHead, parse_semantic_row
 from models.kernels.winograd import WideConv
 from models.layer_plan import HEADS, Plan, Row
 from models.layers.common import Conv
@@ -19,7 +19,7 @@ WIDTH = 128  # of each path, for every model size
 
 
 def _plan(row: Row) -> Plan:
-    return Plan((semantic_row(row, 3).num_classes, row.channels), 0)
+    return Plan((parse_semantic_row(row, 3).num_classes, row.channels), 0)
 
 
 def _auxiliary(num_classes: int) -> nn.Sequential:
@@ -28,7 +28,12 @@ def _auxiliary(num_classes: int) -> nn.Sequential:
 
 @HEADS.register("segmaskbise")
 class SegMaskBiSe(SemanticHead):
-    """The finest level beside what comes up from the coarser two; in training these are classified, too."""
+    """Details of the finest level fused with context of the coarser two, which have auxiliary outputs in training.
+
+    Args:
+        num_classes: number of classes.
+        in_channels: channels of the three inputs, finest first.
+    """
 
     plan = staticmethod(_plan)
 
@@ -47,17 +52,17 @@ class SegMaskBiSe(SemanticHead):
         self.aux32 = _auxiliary(num_classes)
 
     def forward(self, features: list[Tensor]) -> Raw:
-        """Take three maps, finest first, return logits (B, C, h, w) at the size of the first.
+        """Compute logits (B, C, h, w) at the size of the first of three maps, finest first.
 
-        In training also aux16 at that size and aux32 at the size of the second.
+        In training also aux16 at that size and aux32 at the size of the second map.
         """
         fine, middle, coarse = features
         from_coarse = resize_like(self.up32(self.m32(coarse)), middle, "bilinear")
         context = resize_like(self.up16(self.m16(middle) + from_coarse), fine, "bilinear")
         parts: Any = self.out
-        fusion, dropout, classify = parts
+        fusion, dropout, classifier = parts
         fused = fusion.convblk(self.m8(fine), context)
         if not self.training:
-            return {"logits": fusion.classify(fused, classify)}
-        logits = classify(dropout(fusion.reweight(fused)))
+            return {"logits": fusion.classify(fused, classifier)}
+        logits = classifier(dropout(fusion.reweight(fused)))
         return {"logits": logits, "aux16": self.aux16(context), "aux32": self.aux32(from_coarse)}

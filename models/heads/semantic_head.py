@@ -1,4 +1,4 @@
-"""What every head of per-pixel classes shares: the arguments of its row, its output, its decoding (behaviour.md 12)."""
+"""Base of the semantic heads: arguments of their row, output and decoding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from models.heads.anchor_head import as_full
+from models.heads.anchor_head import to_fp32
 from models.layer_plan import Row
 from utils.core.contracts import IGNORED_PIXEL, Decoded, HeadSpec, Raw
 
@@ -21,23 +21,27 @@ class SemanticRow:
     shortcut: bool
 
 
-def semantic_row(row: Row, num_inputs: int) -> SemanticRow:
-    """Check and scale a semantic row's arguments; one that cannot be right raises ValueError."""
+def parse_semantic_row(row: Row, num_inputs: int) -> SemanticRow:
+    """Validate and scale the arguments of a semantic head with `num_inputs` inputs.
+
+    Raises:
+        ValueError: The row has another number of inputs or arguments, or one of the arguments is invalid.
+    """
     if len(row.channels) != num_inputs:
         raise ValueError(f"takes {num_inputs} input row(s), the first entry names {len(row.channels)}")
     if len(row.arguments) != 4:
-        raise ValueError(f"takes [n_segcls, repeats, channels, shortcut]; {len(row.arguments)} arguments are there")
+        raise ValueError(f"expected [n_segcls, repeats, channels, shortcut], got {len(row.arguments)} arguments")
     num_classes, repeats, channels, shortcut = row.arguments
     whole = isinstance(num_classes, int) and not isinstance(num_classes, bool)
     if not whole or not 1 <= num_classes <= IGNORED_PIXEL:
-        raise ValueError(f"the number of classes must be from 1 to {IGNORED_PIXEL}, not {num_classes!r:.40}")
+        raise ValueError(f"the number of classes must be from 1 to {IGNORED_PIXEL}, got {num_classes!r:.40}")
     if not isinstance(shortcut, bool):
-        raise ValueError(f"the fourth argument is True or False, not {shortcut!r:.40}")
+        raise ValueError(f"the fourth argument must be True or False, got {shortcut!r:.40}")
     return SemanticRow(num_classes, row.scale_depth(repeats), row.scale_width(channels), shortcut)
 
 
 class SemanticHead(nn.Module):
-    """Logits of a class per pixel, at the size of the first input; whoever needs the image's size upsamples them."""
+    """Base of the semantic heads: logits per pixel at the size of the first input, corners aligned with the image."""
 
     name = "semantic"
     takes_list = True
@@ -47,16 +51,16 @@ class SemanticHead(nn.Module):
         super().__init__()
         self.num_classes = num_classes
 
-    def set_up(self, strides: tuple[int, ...]) -> None:
-        """Take the strides of the inputs, of which the first must be the finest."""
+    def configure(self, strides: tuple[int, ...]) -> None:
+        """Check the strides of the inputs, of which the first must be the finest."""
         if min(strides) != strides[0]:
-            raise ValueError(f"the first input must be the finest; they divide the image by {list(strides)}")
+            raise ValueError(f"the first input must be the finest; the strides are {list(strides)}")
 
     def decode(self, raw: Raw) -> Decoded:
-        """Return logits (B, C, h, w) in fp32. The corners of the map are the corners of the image."""
-        return {"logits": as_full(raw["logits"])}
+        """Decode to logits (B, C, h, w) in fp32."""
+        return {"logits": to_fp32(raw["logits"])}
 
     @property
     def spec(self) -> HeadSpec:
-        """Return what losses and post-processing need."""
+        """Static description of the head."""
         return HeadSpec(self.name, self.num_classes)

@@ -1,4 +1,4 @@
-"""The semantic head with an atrous pyramid and a detail path (after DeepLabv3+, arXiv 1802.02611; 12.2, Lab)."""
+"""Semantic head with an atrous pyramid and a detail path (after DeepLabv3+, arXiv 1802.02611)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models.heads.semantic_head import SemanticHead, semantic_row
-from models.kernels.conv_commute import pointwise
+from models.heads.semantic_head import SemanticHead, parse_semantic_row
+from models.kernels.conv_commute import conv1x1_over_levels
 from models.kernels.winograd import WideConv
 from models.layer_plan import HEADS, Plan, Row
 from models.layers.common import Conv
@@ -17,18 +17,26 @@ from models.layers.fusion import FFM, classify_pixels
 from utils.core.contracts import Raw
 
 DETAIL, CONTEXT = 48, 256  # channels, for every model size
+MAX_REPEATS = 4
 
 
 def _plan(row: Row) -> Plan:
-    given = semantic_row(row, 2)
-    if given.repeats > 4:
-        raise ValueError(f"the second argument divides channels by 5 - repeats: {given.repeats} (scaled) is above 4")
-    return Plan((given.num_classes, row.channels, given.channels, 5 - given.repeats), 0)
+    given = parse_semantic_row(row, 2)
+    if given.repeats > MAX_REPEATS:
+        raise ValueError(f"the second argument (scaled) must be at most {MAX_REPEATS}, got {given.repeats}")
+    return Plan((given.num_classes, row.channels, given.channels, MAX_REPEATS + 1 - given.repeats), 0)
 
 
 @HEADS.register("segmasklab")
 class SegMaskLab(SemanticHead):
-    """Early details beside dilated convolutions over a coarser level."""
+    """Early details fused with dilated convolutions over a coarser level.
+
+    Args:
+        num_classes: number of classes.
+        in_channels: channels of the two inputs, finest first.
+        hidden: channels before the classifier; the atrous pyramid's input has twice as many.
+        reduction: divides those to give the channels of the pyramid's branches.
+    """
 
     plan = staticmethod(_plan)
 
@@ -44,8 +52,8 @@ class SegMaskLab(SemanticHead):
         )
 
     def forward(self, features: list[Tensor]) -> Raw:
-        """Take two maps, finest first, return logits (B, C, h, w) at the size of the first."""
+        """Compute logits (B, C, h, w) at the size of the first of two maps, finest first."""
         parts: Any = self.decoder
-        fusion, refine, classify = parts
-        joined = pointwise(fusion.convblk, [self.detail(features[0]), self.encoder(features[1])])
-        return {"logits": classify_pixels(classify, refine(joined, factors=fusion.channel_factors(joined)))}
+        fusion, refine, classifier = parts
+        joined = conv1x1_over_levels(fusion.convblk, [self.detail(features[0]), self.encoder(features[1])])
+        return {"logits": classify_pixels(classifier, refine(joined, factors=fusion.channel_factors(joined)))}

@@ -1,4 +1,4 @@
-"""A whole classification network of torchvision, as a head that looks at the image itself."""
+"""A complete classification network of torchvision as a head whose input is the image."""
 
 from __future__ import annotations
 
@@ -6,67 +6,77 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models.heads.classify import ClassHead
+from models.heads.classify import USUAL_PX, ClassHead
 from models.layer_plan import HEADS, Plan, Row
 from utils.core.contracts import Raw
 from utils.core.errors import UserError
 
-FIXED_PX = 224  # of the families below, whose position tables have one size
-_FIXED_FAMILIES = ("vit_", "maxvit")
-_LEAST_PX = {"inception_v3": 75, "alexnet": 63}
-_EXTRA: dict[str, dict[str, Any]] = {  # their published weights expect inputs turned from ImageNet's scale to [-1, 1]
+_FIXED_SIZE_FAMILIES = ("vit_", "maxvit")  # their position embeddings have one size
+_MIN_PX = {"inception_v3": 75, "alexnet": 63}  # with less, a convolution has nothing left to work on
+_BUILD_OPTIONS: dict[str, dict[str, Any]] = {  # their published weights expect inputs in [-1, 1], not ImageNet's scale
     name: {"aux_logits": False, "transform_input": True, "init_weights": True} for name in ("googlenet", "inception_v3")
 }
 
 
 def classifier_names() -> list[str]:
-    """Return the names of torchvision's classification networks; UserError where the package cannot be loaded."""
+    """List torchvision's classification networks.
+
+    Raises:
+        UserError: torchvision cannot be imported.
+    """
     try:
         from torchvision import models
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another version of torch
-        raise UserError(f"torchvision cannot be loaded ({error}); pip install torchvision") from error
+        raise UserError(f"torchvision cannot be imported ({error}); pip install torchvision") from error
     return sorted(models.list_models(module=models))
 
 
 def _plan(row: Row) -> Plan:
     if len(row.arguments) != 2 or not isinstance(row.arguments[0], str):
-        raise ValueError("the arguments are the name of a network of torchvision and the number of classes")
+        raise ValueError("expected the name of a torchvision network and the number of classes")
     return Plan(row.arguments, 0)
 
 
 @HEADS.register("torchvision")
 class Torchvision(ClassHead):
-    """The network that torchvision calls `network`, with `c2` classes; its weights stand below `net.`.
+    """A torchvision network under `net`; `fixed_px` is its only input size, 0 for any.
 
-    Networks with a table of positions (ViT, MaxViT) take images of one size only, `fixed_px`.
+    Args:
+        network: torchvision's name of the network.
+        num_classes: number of classes.
+
+    Raises:
+        UserError: torchvision is missing or has no such network.
     """
 
     takes_list = False
-    stride = 32  # by which these networks shrink an image, one way or another
+    stride = 32  # total stride of these networks
     plan = staticmethod(_plan)
 
-    def __init__(self, network: str, c2: int) -> None:
+    def __init__(self, network: str, num_classes: int) -> None:
         super().__init__()
         if network not in classifier_names():
-            raise UserError(f"torchvision has no classification network called {network!r}")
+            raise UserError(f"torchvision has no classification network {network!r}")
         from torchvision.models import get_model
 
-        self.num_classes = c2
-        self.net: nn.Module = get_model(network, weights=None, num_classes=c2, **_EXTRA.get(network, {}))
-        self.least_px = _LEAST_PX.get(network, 1)
-        self.fixed_px = FIXED_PX if network.startswith(_FIXED_FAMILIES) else 0
+        self.num_classes = num_classes
+        self.net: nn.Module = get_model(
+            network, weights=None, num_classes=num_classes, **_BUILD_OPTIONS.get(network, {})
+        )
+        self.min_px = _MIN_PX.get(network, 1)
+        self.fixed_px = USUAL_PX if network.startswith(_FIXED_SIZE_FAMILIES) else 0
         self._norms = [(m, m.eps, m.momentum) for m in self.net.modules() if isinstance(m, nn.BatchNorm2d)]
 
-    def set_up(self, strides: tuple[int, ...]) -> None:
-        """Give the normalisations torchvision's settings back, which the builder replaced by YOLOv5's."""
+    def configure(self, strides: tuple[int, ...]) -> None:
+        """Restore torchvision's normalisation settings, which the builder replaced."""
         for module, eps, momentum in self._norms:
             module.eps, module.momentum = eps, momentum
         self._norms = []
 
     def forward(self, images: Tensor) -> Raw:
-        """Take (B, 3, H, W) images, return logits (B, C)."""
-        if min(images.shape[2:]) < self.least_px:
+        """Compute logits (B, C) from images (B, 3, H, W)."""
+        if min(images.shape[2:]) < self.min_px:
             raise UserError(
-                f"--imgsz {min(images.shape[2:])}: this network takes images from {self.least_px} pixels up"
+                f"--imgsz {min(images.shape[2:])}: this network needs images of at least {self.min_px} pixels"
             )
         return {"logits": self.net(images)}

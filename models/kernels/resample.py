@@ -1,4 +1,7 @@
-"""Maps looked up between their pixels, and where the pixels of one map lie in another."""
+"""Bilinear look-up in maps, and coordinates of one map or image in another.
+
+Maps have aligned corners: their first and last entries lie on the first and last pixels of the image.
+"""
 
 from __future__ import annotations
 
@@ -8,40 +11,47 @@ from torch.nn import functional
 
 
 def resample(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return (B, C, H, W) bilinear values of (B, C, h, w) maps at fractional rows (H,) and columns (W,).
+    """Look up maps at fractional coordinates; those outside take the value of the nearest border.
 
-    Places outside take the value of the nearest border.
+    Args:
+        maps: (B, C, h, w).
+        rows: (H,) fractional row indices.
+        columns: (W,) fractional column indices.
+
+    Returns:
+        (B, C, H, W) bilinear values.
     """
-    return _interpolated(_interpolated(maps, rows, 2), columns, 3)
+    return _interpolate(_interpolate(maps, rows, 2), columns, 3)
 
 
-def _interpolated(maps: Tensor, places: Tensor, dimension: int) -> Tensor:
-    places = places.double().clamp(0, maps.shape[dimension] - 1)  # where the places are: not every device has doubles
-    low = places.floor().long()
+def _interpolate(maps: Tensor, coordinates: Tensor, dimension: int) -> Tensor:
+    # computed on the coordinates' own device: not every accelerator has float64
+    coordinates = coordinates.double().clamp(0, maps.shape[dimension] - 1)
+    low = coordinates.floor().long()
     high = (low + 1).clamp(max=maps.shape[dimension] - 1)
-    weight = (places - low).to(maps.dtype).to(maps.device)
+    weight = (coordinates - low).to(maps.dtype).to(maps.device)
     below, above = (maps.index_select(dimension, index.to(maps.device)) for index in (low, high))
     return torch.lerp(below, above, weight.unsqueeze(1) if dimension == 2 else weight)
 
 
-def resized(maps: Tensor, height: int, width: int) -> Tensor:
-    """Return (B, C, H, W) maps of another size, bilinear, corners on corners; of the same size the same."""
+def resize_maps(maps: Tensor, height: int, width: int) -> Tensor:
+    """Resize (B, C, h, w) maps bilinearly with aligned corners; maps of that size are returned as they are."""
     if (maps.shape[2], maps.shape[3]) == (height, width):
         return maps
     return functional.interpolate(maps, size=(height, width), mode="bilinear", align_corners=True)
 
 
-def pixels_of(length: int, pixels: int) -> Tensor:
-    """Return the fractional pixels, of `pixels`, that a map of `length` entries stands for, corners on corners."""
+def map_to_pixels(length: int, pixels: int) -> Tensor:
+    """Compute the fractional pixel, out of `pixels`, under each of the `length` entries of a map, (length,)."""
     return torch.linspace(0, pixels - 1, length, dtype=torch.float64)
 
 
-def entries_of(places: Tensor, pixels: int, length: int) -> Tensor:
-    """Return where pixels of `pixels` lie in a map of `length`: the reverse of `pixels_of`."""
-    return places * ((length - 1) / max(pixels - 1, 1))
+def pixels_to_map(coordinates: Tensor, pixels: int, length: int) -> Tensor:
+    """Convert pixel coordinates to those of a map with `length` entries, the inverse of `map_to_pixels`."""
+    return coordinates * ((length - 1) / max(pixels - 1, 1))
 
 
-def in_resized(places: Tensor, pixels: int, used: int, mirrored: bool = False) -> Tensor:
-    """Return where pixels of an image of `pixels` lie after it was mirrored, if so, and resized to `used`."""
-    seen = pixels - 1 - places if mirrored else places
-    return ((seen + 0.5) * (used / pixels) - 0.5).clamp(0, used - 1)
+def to_resized_image(coordinates: Tensor, pixels: int, resized: int, mirrored: bool = False) -> Tensor:
+    """Convert coordinates in an image side of `pixels` to those in the side mirrored, if so, and resized."""
+    seen = pixels - 1 - coordinates if mirrored else coordinates
+    return ((seen + 0.5) * (resized / pixels) - 0.5).clamp(0, resized - 1)

@@ -58,10 +58,10 @@ class TransformerBlock(nn.Module):
         """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
         if self.conv is not None:
             x = self.conv(x)
-        height, width = x.shape[2:]
+        batch, channels, height, width = x.shape
         tokens = x.flatten(2).movedim(2, 0)  # (H * W, B, channels)
         tokens = self.tr(self.linear(tokens) + tokens)  # in this order the sum is contiguous
-        return tokens.movedim(0, 2).unflatten(2, (height, width))
+        return tokens.movedim(0, 2).view(batch, channels, height, width)
 
 
 @LAYERS.register("C3TR")

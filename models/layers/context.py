@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.kernels.conv_commute import pointwise
+from models.kernels.conv_commute import conv1x1_over_levels
 from models.kernels.winograd import WideConv
 from models.layer_plan import LAYERS, Plan, Row, channel_plan, single_input
 from models.layers.common import Conv, PooledConv, conv_bn_silu, is_exporting, run_conv_sequence
@@ -69,7 +69,7 @@ class RFB2(nn.Module):
         """Run on several maps with `in_channels` channels in all, resized to the size of the first and joined."""
         near: Any = self.branch0
         short: Any = self.branch3
-        return self._fuse_branches(near[1](pointwise(near[0], levels)), pointwise(short[0], levels))
+        return self._fuse_branches(near[1](conv1x1_over_levels(near[0], levels)), conv1x1_over_levels(short[0], levels))
 
     def _fuse_branches(self, near: Tensor, short: Tensor) -> Tensor:
         """Compute the block's output from those of branches 0 and 3."""

@@ -14,7 +14,8 @@ from models.layers.common import Conv, Size
 
 def _split_cells(x: Tensor, size: int) -> Tensor:
     """View (B, C, H, W) as square cells of pixels, (B, C, H / size, size, W / size, size)."""
-    return x.unflatten(3, (-1, size)).unflatten(2, (-1, size))
+    batch, channels, height, width = x.shape
+    return x.view(batch, channels, height // size, size, width // size, size)
 
 
 @LAYERS.register("Focus")
@@ -125,5 +126,6 @@ class Expand(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C / gain^2, H * gain, W * gain)."""
-        cells = x.unflatten(1, (self.gain, self.gain, -1)).movedim((1, 2), (3, 5))
+        batch, channels, height, width = x.shape
+        cells = x.view(batch, self.gain, self.gain, channels // self.gain**2, height, width).movedim((1, 2), (3, 5))
         return cells.flatten(4).flatten(2, 3)

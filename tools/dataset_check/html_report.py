@@ -147,7 +147,7 @@ def _anchors(report: CheckReport) -> str:
         return ""
     fits = [(f"reference ({anchors.reference})", anchors.reference_fit), ("fitted", anchors.fit)]
     rows = "".join(
-        f"<tr><th>{escape(name)}</th><td>{fit.recall:.4f}</td><td>{fit.above_per_label:.2f}</td><td>{fit.fitness:.4f}</td></tr>"
+        f"<tr><th>{escape(name)}</th><td>{fit.recall:.4f}</td><td>{fit.matches_per_label:.2f}</td><td>{fit.fitness:.4f}</td></tr>"
         for name, fit in fits
         if fit is not None
     )

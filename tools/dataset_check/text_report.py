@@ -97,7 +97,7 @@ class CheckReport:
             if fit is not None:
                 LOGGER.info(
                     f"anchors ({name}): best possible recall {fit.recall:.4f}, "
-                    f"{fit.above_per_label:.2f} matching anchors per label, "
+                    f"{fit.matches_per_label:.2f} matching anchors per label, "
                     f"fitness {fit.fitness:.4f} ({anchors.labels} labels at image size {self.records.imgsz})"
                 )
         for line in [anchors.advice, *anchors.to_yaml().splitlines()]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.builder import build_network
-from models.channel_widths import Widths, attributes_of
+from models.channel_widths import Widths, width_attributes
 from models.network import Network
 from tools.pruning.channel_groups import IN, OUT, PROBE_PX, is_depthwise
 from utils.core.errors import UserError
@@ -46,7 +46,7 @@ def without_channels(network: Network, removed: Removed, fixed: frozenset[str]) 
 
 def _narrowed(module: nn.Module, out: np.ndarray | None, into: np.ndarray | None) -> dict[str, Tensor]:
     """Return the tensors of a module that change, without some of its channels."""
-    if not attributes_of(module) or (out is None and into is None):
+    if not width_attributes(module) or (out is None and into is None):
         return {}
     tensors = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
     first, second = (into, out) if isinstance(module, nn.ConvTranspose2d) and not is_depthwise(module) else (out, into)
@@ -72,7 +72,7 @@ def _record(network: Network, removed: Removed, fixed: frozenset[str]) -> Widths
         for name, module in layer.named_modules():
             whole = f"model.{index}.{name}" if name else f"model.{index}"
             found = {}
-            for attribute in attributes_of(module):
+            for attribute in width_attributes(module):
                 side = IN if attribute.startswith("in_") else OUT
                 if whole in fixed and side == OUT:
                     continue

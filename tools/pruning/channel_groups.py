@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.channel_widths import attributes_of, width_of
+from models.channel_widths import num_channels, width_attributes
 from models.layers.common import Sum
 from models.network import Network
 from utils.core.errors import UserError
@@ -113,7 +113,7 @@ def _whole(network: Network) -> set[str]:
     kept = set()
     for name, module in network.named_modules():
         own = [p for p in module.parameters(recurse=False) if p.numel() > 1]
-        if own and not attributes_of(module) and not isinstance(module, Sum):
+        if own and not width_attributes(module) and not isinstance(module, Sum):
             around = name.rpartition(".")[0]
             kept |= {other for other, _ in network.named_modules() if other.startswith(f"{around}." if around else "")}
         if getattr(module, "groups", 1) > 1 and not is_depthwise(module):
@@ -144,18 +144,18 @@ class _Ties:
         there, which shows that they were not followed all the way.
         """
         pruner = graph.get_pruner_of_module(root)
-        count = width_of(root, out=True)
+        count = num_channels(root, out=True)
         found = graph.get_pruning_group(root, pruner.prune_out_channels, list(range(count)))
         good = True
         for item in found:
             module = item.dep.target.module
             if isinstance(module, nn.Parameter) or type(module).__name__ == "_OutputOp":
                 good = False
-            if not isinstance(module, nn.Module) or module not in names or not attributes_of(module):
+            if not isinstance(module, nn.Module) or module not in names or not width_attributes(module):
                 continue  # an activation or a pool takes what comes
             one_sided = is_depthwise(module) or isinstance(module, nn.BatchNorm2d)
             side = OUT if one_sided or graph.is_out_channel_pruning_fn(item.dep.handler) else IN
-            good = good and max(item.idxs) < width_of(module, side == OUT)
+            good = good and max(item.idxs) < num_channels(module, side == OUT)
             for place, owner in zip(item.idxs, item.root_idxs, strict=True):
                 self._chief[self._first((names[module], side, place))] = self._first((name, OUT, owner))
         return good

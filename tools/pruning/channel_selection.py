@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from models.channel_widths import attributes_of, width_of
+from models.channel_widths import num_channels, width_attributes
 from models.network import Network
 from models.summary import OPERATIONS_PER_NORMALISED, count_operations
 from tools.pruning.channel_groups import OUT, Group, is_depthwise
@@ -36,9 +36,9 @@ class Costs:
     """Operations of a network for one image, as a function of how many channels its modules have."""
 
     def __init__(self, network: Network, size_hw: tuple[int, int]) -> None:
-        self.modules = {name: module for name, module in network.named_modules() if attributes_of(module)}
+        self.modules = {name: module for name, module in network.named_modules() if width_attributes(module)}
         self.sides: dict[str, list[float]] = {  # inputs, outputs
-            name: [float(width_of(module, out)) for out in (False, True)] for name, module in self.modules.items()
+            name: [float(num_channels(module, out)) for out in (False, True)] for name, module in self.modules.items()
         }
         self._per_pair = dict.fromkeys(self.modules, 0.0)
         self._rest = 0.0
@@ -49,7 +49,7 @@ class Costs:
         names = {module: name for name, module in self.modules.items()}
 
         def count(module: nn.Module, _: object, output: Tensor) -> None:
-            pixels = output[0].numel() / width_of(module, out=True)
+            pixels = output[0].numel() / num_channels(module, out=True)
             self._per_pair[names[module]] += pixels * _per_pixel(module)
 
         hooks = [module.register_forward_hook(count) for module in self.modules.values()]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.ensemble import Ensemble
-from models.tta import augmented
+from models.tta import with_tta
 from utils.backends.export_metadata import KEY, Description, Foreign, from_json, from_yolov5
 from utils.core.contracts import Decoded, Outputs, Runner
 from utils.core.errors import UserError
@@ -118,7 +118,7 @@ def joined(runners: Sequence[ExportedRunner], augment: bool) -> tuple[Runner, di
         raise UserError(f"{runners[0].path}: --augment needs all boxes, but this file suppresses some itself")
     about = runners[0].about
     meta = {**about.meta, "imgsz": max(about.image_hw)}
-    return augmented(runner) if augment else runner, meta
+    return with_tta(runner) if augment else runner, meta
 
 
 def require(package: str, what: str, install: str = "") -> None:

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.heads.anchor_head import whole_columns
 from utils.backends import BACKENDS
 from utils.backends.export_metadata import KEY, Description, from_json
 from utils.backends.exported_runner import ExportedRunner, described, joined, require
 from utils.backends.flat_outputs import ExportJob
 from utils.backends.onnx_graph import build
+from utils.backends.per_anchor_decoder import with_per_anchor_decoder
 from utils.core.contracts import Runner
 from utils.core.errors import UserError
 from utils.core.yaml_file import read_yaml
@@ -45,8 +45,8 @@ class OpenVinoBackend:
         through = path / "through.onnx"
         try:
             full = job.description.with_precision("fp32")  # OpenVINO rounds weights itself
-            with whole_columns():
-                graph = build(replace(job, description=full), through).graph
+            network = with_per_anchor_decoder(job.network)
+            graph = build(replace(job, network=network, description=full), through).graph
             model = openvino.convert_model(str(through))
         finally:
             through.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from models.ensemble import Ensemble
 from models.fuse import fuse
 from models.network import Network
 from models.network_runner import NetworkRunner, to_input
-from models.tta import Augmented, Mirrored, augmented
+from models.tta import MirroredRunner, MultiViewRunner, with_tta
 from utils.backends import BACKENDS
 from utils.core.contracts import Outputs, Runner
 from utils.core.device import cpu_has_bf16
@@ -54,7 +54,7 @@ class PyTorchBackend:
         networks = [fuse(one.network) if folded else one.network for one in checkpoints]
         members = [_runner(network, device, half) for network in networks]
         runner: Runner = members[0] if len(members) == 1 else Ensemble(members)
-        return augmented(runner) if augment else runner, checkpoints[0].meta
+        return with_tta(runner) if augment else runner, checkpoints[0].meta
 
 
 def _runner(network: Network, device: torch.device, half: bool) -> Runner:
@@ -73,7 +73,7 @@ def watch_layers(runner: Runner) -> dict[str, Tensor]:
     Of an ensemble it shows the first network, of an augmented run the last pass. Exported files have no layers to
     see: UserError.
     """
-    while isinstance(runner, (Ensemble, Augmented, Mirrored)):
+    while isinstance(runner, (Ensemble, MirroredRunner, MultiViewRunner)):
         runner = runner.members[0] if isinstance(runner, Ensemble) else runner.runner
     if not isinstance(runner, NetworkRunner):
         raise UserError("--visualize needs a PyTorch checkpoint; exported files do not show their layers")

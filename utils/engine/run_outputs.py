@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.class_names import in_words
+from models.class_names import count_text
 from models.summary import summarize
 from utils.core import distributed as dist
 from utils.core.contracts import Batch, Loss, Results, Task
@@ -32,7 +32,7 @@ def start_outputs(run: Run) -> None:
     LOGGER.info(str(summarize(run.network, run.settings.imgsz[0]).line))
     LOGGER.info(
         f"{run.train_loader.num_images} training and {run.val_loader.num_images} validation images, "
-        f"{in_words(run.network.specs)}; results go to {run.folder}"
+        f"{count_text(run.network.specs)}; results go to {run.folder}"
     )
     if not run.settings.noplots and not run.resumed:
         run.task.draw_labels(run.train_loader, run.folder, run.data)

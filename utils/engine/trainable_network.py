@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.add_semantic_head import with_semantic
+from models.add_semantic_head import with_semantic_head
 from models.builder import build_network
 from models.checkpoint import Checkpoint
-from models.class_names import described_heads
+from models.class_names import list_heads
 from models.network import Network
-from models.pretrained import starting_point
+from models.pretrained import choose_initial_network
 from models.transfer import transfer
 from models.weight_download import resolve_weights
 from utils.core.contracts import Task
@@ -62,10 +62,10 @@ def _rebuild(settings: TrainSettings, data: DataConfig, checkpoint: Checkpoint) 
 
 def _build_from_weights(task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig) -> Network:
     weights = resolve_weights(settings.weights, settings.download) if settings.weights else None
-    start = starting_point(settings, weights, task.heads, task.cfg)
+    start = choose_initial_network(settings, weights, task.heads, task.cfg)
     architecture = start.architecture
     if settings.semantic:
-        architecture = with_semantic(architecture, settings.semantic, alone=not data.splits)
+        architecture = with_semantic_head(architecture, settings.semantic, alone=not data.splits)
     per_level = None if hyp.anchors is None else round(hyp.anchors)
     network = build_network(architecture, anchors_per_level=per_level, head_names=_head_names(architecture, data))
     if (state := start.state_for(network)) is None:
@@ -79,7 +79,7 @@ def _build_from_weights(task: Task, settings: TrainSettings, hyp: Hyp, data: Dat
 
 def _head_names(architecture: dict[str, Any], data: DataConfig) -> dict[str, tuple[str, ...]]:
     """Return the class names in the data for each head that it has labels for."""
-    known = {head: data.names_for(head) for head in described_heads(architecture)}
+    known = {head: data.names_for(head) for head in list_heads(architecture)}
     return {head: names for head, names in known.items() if names}
 
 

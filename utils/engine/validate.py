@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from models.semantic_inference import MultiScale, SlidingWindow
+from models.semantic_inference import MultiScaleRunner, SlidingWindowRunner
 from utils.core import distributed as dist
 from utils.core.contracts import (
     Batch,
@@ -282,9 +282,9 @@ def evaluate_at_size(
 
 def _semantic_runner(runner: Runner, settings: ValSettings) -> Runner | None:
     """Wrap the runner for semantic segmentation at several scales, mirrored, or in a sliding window, if asked for."""
-    wrapped = SlidingWindow(runner, (settings.seg_window,) * 2) if settings.seg_window else None
+    wrapped = SlidingWindowRunner(runner, (settings.seg_window,) * 2) if settings.seg_window else None
     if settings.seg_scales or settings.seg_flip:
-        return MultiScale(wrapped or runner, settings.seg_scales or (1.0,), settings.seg_flip)
+        return MultiScaleRunner(wrapped or runner, settings.seg_scales or (1.0,), settings.seg_flip)
     return wrapped
 
 

@@ -80,9 +80,9 @@ class Model:
         if not augment:
             return self.runner
         if self._augmented is None:
-            from models.tta import augmented
+            from models.tta import with_tta
 
-            self._augmented = augmented(self.runner)
+            self._augmented = with_tta(self.runner)
         return self._augmented
 
     @property

@@ -1,1 +1,1 @@
-"""Pure functions on tensors and arrays."""
+"""Operations on boxes, anchors, masks and semantic maps, as pure functions of tensors and arrays."""

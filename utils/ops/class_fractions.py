@@ -1,4 +1,4 @@
-"""How much of an image each class of pixels covers."""
+"""Fraction of a semantic map that each class covers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import numpy as np
 from utils.core.contracts import IGNORED_PIXEL
 
 
-def class_fractions(classes: np.ndarray) -> dict[int, float]:
-    """Return the share of the labelled pixels that each class of an (H, W) uint8 map covers, the largest first.
+def class_fractions(semantic_map: np.ndarray) -> dict[int, float]:
+    """Compute the fraction of the labelled pixels that each class covers.
 
-    The shares add up to one; a map without a labelled pixel has none.
+    Args:
+        semantic_map: (H, W) uint8 classes.
+
+    Returns:
+        Fractions of the classes that occur, in descending order; empty without labelled pixels.
     """
-    counts = np.bincount(classes.ravel(), minlength=IGNORED_PIXEL + 1)[:IGNORED_PIXEL]
+    counts = np.bincount(semantic_map.ravel(), minlength=IGNORED_PIXEL + 1)[:IGNORED_PIXEL]
     total = int(counts.sum())
     order = np.argsort(-counts, kind="stable")
     return {int(index): int(counts[index]) / total for index in order if counts[index]}

@@ -1,4 +1,4 @@
-"""Boxes as lines of a label file."""
+"""Formatting of boxes as lines of a label file."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,17 @@ from torch import Tensor
 def box_lines(
     boxes_xyxy: Tensor, classes: Tensor, scores: Tensor | None, image_hw: tuple[int, int], corners: bool = False
 ) -> list[str]:
-    """Return `class cx cy w h [score]` per box, divided by image width and height (behaviour.md 5.3).
+    """Format boxes as `class cx cy w h [score]`, normalised by the image size.
 
-    Boxes are (n, 4) pixels of an image of `image_hw`; `corners` writes x1 y1 x2 y2 instead.
+    Args:
+        boxes_xyxy: (n, 4) boxes in pixels.
+        classes: (n,) classes.
+        scores: (n,) scores to append, or None.
+        image_hw: Height and width of the image.
+        corners: Write x1 y1 x2 y2 instead of cx cy w h.
+
+    Returns:
+        One line per box.
     """
     height, width = image_hw
     normalised = boxes_xyxy / boxes_xyxy.new_tensor([width, height, width, height])
@@ -17,7 +25,7 @@ def box_lines(
         low, high = normalised[:, :2], normalised[:, 2:]
         normalised = torch.cat([(low + high) / 2, high - low], dim=1)
     lines = []
-    for row, (box, kind) in enumerate(zip(normalised.tolist(), classes.tolist(), strict=True)):
+    for row, (box, label) in enumerate(zip(normalised.tolist(), classes.tolist(), strict=True)):
         values = [*box, *([float(scores[row])] if scores is not None else [])]
-        lines.append(" ".join([str(int(kind)), *(f"{value:g}" for value in values)]))
+        lines.append(" ".join([str(int(label)), *(f"{value:g}" for value in values)]))
     return lines

@@ -193,7 +193,7 @@ class _Subject:
 def _subject(checkpoint: Checkpoint, path: Path, options: argparse.Namespace) -> _Subject:
     import torch
 
-    from models.fuse import fuse, without_slices
+    from models.fuse import fuse, replace_focus
     from utils.backends.export_metadata import Description, Suppression
     from utils.backends.flat_outputs import ExportJob, decoded_names
     from utils.core.version import VERSION
@@ -219,7 +219,7 @@ def _subject(checkpoint: Checkpoint, path: Path, options: argparse.Namespace) ->
         meta={key: str(checkpoint.meta[key]) for key in ("data",) if checkpoint.meta.get(key)},
     )
     job = ExportJob(
-        without_slices(network), about, options.opset, options.simplify, options.optimize, options.per_tensor,
+        replace_focus(network), about, options.opset, options.simplify, options.optimize, options.per_tensor,
         options.mlmodel, options.workspace, options.cache, options.verbose,
     )  # fmt: skip
     folder = Path(options.output) if options.output else path.parent

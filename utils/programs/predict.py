@@ -151,7 +151,7 @@ def _predict(options: argparse.Namespace, runs: str, settings: PredictSettings, 
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its complaints about files are ours to make, in words
     import torch
 
-    from models.class_names import in_words
+    from models.class_names import count_text
     from utils.backends.open_weights import open_subject, strip_weights
     from utils.core.device import describe, select_device
     from utils.engine.predict import network_size, predict
@@ -170,7 +170,7 @@ def _predict(options: argparse.Namespace, runs: str, settings: PredictSettings, 
     source = _source(options, str(options.data or opened.meta.get("data") or kind.data))
     if not kind.whole and options.save_as_video:
         require_one_size(source)
-    LOGGER.info(f"{opened.name} on {describe(device)}, {in_words(runner.specs)}")
+    LOGGER.info(f"{opened.name} on {describe(device)}, {count_text(runner.specs)}")
     look = DrawStyle() if kind.whole else style(options, runner, opened.meta)
     folder, sinks = _sinks(options, runner, kind.needs, look.semantic)
 

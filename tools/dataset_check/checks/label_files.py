@@ -47,7 +47,7 @@ def _check_file(one: LabelRecord, split: str, records: DatasetRecords) -> Iterat
         stated, found = (f"{width} x {height}" for height, width in (labels.size_hw, size_hw))
         yield Finding("size-differs", f"{one.label_file}: states {stated} pixels, but {path} has {found}", split, path)
     if labels.duplicates:
-        yield Finding("duplicate-label", f"{one.label_file}: {labels.duplicates} repeated labels", split, path)
+        yield Finding("duplicate-label", f"{one.label_file}: repeated labels: {labels.duplicates}", split, path)
     unknown = labels.boxes[labels.boxes[:, 0] >= records.data.num_classes]
     if len(unknown):
         classes = ", ".join(str(int(number)) for number in np.unique(unknown[:, 0]))
@@ -68,22 +68,22 @@ def _check_boxes(one: LabelRecord, split: str, records: DatasetRecords) -> Itera
     small = (sides_px * (records.imgsz / max(height, width)) < _MIN_SIDE_PX).any(1) & ~flat
     longest = sides_px.max(1) > _MAX_ASPECT_RATIO * np.maximum(sides_px.min(1), 1e-9)
     for kind, rows, text in (
-        ("degenerate", flat, "{n} boxes without width or height"),
+        ("degenerate", flat, "boxes without width or height"),
         (
             "over-edge",
             (over > _EDGE_PX).any(1) & ~flat,
-            f"{{n}} boxes extend up to {over.max():.0f} pixels beyond the image",
+            f"boxes up to {over.max():.0f} pixels beyond the image",
         ),
-        ("tiny", small, f"{{n}} boxes with a side below {_MIN_SIDE_PX:g} pixels at image size {records.imgsz}"),
-        ("odd-shape", longest & ~flat & ~small, f"{{n}} boxes with an aspect ratio above {_MAX_ASPECT_RATIO:g}"),
+        ("tiny", small, f"boxes with a side below {_MIN_SIDE_PX:g} pixels at image size {records.imgsz}"),
+        ("odd-shape", longest & ~flat & ~small, f"boxes with an aspect ratio above {_MAX_ASPECT_RATIO:g}"),
     ):
         if rows.any():
-            yield Finding(kind, f"{file}: {text.format(n=int(rows.sum()))}", split, path, boxes=_boxes(labels[rows]))
+            yield Finding(kind, f"{file}: {text}: {int(rows.sum())}", split, path, boxes=_boxes(labels[rows]))
     pairs = _duplicate_boxes(labels)
     if pairs:
         rows = np.unique(np.array(pairs).ravel())
         yield Finding(
-            "duplicate-box", f"{file}: {len(pairs)} pairs of duplicate boxes", split, path, boxes=_boxes(labels[rows])
+            "duplicate-box", f"{file}: pairs of duplicate boxes: {len(pairs)}", split, path, boxes=_boxes(labels[rows])
         )
 
 
@@ -120,7 +120,7 @@ def _check_polygons(one: LabelRecord, split: str) -> Iterator[Finding]:
     ):
         if rows:
             boxes = _boxes(one.labels.boxes[rows])
-            yield Finding(kind, f"{one.label_file}: {len(rows)} {text}", split, one.image.path, boxes=boxes)
+            yield Finding(kind, f"{one.label_file}: {text}: {len(rows)}", split, one.image.path, boxes=boxes)
 
 
 def _disagrees(box_px: np.ndarray, x: np.ndarray, y: np.ndarray) -> bool:
