@@ -88,9 +88,7 @@ def _parse_item(entry: Any, where: str) -> DownloadItem:
             raise UserError(f"{where}: `{key}: {path}` is outside of the data set's folder")
     if values.get("pictures", "idx") not in ARRAY_FORMATS:
         known = ", ".join(ARRAY_FORMATS)
-        raise UserError(
-            f"{where}: `pictures:` is not a known array format, got {values['pictures']:.40}; choose {known}"
-        )
+        raise UserError(f"{where}: `pictures: {values['pictures']:.40}` is not a known array format; choose {known}")
     remote = RemoteFile(url, values.get("size"), values.get("sha256"), values.get("md5"))
     own = {key: value for key, value in values.items() if key in ("strip", "keep", "gives", "pictures")}
     item = DownloadItem(remote, to, **own)
