@@ -7,12 +7,11 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-import torch
 from helpers_run import results, script
 
 from utils.core.data_config import load_data
 from utils.core.errors import UserError
-from utils.engine.train_epoch import resize_randomly
+from utils.engine.train_epoch import random_input_hw
 from utils.loggers.csv_file import read_results
 
 CATEGORIES = [{"id": 18, "name": "disc"}, {"id": 3, "name": "box"}]  # rising ids: box, disc
@@ -84,10 +83,9 @@ def test_train_and_val_on_coco_folder(tmp_path):
 
 def sizes(multi_scale, rate=1, seed=0, steps=12):
     settings = SimpleNamespace(multi_scale=multi_scale, imgsz=(128,), resize_rate=rate, seed=seed)
-    images = torch.zeros(1, 3, 128, 128)
     found = []
     for step in range(steps):
-        found.append(resize_randomly(images, settings, stride=32, epoch=0, step=step).shape[-1])
+        found.append(random_input_hw((128, 128), settings, stride=32, epoch=0, step=step)[1])
     return found
 
 

@@ -23,7 +23,7 @@ from helpers_networks import NETWORKS, picture, write_networks  # noqa: E402
 from helpers_serve import driven, form, serving  # noqa: E402
 from pycocotools import mask as coco  # noqa: E402
 
-from tools.service import intake  # noqa: E402
+from tools.service import requests as intake  # noqa: E402
 from tools.service.memory_trim import give_back  # noqa: E402
 from tools.service.predictor import Predictor  # noqa: E402
 from tools.service.schema import Answer  # noqa: E402

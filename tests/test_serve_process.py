@@ -19,8 +19,8 @@ from helpers_serve import running  # noqa: E402
 
 import serve as program  # noqa: E402
 from benchmarks import machine, serve_load  # noqa: E402
+from tools.service import program as serve  # noqa: E402
 from utils.core.errors import UserError  # noqa: E402
-from utils.programs import serve  # noqa: E402
 
 HEADERS = {"X-API-Key": "from the environment", "Content-Type": "image/png"}
 
