@@ -11,7 +11,7 @@ import argparse
 
 from tools.service.program import serve_models
 from tools.service.service_settings import ServiceSettings
-from utils.core.cli import add_device, add_download, given, new_parser, run_script, to_namespace
+from utils.core.cli import add_device, add_download, explicit_options, new_parser, run_script, to_namespace
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,4 +60,4 @@ def run(**overrides: object) -> None:
 
 
 if __name__ == "__main__":
-    run_script(lambda: run(**given(build_parser())))
+    run_script(lambda: run(**explicit_options(build_parser())))

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 
 from tools.search.search_options import add_evolution, train_or_evolve
-from utils.core.cli import given, run_script, to_namespace
+from utils.core.cli import explicit_options, run_script, to_namespace
 from utils.core.contracts import Logger
 from utils.programs.train import task_parser
 
@@ -29,4 +29,4 @@ def run(loggers: Sequence[Logger] = (), **overrides: object) -> dict[str, float]
 
 
 if __name__ == "__main__":
-    run_script(lambda: train_or_evolve("detect", build_parser(), given(build_parser())))
+    run_script(lambda: train_or_evolve("detect", build_parser(), explicit_options(build_parser())))

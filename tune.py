@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from tools.search.search_options import task_in, tune, tuning_parser
-from utils.core.cli import given, run_script, to_namespace
+from utils.core.cli import explicit_options, run_script, to_namespace
 
 
 def build_parser(task: str = "detect") -> argparse.ArgumentParser:
@@ -30,7 +30,7 @@ def run(**overrides: object) -> dict[str, float]:
 def main() -> None:
     """Search as the command line says."""
     parser = build_parser(task_in(sys.argv[1:]))
-    tune(parser, given(parser))
+    tune(parser, explicit_options(parser))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ The loop itself is utils/engine/evaluate.py.
 
 import argparse
 
-from utils.core.cli import given, run_script
+from utils.core.cli import explicit_options, run_script
 from utils.programs.val import score_task, scoring_parser
 
 
@@ -26,4 +26,4 @@ def run(**overrides: object) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run_script(lambda: run(**given(build_parser())))
+    run_script(lambda: run(**explicit_options(build_parser())))

@@ -26,7 +26,7 @@ from utils.core.cli import run_script
 from utils.core.device import select_device
 from utils.core.errors import UserError
 from utils.core.timing import Stopwatch
-from utils.ops.semantic_maps import class_map, even_grid
+from utils.ops.semantic_maps import aligned_grid, class_map
 
 NAME = "class_map"
 STRIDE = 8
@@ -49,7 +49,7 @@ def compare(
 ) -> tuple[str, float]:
     """Return the table's row of one kind and size, and how many times as fast ours is."""
     map_hw = (size_hw[0] // STRIDE, size_hw[1] // STRIDE)
-    logits, grid = scores(kind, options.classes, map_hw, device), even_grid(size_hw, map_hw)
+    logits, grid = scores(kind, options.classes, map_hw, device), aligned_grid(size_hw, map_hw)
     differing = float((class_map(logits, *grid) != plain_class_map(logits, size_hw)).float().mean())
     if differing > _MOST_DIFFERENT:
         raise RuntimeError(f"{kind}: {differing:.2%} of the pixels differ from the plain way")

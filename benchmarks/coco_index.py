@@ -49,7 +49,7 @@ print(seconds, time.process_time(), memory, len(index), len(index.boxes))
 EPOCHS = """
 import multiprocessing, sys
 from utils.core.data_config import load_data
-from utils.core.contracts import LoadRequest
+from utils.core.load_request import LoadRequest
 from utils.core.hyp import Hyp
 from utils.datasets.pipeline.loader import open_loader
 yaml, workers, epochs = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

@@ -29,9 +29,9 @@ import torch
 
 from benchmarks.machine import given, new_parser, publish, report, spread
 from utils.core.cli import run_script
-from utils.core.contracts import LoadRequest
 from utils.core.data_config import DataConfig
 from utils.core.hyp import Hyp
+from utils.core.load_request import LoadRequest
 from utils.datasets.labels.label_index import Index
 from utils.datasets.pipeline import box_samples as dataset
 from utils.datasets.pipeline import image_cache as cache

@@ -46,8 +46,8 @@ from utils.core.contracts import EvalSettings
 from utils.core.device import select_device
 from utils.core.seed import seed_everything
 from utils.core.timing import Stopwatch
-from utils.ops.nms import suppress
-from utils.ops.semantic_maps import class_map, even_grid
+from utils.ops.nms import batched_nms
+from utils.ops.semantic_maps import aligned_grid, class_map
 
 NAME = "semantic_heads"
 WAYS = ("boxes", "ours", "plain")
@@ -71,10 +71,10 @@ def plain_layers() -> Iterator[None]:
     """Switch the short cuts of the layers off."""
     separate = lambda x, sizes: [functional.max_pool2d(x, size, 1, size // 2) for size in sizes]  # noqa: E731
     with (
-        mock.patch.object(coarse, "on_cpu", lambda x: False),
-        mock.patch.object(fusion, "on_cpu", lambda x: False),
+        mock.patch.object(coarse, "use_cpu_kernels", lambda x: False),
+        mock.patch.object(fusion, "use_cpu_kernels", lambda x: False),
         mock.patch.object(winograd, "pays", lambda x, weight: False),
-        mock.patch.object(pool, "pooled", separate),
+        mock.patch.object(pool, "max_pools", separate),
     ):
         yield
 
@@ -134,7 +134,7 @@ def action(job: Job, way: str) -> Callable[[], Pass]:
         with torch.inference_mode():
             with whole, plain_layers() if way == "plain" else contextlib.nullcontext():
                 decoded = network.decode(network(image))
-                suppress(decoded["detect"]["predictions"], CLASSES, AS_DETECT)
+                batched_nms(decoded["detect"]["predictions"], CLASSES, AS_DETECT)
             with mapping:
                 found = mapped(scores, way, job.size_hw)
         return Pass(found, 1000 * (head.last + mapping.last), 1000 * (whole.last - head.last))
@@ -149,7 +149,7 @@ def mapped(scores: Tensor, way: str, size_hw: tuple[int, int]) -> Tensor | None:
     if way == "plain":
         full = functional.interpolate(scores[None], size=size_hw, mode="bilinear", align_corners=True)
         return full.argmax(dim=1)[0].to(torch.uint8)
-    return class_map(scores, *even_grid(size_hw, (scores.shape[1], scores.shape[2])))
+    return class_map(scores, *aligned_grid(size_hw, (scores.shape[1], scores.shape[2])))
 
 
 def peak_megabytes(job: Job, way: str) -> float:

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from utils.core.cli import add_image_size, resolve_training, training_parser
+from utils.core.cli import add_image_size
 from utils.core.data_config import load_data
 from utils.core.timing import Stopwatch
+from utils.core.train_options import resolve_training, training_parser
 from utils.engine.fit import fit
 from utils.loggers.csv_file import read_results
 from utils.tasks.task_selection import task_for

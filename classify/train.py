@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.core.cli import given, run_script, to_namespace
+from utils.core.cli import explicit_options, run_script, to_namespace
 from utils.core.contracts import Logger
 from utils.programs.classification_options import class_training_options, class_training_parser
 from utils.programs.train import train_task
@@ -34,4 +34,4 @@ def run(loggers: Sequence[Logger] = (), **overrides: object) -> dict[str, float]
 
 
 if __name__ == "__main__":
-    run_script(lambda: train_task("classify", build_parser(), class_training_options(given(build_parser()))))
+    run_script(lambda: train_task("classify", build_parser(), class_training_options(explicit_options(build_parser()))))

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from utils.core.contracts import Head
 from utils.core.registry import Registry
 
-LAYERS = Registry("layer", "models.layers")
-HEADS = Registry("head", "models.heads")
+LAYERS: Registry[Any] = Registry("layer", "models.layers")
+HEADS: Registry[type[Head]] = Registry("head", "models.heads")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.search.search_options import add_evolution, train_or_evolve
-from utils.core.cli import given, run_script, to_namespace
+from utils.core.cli import explicit_options, run_script, to_namespace
 from utils.core.contracts import Logger
 from utils.programs.train import task_parser
 
@@ -33,4 +33,4 @@ def run(loggers: Sequence[Logger] = (), **overrides: object) -> dict[str, float]
 
 
 if __name__ == "__main__":
-    run_script(lambda: train_or_evolve("segment", build_parser(), given(build_parser())))
+    run_script(lambda: train_or_evolve("segment", build_parser(), explicit_options(build_parser())))

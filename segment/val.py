@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.core.cli import given, run_script
+from utils.core.cli import explicit_options, run_script
 from utils.programs.val import score_task, scoring_parser
 
 
@@ -30,4 +30,4 @@ def run(**overrides: object) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run_script(lambda: run(**given(build_parser())))
+    run_script(lambda: run(**explicit_options(build_parser())))

@@ -8,7 +8,7 @@ import pytest
 
 from models.builder import build_network, read_architecture
 from models.checkpoint import save_checkpoint
-from utils.core.cli import given
+from utils.core.cli import explicit_options
 from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.yaml_file import write_yaml
@@ -29,7 +29,7 @@ def error_of(name, *options, project):
         if shows(name):
             module.main(module.build_parser().parse_args(line))
         else:
-            module.run(**given(module.build_parser(), line))
+            module.run(**explicit_options(module.build_parser(), line))
     assert not project.exists() or not list(project.rglob("*")), "something was left behind"
     text = str(caught.value)
     assert "\n" not in text, text

@@ -5,9 +5,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.core.contracts import LoadRequest, SemanticRequest
 from utils.core.data_config import DataConfig, SemanticConfig
 from utils.core.hyp import Hyp
+from utils.core.load_request import LoadRequest, SemanticRequest
 
 COLOURS = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]], np.uint8)  # BGR of the classes
 SIZES = ((40, 64), (64, 48), (48, 48))

@@ -57,7 +57,7 @@ def ours(server, folder, name, files):
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
-def test_mnist_becomes_grey_pictures_in_a_folder_per_class(name, server, tmp_path):
+def test_mnist_conversion(name, server, tmp_path):
     data = provide(ours(server, tmp_path, name, idx_files()), download=True)
     found = everything(tmp_path / "set")
     assert len(found) == 30 and not [path for path in found if path.endswith(".gz")]
@@ -76,7 +76,7 @@ def test_mnist_becomes_grey_pictures_in_a_folder_per_class(name, server, tmp_pat
     ("cifar10", 1, list(CIFAR10_FILES)),
     ("cifar100", 2, ["train.bin", "test.bin"]),
 ])  # fmt: skip
-def test_cifar_becomes_coloured_pictures_of_the_fine_classes(name, label_bytes, files, server, tmp_path):
+def test_cifar_conversion(name, label_bytes, files, server, tmp_path):
     classes = len(load_data(name).names)
     rows = {file: cifar_rows(classes, label_bytes, classes, seed) for seed, file in enumerate(files)}
     archive = tar_of({f"cifar/{file}": content.tobytes() for file, content in rows.items()})
@@ -90,7 +90,7 @@ def test_cifar_becomes_coloured_pictures_of_the_fine_classes(name, label_bytes, 
     assert np.array_equal(drawn[..., ::-1], last[label_bytes:].reshape(3, 32, 32).transpose(1, 2, 0))
 
 
-def test_drawing_that_was_interrupted_begins_again_and_ends_whole(server, tmp_path, monkeypatch):
+def test_interrupted_generation_restarts(server, tmp_path, monkeypatch):
     path = ours(server, tmp_path, "mnist", idx_files())
     encode, count = cv2.imencode, []
 
@@ -130,7 +130,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("what", FAULTS)
-def test_arrays_that_are_none_are_one_clear_error(what, tmp_path):
+def test_invalid_arrays(what, tmp_path):
     files, says = FAULTS[what]
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
@@ -138,7 +138,7 @@ def test_arrays_that_are_none_are_one_clear_error(what, tmp_path):
         write_pictures("idx", tmp_path, [str(number) for number in range(10)])
 
 
-def test_a_bomb_is_not_unpacked_to_its_end(tmp_path, monkeypatch):
+def test_decompression_bomb_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(arrays, "MAX_BYTES", 1000)
     for name, content in idx_files().items():
         (tmp_path / name).write_bytes(content)
@@ -147,7 +147,7 @@ def test_a_bomb_is_not_unpacked_to_its_end(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"x" * 3074, b"x" * 3073 + b"y"])
-def test_cifar_files_of_another_size_are_refused(content, tmp_path):
+def test_cifar_wrong_size(content, tmp_path):
     for name in ("train.bin", "test.bin"):
         (tmp_path / name).write_bytes(bytes(3074 * 2))
     if content is None:
@@ -158,7 +158,7 @@ def test_cifar_files_of_another_size_are_refused(content, tmp_path):
         write_pictures("cifar100", tmp_path, [str(number) for number in range(100)])
 
 
-def test_classes_in_another_order_are_noticed(tmp_path):
+def test_class_order_mismatch(tmp_path):
     for name in CIFAR10_FILES:
         (tmp_path / name).write_bytes(cifar_rows(10, 1, 10, 0).tobytes())
     names = list(load_data("cifar10").names)
@@ -171,12 +171,12 @@ def test_classes_in_another_order_are_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "a\\b", ""])
-def test_names_that_lead_elsewhere_are_no_folders(name, tmp_path):
+def test_class_names_cannot_escape_the_folder(name, tmp_path):
     with pytest.raises(UserError, match="cannot be the name of a folder"):
         write_pictures("idx", tmp_path, [name])
 
 
-def test_an_unknown_kind_of_arrays_is_refused(tmp_path):
+def test_unknown_array_kind(tmp_path):
     values = {"train": "x", "val": "x", "names": ["a"], "download": [{"url": "https://a.org/b.gz", "pictures": "npz"}]}
     write_yaml(tmp_path / "a.yaml", values)
     with pytest.raises(UserError, match="`pictures: npz` is none of idx, cifar10, cifar100"):
@@ -187,7 +187,7 @@ def test_an_unknown_kind_of_arrays_is_refused(tmp_path):
     ("mnist", "mnist.yaml"), ("imagenet", "ImageNet.yaml"), ("voc.yaml", "VOC.yaml"), ("cifar10", "cifar10.yaml"),
     ("data/visdrone.yaml", "VisDrone.yaml"),
 ])  # fmt: skip
-def test_data_sets_are_found_by_name(text, file):
+def test_find_data_by_name(text, file):
     assert find_data(text).name == file
     assert load_data(text).num_classes >= 10
     assert file == "ImageNet.yaml" or pieces_of(load_data(text))  # ImageNet is given out after registration only

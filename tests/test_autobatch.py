@@ -8,8 +8,9 @@ from helpers_run import tiny_data, weights
 
 import train
 from models.builder import build_network
-from utils.core.cli import given, training_parser
+from utils.core.cli import explicit_options
 from utils.core.errors import UserError
+from utils.core.train_options import training_parser
 from utils.core.train_settings import TrainSettings
 from utils.core.yaml_file import read_yaml
 from utils.engine import autobatch
@@ -20,11 +21,11 @@ LINE = {batch: (1 + 0.5 * batch) * GIB for batch in (1, 2, 4, 8, 16)}  # 1 GiB f
 
 
 @pytest.mark.parametrize(("free", "share", "batch"), [(20, 0.8, 30), (20, 0.5, 18), (80, 0.9, 142), (3, 0.8, 2)])
-def test_memory_used_by_small_batches_says_how_many_fit(free, share, batch):
+def test_memory_extrapolation(free, share, batch):
     assert fitting_batch(LINE, free * GIB, share) == batch  # (free x share - 1) / 0.5, rounded down
 
 
-def test_a_batch_that_ran_out_of_memory_is_never_chosen():
+def test_out_of_memory_batch_is_never_chosen():
     small = {batch: LINE[batch] for batch in (1, 2, 4)}
     assert fitting_batch(small, 20 * GIB, 0.8, failed=8) == 4
     assert fitting_batch(small, 4 * GIB, 0.8, failed=8) == 4  # the line says (3.2 - 1) / 0.5 = 4 itself
@@ -40,7 +41,7 @@ def test_a_batch_that_ran_out_of_memory_is_never_chosen():
         (LINE, 2000, None, 16),  # more than 1024
     ],
 )
-def test_where_the_line_makes_no_sense_it_is_sixteen_with_a_warning(memory, free, failed, batch, caplog):
+def test_implausible_fit_falls_back_to_sixteen(memory, free, failed, batch, caplog):
     with caplog.at_level(logging.WARNING, logger="polyolo"):
         assert fitting_batch(memory, free * GIB, 0.8, failed) == batch
     assert f"taking {batch}" in caplog.text
@@ -56,11 +57,11 @@ def test_where_the_line_makes_no_sense_it_is_sixteen_with_a_warning(memory, free
         ({1: 1}, 0.5, 1),  # a training needs one image
     ],
 )
-def test_on_a_cpu_the_batch_doubles_while_images_per_second_grow(rates, free, batch):
+def test_cpu_batch_doubles_while_throughput_grows(rates, free, batch):
     assert growing_batch(lambda n: rates[n], bytes_per_image=1.0, free=free) == batch
 
 
-def test_measuring_leaves_network_and_random_numbers_as_they_were(monkeypatch):
+def test_measuring_has_no_side_effects(monkeypatch):
     monkeypatch.setattr(autobatch, "_CPU_BATCHES", (1, 2))
     net = build_network("yolov5n.yaml")
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
@@ -70,7 +71,7 @@ def test_measuring_leaves_network_and_random_numbers_as_they_were(monkeypatch):
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
-def test_activations_are_counted_once_and_per_image():
+def test_activation_memory_per_image():
     trial = autobatch._Trial(build_network("yolov5n.yaml"), 64, torch.device("cpu"), None)
     kept = trial.kept_bytes()
     trial.size = 128
@@ -78,23 +79,23 @@ def test_activations_are_counted_once_and_per_image():
     assert 2**18 < kept < 2**24
 
 
-def test_free_memory_is_what_the_machine_has():
+def test_free_memory():
     assert 2**20 < available_memory() < 2**50 or available_memory() == float("inf")
 
 
 @pytest.mark.parametrize(("text", "value"), [("-1", -1), ("0.6", 0.6), ("8", 8), ("16.0", 16)])
-def test_spellings_of_the_batch_size(text, value):
-    chosen = given(training_parser(""), ["--batch-size", text])["batch_size"]
+def test_batch_size_values(text, value):
+    chosen = explicit_options(training_parser(""), ["--batch-size", text])["batch_size"]
     assert chosen == value and type(chosen) is type(value)
 
 
 @pytest.mark.parametrize("value", [0, -2, 1.5, -0.5])
-def test_what_is_no_batch_size_is_an_error(value):
+def test_invalid_batch_size(value):
     with pytest.raises(UserError, match="--batch-size"):
         TrainSettings(batch_size=value)
 
 
-def test_a_training_runs_with_the_batch_it_chose_and_keeps_it(tmp_path, monkeypatch):
+def test_auto_batch_is_saved_for_resume(tmp_path, monkeypatch):
     monkeypatch.setattr(autobatch, "_CPU_BATCHES", (1, 2, 4))
     data = tiny_data(tmp_path, train=8, val=4, size=64)
     train.run(

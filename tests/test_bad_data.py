@@ -9,11 +9,12 @@ import pytest
 from helpers_bad import TINY, error_of, image_set
 
 from models.builder import build_network, read_architecture
-from utils.core.cli import one_line, resolve_training
-from utils.core.contracts import LoadRequest
+from utils.core.cli import one_line
 from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
+from utils.core.load_request import LoadRequest
+from utils.core.train_options import resolve_training
 from utils.core.yaml_file import write_yaml
 from utils.datasets.image_files import IMAGE_SUFFIXES, ImageFault, probe_image, read_image
 from utils.datasets.labels.scan import build_index
@@ -59,7 +60,7 @@ DATA = {
 
 
 @pytest.mark.parametrize("kind", DATA)
-def test_malformed_data_yaml_is_one_line(images, tmp_path, kind):
+def test_malformed_data_yaml(images, tmp_path, kind):
     text, says = DATA[kind]
     root = tmp_path / "set"
     image_set(root)
@@ -81,7 +82,7 @@ def test_malformed_data_yaml_is_one_line(images, tmp_path, kind):
 @pytest.mark.parametrize(
     "content", [b"\xff\xfea\x00", "names: [ü]".encode("latin1"), b"\0" * (33 * 2**20)], ids=["utf-16", "latin", "huge"]
 )
-def test_a_data_yaml_that_is_no_text_is_one_line(tmp_path, content):
+def test_binary_data_yaml(tmp_path, content):
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)
     assert error_of("train", "--data", path, *TINY, project=tmp_path / "p").startswith(f"{path}: ")
@@ -102,7 +103,7 @@ DEFAULTS = [
 
 
 @pytest.mark.parametrize("entry", DEFAULTS)
-def test_recommended_options_are_checked_like_typed_ones(tmp_path, entry):
+def test_invalid_recommended_options(tmp_path, entry):
     path = tmp_path / "data.yaml"
     path.write_text(GOOD + f"defaults: {{{entry}}}\n")
     data = load_data(str(path))
@@ -114,7 +115,7 @@ def test_recommended_options_are_checked_like_typed_ones(tmp_path, entry):
     assert (settings.freeze, settings.imgsz, settings.noval) == ((3,), (64,), True)
 
 
-def test_a_task_has_recommended_options_of_its_own(tmp_path):
+def test_recommended_options_per_task(tmp_path):
     path = tmp_path / "data.yaml"
     path.write_text(GOOD + "defaults: {epochs: 9, imgsz: 64, segment: {epochs: 5}}\n")
     data = load_data(str(path))
@@ -170,7 +171,7 @@ activation infinite | nc: 2 | nc: 2; activation: nn.LeakyReLU(1e999) | finite
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_malformed_model_yaml_is_one_line(tmp_path, kind):
+def test_malformed_model_yaml(tmp_path, kind):
     old, new, says = MODELS[kind]
     assert old in MODEL
     path = tmp_path / "model.yaml"
@@ -181,7 +182,7 @@ def test_malformed_model_yaml_is_one_line(tmp_path, kind):
     assert text.startswith(str(path)) and says in text and "\n" not in text, text
 
 
-def test_the_model_yaml_these_faults_are_put_into_is_good(images, tmp_path):
+def test_valid_model_yaml_is_accepted(images, tmp_path):
     path = tmp_path / "model.yaml"
     path.write_text(MODEL)
     build_network(read_architecture(str(path)))
@@ -200,7 +201,7 @@ label_smoothing: 1 | shear: 90 | degrees: 1000 | hsv_s: 9 | warmup_momentum: 5 |
 
 
 @pytest.mark.parametrize("line", HYPS)
-def test_malformed_hyp_yaml_is_one_line(tmp_path, line):
+def test_malformed_hyp_yaml(tmp_path, line):
     path = tmp_path / "hyp.yaml"
     path.write_text(line + "\n")
     with pytest.raises(UserError, match=line.split(":")[0]) as caught:
@@ -234,7 +235,7 @@ LABELS = {
 
 
 @pytest.mark.parametrize("kind", LABELS)
-def test_a_faulty_label_file_stops_or_is_counted(images, tmp_path, kind):
+def test_faulty_label_file(images, tmp_path, kind):
     data = load_data(str(image_set(tmp_path / "set")))
     file = data.root / "labels" / "train" / "3.txt"
     file.write_bytes(LABELS[kind])
@@ -247,7 +248,7 @@ def test_a_faulty_label_file_stops_or_is_counted(images, tmp_path, kind):
     assert str(data.root / "images" / "train" / "3.jpg") not in [index.path(i) for i in range(7)]
 
 
-def test_a_pipe_instead_of_a_label_or_an_image_does_not_block(images, tmp_path):
+def test_pipes_do_not_block(images, tmp_path):
     data = load_data(str(image_set(tmp_path / "set")))
     label = data.root / "labels" / "train" / "3.txt"
     label.unlink()
@@ -257,7 +258,7 @@ def test_a_pipe_instead_of_a_label_or_an_image_does_not_block(images, tmp_path):
     assert len(index) == 7 and index.count["corrupt"] == 2
 
 
-def test_labels_of_nothing_at_all(images, tmp_path):
+def test_empty_label_files(images, tmp_path):
     data = load_data(str(image_set(tmp_path / "set")))
     for path in (data.root / "labels" / "train").iterdir():
         path.unlink()
@@ -268,7 +269,7 @@ def test_labels_of_nothing_at_all(images, tmp_path):
     assert sum(len(batch) for batch in loader.epoch(0)) == 8 and loader.class_counts.tolist() == [0, 0]
 
 
-def test_random_label_lines_never_crash_the_reader():
+def test_random_label_lines():
     """Ten thousand lines made of plausible and implausible words: faults name their line, the rest is sound."""
     rng = np.random.default_rng(7)
     words = [
@@ -322,7 +323,7 @@ def test_random_label_lines_never_crash_the_reader():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow, about damaged headers
-def test_every_bad_image_is_read_or_named(shared):
+def test_bad_images(shared):
     files = sorted(path for path in (shared / "badimages").rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     assert len(files) > 50
     unreadable = 0
@@ -337,7 +338,7 @@ def test_every_bad_image_is_read_or_named(shared):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow, about damaged headers
-def test_bad_images_as_a_data_set_are_counted(shared, tmp_path):
+def test_bad_images_in_data_set_are_counted(shared, tmp_path):
     yaml = tmp_path / "data.yaml"
     write_yaml(
         yaml, {"path": str(shared / "badimages"), "val": ["exif", "pillow", "heif", "synthetic"], "names": ["a"]}
@@ -346,7 +347,7 @@ def test_bad_images_as_a_data_set_are_counted(shared, tmp_path):
     assert len(index) > 40 and index.count["corrupt"] >= 10 and index.count["missing"] == len(index)
 
 
-def test_detect_goes_on_past_bad_files_and_counts_them(shared, network_file, tmp_path):
+def test_detect_skips_and_counts_bad_files(shared, network_file, tmp_path):
     detect = importlib.import_module("detect")
     report = detect.run(
         weights=[str(network_file)], source=str(shared / "badimages" / "synthetic"), imgsz=[64], project=str(tmp_path)
@@ -373,7 +374,7 @@ words.doc | neither image nor video
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_bad_sources_are_one_line(network_file, tmp_path, source):
+def test_bad_sources(network_file, tmp_path, source):
     (tmp_path / "text.mp4").write_text("hello\n" * 100)
     (tmp_path / "zero.gif").write_bytes(b"")
     (tmp_path / "empty").mkdir()
@@ -394,7 +395,7 @@ def test_bad_sources_are_one_line(network_file, tmp_path, source):
     assert not list(tmp_path.glob("p/*"))
 
 
-def test_a_window_without_a_screen_is_refused_before_qt_ends_the_process(monkeypatch):
+def test_view_without_display_is_refused(monkeypatch):
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sinks.sys, "platform", "linux")
@@ -402,7 +403,7 @@ def test_a_window_without_a_screen_is_refused_before_qt_ends_the_process(monkeyp
         sinks.WindowSink()
 
 
-def test_very_long_names_of_sources_are_cut_not_refused(network_file, tmp_path):
+def test_long_source_names_are_truncated(network_file, tmp_path):
     picture = tmp_path / f"{'ü' * 124}.jpg"  # 252 bytes
     cv2.imencode(".jpg", np.zeros((40, 40, 3), np.uint8))[1].tofile(picture)
     importlib.import_module("detect").run(

@@ -39,7 +39,7 @@ SCRIPTS = (
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_adversarial_weights_are_one_line(shared, images, tmp_path, name):
+def test_adversarial_weights(shared, images, tmp_path, name):
     files = sorted((shared / "weights" / "adversarial").iterdir())
     assert len(files) >= 4
     for path in files:
@@ -73,7 +73,7 @@ WEIGHTS = {
 
 @pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.parametrize("file", WEIGHTS)
-def test_what_is_no_checkpoint_is_named(images, tmp_path, name, file):
+def test_not_a_checkpoint(images, tmp_path, name, file):
     make, says = WEIGHTS[file]
     path = tmp_path / file
     make(path)
@@ -92,21 +92,21 @@ def test_what_is_no_checkpoint_is_named(images, tmp_path, name, file):
         ("val", "cls_kuih_nc10.pt", "cls_kuih_nc10"),
     ],
 )
-def test_weights_of_other_tasks_are_named(shared, images, tmp_path, name, file, says):
+def test_weights_of_another_task(shared, images, tmp_path, name, file, says):
     weights = shared / "weights" / file
     text = error_of(name, *options_for(name, weights, images), project=tmp_path / "p")
     assert weights.stem in text and says in text
 
 
 @pytest.mark.parametrize(("name", "registry"), [("val", EVALUATORS), ("detect", POSTPROCESS)])
-def test_a_head_that_nothing_here_understands_is_named(monkeypatch, images, network_file, tmp_path, name, registry):
+def test_unknown_head(monkeypatch, images, network_file, tmp_path, name, registry):
     registry.names()  # loads them
     monkeypatch.setattr(registry, "_entries", {"other": None})
     text = error_of(name, *options_for(name, network_file, images), project=tmp_path / "p")
     assert "two" in text and "its head 'detect'" in text and "known: other" in text
 
 
-def test_weights_and_data_of_other_classes_are_told_apart(shared, images, network_file, tmp_path):
+def test_class_mismatch_of_weights_and_data(shared, images, network_file, tmp_path):
     options = options_for("val", shared / "weights" / "det_pvdefect_nc5.pt", images)
     assert "2 classes" in (text := error_of("val", *options, project=tmp_path / "p")) and "knows 5" in text
     both = ("--weights", network_file, shared / "weights" / "yolov5n.pt")
@@ -119,7 +119,7 @@ def test_weights_and_data_of_other_classes_are_told_apart(shared, images, networ
 
 
 @pytest.mark.parametrize("name", BOXES)
-def test_a_project_that_cannot_be_written_is_one_line(images, network_file, tmp_path, name):
+def test_unwritable_project(images, network_file, tmp_path, name):
     (tmp_path / "file").write_text("")
     for project in (tmp_path / "file", tmp_path / "file" / "runs", tmp_path / ("x" * 300), "a\0b"):
         options = options_for(name, network_file, images)
@@ -127,7 +127,7 @@ def test_a_project_that_cannot_be_written_is_one_line(images, network_file, tmp_
         assert "cannot write there" in text
 
 
-def test_empty_folders_of_failed_runs_do_not_stay(images, network_file, tmp_path):
+def test_failed_runs_leave_no_empty_folder(images, network_file, tmp_path):
     runs = tmp_path / "p"
     options = options_for("val", network_file, images)
     assert "no such COCO JSON" in error_of("val", *options, "--annotations", "gone.json", project=runs)
@@ -143,7 +143,7 @@ def test_empty_folders_of_failed_runs_do_not_stay(images, network_file, tmp_path
     assert (folder / "labels" / "a.txt").exists()
 
 
-def test_a_video_that_the_disk_did_not_take_is_no_video(monkeypatch, tmp_path):
+def test_video_on_full_disk(monkeypatch, tmp_path):
     from utils.core.contracts import Frame, Geometry, ImageInfo, Results
 
     picture = np.zeros((64, 64, 3), np.uint8)
@@ -162,7 +162,7 @@ def test_a_video_that_the_disk_did_not_take_is_no_video(monkeypatch, tmp_path):
     assert not list((tmp_path / "cut").iterdir())
 
 
-def test_a_table_that_the_disk_did_not_take_is_named(tmp_path):
+def test_csv_on_full_disk(tmp_path):
     from utils.core.contracts import Frame, Geometry, ImageInfo, Results
 
     class Full:
@@ -209,7 +209,7 @@ def test_a_table_that_the_disk_did_not_take_is_named(tmp_path):
         ("detect", "--max-det", "-1"),
     ],
 )
-def test_numbers_that_make_no_sense_are_one_line(images, network_file, tmp_path, name, option, values):
+def test_values_out_of_range(images, network_file, tmp_path, name, option, values):
     base = ("--data", images, *TINY) if name.endswith("train") else options_for(name, network_file, images)
     for value in values.split():
         text = error_of(name, *base, f"{option}={value}", project=tmp_path / "p")
@@ -220,7 +220,7 @@ def test_numbers_that_make_no_sense_are_one_line(images, network_file, tmp_path,
     "wrong",
     [{"WORLD_SIZE": "x"}, {"WORLD_SIZE": "2", "RANK": "y"}, {"WORLD_SIZE": "2", "RANK": "5"}, {"WORLD_SIZE": "2"}],
 )
-def test_an_environment_that_no_launcher_made_is_one_line(monkeypatch, wrong):
+def test_invalid_launcher_environment(monkeypatch, wrong):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in wrong.items():
@@ -231,11 +231,11 @@ def test_an_environment_that_no_launcher_made_is_one_line(monkeypatch, wrong):
     assert "torchrun" in str(caught.value) and dist.is_launched()
 
 
-def test_messages_stay_on_one_line():
+def test_one_line_escapes_control_characters():
     assert one_line("a\nb\tc\0d\x1b[31m ü 图") == "a\\nb\\tc\\x00d\\x1b[31m ü 图"
 
 
-def test_queued_work_is_dropped_when_the_user_stops():
+def test_interrupt_cancels_queued_work():
     done, start = [], threading.Event()
 
     def slow(number):
@@ -284,7 +284,7 @@ def _resume(path):
     return text
 
 
-def test_what_cannot_be_resumed_is_one_line(stopped, tmp_path):
+def test_resume_errors(stopped, tmp_path):
     last, data = stopped
     content = last.read_bytes()
     run = tmp_path / "exp" / "weights"
@@ -305,7 +305,7 @@ def test_what_cannot_be_resumed_is_one_line(stopped, tmp_path):
         load_resumable(tmp_path / "plain.pt")
 
 
-def test_bare_resume_takes_the_newest_run(tmp_path):
+def test_bare_resume_takes_newest_run(tmp_path):
     for number, name in enumerate(("exp", "exp3", "exp2")):
         path = tmp_path / name / "weights" / "last.pt"
         path.parent.mkdir(parents=True)
@@ -327,7 +327,7 @@ FORGED = {
 
 
 @pytest.mark.parametrize("kind", FORGED)
-def test_a_forged_snapshot_is_one_line(stopped, tmp_path, kind):
+def test_invalid_training_state(stopped, tmp_path, kind):
     content = copy.deepcopy(torch.load(stopped[0], weights_only=True))
     FORGED[kind](content["training"])
     path = tmp_path / "exp" / "weights" / "last.pt"
@@ -349,7 +349,7 @@ LINES = [
 
 
 @pytest.mark.parametrize(("program", "options", "extra", "says"), LINES)
-def test_the_programs_end_with_one_line_and_status_2(monkeypatch, tmp_path, program, options, extra, says):
+def test_programs_exit_with_status_2(monkeypatch, tmp_path, program, options, extra, says):
     for name, value in extra.items():
         monkeypatch.setenv(name, value)
     text = script(program, *options, "--project", tmp_path / "p", status=2)
@@ -359,7 +359,7 @@ def test_the_programs_end_with_one_line_and_status_2(monkeypatch, tmp_path, prog
     assert not (tmp_path / "p").exists() and not (ROOT / "exp").exists()
 
 
-def test_names_of_files_reach_the_user_whole(tmp_path):
+def test_error_messages_keep_whole_file_names(tmp_path):
     long = Path(tmp_path, "図" * 60, "x" * 200)
     with pytest.raises(UserError, match="図" * 60):
         open_source(str(long / "a.jpg"))

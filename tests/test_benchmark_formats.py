@@ -19,7 +19,7 @@ def checkpoint(tmp_path):
     return tmp_path / "tiny.pt"
 
 
-def test_formats_stand_side_by_side_and_a_failure_is_a_row(checkpoint, tmp_path, monkeypatch):
+def test_one_row_per_format_and_failure(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.programs.export._installed", lambda package: package != "coremltools")
     chosen = {"weights": [str(checkpoint)], "include": ["torchscript", "coreml"], "runs": 2, "project": str(tmp_path)}
     rows = benchmark.run(**chosen, speed_only=True, name="run")
@@ -33,7 +33,7 @@ def test_formats_stand_side_by_side_and_a_failure_is_a_row(checkpoint, tmp_path,
         benchmark.run(**{**chosen, "include": ["coreml"]}, test=True, name="hard", hard_fail=0.0)
 
 
-def test_the_table_has_a_column_per_score_and_dashes_for_nothing():
+def test_table_columns():
     rows = [Row("PyTorch", 4.06, {"detect/map50_95": 0.365}, 40.0, 39.0), Row("coreml", reason="no package")]
     lines = table(rows).splitlines()
     assert lines[0].split() == ["format", "MB", "detect/map50_95", "ms/image", "fastest"]
@@ -42,6 +42,6 @@ def test_the_table_has_a_column_per_score_and_dashes_for_nothing():
 
 
 @pytest.mark.parametrize("options", [{"runs": 0}, {"batch_size": 0}])
-def test_numbers_below_one_are_refused(options):
+def test_values_below_one_are_refused(options):
     with pytest.raises(UserError, match="at least 1"):
         benchmark.run(**options)

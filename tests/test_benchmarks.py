@@ -61,7 +61,7 @@ def check_report(path, rows):
     assert not [word for word in text.split() if word.strip("`").startswith(("/home", "/tmp", "/root", "/var"))]
 
 
-def test_train_step_measures_every_part(results):
+def test_train_step_parts(results):
     found = train_step.main(
         ["--cfg", "yolov5n", "--size", "64", "--batch-size", "2", "--steps", "2", "--warm-up", "1", "--write"]
     )
@@ -69,14 +69,14 @@ def test_train_step_measures_every_part(results):
     check_report(results / "train_step.md", rows=1 + len(train_step.PARTS))
 
 
-def test_mask_step_measures_time_and_memory(results):
+def test_mask_step(results):
     small = ["--size", "64", "--batch-size", "2", "--boxes", "300", "--steps", "1", "--warm-up", "0"]
     found = mask_step.main([*small, "--write"])
     assert found.keys() == {"memory", "training", "validation", "validation/training"} and min(found.values()) > 0
     check_report(results / "mask_step.md", rows=3)
 
 
-def test_both_sides_of_train_step_compute_the_same_loss_and_gradient():
+def test_train_step_sides_are_equal():
     options = train_step.build_parser().parse_args(["--size", "64", "--batch-size", "2", "--amp", "fp32"])
     batch = train_step.random_batch(2, 64, 3, 80)
     assert len(batch.boxes) == 6 and batch.boxes[:, 2:].min() > 0
@@ -89,30 +89,30 @@ def test_both_sides_of_train_step_compute_the_same_loss_and_gradient():
     assert norms[0] == pytest.approx(norms[1], rel=1e-3) and norms[0] > 0
 
 
-def test_ema_measures_and_finds_equal_averages(results):
+def test_ema(results):
     assert ema.main(["--cfg", "yolov5n", "--rounds", "2", "--repeats", "2", "--write"])["yolov5n"] > 0
     check_report(results / "ema.md", rows=1)
 
 
-def test_class_map_measures_what_gives_equal_classes(results):
+def test_class_map(results):
     found = class_map.main(["--size", "96x64", "--rounds", "2", "--repeats", "1", "--classes", "5", "--write"])
     assert set(found) == {"street/96x64", "noise/96x64"} and min(found.values()) > 0
     check_report(results / "class_map.md", rows=2)
 
 
-def test_class_map_refuses_what_is_no_size():
+def test_class_map_invalid_size():
     with pytest.raises(UserError, match=r"--size 96: width and height"):
         class_map.main(["--size", "96"])
 
 
-def test_semantic_loss_measures_what_gives_equal_gradients(results):
+def test_semantic_loss(results):
     line = ["--size", "64x64", "--batch-size", "1", "--classes", "4", "--rounds", "1", "--kinds", "ohem", "--write"]
     found = semantic_loss.main(line)
     assert found["ohem"] > 0 and found["ohem/mb"] >= 0
     check_report(results / "semantic_loss.md", rows=1)
 
 
-def test_the_plain_average_is_the_engines():
+def test_plain_ema_equals_engine():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
     ours, other = ModelEma(network), plain.PlainEma(network)
     network[0].weight.data.add_(1.0)
@@ -122,20 +122,20 @@ def test_the_plain_average_is_the_engines():
         torch.testing.assert_close(tensor, other.network.state_dict()[name])
 
 
-def test_loss_measures_and_finds_equal_gradients(results):
+def test_loss(results):
     found = loss.main(["--pairs", "10", "200", "--rounds", "2", "--repeats", "2", "--write"])
     assert found.keys() == {10, 200} and min(found.values()) > 0
     check_report(results / "loss.md", rows=2)
 
 
-def test_plain_ciou_is_the_known_value():
+def test_plain_ciou_golden_value():
     a, b = torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[1.0, 0.0, 2.0, 2.0]])
     # overlap 2 of union 6; centres 1 apart, enclosing box 3 by 2; equal aspects
     assert plain.plain_ciou(a, b).item() == pytest.approx(1 / 3 - 1 / 13, abs=1e-6)
     torch.testing.assert_close(plain.plain_ciou(a, b), paired_iou(a, b, "ciou"))
 
 
-def test_data_sample_measures(results, tmp_path):
+def test_data_sample(results, tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
@@ -149,13 +149,13 @@ def test_data_sample_measures(results, tmp_path):
     check_report(results / "data_sample.md", rows=1)
 
 
-def test_loss_curve_trains_both_precisions(results, shapes):
+def test_loss_curve(results, shapes):
     found = loss_curve.main(["--data", str(shapes), *SMALL_RUN, "--seeds", "0", "--mixed", "bf16", "--write"])
     assert 0 <= found["losses/precision"] < 0.2 and math.isnan(found["losses/seed"])
     check_report(results / "loss_curve.md", rows=2)
 
 
-def test_distances_between_curves_are_means_over_epochs():
+def test_loss_curve_distance():
     def run(*losses):
         return loss_curve.Training(list(losses), [0.1 * value for value in losses], {}, 1.0)
 
@@ -169,13 +169,13 @@ def test_distances_between_curves_are_means_over_epochs():
     assert loss_curve.gaps(runs, ("bf16", "fp32"), (0, 1), "scores") == pytest.approx((0.0025, 0.1))
 
 
-def test_mosaic_window_trains_both_windows(results, shapes):
+def test_mosaic_window(results, shapes):
     found = mosaic_window.main(["--data", str(shapes), *SMALL_RUN, "--seeds", "0", "--windows", "4", "0", "--write"])
     assert abs(found["4/mAP50-95"]) <= 1 and found["0/mAP50-95"] == 0
     check_report(results / "mosaic_window.md", rows=4)
 
 
-def test_turn_about_alternates_and_leaves_out_the_warm_up():
+def test_alternate_skips_warm_up():
     calls = []
     actions = {name: (lambda name=name: calls.append(name) or float(len(calls))) for name in "ab"}
     found = machine.turn_about(actions, rounds=2, warm_up=1)
@@ -184,20 +184,20 @@ def test_turn_about_alternates_and_leaves_out_the_warm_up():
     assert machine.ratios([2.0, 9.0, 8.0], [1.0, 3.0, 2.0]) == machine.Spread(3.0, 2.0, 4.0)
 
 
-def test_commands_show_no_folders_of_this_machine():
+def test_reported_command_has_no_absolute_paths():
     shown = machine.command(
         "x", ["--data", "/home/me/data.yaml", "--weights=/home/me/a.pt", "--images", "../some/b", "--cfg", "c/d"]
     )
     assert shown == "python benchmarks/x.py --data data.yaml --weights=a.pt --images b --cfg c/d"
 
 
-def test_plain_sgd_has_the_engines_groups():
+def test_plain_sgd_parameter_groups():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
     decays = [group["weight_decay"] for group in plain.plain_sgd(network, Hyp()).param_groups]
     assert decays == [0.0, Hyp().weight_decay, 0.0]
 
 
-def test_coco_index_measures_a_small_set_whole(results):
+def test_coco_index(results):
     found = coco_index.main(["--images", "20", "--boxes", "150", "--polygons", "--epochs", "2", "--write"])
     assert found["with what was kept, seconds"] < found["first start, seconds"] < 60
     assert 0 < found["first start, GiB"] < 1
@@ -205,23 +205,23 @@ def test_coco_index_measures_a_small_set_whole(results):
     check_report(results / "coco_index.md", rows=4)
 
 
-def test_semantic_heads_compares_both_ways_and_puts_the_layers_back(results, monkeypatch):
+def test_semantic_heads_restores_layers(results, monkeypatch):
     monkeypatch.setattr(semantic_heads, "memory", lambda job: dict.fromkeys(semantic_heads.WAYS, 1.0))
-    before = coarse.on_cpu
+    before = coarse.use_cpu_kernels
     small = ["--cfg", "yolov5n", "--size", "64", "128", "--classes", "4", "--rounds", "2", "--designs", "base", "psp"]
     found = semantic_heads.main([*small, "--write"])
     assert set(found) == {"base", "psp"} and all(set(shares) == {"ours", "plain"} for shares in found.values())
-    assert coarse.on_cpu is before
+    assert coarse.use_cpu_kernels is before
     check_report(results / "semantic_heads.md", rows=2)
 
 
-def test_semantic_heads_measures_the_memory_of_one_image():
+def test_semantic_heads_memory():
     job = semantic_heads.Job("yolov5n", "psp", (128, 256), 19, "cpu")
     plain = semantic_heads.peak_megabytes(job, "plain")
     assert math.isnan(plain) or plain >= 0
 
 
-def test_both_ways_of_semantic_heads_give_the_same_logits():
+def test_semantic_heads_sides_are_equal():
     job = semantic_heads.Job("yolov5n", "bise", (256, 512), 3, "cpu")
     network, image = semantic_heads.network_of(job, "ours"), torch.rand(1, 3, 256, 512)
     with torch.inference_mode():
@@ -232,7 +232,7 @@ def test_both_ways_of_semantic_heads_give_the_same_logits():
     torch.testing.assert_close(short, plain, rtol=1e-3, atol=1e-4)
 
 
-def test_pruning_compares_two_exported_files(results, shapes, tmp_path):
+def test_pruning(results, shapes, tmp_path):
     names = ["circle", "square", "triangle", "star", "cross", "ring", "crescent"]
     files = [str(tmp_path / f"{name}.pt") for name in ("yolov5n", "yolov3-tiny", "yolov5n-cls")]
     for path in files:
@@ -245,7 +245,7 @@ def test_pruning_compares_two_exported_files(results, shapes, tmp_path):
         pruning.main(["--weights", files[0], files[2], *small])
 
 
-def test_runtimes_times_every_way_of_a_detection(results, tmp_path, monkeypatch):
+def test_runtimes(results, tmp_path, monkeypatch):
     torch.manual_seed(0)
     save_checkpoint(tmp_path / "tiny.pt", build_network(read_architecture("yolov5n"), 2, ("a", "b")), {"imgsz": 64})
     cv2.imwrite(str(tmp_path / "photo.jpg"), np.zeros((48, 64, 3), np.uint8))

@@ -9,17 +9,18 @@ from torch.nn.functional import log_softmax
 from models.builder import build_network, read_architecture
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.pretrained import starting_point
-from utils.core.contracts import Batch, EvalSettings, Geometry, HeadSpec, ImageInfo, LoadRequest, Results
+from utils.core.contracts import Batch, EvalSettings, Geometry, HeadSpec, ImageInfo, Results
 from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
+from utils.core.load_request import LoadRequest
 from utils.core.train_settings import TrainSettings
 from utils.datasets import GENERATORS
 from utils.datasets.generators.prepare import ensure
 from utils.datasets.pipeline.classification_samples import open_class_loader
 from utils.losses import LOSSES
 from utils.metrics import EVALUATORS
-from utils.ops.crop import centre_square, jittered, random_area
+from utils.ops.crop import centre_crop, colour_jitter, random_resized_area
 from utils.postprocess import POSTPROCESS
 
 SPEC = HeadSpec("classify", 3)
@@ -50,7 +51,7 @@ def request(folder, training=True, **changes):
 # Data
 
 
-def test_a_folder_is_a_data_set_whose_classes_are_sorted(folder):
+def test_folder_data_set_has_sorted_classes(folder):
     data = load_data(str(folder))
     assert (data.names, data.format, sorted(data.splits)) == (("A", "b"), "folders", ["train", "val"])
     loader = open_class_loader(request(folder))
@@ -59,18 +60,18 @@ def test_a_folder_is_a_data_set_whose_classes_are_sorted(folder):
     assert sorted((name, int(c)) for name, c in found) == [("A", 0)] * 3 + [("b", 1)] * 5
 
 
-def test_a_name_below_the_datasets_folder_is_found(folder, monkeypatch):
+def test_folder_found_by_name(folder, monkeypatch):
     monkeypatch.setenv("YOLOv5_DATASETS_DIR", str(folder.parent))
     assert load_data("set").root == folder
 
 
-def test_test_images_stand_in_where_there_is_no_val(folder):
+def test_test_split_replaces_missing_val(folder):
     (folder / "val").rename(folder / "test")
     assert load_data(str(folder)).split("val") == (folder / "test",)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_depend_on_seed_epoch_and_place_alone(folder, workers):
+def test_batches_are_deterministic(folder, workers):
     whole = list(open_class_loader(request(folder)).epoch(3))
     again = list(open_class_loader(request(folder, workers=workers)).epoch(3, start=1))
     assert torch.equal(again[0].images, whole[1].images) and torch.equal(again[0].classes, whole[1].classes)
@@ -81,13 +82,13 @@ def test_batches_depend_on_seed_epoch_and_place_alone(folder, workers):
     assert not torch.equal(next(iter(open_class_loader(request(folder)).epoch(4))).images, whole[0].images)
 
 
-def test_caches_change_nothing(folder):
+def test_caches_do_not_change_batches(folder):
     plain = next(iter(open_class_loader(request(folder)).epoch(0)))
     for cache in ("ram", "disk"):
         assert torch.equal(next(iter(open_class_loader(request(folder, cache=cache)).epoch(0))).images, plain.images)
 
 
-def test_unreadable_empty_and_rare_are_reported(folder, caplog):
+def test_faulty_images_and_small_classes_are_reported(folder, caplog):
     (folder / "train" / "b" / "broken.png").write_bytes(b"no image")
     (folder / "train" / "c").mkdir()
     for i in range(60):
@@ -108,7 +109,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_a_faulty_folder_is_one_line(folder, kind, monkeypatch):
+def test_too_many_faulty_images(folder, kind, monkeypatch):
     spoil, split, says = FAULTS[kind]
     monkeypatch.setattr(cv2, "imwrite", lambda path, _: open(path, "w").close() or True)  # noqa: PTH123
     spoil(folder)
@@ -117,7 +118,7 @@ def test_a_faulty_folder_is_one_line(folder, kind, monkeypatch):
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
 
 
-def test_a_folder_without_splits_or_classes_is_no_data_set(tmp_path):
+def test_folder_without_splits_or_classes(tmp_path):
     with pytest.raises(UserError, match="train/<class>/"):
         load_data(str(tmp_path))
     (tmp_path / "train").mkdir()
@@ -125,7 +126,7 @@ def test_a_folder_without_splits_or_classes_is_no_data_set(tmp_path):
         load_data(str(tmp_path))
 
 
-def test_an_image_that_vanishes_is_grey_and_of_no_class(folder):
+def test_missing_image_becomes_unlabelled_grey(folder):
     loader = open_class_loader(request(folder, training=False))
     (folder / "val" / "A" / "0.png").unlink()
     batch = next(iter(loader.epoch(0)))
@@ -137,36 +138,36 @@ def test_an_image_that_vanishes_is_grey_and_of_no_class(folder):
 # Pixels
 
 
-def test_the_middle_square_is_cut_and_resized():
+def test_center_crop():
     image = np.zeros((4, 8, 3), np.uint8)
     image[:, 2:6] = 200
-    square, geometry = centre_square(image, (2, 2))
+    square, geometry = centre_crop(image, (2, 2))
     assert square.shape == (2, 2, 3) and (square == 200).all()
     assert geometry == Geometry((4, 8), (2, 2), (0.5, 0.5), (-1.0, 0.0))  # x = 2 lies at the left border
 
 
-def test_the_middle_square_of_the_reference_picture_is_the_official_one(shared):
+def test_center_crop_of_reference_image(shared):
     image = cv2.imread(str(shared / "images" / "bus.jpg"))
     with np.load(shared / "reference" / "cls_kuih_nc10_bus.npz") as reference:
-        found = centre_square(image, (224, 224))[0][..., ::-1].astype(int)
+        found = centre_crop(image, (224, 224))[0][..., ::-1].astype(int)
         assert np.abs(found - reference["input"]).max() <= 1  # another release of OpenCV
 
 
-def test_random_parts_lie_inside_and_have_the_wanted_areas_and_shapes():
+def test_random_resized_crop_ranges():
     rng = np.random.default_rng(0)
-    parts = np.array([random_area(rng, (300, 400), 0.08) for _ in range(2000)])
+    parts = np.array([random_resized_area(rng, (300, 400), 0.08) for _ in range(2000)])
     top, left, height, width = parts.T
     assert (top >= 0).all() and (left >= 0).all() and (top + height <= 300).all() and (left + width <= 400).all()
     areas, aspects = height * width / 120_000, width / height
     assert 0.079 < areas.min() < 0.1 and areas.max() > 0.9 and aspects.min() > 0.74 and aspects.max() < 1.35
-    assert random_area(rng, (10, 1000), 1.0) == (0, 493, 10, 13)  # no draw fits: the middle, 4/3 wide
+    assert random_resized_area(rng, (10, 1000), 1.0) == (0, 493, 10, 13)  # no draw fits: the middle, 4/3 wide
 
 
-def test_jitter_moves_brightness_contrast_and_saturation_within_bounds():
+def test_color_jitter_ranges():
     grey = np.full((4, 4, 3), 100, np.uint8)
-    means = [jittered(grey, np.random.default_rng(i), 0.4).mean() for i in range(200)]
+    means = [colour_jitter(grey, np.random.default_rng(i), 0.4).mean() for i in range(200)]
     assert 59 <= min(means) < 70 and 130 < max(means) <= 141  # of one colour: only brightness acts
-    assert (jittered(grey, np.random.default_rng(0), 0.0) == grey).all()
+    assert (colour_jitter(grey, np.random.default_rng(0), 0.0) == grey).all()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ def batch_of(classes, count=None):
     return Batch(torch.zeros(len(info), 3, 4, 4), torch.zeros(0, 6), info, classes=known)
 
 
-def test_the_loss_is_the_smoothed_cross_entropy_of_labelled_images():
+def test_loss_is_smoothed_cross_entropy():
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0], [3.0, 3.0, 3.0]])
     found = LOSSES.get("classify")(SPEC, Hyp(label_smoothing=0.1))({"logits": logits}, batch_of([0, 2, -1]))["ce"]
     logs = log_softmax(logits, 1)
@@ -188,14 +189,14 @@ def test_the_loss_is_the_smoothed_cross_entropy_of_labelled_images():
 
 
 @pytest.mark.parametrize("classes", [None, [-1, -1]])
-def test_without_labels_the_loss_is_zero_and_reaches_the_head(classes):
+def test_loss_without_labels_is_zero(classes):
     logits = torch.randn(2, 3, requires_grad=True)
     value = LOSSES.get("classify")(SPEC, Hyp())({"logits": logits}, batch_of(classes, 2))["ce"]
     value.backward()
     assert float(value.detach()) == 0 and (logits.grad == 0).all()
 
 
-def test_top1_top5_classes_and_confusion_are_counted():
+def test_scores():
     spec, names = HeadSpec("classify", 7), tuple("abcdefg")
     evaluator = EVALUATORS.get("classify")(spec, EvalSettings(names=names))
     post = POSTPROCESS.get("classify")(spec, EvalSettings(names=names))
@@ -214,7 +215,7 @@ def test_top1_top5_classes_and_confusion_are_counted():
     evaluator.update(results, batch)
     evaluator.update(results, batch)  # an image twice counts once
     scores = evaluator.compute()
-    assert scores.numbers == {"top1": 0.25, "top5": 0.75}
+    assert scores.metrics == {"top1": 0.25, "top5": 0.75}
     assert scores.per_class == {0: 1.0, 1: 0.0, 4: 0.0}
     assert scores.rows[-1] == ("e", {"Images": 2, "top1_acc": 0.0, "top5_acc": 0.5})
     assert scores.details.confusion[0].tolist() == [1, 1, 0, 0, 2, 0, 0] and scores.details.confusion.sum() == 4
@@ -228,7 +229,7 @@ def start(path=None, **settings):
     return starting_point(TrainSettings(**settings), path, ("classify",), "yolov5n-cls")
 
 
-def test_a_detector_becomes_a_classifier_with_its_weights(tmp_path):
+def test_detector_weights_transfer_to_classifier(tmp_path):
     detector = build_network(read_architecture("yolov5n"), 2)
     save_checkpoint(tmp_path / "d.pt", detector, {})
     found = start(tmp_path / "d.pt", weights="d.pt", dropout=0.3)
@@ -243,7 +244,7 @@ def test_a_detector_becomes_a_classifier_with_its_weights(tmp_path):
         start(cfg="yolov5n-cls", cutoff=7)
 
 
-def test_networks_of_torchvision_are_stored_and_read_as_plain_data(tmp_path):
+def test_torchvision_checkpoint_round_trip(tmp_path):
     description = {**start(cfg="squeezenet1_1").architecture, "dropout": 0.1}
     network = build_network(description, 3, ("a", "b", "c")).eval()
     images = torch.rand(2, 3, 64, 64)
@@ -257,7 +258,7 @@ def test_networks_of_torchvision_are_stored_and_read_as_plain_data(tmp_path):
     assert found.state.keys() == network.state_dict().keys()
 
 
-def test_torchvisions_normalisation_and_sizes_are_kept():
+def test_torchvision_normalisation_and_sizes():
     network = build_network(read_architecture("mobilenet_v3_small"), 3)
     assert {(m.eps, m.momentum) for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)} == {(0.001, 0.01)}
     with torch.device("meta"):
@@ -266,7 +267,7 @@ def test_torchvisions_normalisation_and_sizes_are_kept():
         read_architecture("resnet5")
 
 
-def test_half_precision_and_back_leaves_the_normalisation_as_it_was():
+def test_normalisation_survives_half_precision():
     network = build_network(read_architecture("yolov5n-cls"), 2).eval()
     mean = network.get_buffer("_mean").clone()
     assert network.half().get_buffer("_mean").dtype is torch.float16
@@ -282,13 +283,13 @@ def test_half_precision_and_back_leaves_the_normalisation_as_it_was():
 
 
 @pytest.mark.parametrize("given", ["[1, 2, 3]", "{mean: [0, 0], std: [1, 1]}", "{mean: [0, 0, 0], std: [1, 0, 1]}"])
-def test_a_wrong_normalisation_is_one_line(given):
+def test_invalid_normalisation(given):
     text = f"nc: 2\nnormalise: {given}\nbackbone:\n  - [-1, 1, Conv, [8]]\nhead:\n  - [-1, 1, Classify, [nc]]\n"
     with pytest.raises(UserError, match="`normalise:` must be"):
         read_architecture(text)
 
 
-def test_generated_class_folders_hold_as_many_pictures_as_asked_for_and_are_always_the_same(tmp_path):
+def test_generated_class_folders(tmp_path):
     generate = "{kind: shape-classes, train: 2, val: 1, size: 64}"
     yaml = tmp_path / "s.yaml"
     yaml.write_text(f"path: s\ntrain: train\nval: val\nformat: folders\nnames: [ring, star]\ngenerate: {generate}\n")

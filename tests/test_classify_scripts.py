@@ -13,7 +13,7 @@ from helpers_run import ROOT, command, environment, results, same, script, weigh
 
 from models.builder import build_network, read_architecture
 from models.checkpoint import save_checkpoint
-from utils.core.cli import given
+from utils.core.cli import explicit_options
 from utils.core.errors import UserError
 from utils.core.yaml_file import write_yaml
 
@@ -38,7 +38,7 @@ def trained(tmp_path_factory, data):
     return runs / "run", text
 
 
-def test_training_leaves_the_columns_and_files_people_look_for(trained):
+def test_training_output_files(trained):
     folder, text = trained
     rows = list(csv.reader((folder / "results.csv").read_text().splitlines(), skipinitialspace=True))
     columns = "epoch train/loss val/loss metrics/accuracy_top1 metrics/accuracy_top5 lr/0"
@@ -51,7 +51,7 @@ def test_training_leaves_the_columns_and_files_people_look_for(trained):
     assert 0 <= results(folder)["classify/top1"] <= results(folder)["classify/top5"] == 1
 
 
-def test_val_finds_what_training_found_and_so_do_two_processes(trained, data, tmp_path):
+def test_val_matches_training_on_one_and_two_processes(trained, data, tmp_path):
     options = ("--weights", trained[0] / "weights" / "best.pt", "--workers", 0, "--batch", 4, "--project", tmp_path)
     run_here("classify.val", *options, "--name", "one")
     script("classify/val.py", *options, "--name", "two", "--noplots", "--data", data.parent / "tiny", processes=2)
@@ -61,7 +61,7 @@ def test_val_finds_what_training_found_and_so_do_two_processes(trained, data, tm
     assert one["images"] == two["images"] == 9 and (tmp_path / "one" / "confusion_matrix.png").is_file()
 
 
-def test_predict_names_the_surest_classes_of_images_and_videos(trained, data, tmp_path):
+def test_predict_top5_of_images_and_videos(trained, data, tmp_path):
     place = tmp_path / "in"
     place.mkdir()
     cv2.imwrite(str(place / "a.jpg"), np.full((60, 90, 3), 128, np.uint8))
@@ -87,7 +87,7 @@ def test_predict_names_the_surest_classes_of_images_and_videos(trained, data, tm
 KEEP = ("--noplots", "--noval", "--save-steps", 2, "--epochs", 3, "--seed", 5, "--dropout", 0.2)
 
 
-def test_killed_and_resumed_ends_with_equal_bytes(data, tmp_path):
+def test_resume_is_bit_exact(data, tmp_path):
     options = ("--data", data, *TINY, *KEEP, "--project", tmp_path)
     script("classify/train.py", *options, "--name", "whole")
     last = tmp_path / "cut" / "weights" / "last.pt"
@@ -107,11 +107,11 @@ def run_here(name, *options):
     """Run a script in this process; return what it returns."""
     module, line = importlib.import_module(name), list(map(str, options))
     if "train" in name or "val" in name:
-        return module.run(**given(module.build_parser(), line))
+        return module.run(**explicit_options(module.build_parser(), line))
     return module.main(module.build_parser().parse_args(line))
 
 
-def test_networks_of_torchvision_train_score_and_predict(data, tmp_path, caplog):
+def test_torchvision_networks(data, tmp_path, caplog):
     options = ("--data", data, *TINY, "--optimizer", "RMSProp", "--noplots", "--epochs", 1, "--project", tmp_path)
     with caplog.at_level("INFO", logger="polyolo"):
         found = run_here("classify.train", "--model", "squeezenet1_1", *options, "--name", "t")
@@ -123,7 +123,7 @@ def test_networks_of_torchvision_train_score_and_predict(data, tmp_path, caplog)
     assert sum(run_here("detect", "--weights", best, "--source", source, "--nosave").found.values()) == 1
 
 
-def test_the_reference_weights_name_what_the_reference_names(shared, tmp_path):
+def test_reference_predictions(shared, tmp_path):
     files = ("--weights", shared / "weights" / "cls_kuih_nc10.pt", "--source", shared / "images" / "bus.jpg")
     with np.load(shared / "reference" / "cls_kuih_nc10_bus.npz") as reference:
         logits = reference["logits"][0]
@@ -149,13 +149,13 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "options", "says"), BAD)
-def test_bad_options_are_one_line(data, tmp_path, name, options, says):
+def test_invalid_options(data, tmp_path, name, options, says):
     with pytest.raises(UserError) as caught:
         run_here(f"classify.{name}", "--data", data, "--project", tmp_path / "p", *options)
     assert says in str(caught.value) and "\n" not in str(caught.value) and not (tmp_path / "p").exists()
 
 
-def test_networks_of_the_other_task_are_refused(trained, data, tmp_path):
+def test_networks_of_another_task_are_refused(trained, data, tmp_path):
     boxes, classes = tmp_path / "boxes.pt", trained[0] / "weights" / "best.pt"
     save_checkpoint(boxes, build_network(read_architecture("yolov5n"), 3), {"task": "detect"})
     for name, path, says in (

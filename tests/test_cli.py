@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from utils.core.cli import explain, given, resolve_training
+from utils.core.cli import explicit_options
 from utils.core.errors import UserError
+from utils.core.train_options import format_origins, resolve_training
 from utils.core.train_settings import ScoreSettings, TrainSettings
 
 OPTIONS = {
@@ -35,12 +36,12 @@ def parser_of(script):
 
 
 @pytest.mark.parametrize("script", OPTIONS)
-def test_the_list_of_options_is_exactly_this(script):
+def test_option_list(script):
     found = {o for action in parser_of(script)._actions for o in action.option_strings if o.startswith("--")}
     assert sorted(found) == sorted(OPTIONS[script].split())
 
 
-def test_every_training_option_has_a_setting_and_the_other_way_round():
+def test_options_match_settings():
     of_searches = {"evolve", "evolve_population", "resume_evolve"}
     dests = {action.dest for action in parser_of("train")._actions} - {"help", "local_rank"} - of_searches
     switches_of_others = {"bbox_iou_optim", "multi_tensor_optimizer"}
@@ -53,7 +54,7 @@ def test_every_training_option_has_a_setting_and_the_other_way_round():
     assert dests - switches_of_others | of_masks | of_classes == set(TrainSettings().to_dict())
 
 
-def test_defaults_of_parser_and_record_agree():
+def test_parser_defaults_equal_settings_defaults():
     parser = parser_of("train")
     assert TrainSettings.from_dict(vars(parser.parse_args([]))) == TrainSettings()
     assert ScoreSettings.from_dict(vars(parser_of("val").parse_args([]))) == ScoreSettings()
@@ -74,8 +75,8 @@ def test_defaults_of_parser_and_record_agree():
         ("--freeze 10", "freeze", [10]), ("--freeze 0 1 2", "freeze", [0, 1, 2]), ("--hyp a.yaml", "hyp", "a.yaml"),
     ],
 )  # fmt: skip
-def test_old_spellings_are_understood(line, name, value):
-    assert given(parser_of("train"), line.split()) == {name: value}
+def test_old_spellings(line, name, value):
+    assert explicit_options(parser_of("train"), line.split()) == {name: value}
 
 
 RECOMMENDED = {"epochs": 7, "imgsz": 224}
@@ -83,25 +84,25 @@ RECOMMENDED = {"epochs": 7, "imgsz": 224}
 
 def resolved(*line):
     parser = parser_of("train")
-    return resolve_training(parser, given(parser, line), RECOMMENDED, Path("d.yaml"))
+    return resolve_training(parser, explicit_options(parser, line), RECOMMENDED, Path("d.yaml"))
 
 
-def test_the_command_line_wins_over_the_data_sets_recommendation():
+def test_command_line_overrides_recommendation():
     settings, origin = resolved("--epochs", "3")
     assert (settings.epochs, settings.imgsz, settings.batch_size) == (3, (224,), 16)
     assert (origin["epochs"], origin["imgsz"], origin["batch_size"]) == ("command line", "d.yaml", "default")
-    text = explain(settings, origin)
+    text = format_origins(settings, origin)
     assert "from command line: epochs=3" in text and "from d.yaml: imgsz=[224]" in text
 
 
-def test_a_recommendation_does_not_reach_a_run_with_a_model_of_its_own():
+def test_recommendation_ignored_when_a_model_is_chosen():
     settings, _ = resolved("--weights", "x.pt")
     assert (settings.epochs, settings.imgsz) == (100, (640,))
     settings, _ = resolved("--weights", " ")
     assert (settings.weights, settings.epochs) == ("", 7)
 
 
-def test_an_unknown_recommendation_is_an_error():
+def test_unknown_recommendation():
     parser = parser_of("train")
     with pytest.raises(UserError, match=r"d\.yaml.*epoch_count"):
         resolve_training(parser, {}, {"epoch_count": 3}, Path("d.yaml"))
@@ -117,6 +118,6 @@ def test_an_unknown_recommendation_is_an_error():
         ("--workers -2", "workers"), ("--label-smoothing 1", "label-smoothing"), ("--quad --batch-size 6", "quad"),
     ],
 )  # fmt: skip
-def test_values_out_of_range_are_one_line(line, says):
+def test_values_out_of_range(line, says):
     with pytest.raises(UserError, match=says):
         resolved(*line.split())

@@ -43,7 +43,7 @@ def coco_folder(root, splits=("train2017", "val2017"), below="", count=6):
     return root
 
 
-def test_a_coco_folder_is_understood(tmp_path):
+def test_load_coco_folder(tmp_path):
     data = load_data(str(coco_folder(tmp_path / "coco")))
     assert (data.names, data.format, set(data.splits)) == (("box", "disc"), "coco", {"train", "val"})
     assert data.annotations["val"].name == "instances_val2017.json" and not data.named_by_folders
@@ -53,7 +53,7 @@ def test_a_coco_folder_is_understood(tmp_path):
         data.split("test")
 
 
-def test_a_coco_folder_with_a_broken_json_is_one_line(tmp_path):
+def test_coco_folder_with_broken_json(tmp_path):
     root = coco_folder(tmp_path / "coco")
     for text in ('{"images": []}', "{", '{"categories": []}', '{"categories": [{"id": "x", "name": "a"}]}', "[]"):
         (root / "annotations" / "instances_val2017.json").write_text(text)
@@ -61,7 +61,7 @@ def test_a_coco_folder_with_a_broken_json_is_one_line(tmp_path):
             load_data(str(root))
 
 
-def test_training_and_scoring_from_a_coco_folder(tmp_path):
+def test_train_and_val_on_coco_folder(tmp_path):
     """Also: sizes from a list, validation from the second epoch on every second one, and the two newest checkpoints."""
     root = coco_folder(tmp_path / "coco")
     importlib.import_module("train").run(
@@ -93,7 +93,7 @@ def sizes(multi_scale, rate=1, seed=0, steps=12):
     return found
 
 
-def test_sizes_come_from_the_list_and_stay_for_a_while(monkeypatch):
+def test_multi_scale_sizes_and_resize_rate(monkeypatch):
     drawn = sizes((64, 96, 160), rate=4, steps=48)
     assert set(drawn) == {64, 96, 160}
     assert all(len({*drawn[start : start + 4]}) == 1 for start in range(0, 48, 4))
@@ -104,7 +104,7 @@ def test_sizes_come_from_the_list_and_stay_for_a_while(monkeypatch):
     assert {*sizes(True, steps=60)} == {64, 96, 128, 160, 192} and sizes(False) == [128] * 12
 
 
-def test_sizes_that_no_network_takes_are_an_error(tmp_path):
+def test_invalid_multi_scale_sizes(tmp_path):
     with pytest.raises(UserError, match=r"--multi-scale 100: no multiple of 32"):
         importlib.import_module("train").run(
             data=str(coco_folder(tmp_path / "coco")), cfg="yolov5n", imgsz=[64], multi_scale=[64, 100], workers=0,

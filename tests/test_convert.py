@@ -82,7 +82,7 @@ def worst_px(first, second):
 # Round trips
 
 
-def test_yolo_to_coco_to_voc_to_yolo_loses_nothing_but_the_stated_rounding(tmp_path):
+def test_yolo_coco_voc_yolo_round_trip(tmp_path):
     source = yolo_set(tmp_path / "set")
     before = state_of(tmp_path / "set")
     steps = [("yolo", "coco", source, "coco"), ("coco", "voc", "coco", "voc"), ("voc", "yolo", "voc", "yolo")]
@@ -100,7 +100,7 @@ def test_yolo_to_coco_to_voc_to_yolo_loses_nothing_but_the_stated_rounding(tmp_p
     assert pixels == [path.read_bytes() for path in sorted((tmp_path / "yolo" / "images").rglob("*.png"))]
 
 
-def test_more_decimals_lose_less(tmp_path):
+def test_decimals(tmp_path):
     source = yolo_set(tmp_path / "set")
     labels("yolo", "voc", source, tmp_path / "voc", "--decimals", 6)
     assert worst_px(indexes(source), indexes(tmp_path / "voc" / "data.yaml")) < 1e-4
@@ -112,7 +112,7 @@ def test_more_decimals_lose_less(tmp_path):
 
 
 @pytest.mark.parametrize("way", ["coco", "labelme"])
-def test_polygons_survive_on_the_way_to_other_formats_and_back(tmp_path, way):
+def test_polygon_round_trip(tmp_path, way):
     source = yolo_set(tmp_path / "set", polygons=True)
     labels("yolo", way, source, tmp_path / way)
     labels(way, "yolo", tmp_path / way, tmp_path / "back", "--names", "cat,dog")
@@ -124,7 +124,7 @@ def test_polygons_survive_on_the_way_to_other_formats_and_back(tmp_path, way):
             assert np.array_equal(found[split].point_starts, index.point_starts)
 
 
-def test_style_boxes_drops_outlines_and_style_polygons_draws_rectangles(tmp_path):
+def test_label_styles(tmp_path):
     labels("yolo", "yolo", yolo_set(tmp_path / "set", polygons=True), tmp_path / "b", "--style", "boxes")
     labels("yolo", "yolo", yolo_set(tmp_path / "other"), tmp_path / "p", "--style", "polygons")
     for out, fields in (("b", 5), ("p", 9)):
@@ -132,7 +132,7 @@ def test_style_boxes_drops_outlines_and_style_polygons_draws_rectangles(tmp_path
         assert len(lines) == 18 and {len(line.split()) for line in lines} == {fields}
 
 
-def test_what_a_format_cannot_say_is_in_the_report(tmp_path):
+def test_report_lists_what_a_format_cannot_hold(tmp_path):
     rows = [{"bbox": [1, 1, 1, 1]}, {"bbox": [5, 5, 9, 0]}, {"bbox": [2, 2, 9, 9], "iscrowd": 1}, {}]
     for i in range(3):
         picture(tmp_path / "set" / "images" / f"{i}.png", i)
@@ -148,16 +148,16 @@ def test_what_a_format_cannot_say_is_in_the_report(tmp_path):
     assert report["objects left out"] == {"class 'cat' not among the names": 4}
 
 
-def test_coco_files_keep_ids_that_are_names_and_score_as_truth(tmp_path):
+def test_coco_keeps_image_ids(tmp_path):
     pytest.importorskip("hotcoco")
-    from utils.metrics.coco import truth_from_file
+    from utils.metrics.coco import ground_truth_from_file
 
     source = yolo_set(tmp_path / "set")
     labels("yolo", "coco", source, tmp_path / "coco")
     index = indexes(tmp_path / "coco" / "data.yaml")["val"]
     file = load_data(str(tmp_path / "coco" / "data.yaml")).annotations["val"]
     images = {i: index.path(i) for i in range(len(index))}
-    truth = truth_from_file(file, NAMES, images)
+    truth = ground_truth_from_file(file, NAMES, images)
     assert truth.image_ids == {0: 4, 1: 5} and truth.category_ids == (1, 2)
 
 
@@ -188,7 +188,7 @@ def lines_of(file):
     return [[float(value) for value in line.split()] for line in file.read_text().splitlines()]
 
 
-def test_cityscapes_becomes_multiyolov5s_ten_classes_without_groups(tmp_path):
+def test_cityscapes_to_ten_detection_classes(tmp_path):
     root, out = cityscapes(tmp_path / "city"), tmp_path / "out"
     report = labels("cityscapes", "yolo", root, out, "--style", "boxes")
     first = lines_of(out / "labels" / "val" / "a" / "a_1_leftImg8bit.txt")
@@ -204,14 +204,14 @@ def test_cityscapes_becomes_multiyolov5s_ten_classes_without_groups(tmp_path):
     assert names[:4] == ("car", "traffic sign", "rider", "person") and len(names) == 10
 
 
-def test_the_centre_can_be_moved_as_multiyolov5_moves_it(tmp_path):
+def test_cityscapes_centre_offset(tmp_path):
     root, out = cityscapes(tmp_path / "city"), tmp_path / "out"
     labels("cityscapes", "yolo", root, out, "--style", "boxes", "--shift-centre")
     car = lines_of(out / "labels" / "val" / "a" / "a_1_leftImg8bit.txt")[0]
     np.testing.assert_allclose(car, [0, 19 / 80, 24 / 60, 20 / 80, 10 / 60], atol=1e-6)
 
 
-def test_cityscapes_pixels_become_training_numbers(tmp_path):
+def test_cityscapes_train_ids(tmp_path):
     root, out = cityscapes(tmp_path / "city"), tmp_path / "out"
     report = labels("cityscapes", "masks", root, out)
     mask = cv2.imread(str(next((out / "masks").rglob("a_2*.png"))), cv2.IMREAD_UNCHANGED)
@@ -219,7 +219,7 @@ def test_cityscapes_pixels_become_training_numbers(tmp_path):
     assert len(report["images skipped"]) == 1 and "a_1_gtFine_labelIds.png" in report["images skipped"][0]["why"]
 
 
-def test_the_real_cityscapes_frame_gives_its_seven_things(shared, tmp_path):
+def test_real_cityscapes_frame(shared, tmp_path):
     root = shared / "datasets" / "cityscapes_sample"
     if not root.is_dir():
         pytest.skip(f"no Cityscapes frame at {root}")
@@ -231,7 +231,7 @@ def test_the_real_cityscapes_frame_gives_its_seven_things(shared, tmp_path):
     assert (made == wanted).mean() > 0.98  # the sample's two maps were made smaller each by itself
 
 
-def test_panoptic_masks_are_the_known_ones_to_the_pixel(coco128, tmp_path):
+def test_panoptic_masks(coco128, tmp_path):
     content = json.loads((coco128 / "annotations" / "panoptic_train2017.json").read_text())
     content["annotations"] = content["annotations"][::10]
     (tmp_path / "panoptic_some.json").write_text(json.dumps(content))
@@ -250,7 +250,7 @@ def test_panoptic_masks_are_the_known_ones_to_the_pixel(coco128, tmp_path):
         assert np.array_equal(cv2.imread(str(made), -1), cv2.imread(str(wanted), -1))
 
 
-def test_crack_photos_become_the_masks_labelme_makes(shared, tmp_path):
+def test_labelme_to_masks(shared, tmp_path):
     root = shared / "datasets" / "crack"
     if not root.is_dir():
         pytest.skip(f"no crack photos at {root}")
@@ -267,7 +267,7 @@ def test_crack_photos_become_the_masks_labelme_makes(shared, tmp_path):
     assert min(overlaps) > 0.97 and np.mean(overlaps) > 0.99
 
 
-def test_masks_become_polygons_and_the_polygons_the_same_masks(tmp_path):
+def test_mask_polygon_round_trip(tmp_path):
     mask = np.zeros(SIZE_HW, np.uint8)
     cv2.circle(mask, (20, 20), 9, 1, -1)
     cv2.rectangle(mask, (40, 10), (60, 50), 2, -1)
@@ -287,7 +287,7 @@ def test_masks_become_polygons_and_the_polygons_the_same_masks(tmp_path):
     assert load_data(str(tmp_path / "large" / "data.yaml")).names == NAMES  # background is no class of objects
 
 
-def test_arrays_become_pngs_as_with_generate_mask(tmp_path):
+def test_arrays_to_png_masks(tmp_path):
     (tmp_path / "npy").mkdir()
     np.save(tmp_path / "npy" / "a.npy", np.array([[-1, 0], [1, 2]], np.int32))
     labels("masks", "masks", tmp_path / "npy", tmp_path / "out")
@@ -295,7 +295,7 @@ def test_arrays_become_pngs_as_with_generate_mask(tmp_path):
     assert made.tolist() == [[255, 0], [1, 2]]
 
 
-def test_labelme_rectangles_alone_become_boxes(tmp_path):
+def test_labelme_rectangles_to_boxes(tmp_path):
     square = {"label": "cat", "points": [[8, 6], [24, 18]], "shape_type": "rectangle"}
     triangle = {"label": "dog", "points": [[1, 1], [9, 1], [9, 9]], "shape_type": "polygon"}
     picture(tmp_path / "set" / "x.png")
@@ -304,7 +304,7 @@ def test_labelme_rectangles_alone_become_boxes(tmp_path):
     np.testing.assert_allclose(lines_of(tmp_path / "out" / "labels" / "train" / "x.txt"), [[0, 0.2, 0.2, 0.2, 0.2]])
 
 
-def test_bdd100k_boxes_polygons_and_crowds(tmp_path):
+def test_bdd100k(tmp_path):
     crowd = {"category": "car", "box2d": {"x1": 1, "y1": 1, "x2": 9, "y2": 9}, "attributes": {"crowd": True}}
     box = {"category": "car", "box2d": {"x1": 8, "y1": 6, "x2": 24, "y2": 18}}
     line = {"category": "lane/road curb", "poly2d": [{"vertices": [[1, 1], [5, 5]], "types": "LL", "closed": False}]}
@@ -319,7 +319,7 @@ def test_bdd100k_boxes_polygons_and_crowds(tmp_path):
     assert report["objects left out"] == {"crowd": 1} and report["notes"] == {"1 of 2 images not found": 1}
 
 
-def test_kitti_lines_become_boxes_and_dontcare_does_not(tmp_path):
+def test_kitti(tmp_path):
     picture(tmp_path / "set" / "image_2" / "1.png")
     (tmp_path / "set" / "label_2").mkdir()
     lines = "Car 0.0 0 1.5 8 6 24 18 1 1 1 1 1 1 1\nDontCare -1 -1 -10 1 1 9 9 -1 -1 -1 -1 -1 -1 -1\n"
@@ -336,14 +336,14 @@ def test_kitti_lines_become_boxes_and_dontcare_does_not(tmp_path):
         'x.png 8 6 24 18 0 "car"\n',
     ],
 )
-def test_tables_of_boxes_with_and_without_header(tmp_path, text):
+def test_csv_tables(tmp_path, text):
     picture(tmp_path / "set" / "x.png")
     (tmp_path / "set" / "labels.csv").write_text(text)
     labels("csv", "yolo", tmp_path / "set" / "labels.csv", tmp_path / "out")
     np.testing.assert_allclose(lines_of(tmp_path / "out" / "labels" / "train" / "x.txt"), [[0, 0.2, 0.2, 0.2, 0.2]])
 
 
-def test_faulty_tables_are_named_with_their_line(tmp_path):
+def test_csv_faults_name_the_line(tmp_path):
     picture(tmp_path / "x.png")
     for text, says in (("a,b\n", ":1: no column for image, label"), ("x.png 8 six 24 18 0 car\n", ":1: not an image")):
         (tmp_path / "labels.csv").write_text(text)
@@ -355,7 +355,7 @@ def test_faulty_tables_are_named_with_their_line(tmp_path):
 # Care with files
 
 
-def test_a_folder_that_is_there_is_left_alone_without_exist_ok(tmp_path):
+def test_existing_output_needs_exist_ok(tmp_path):
     source, out = yolo_set(tmp_path / "set"), tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("mine")
@@ -366,7 +366,7 @@ def test_a_folder_that_is_there_is_left_alone_without_exist_ok(tmp_path):
 
 
 @pytest.mark.parametrize("out", ["set", "set/../set", "."])
-def test_the_source_is_never_written_to(tmp_path, out):
+def test_source_is_not_modified(tmp_path, out):
     yolo_set(tmp_path / "set")
     before = state_of(tmp_path)
     with pytest.raises(UserError, match="never changed"):
@@ -375,7 +375,7 @@ def test_the_source_is_never_written_to(tmp_path, out):
     assert state_of(tmp_path) == before
 
 
-def test_a_dry_run_writes_nothing_and_counts_the_same(tmp_path, caplog):
+def test_dry_run(tmp_path, caplog):
     caplog.set_level("INFO", "polyolo")
     source = yolo_set(tmp_path / "set")
     before = state_of(tmp_path)
@@ -387,7 +387,7 @@ def test_a_dry_run_writes_nothing_and_counts_the_same(tmp_path, caplog):
     assert said.count("images: 4 train, 2 val; objects: 18 of 2 classes") == 4 and any("would be" in s for s in said)
 
 
-def test_what_is_interrupted_leaves_no_folder(tmp_path, monkeypatch):
+def test_interrupted_conversion_leaves_no_folder(tmp_path, monkeypatch):
     from tools.converters.targets.yolo import YoloTarget
 
     def stop(*_):
@@ -399,7 +399,7 @@ def test_what_is_interrupted_leaves_no_folder(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-def test_images_can_be_linked_or_left_out(tmp_path):
+def test_images_linked_or_omitted(tmp_path):
     source = yolo_set(tmp_path / "set")
     labels("yolo", "yolo", source, tmp_path / "linked", "--images", "link")
     links = list((tmp_path / "linked" / "images").rglob("*.png"))
@@ -408,7 +408,7 @@ def test_images_can_be_linked_or_left_out(tmp_path):
     assert not list((tmp_path / "bare").rglob("*.png")) and len(list((tmp_path / "bare").rglob("*/*.txt"))) == 6
 
 
-def test_names_that_meet_in_one_folder_stay_apart(tmp_path):
+def test_duplicate_file_names(tmp_path):
     for split in ("train", "val"):
         picture(tmp_path / "set" / split / "1.png")
         voc_file(tmp_path / "set" / split / "1.xml", [("cat", 1, 1, 9, 9, 0)])
@@ -417,7 +417,7 @@ def test_names_that_meet_in_one_folder_stay_apart(tmp_path):
     assert [len(index) for index in indexes(tmp_path / "out" / "data.yaml").values()] == [1, 1]
 
 
-def test_faulty_images_and_labels_are_skipped_with_the_reason(tmp_path):
+def test_faulty_inputs_are_skipped(tmp_path):
     source = yolo_set(tmp_path / "set")
     (tmp_path / "set" / "labels" / "train" / "deep" / "0.txt").write_text("0 1 2\n")
     (tmp_path / "set" / "images" / "train" / "deep" / "1.png").write_bytes(b"junk")
@@ -444,7 +444,7 @@ def test_faulty_images_and_labels_are_skipped_with_the_reason(tmp_path):
         (("checkpoint", "--weights", "x.pt", "--out", "o.pt"), "x.pt: no such file"),
     ],
 )  # fmt: skip
-def test_wrong_commands_are_one_line_and_leave_nothing(tmp_path, monkeypatch, line, says):
+def test_invalid_commands(tmp_path, monkeypatch, line, says):
     picture(tmp_path / "set" / "images" / "a.png")
     picture(tmp_path / "set" / "images" / "b.png")
     monkeypatch.chdir(tmp_path)
@@ -453,11 +453,11 @@ def test_wrong_commands_are_one_line_and_leave_nothing(tmp_path, monkeypatch, li
     assert "\n" not in str(caught.value) and [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-def test_options_and_registries_name_the_same_formats():
+def test_options_match_registries():
     assert sorted(FROM) == SOURCES.names() and sorted(TO) == TARGETS.names()
 
 
-def test_convert_runs_as_a_program(tmp_path, root):
+def test_convert_program(tmp_path, root):
     source = yolo_set(tmp_path / "set")
     line = ["labels", "--from", "yolo", "--to", "coco", "--source", str(source), "--out", str(tmp_path / "out")]
     done = subprocess.run([sys.executable, "convert.py", *line], cwd=root, capture_output=True, text=True, check=False)
@@ -470,7 +470,7 @@ def test_convert_runs_as_a_program(tmp_path, root):
 # Splits and weights
 
 
-def test_stratified_parts_have_their_share_of_every_class():
+def test_stratified_split():
     rng = np.random.default_rng(3)
     counts = rng.poisson((4, 1, 0.3, 0.05), (1000, 4))
     part = stratified(counts, np.ones(1000, np.int64), (0.7, 0.2, 0.1), seed=0)
@@ -483,14 +483,14 @@ def test_stratified_parts_have_their_share_of_every_class():
     assert not np.array_equal(part, stratified(counts, np.ones(1000, np.int64), (0.7, 0.2, 0.1), seed=1))
 
 
-def test_a_class_of_two_objects_reaches_both_parts():
+def test_stratified_split_of_small_class():
     counts = np.zeros((20, 2), np.int64)
     counts[:, 0], counts[[4, 5], 1] = 1, 1
     part = stratified(counts, np.ones(20, np.int64), (0.5, 0.5), seed=0)
     assert part[4] != part[5]
 
 
-def test_split_writes_lists_that_train_and_keep_groups_together(tmp_path):
+def test_split_lists_and_groups(tmp_path):
     for i in range(24):
         picture(tmp_path / "set" / "images" / f"street{i % 8}_{i}.png", i)
         file = tmp_path / "set" / "labels" / f"street{i % 8}_{i}.txt"
@@ -508,7 +508,7 @@ def test_split_writes_lists_that_train_and_keep_groups_together(tmp_path):
     assert [index.class_counts(2).tolist() for index in found.values()] == [[6, 6], [3, 3], [3, 3]]
 
 
-def test_split_of_coco_keeps_its_json_and_folders_can_stand_for_classes(tmp_path):
+def test_split_of_coco_and_class_folders(tmp_path):
     for i in range(4):
         picture(tmp_path / "set" / "images" / f"{i}.png", i)
     coco_file(tmp_path / "set" / "a.json", [{"image_id": 10 * i} for i in (1, 2, 3, 4)], images=4)
@@ -525,7 +525,7 @@ def test_split_of_coco_keeps_its_json_and_folders_can_stand_for_classes(tmp_path
         assert (sum("/ants/" in line for line in lines), sum("/bees/" in line for line in lines)) == (3, 2)
 
 
-def test_weights_become_safetensors_and_back(tmp_path):
+def test_weights_safetensors_round_trip(tmp_path):
     source = two_class_network(tmp_path / "two.pt")
     before = source.read_bytes()
     run("checkpoint", "--weights", source, "--out", tmp_path / "two.safetensors")
@@ -542,7 +542,7 @@ def test_weights_become_safetensors_and_back(tmp_path):
         run("checkpoint", "--weights", source, "--out", tmp_path / "x.onnx")
 
 
-def test_an_official_checkpoint_becomes_a_native_one(shared, tmp_path):
+def test_convert_official_checkpoint(shared, tmp_path):
     run("checkpoint", "--weights", shared / "weights" / "yolov5n.pt", "--out", tmp_path / "n.pt")
     made, official = load_checkpoint(tmp_path / "n.pt"), load_checkpoint(shared / "weights" / "yolov5n.pt")
     assert (made.source, official.source) == ("polyolo", "yolov5") and made.names == official.names

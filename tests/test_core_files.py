@@ -16,7 +16,7 @@ from utils.core.seed import generator
 from utils.core.timing import duration
 
 
-def test_a_failure_while_writing_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
+def test_atomic_path_keeps_old_file_on_failure(tmp_path):
     path = tmp_path / "x.txt"
     write_text(path, "old")
     with pytest.raises(RuntimeError), atomic_path(path) as temporary:
@@ -25,7 +25,7 @@ def test_a_failure_while_writing_keeps_the_old_file_and_leaves_nothing_else(tmp_
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+def test_unwritable_paths(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write there"):
         write_text(tmp_path / "file" / "below.txt", "x")
@@ -33,12 +33,12 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
         run_folder(tmp_path / "file", "exp")
 
 
-def test_run_folders_are_numbered(tmp_path):
+def test_run_folder_numbering(tmp_path):
     names = [run_folder(tmp_path / "runs", "exp").name for _ in range(3)]
     assert names == ["exp", "exp2", "exp3"] and run_folder(tmp_path / "runs", "exp", exist_ok=True).name == "exp"
 
 
-def test_newest_is_by_time(tmp_path):
+def test_newest_by_modification_time(tmp_path):
     for index, name in enumerate(("a", "b", "c")):
         path = tmp_path / name / "last.pt"
         write_text(path, name)
@@ -48,7 +48,7 @@ def test_newest_is_by_time(tmp_path):
     assert newest(tmp_path, "best.pt") is None
 
 
-def test_registry_names_the_nearest_and_refuses_doubles():
+def test_registry_errors():
     registry = Registry("loss", "utils.core")
     registry.register("detect")(int)
     with pytest.raises(ValueError, match="registered already"):
@@ -58,14 +58,14 @@ def test_registry_names_the_nearest_and_refuses_doubles():
     assert registry.names() == ["detect"] and "detect" in registry
 
 
-def test_generators_differ_by_every_part_of_their_key_and_repeat():
+def test_seeded_generators():
     keys = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
     draws = [generator(*key).random(4).tobytes() for key in keys]
     assert len(set(draws)) == len(keys)
     assert np.array_equal(generator(3, 2, 1).random(5), generator(3, 2, 1).random(5))
 
 
-def test_alone_there_is_one_rank_and_gathering_is_free():
+def test_single_process_collectives():
     assert (dist.rank(), dist.world_size(), dist.is_main()) == (0, 1, True)
     assert dist.gather(5) == [5] and dist.from_main("x") == "x"
     with dist.main_first():
@@ -73,18 +73,18 @@ def test_alone_there_is_one_rank_and_gathering_is_free():
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(3.21, "3.2 s"), (125, "2 min 05 s"), (7500, "2 h 05 min")])
-def test_durations_read_well(seconds, text):
+def test_duration(seconds, text):
     assert duration(seconds) == text
 
 
-def test_the_first_signal_is_a_request():
+def test_interrupt_first_and_second_signal():
     with Interrupt("stopping") as interrupt:
         os.kill(os.getpid(), 2)
         assert interrupt.requested
 
 
 @pytest.mark.parametrize("script", ["train.py", "val.py", "detect.py"])
-def test_help_answers_without_loading_torch(root, script):
+def test_help_does_not_load_torch(root, script):
     code = (
         "import runpy, sys, contextlib, io\n"
         f"sys.argv = ['{script}', '--help']\n"

@@ -14,7 +14,7 @@ from utils.core.yaml_file import parse_yaml, read_yaml, write_yaml
         ("true", True), ("2001-01-01", "2001-01-01"), ("1:30", "1:30"), ("~", None), ("010", 10), ("0x10", "0x10"),
     ],
 )  # fmt: skip
-def test_scalars_mean_what_they_say(text, value):
+def test_yaml_scalars(text, value):
     found = parse_yaml(f"key: {text}", "memory")["key"]
     assert found == value and type(found) is type(value)
 
@@ -41,7 +41,7 @@ def test_round_trip(tmp_path):
         ("a: b: c", ":1"),
     ],
 )
-def test_malformed_yaml_is_one_line_that_names_the_place(tmp_path, text, says):
+def test_malformed_yaml(tmp_path, text, says):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
@@ -49,7 +49,7 @@ def test_malformed_yaml_is_one_line_that_names_the_place(tmp_path, text, says):
     assert str(path) in str(caught.value) and says in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_binary_and_missing_and_folder(tmp_path):
+def test_unreadable_yaml(tmp_path):
     (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00\x01")
     for name, says in (("x.yaml", "not a text file"), ("y.yaml", "no such"), ("", "folder")):
         with pytest.raises(UserError, match=says):
@@ -87,7 +87,7 @@ def test_malformed_data_yaml(tmp_path, changes, says):
     assert says in str(caught.value) and "d.yaml" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_paths_are_relative_to_the_yaml_and_the_error_lists_what_was_tried(tmp_path):
+def test_data_paths_are_relative_to_yaml(tmp_path):
     (tmp_path / "set" / "images" / "train").mkdir(parents=True)
     data = load_data(str(data_yaml(tmp_path, names={1: "b", 0: "a"})))
     assert data.names == ("a", "b") and data.split("train") == (tmp_path / "set" / "images" / "train",)
@@ -98,7 +98,7 @@ def test_paths_are_relative_to_the_yaml_and_the_error_lists_what_was_tried(tmp_p
         data.split("test")
 
 
-def test_several_places_and_names_that_are_numbers(tmp_path):
+def test_several_image_folders_and_numeric_names(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "set" / name).mkdir(parents=True)
     data = load_data(str(data_yaml(tmp_path, train=["a", "b"], val="../set/a", names=[0, 1.5, "no"])))
@@ -106,6 +106,6 @@ def test_several_places_and_names_that_are_numbers(tmp_path):
     assert data.single_class().names == ("item",)
 
 
-def test_unknown_data_lists_the_known():
+def test_unknown_data_suggests_names():
     with pytest.raises(UserError, match=r"shapes\.yaml"):
         load_data("nothing-like-this.yaml")

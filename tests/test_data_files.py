@@ -16,7 +16,7 @@ def boxes_of(index):
     return [index.labels(number).astype(float).round(4).tolist() for number in range(len(index))]
 
 
-def test_visdrone_rows_become_boxes_and_ignored_regions_are_none(tmp_path):
+def test_visdrone(tmp_path):
     picture(tmp_path / "images" / "a.jpg")  # 80 x 60
     picture(tmp_path / "images" / "b.jpg", 1)
     (tmp_path / "annotations").mkdir()
@@ -30,7 +30,7 @@ def test_visdrone_rows_become_boxes_and_ignored_regions_are_none(tmp_path):
         build_index(data, "train")
 
 
-def test_sku_tables_name_the_images_of_a_split(tmp_path):
+def test_sku110k(tmp_path):
     for name in ("train_0.jpg", "train_1.jpg", "val_0.jpg"):
         picture(tmp_path / "images" / name)
     (tmp_path / "annotations").mkdir()
@@ -43,7 +43,7 @@ def test_sku_tables_name_the_images_of_a_split(tmp_path):
         build_index(data, "train")
 
 
-def test_xview_types_become_classes_and_other_types_are_left_out(tmp_path):
+def test_xview(tmp_path):
     picture(tmp_path / "train_images" / "5.tif")
     picture(tmp_path / "train_images" / "6.tif", 1)
 
@@ -59,7 +59,7 @@ def test_xview_types_become_classes_and_other_types_are_left_out(tmp_path):
     assert len(load_data("xView").names) == 60 == len(set(TYPES)) and list(TYPES) == sorted(TYPES)
 
 
-def test_argoverse_calls_the_file_of_an_image_its_name(tmp_path):
+def test_argoverse(tmp_path):
     picture(tmp_path / "train" / "log" / "0.png")
     path = coco_file(tmp_path / "a.json", [{"category_id": 3}], images=1)
     path.write_text(path.read_text().replace("file_name", "name"))
@@ -68,7 +68,7 @@ def test_argoverse_calls_the_file_of_an_image_its_name(tmp_path):
     assert boxes_of(build_index(data, "train")) == [[[0, 0.2, 0.2, 0.2, 0.2]]]
 
 
-def test_folders_may_be_called_otherwise_than_their_classes(tmp_path):
+def test_class_folder_names(tmp_path):
     for number, name in enumerate(("n01", "n02")):
         picture(tmp_path / "train" / name / "0.jpg", number)
     values = {"train": "train", "val": "train", "format": "folders", "names": ["tench", "dog"]}
@@ -87,7 +87,7 @@ def test_folders_may_be_called_otherwise_than_their_classes(tmp_path):
     ("imagewoof160", 10, {9: "dingo"}), ("mnist", 10, {7: "7"}), ("cifar100", 100, {0: "apple", 99: "worm"}),
     ("coco128-seg", 80, {79: "toothbrush"}), ("Argoverse", 8, {7: "stop_sign"}),
 ])  # fmt: skip
-def test_data_files_know_their_classes(name, count, some):
+def test_data_files_class_counts(name, count, some):
     names = load_data(name).names
     assert len(names) == len(set(names)) == count
     assert {number: names[number] for number in some} == some

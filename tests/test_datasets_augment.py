@@ -13,12 +13,12 @@ from utils.datasets.pipeline.sample import Sample
 from utils.ops.letterbox import letterbox, letterbox_geometry, points_to_network, points_to_original
 from utils.ops.transform import (
     Warp,
-    draw_warp,
     polygon_box,
     resample_polygon,
-    survives,
+    sample_warp,
     transform_boxes,
     transform_points,
+    usable_boxes,
 )
 
 RNG = np.random.default_rng(5)
@@ -62,21 +62,21 @@ def test_letterbox_table(original_hw, options, network_hw, scale, pad_xy):
     assert (image[~inside] == 114).all()
 
 
-def test_stretching_fills_without_border():
+def test_stretch_has_no_border():
     image, geometry = letterbox(np.zeros((100, 50, 3), np.uint8), (64, 96), stretch=True)
     assert image.shape == (64, 96, 3)
     assert geometry.scale_xy == pytest.approx((96 / 50, 64 / 100))
     assert geometry.pad_xy == (0, 0)
 
 
-def test_points_go_to_the_network_and_back():
+def test_geometry_round_trip():
     geometry = letterbox_geometry((720, 1280), (640, 640), auto=True)
     original = points_to_original(np.array([[10.0, 20.0], [300.0, 370.0]]), geometry)  # G11, there clipped
     np.testing.assert_allclose(original, [[20, 16], [600, 716]])
     np.testing.assert_allclose(points_to_network(original, geometry), [[10, 20], [300, 370]])
 
 
-def test_a_sliver_keeps_a_pixel():
+def test_letterbox_keeps_at_least_one_pixel():
     assert letterbox(np.zeros((2, 4000, 3), np.uint8), (640, 640))[0].shape == (640, 640, 3)
 
 
@@ -84,12 +84,12 @@ def test_a_sliver_keeps_a_pixel():
 # Matrix, boxes, polygons
 
 
-def test_the_middle_warp_only_crops():
+def test_mean_warp_only_crops():
     matrix = Warp().matrix((200, 200), (100, 100))
     np.testing.assert_allclose(matrix, [[1, 0, -50], [0, 1, -50], [0, 0, 1]])
 
 
-def test_rotation_and_shear_follow_opencv():
+def test_rotation_and_shear_match_opencv():
     warp = Warp(angle=30, scale=1.5, shear_xy=(10, -5), translate_xy=(0.4, 0.6))
     shear = np.array([[1, math.tan(math.radians(10)), 0], [math.tan(math.radians(-5)), 1, 0], [0, 0, 1]])
     rotation = np.vstack((cv2.getRotationMatrix2D((0, 0), 30, 1.5), [0, 0, 1]))
@@ -98,8 +98,8 @@ def test_rotation_and_shear_follow_opencv():
     np.testing.assert_allclose(warp.matrix((60, 80), (120, 160)), place @ shear @ rotation @ centre, atol=1e-12)
 
 
-def test_draws_stay_within_their_limits_and_reach_them():
-    warps = [draw_warp(np.random.default_rng(i), 10, 0.1, 0.5, 3, 0.001) for i in range(300)]
+def test_warp_parameter_ranges():
+    warps = [sample_warp(np.random.default_rng(i), 10, 0.1, 0.5, 3, 0.001) for i in range(300)]
     for values, low, high in (
         ([w.angle for w in warps], -10, 10),
         ([w.scale for w in warps], 0.5, 1.5),
@@ -111,23 +111,23 @@ def test_draws_stay_within_their_limits_and_reach_them():
         assert high - 0.1 * (high - low) < max(values) <= high
 
 
-def test_boxes_are_those_of_their_corners_clipped():
+def test_warped_boxes_enclose_clipped_corners():
     quarter_turn = np.array([[0, -1, 100], [1, 0, 0], [0, 0, 1.0]])
     moved = transform_boxes(np.array([[10, 20, 40, 80.0], [-5, 0, 500, 10]]), quarter_turn, (100, 100))
     np.testing.assert_allclose(moved, [[20, 10, 80, 40], [90, 0, 100, 100]])
 
 
-def test_perspective_divides():
+def test_perspective_division():
     matrix = np.array([[1, 0, 0], [0, 1, 0], [0.01, 0, 1.0]])
     np.testing.assert_allclose(transform_points(np.array([[100.0, 50.0]]), matrix), [[50, 25]])
 
 
-def test_resampling_is_uniform_in_vertex_index():  # G10
+def test_polygon_resampling():  # G10
     points = resample_polygon(np.array([[0, 0], [10, 0], [10, 10.0]]), 7)
     np.testing.assert_allclose(points, [[0, 0], [5, 0], [10, 0], [10, 5], [10, 10], [5, 5], [0, 0]])
 
 
-def test_polygon_box_counts_only_points_inside():
+def test_polygon_box_uses_points_inside():
     polygon = np.array([[-10, 5], [3, 5], [8, 9], [50, 20.0]])
     np.testing.assert_allclose(polygon_box(polygon, (10, 10)), [3, 5, 8, 9])
     np.testing.assert_allclose(polygon_box(polygon[:1], (10, 10)), 0)
@@ -137,11 +137,11 @@ def test_polygon_box_counts_only_points_inside():
     ((10, 10), (3, 3), False), ((10, 10), (3.2, 3.2), True), ((10, 100), (1.9, 100), False),  # G11
     ((300, 3), (300, 2.9), False), ((10, 10), (2, 10), False), ((0, 0), (5, 5), True),
 ])  # fmt: skip
-def test_which_boxes_survive(old, new, kept):
-    assert survives(np.array([[0, 0, *old]], float), np.array([[0, 0, *new]], float)).tolist() == [kept]
+def test_box_candidates(old, new, kept):
+    assert usable_boxes(np.array([[0, 0, *old]], float), np.array([[0, 0, *new]], float)).tolist() == [kept]
 
 
-def test_normalised_rows_are_clipped():  # G11
+def test_normalised_labels_are_clipped():  # G11
     rows = normalised_rows(boxed(photo(4, 4), (-5, 10, 700, 320)), 3, (320, 640))
     np.testing.assert_allclose(rows[0], [3, 0, 0.499999, 0.515623, 0.999998, 0.968747], atol=1e-6)
 
@@ -150,7 +150,7 @@ def test_normalised_rows_are_clipped():  # G11
 # Mosaics
 
 
-def test_four_tiles_meet_at_the_centre_and_their_labels_move_along():
+def test_mosaic4():
     sizes = [(30, 40), (20, 50), (60, 10), (64, 64)]
     samples = [
         boxed(np.full((h, w, 3), 10 * (i + 1), np.uint8), (1, 2, w - 1, h - 2)) for i, (h, w) in enumerate(sizes)
@@ -166,7 +166,7 @@ def test_four_tiles_meet_at_the_centre_and_their_labels_move_along():
         assert (canvas.image[y, x] == value).all(), (x, y)
 
 
-def test_nine_tiles_surround_the_first():
+def test_mosaic9():
     size = 40
     sizes = [(20, 30), (10, 12), (14, 16), (40, 8), (9, 11), (13, 7), (6, 5), (18, 17), (4, 21)]
     samples = [boxed(np.full((h, w, 3), i + 1, np.uint8)) for i, (h, w) in enumerate(sizes)]
@@ -204,7 +204,7 @@ def straightforward(tiles: list[Tile], side: int, warp: Warp, out: int) -> np.nd
     Warp(),
     Warp(perspective_xy=(9e-3, 0.0)),  # part of the canvas lies behind the horizon
 ], ids=["small", "large", "turned", "perspective", "crop", "horizon"])  # fmt: skip
-def test_tiles_warped_one_by_one_look_like_the_warped_canvas(warp):
+def test_tile_warp_matches_canvas_warp(warp):
     size = 160
     samples = [boxed(photo(h, w, i)) for i, (h, w) in enumerate([(120, 160), (160, 107), (96, 160), (160, 160)])]
     tiles = mosaic4(samples, size, (130, 190))
@@ -215,7 +215,7 @@ def test_tiles_warped_one_by_one_look_like_the_warped_canvas(warp):
     assert difference[difference <= 6].mean() < 1
 
 
-def test_flips_are_part_of_the_warp_for_pixels_labels_and_masks():
+def test_flips_in_warp():
     sample = boxed(
         photo(64, 64), (8, 16, 24, 40), polygons=[np.array([[8, 16], [24, 16], [24, 40], [8, 40.0]])],
         semantic=np.arange(64 * 64).reshape(64, 64).astype(np.uint8) % 9,
@@ -232,7 +232,7 @@ def test_flips_are_part_of_the_warp_for_pixels_labels_and_masks():
         np.testing.assert_allclose(polygon_box(flipped.polygons[0], (64, 64)), [x[0], y[0], x[1], y[1]], atol=0.1)
 
 
-def test_a_polygon_and_a_box_of_the_same_shape_move_alike():
+def test_polygon_and_box_warp_alike():
     corners = np.array([[20, 30], [60, 30], [60, 80], [20, 80.0]])
     warp = Warp(scale=1.3, translate_xy=(0.55, 0.48))  # upright, so that the outline's box is the box of the corners
     with_polygon = boxed(photo(100, 100), (20, 30, 60, 80), polygons=[corners])
@@ -243,7 +243,7 @@ def test_a_polygon_and_a_box_of_the_same_shape_move_alike():
     assert a.polygons[0].shape == (1000, 2)
 
 
-def test_an_object_with_polygon_may_lose_more_of_its_area():
+def test_polygon_area_threshold():
     square = np.array([[0, 0], [60, 0], [60, 60], [0, 60.0]])
     view = View((100, 100), (100, 100), Warp(translate_xy=(0.05, 0.05)))  # moved out by 45: 15 x 15 of 60 x 60 remain
     kept = compose([Tile(boxed(photo(100, 100), (0, 0, 60, 60), polygons=[square]), 0, 0)], view)
@@ -252,7 +252,7 @@ def test_an_object_with_polygon_may_lose_more_of_its_area():
     assert len(lost.boxes_xyxy) == 0
 
 
-def test_boxes_with_and_without_polygons_live_in_one_mosaic():
+def test_mosaic_mixes_boxes_and_polygons():
     with_polygon = boxed(photo(50, 50), (5, 5, 45, 45), polygons=[np.array([[5, 5], [45, 5], [45, 45], [5, 45.0]])])
     without = boxed(photo(50, 50), (10, 10, 40, 40))
     out = compose([Tile(with_polygon, 0, 0), Tile(without, 50, 0)], View((100, 100), (100, 100), Warp()))
@@ -260,7 +260,7 @@ def test_boxes_with_and_without_polygons_live_in_one_mosaic():
     np.testing.assert_allclose(out.boxes_xyxy[1], [60, 10, 90, 40])
 
 
-def test_a_semantic_mask_rides_along_and_unknown_pixels_are_ignored():
+def test_mosaic_with_semantic_map():
     image = np.full((40, 40, 3), 50, np.uint8)
     image[10:30, 10:30] = 200
     semantic = np.where(image[..., 0] == 200, 3, 1).astype(np.uint8)
@@ -271,7 +271,7 @@ def test_a_semantic_mask_rides_along_and_unknown_pixels_are_ignored():
     assert agree.mean() > 0.97
 
 
-def test_four_channels_are_the_same_picture():
+def test_four_channel_image():
     image = photo(60, 60)
     view = View((60, 60), (50, 50), Warp(angle=7, scale=1.2))
     three = compose([Tile(boxed(image), 0, 0)], view).image
@@ -283,14 +283,14 @@ def test_four_channels_are_the_same_picture():
 # Colour, mixup, copy-paste
 
 
-def test_hsv_tables():
+def test_hsv_lookup_tables():
     hue, saturation, value = hsv_tables(np.array([1.5, 2.0, 0.5]))
     assert hue[[0, 100, 120, 130]].tolist() == [0, 150, 0, 15]
     assert saturation[[10, 127, 128, 255]].tolist() == [20, 254, 255, 255]
     assert value[[10, 255]].tolist() == [5, 127]
 
 
-def test_colours_are_changed_in_hsv_and_written_as_rgb():
+def test_hsv_jitter_outputs_rgb():
     image, out = photo(20, 20), np.zeros((20, 20, 3), np.uint8)
     write_rgb(image, out, None)
     np.testing.assert_array_equal(out, image[..., ::-1])
@@ -300,7 +300,7 @@ def test_colours_are_changed_in_hsv_and_written_as_rgb():
     np.testing.assert_array_equal(out, cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
 
 
-def test_mixup_blends_pixels_and_joins_labels():
+def test_mixup():
     first, second = (
         boxed(np.full((4, 4, 3), 200, np.uint8), (0, 0, 1, 1)),
         boxed(np.full((4, 4, 3), 100, np.uint8), (1, 1, 3, 3), (0, 0, 2, 2)),
@@ -311,12 +311,12 @@ def test_mixup_blends_pixels_and_joins_labels():
     assert out.classes.tolist() == [0, 0, 1]
 
 
-def test_share_covered():  # G1, ioa
+def test_covered_fraction():  # G1, ioa
     others = np.array([[2, 2, 6, 6], [0, 0, 2, 2.0]])
     np.testing.assert_allclose(share_covered(np.array([0, 0, 4, 4.0]), others), [0.25, 1], atol=1e-9)
 
 
-def test_copy_paste_mirrors_an_object_where_nothing_is_hidden():
+def test_copy_paste():
     image = np.zeros((40, 100, 3), np.uint8)
     image[10:21, 10:31] = 200
     square = np.array([[10, 10], [30, 10], [30, 20], [10, 20.0]])
@@ -330,14 +330,14 @@ def test_copy_paste_mirrors_an_object_where_nothing_is_hidden():
     assert sample.image[15, 80, 0] == 0  # the input is left alone
 
 
-def test_copy_paste_refuses_to_hide_objects():
+def test_copy_paste_does_not_hide_objects():
     middle = np.array([[40, 10], [60, 10], [60, 20], [40, 20.0]])  # its mirror image lies on top of it
     sample = boxed(photo(40, 100), (40, 10, 60, 20), polygons=[middle])
     assert copy_paste(sample, 1.0, np.random.default_rng(0)) is sample
     assert copy_paste(sample, 0.0, np.random.default_rng(0)) is sample
 
 
-def test_optional_transforms_happen_rarely_and_by_the_seed():
+def test_optional_transforms_probability():
     class Brighter:
         """Stands in for a transform of the optional package."""
 
@@ -357,7 +357,7 @@ def test_optional_transforms_happen_rarely_and_by_the_seed():
         np.testing.assert_array_equal(again, results[i])
 
 
-def test_labels_of_a_mosaic_equal_a_straightforward_calculation():
+def test_mosaic_labels_match_reference():
     size, rng = 160, np.random.default_rng(3)
     for trial in range(20):
         samples = []
@@ -366,7 +366,7 @@ def test_labels_of_a_mosaic_equal_a_straightforward_calculation():
             side = rng.uniform(0.02, 0.3, (5, 2)) * (width, height)
             samples.append(boxed(np.zeros((height, width, 3), np.uint8), *np.concatenate((corner, corner + side), 1)))
         tiles = mosaic4(samples, size, (int(rng.integers(80, 240)), int(rng.integers(80, 240))))
-        warp = draw_warp(np.random.default_rng(trial), 10, 0.1, 0.5, 3, 0.0003)
+        warp = sample_warp(np.random.default_rng(trial), 10, 0.1, 0.5, 3, 0.0003)
         ours = compose(tiles, View((320, 320), (size, size), warp))
         matrix, expected = warp.matrix((320, 320), (size, size)), []
         for tile in tiles:

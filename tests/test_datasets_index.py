@@ -36,13 +36,13 @@ def cache_of(data: DataConfig) -> Path:
 # Places
 
 
-def test_label_path_replaces_the_last_images_folder():
+def test_label_path():
     assert label_path("/a/images/b/images/c/d.e.jpg") == "/a/images/b/labels/c/d.e.txt"
     assert label_path("/a/pictures/d.jpg") == "/a/pictures/d.txt"
     assert label_path("/images/d.jpg") == "/labels/d.txt"
 
 
-def test_folder_list_file_and_list_of_both_give_the_same_images(tmp_path):
+def test_image_list_forms(tmp_path):
     data = make_set(tmp_path, 4)
     (tmp_path / "images" / "train" / "notes.txt").write_text("no image")
     folder = READERS.get("yolo")(data, "train").images
@@ -56,7 +56,7 @@ def test_folder_list_file_and_list_of_both_give_the_same_images(tmp_path):
     assert len(build_index(both, "train")) == 4
 
 
-def test_a_list_below_another_folder_may_be_relative_to_the_root(tmp_path):
+def test_list_file_relative_to_root(tmp_path):
     data = make_set(tmp_path, 2)
     (tmp_path / "lists").mkdir()
     listed = tmp_path / "lists" / "train.txt"
@@ -65,7 +65,7 @@ def test_a_list_below_another_folder_may_be_relative_to_the_root(tmp_path):
     assert [Path(p).name for p in READERS.get("yolo")(data, "train").images] == ["001.png"]
 
 
-def test_no_image_at_all_and_a_list_of_something_else_are_user_errors(tmp_path):
+def test_no_images(tmp_path):
     (tmp_path / "empty").mkdir()
     data = DataConfig(tmp_path / "d.yaml", tmp_path, ("a",), {"train": (tmp_path / "empty",)})
     with pytest.raises(UserError, match="no images"):
@@ -94,7 +94,7 @@ def test_no_image_at_all_and_a_list_of_something_else_are_user_errors(tmp_path):
     ("0 .1 .1 .2 .2 .3 .1 .4", 1, "8 fields"),
     ("0,0.5,0.5,0.1,0.1", 1, "finite number"),
 ])  # fmt: skip
-def test_malformed_labels_are_reported_by_line(text, line, words):
+def test_malformed_labels(text, line, words):
     labels = parse_labels(text, "f.txt")
     assert len(labels.boxes) == 0
     assert len(labels.faults) == 1
@@ -102,20 +102,20 @@ def test_malformed_labels_are_reported_by_line(text, line, words):
     assert words in labels.faults[0]
 
 
-def test_polygons_get_the_box_around_their_points():
+def test_polygon_boxes():
     labels = parse_labels("3 .1 .2 .5 .2 .5 .8\n", "f")
     np.testing.assert_allclose(labels.boxes, [[3, 0.3, 0.5, 0.4, 0.6]], atol=1e-6)
     np.testing.assert_allclose(labels.polygons[0], [[0.1, 0.2], [0.5, 0.2], [0.5, 0.8]], atol=1e-6)
 
 
-def test_repeated_lines_count_once_and_keep_their_order():
+def test_duplicate_lines_are_removed():
     labels = parse_labels("1 .5 .5 .1 .1\n0 .5 .5 .1 .1\n1 .5 .5 .1 .1\n", "f")
     assert labels.boxes[:, 0].tolist() == [1, 0]
     assert labels.duplicates == 1
     assert not labels.faults
 
 
-def test_index_holds_boxes_polygons_sizes_and_counts(tmp_path):
+def test_index_contents(tmp_path):
     labels = {1: "", 2: "none", 3: "1 .1 .2 .5 .2 .5 .8\n0 .1 .1 .9 .1 .9 .9 .1 .9\n"}
     index = build_index(make_set(tmp_path, 4, labels), "train")
     assert len(index) == 4
@@ -128,7 +128,7 @@ def test_index_holds_boxes_polygons_sizes_and_counts(tmp_path):
     assert index.class_counts(2).tolist() == [2, 1]
 
 
-def test_faulty_files_are_an_error_above_one_percent_unless_allowed(tmp_path):
+def test_fault_limit(tmp_path):
     data = make_set(tmp_path, 5, {2: "0 .5 .5 .1 .1\n0 2 2 2 2\n"})
     with pytest.raises(UserError, match=r"1 faulty label files among 5.*002.txt:2: coordinate 2 above 1"):
         build_index(data, "train")
@@ -139,7 +139,7 @@ def test_faulty_files_are_an_error_above_one_percent_unless_allowed(tmp_path):
     assert "002.txt:2: coordinate 2 above 1" in report
 
 
-def test_unusable_images_are_left_out_and_reported(tmp_path):
+def test_unusable_images_are_skipped(tmp_path):
     data = make_set(tmp_path, 3)
     (tmp_path / "images" / "train" / "000.png").write_bytes(b"")
     cv2.imwrite(str(tmp_path / "images" / "train" / "001.png"), np.zeros((9, 9, 3), np.uint8))
@@ -153,14 +153,14 @@ def test_unusable_images_are_left_out_and_reported(tmp_path):
         build_index(data, "train")
 
 
-def test_an_unknown_class_names_file_and_line_unless_there_is_one_class_anyway(tmp_path):
+def test_unknown_class(tmp_path):
     data = make_set(tmp_path, 3, {1: "0 .5 .5 .1 .1\n2 .5 .5 .2 .2\n"})
     with pytest.raises(UserError, match=r"001.txt:2: class 2, but .* names 2 classes"):
         build_index(data, "train")
     assert build_index(data, "train", single_class=True).boxes[:, 0].tolist() == [0, 0, 0, 0]
 
 
-def test_training_needs_labels(tmp_path):
+def test_training_requires_labels(tmp_path):
     data = make_set(tmp_path, 2, {0: "none", 1: "none"})
     assert len(build_index(data, "train")) == 2
     with pytest.raises(UserError, match=r"no labels for any image.*000.txt"):
@@ -182,7 +182,7 @@ def scans(monkeypatch):
     return seen
 
 
-def test_the_cache_is_used_until_something_changes(tmp_path, scans):
+def test_cache_invalidation(tmp_path, scans):
     data = make_set(tmp_path)
     first = build_index(data, "train")
     assert len(scans) == 3
@@ -199,7 +199,7 @@ def test_the_cache_is_used_until_something_changes(tmp_path, scans):
 
 
 @pytest.mark.parametrize("junk", [b"", b"junk", b"PK\x03\x04" + b"\0" * 50])
-def test_a_damaged_cache_is_made_anew(tmp_path, scans, junk):
+def test_damaged_cache_is_rebuilt(tmp_path, scans, junk):
     data = make_set(tmp_path)
     build_index(data, "train")
     cache_of(data).write_bytes(junk)
@@ -209,7 +209,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path, scans, junk):
     assert len(scans) == 6
 
 
-def test_a_cache_with_inconsistent_or_pickled_arrays_is_not_believed(tmp_path, scans):
+def test_inconsistent_or_pickled_cache_is_rejected(tmp_path, scans):
     data = make_set(tmp_path)
     build_index(data, "train")
     with np.load(cache_of(data), allow_pickle=False) as stored:
@@ -220,7 +220,7 @@ def test_a_cache_with_inconsistent_or_pickled_arrays_is_not_believed(tmp_path, s
     assert len(scans) == 9
 
 
-def test_the_cache_goes_to_the_users_folder_if_the_labels_are_read_only(tmp_path, scans):
+def test_read_only_labels_use_user_cache(tmp_path, scans):
     data = make_set(tmp_path)
     folder = tmp_path / "labels"
     folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
@@ -233,7 +233,7 @@ def test_the_cache_goes_to_the_users_folder_if_the_labels_are_read_only(tmp_path
     assert not cache_of(data).exists()
 
 
-def test_nothing_writable_is_no_obstacle(tmp_path, monkeypatch, scans):
+def test_works_without_writable_cache(tmp_path, monkeypatch, scans):
     data = make_set(tmp_path)
     blocked = tmp_path / "file"
     blocked.write_text("")
@@ -246,13 +246,13 @@ def test_nothing_writable_is_no_obstacle(tmp_path, monkeypatch, scans):
         (tmp_path / "labels").chmod(0o755)
 
 
-def test_no_temporary_file_is_left(tmp_path):
+def test_no_temporary_files_left(tmp_path):
     data = make_set(tmp_path)
     build_index(data, "train")
     assert sorted(path.name for path in (tmp_path / "labels").iterdir()) == ["train", "train.polyolo-cache.npz"]
 
 
-def test_coco128_is_read_whole(coco128):
+def test_coco128(coco128):
     names = tuple((coco128 / "names.txt").read_text().splitlines())
     data = DataConfig(coco128 / "d.yaml", coco128, names, {"train": (coco128 / "images" / "train2017",)})
     index = build_index(data, "train")

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from utils.core.contracts import Batch, Geometry, ImageInfo, LoadRequest
+from utils.core.contracts import Batch, Geometry, ImageInfo
 from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
+from utils.core.load_request import LoadRequest
 from utils.datasets.pipeline import image_cache as cache_module
 from utils.datasets.pipeline.batch_plan import by_aspect, epoch_order, rect_shape, window_of
 from utils.datasets.pipeline.collate import quad
@@ -55,7 +56,7 @@ def assert_same(first: list[Batch], second: list[Batch]) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_batches_do_not_depend_on_workers(data, workers, monkeypatch):
+def test_batches_independent_of_workers(data, workers, monkeypatch):
     monkeypatch.setattr("utils.datasets.pipeline.loader.usable_cpus", lambda: 4)
     alone, helped = load(data), load(data, workers=workers)
     assert helped.workers == workers
@@ -63,7 +64,7 @@ def test_batches_do_not_depend_on_workers(data, workers, monkeypatch):
         assert_same(list(alone.epoch(epoch)), list(helped.epoch(epoch)))
 
 
-def test_epochs_and_seeds_differ(data):
+def test_batches_differ_by_epoch_and_seed(data):
     one, other = load(data), load(data, seed=1)
     first = next(iter(one.epoch(0)))
     assert not torch.equal(first.images, next(iter(one.epoch(1))).images)
@@ -72,7 +73,7 @@ def test_epochs_and_seeds_differ(data):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_can_be_entered_at_any_step(data, workers):
+def test_start_in_mid_epoch(data, workers):
     loader = load(data, workers=workers)
     whole = list(loader.epoch(3))
     assert_same(whole[2:], list(loader.epoch(3, start=2)))
@@ -83,7 +84,7 @@ def test_an_epoch_can_be_entered_at_any_step(data, workers):
     assert list(loader.epoch(3, start=3)) == []
 
 
-def test_a_small_cache_of_images_changes_speed_only(data):
+def test_decoded_image_cache_does_not_change_batches(data):
     large, small = load(data), load(data)
     small._maker.pictures.limit_bytes = 1
     assert_same(list(large.epoch(0)), list(small.epoch(0)))
@@ -92,7 +93,7 @@ def test_a_small_cache_of_images_changes_speed_only(data):
 
 @pytest.mark.parametrize("world", [2, 3, 5])
 @pytest.mark.parametrize("rect", [False, True])
-def test_the_ranks_together_make_the_batches_of_one_process(data, world, rect):
+def test_ranks_match_one_process(data, world, rect):
     total = 6 if world < 5 else 5
     whole = list(load(data, batch_size=total, rect=rect).epoch(2))
     loaders = [load(data, (rank, world), batch_size=total // world, rect=rect) for rank in range(world)]
@@ -108,7 +109,7 @@ def test_the_ranks_together_make_the_batches_of_one_process(data, world, rect):
             assert torch.equal(mine[:, 1:], theirs[:, 1:])
 
 
-def test_image_weights_draw_with_replacement(data):
+def test_image_weights(data):
     weights = np.zeros(11)
     weights[[2, 7]] = 1, 3
     drawn = [info.index for batch in load(data).epoch(0, image_weights=weights) for info in batch.info]
@@ -122,7 +123,7 @@ def test_image_weights_draw_with_replacement(data):
 
 
 @pytest.mark.parametrize(("count", "batch"), [(1000, 16), (1000, 64), (1000, 256), (70, 16), (1000, 48), (130, 128)])
-def test_a_window_holds_the_position_and_about_as_many_as_asked(count, batch):
+def test_mosaic_window(count, batch):
     for position in range(count):
         window = window_of(position, count, batch)
         assert position in window
@@ -131,7 +132,7 @@ def test_a_window_holds_the_position_and_about_as_many_as_asked(count, batch):
     assert window_of(5, count, batch, window=0) == range(count)
 
 
-def test_a_rank_of_a_large_batch_has_windows_of_its_own():
+def test_mosaic_window_per_rank():
     for rank in range(4):
         mine = range(rank, 256, 4)
         assert {p for position in mine for p in window_of(position, 2560, 256)} == set(mine)
@@ -141,7 +142,7 @@ def test_a_rank_of_a_large_batch_has_windows_of_its_own():
 # What is in a batch
 
 
-def test_a_batch_is_channels_last_rgb_bytes_with_boxes_of_its_images(data):
+def test_batch_layout(data):
     for batch in load(data).epoch(0):
         assert batch.images.dtype == torch.uint8
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -151,7 +152,7 @@ def test_a_batch_is_channels_last_rgb_bytes_with_boxes_of_its_images(data):
         assert batch.boxes[:, 0].max() < len(batch)
 
 
-def test_without_augmentation_training_shows_the_letterboxed_image(data):
+def test_training_without_augmentation_letterboxes(data):
     for batch in load(data, hyp=PLAIN).epoch(0):
         for row, info in enumerate(batch.info):
             height, width = cv2.imread(info.path).shape[:2]
@@ -165,7 +166,7 @@ def test_without_augmentation_training_shows_the_letterboxed_image(data):
             assert (shown[:top] == 114).all()
 
 
-def test_evaluation_shows_every_image_once_with_its_geometry(data):
+def test_evaluation_batches(data):
     loader = load(data, training=False, hyp=RICH)
     batches = list(loader.epoch(0))
     assert [info.index for batch in batches for info in batch.info] == list(range(11))
@@ -183,7 +184,7 @@ def test_evaluation_shows_every_image_once_with_its_geometry(data):
             np.testing.assert_allclose(original, labels[:, 1:3] * (width, height), atol=1e-3)
 
 
-def test_rectangular_batches_share_the_shape_of_their_group(data):
+def test_rectangular_batches(data):
     loader = load(data, training=False, rect=True, pad=0.5)
     order = by_aspect(loader.shapes_hw)
     batches = list(loader.epoch(0))
@@ -200,19 +201,19 @@ def test_rectangular_batches_share_the_shape_of_their_group(data):
     ([0.5, 0.6], 0.0, (384, 640)), ([0.5, 0.6], 0.5, (416, 672)), ([0.75, 0.75], 0.5, (512, 672)),
     ([1.5, 2.0], 0.0, (640, 448)), ([0.9, 1.2], 0.0, (640, 640)), ([0.9, 1.2], 0.5, (672, 672)),
 ])  # fmt: skip
-def test_rect_shape_table(aspects, pad, shape):
+def test_rect_shapes(aspects, pad, shape):
     assert rect_shape(np.array(aspects), 640, 32, pad) == shape
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])
-def test_ranks_evaluate_every_image_exactly_once(data, world):
+def test_ranks_evaluate_every_image_once(data, world):
     loaders = [load(data, (rank, world), training=False, rect=True, batch_size=2) for rank in range(world)]
     seen = [info.index for loader in loaders for batch in loader.epoch(0) for info in batch.info]
     assert sorted(seen) == list(range(11))
     assert sum(loader.num_batches for loader in loaders) == 6
 
 
-def test_loader_knows_labels_and_counts(data):
+def test_loader_labels_and_counts(data):
     loader = load(data)
     assert loader.num_images == 11
     assert loader.num_batches == 3
@@ -221,7 +222,7 @@ def test_loader_knows_labels_and_counts(data):
     assert load(data, single_class=True).class_counts.tolist() == [14]
 
 
-def test_quad_puts_four_images_together_or_enlarges_one():
+def test_quad_collate():
     images = torch.stack([torch.full((3, 2, 4), 10.0 * (i + 1)) for i in range(8)]).to(torch.uint8)
     boxes = torch.tensor([[i, i, 0.5, 0.5, 0.2, 0.4] for i in range(8)])
     info = [ImageInfo(i, str(i), Geometry((2, 4), (2, 4))) for i in range(8)]
@@ -235,7 +236,7 @@ def test_quad_puts_four_images_together_or_enlarges_one():
     assert [i.index for i in out.info] == [0, 4]
 
 
-def test_quad_batches_have_a_quarter_of_the_images_at_twice_the_size(data):
+def test_quad_batch_shape(data):
     batches = list(load(data, quad=True).epoch(0))
     assert [tuple(b.images.shape) for b in batches] == [(1, 3, 128, 128)] * 3
     with pytest.raises(UserError, match="quad"):
@@ -247,7 +248,7 @@ def test_quad_batches_have_a_quarter_of_the_images_at_twice_the_size(data):
 
 
 @pytest.mark.parametrize("where", ["ram", "disk"])
-def test_cached_images_are_the_same_images(data, where):
+def test_image_cache_does_not_change_batches(data, where):
     plain, cached = load(data), load(data, cache=where)
     assert_same(list(plain.epoch(0)), list(cached.epoch(0)))
     assert_same(list(load(data, training=False).epoch(0)), list(load(data, training=False, cache=where).epoch(0)))
@@ -261,7 +262,7 @@ def test_cached_images_are_the_same_images(data, where):
             path.unlink()
 
 
-def test_no_room_means_no_cache_and_a_word_about_it(data, monkeypatch, caplog):
+def test_no_room_for_cache(data, monkeypatch, caplog):
     monkeypatch.setattr(cache_module, "available_memory", lambda: 1000)
     loader = load(data, cache="ram")
     assert loader._maker.pictures.all is None
@@ -270,7 +271,7 @@ def test_no_room_means_no_cache_and_a_word_about_it(data, monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_breaks_during_training_becomes_grey_and_is_told_once(tmp_path, workers, caplog):
+def test_image_damaged_during_training(tmp_path, workers, caplog):
     for kind in ("images", "labels"):
         (tmp_path / kind).mkdir()
     for i in range(4):
@@ -289,14 +290,14 @@ def test_an_image_that_breaks_during_training_becomes_grey_and_is_told_once(tmp_
     assert str(tmp_path / "images" / "2.png") in caplog.text
 
 
-def test_nonsense_requests_are_user_errors(data):
+def test_invalid_load_requests(data):
     with pytest.raises(UserError, match="at least 1"):
         load(data, batch_size=0)
     with pytest.raises(UserError, match="ram or disk"):
         load(data, cache="tape")
 
 
-def test_coco128_mosaics_decode_each_image_about_once(coco128):
+def test_mosaic_decodes_each_image_about_once(coco128):
     names = tuple((coco128 / "names.txt").read_text().splitlines())
     data = DataConfig(coco128 / "d.yaml", coco128, names, {"train": (coco128 / "images" / "train2017",)})
     loader = load(data, hyp=Hyp(), image_size=128, batch_size=16)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from models.builder import build_network, read_architecture
-from utils.core.contracts import EvalSettings, HeadSpec, LoadRequest, Results
+from utils.core.contracts import EvalSettings, HeadSpec, Results
 from utils.core.data_config import DataConfig
 from utils.core.hyp import Hyp
+from utils.core.load_request import LoadRequest
 from utils.datasets.pipeline.collate import MaskStyle, masks_of
 from utils.datasets.pipeline.loader import open_loader
 from utils.datasets.pipeline.sample import Sample
@@ -63,7 +64,7 @@ def data(tmp_path_factory):
 
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("mosaic", [0.0, 1.0])
-def test_masks_cover_what_the_augmented_image_shows(data, overlap, mosaic):
+def test_masks_follow_augmentation(data, overlap, mosaic):
     """Where the picture is white there must be a mask and nowhere else, after every kind of warp, flip and paste."""
     hyp = Hyp(**{**vars(LOUD), "mosaic": mosaic})
     shared = total = seen = 0
@@ -84,7 +85,7 @@ def test_masks_cover_what_the_augmented_image_shows(data, overlap, mosaic):
     assert seen > 25 and shared / total > 0.9
 
 
-def test_a_mosaic_with_masks_begins_with_the_image_itself(tmp_path):
+def test_mosaic_with_masks(tmp_path):
     """behaviour.md 4.6: tiles are shuffled for boxes, and not for masks."""
     still = Hyp(hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0, mosaic=1.0)
     data = write_set(tmp_path / "set", [[star((64, 64), 60)] for _ in range(4)])
@@ -100,7 +101,7 @@ def test_a_mosaic_with_masks_begins_with_the_image_itself(tmp_path):
 
 
 @pytest.mark.parametrize("overlap", [True, False])
-def test_masks_do_not_depend_on_workers_or_ranks(data, overlap, monkeypatch):
+def test_masks_independent_of_workers_and_ranks(data, overlap, monkeypatch):
     monkeypatch.setattr("utils.datasets.pipeline.loader.usable_cpus", lambda: 4)
     options = {"overlap": overlap, "mask_ratio": 4}
     whole = list(load(data, **options).epoch(1))
@@ -113,7 +114,7 @@ def test_masks_do_not_depend_on_workers_or_ranks(data, overlap, monkeypatch):
             assert torch.equal(label_masks(part, row), label_masks(batch, position))
 
 
-def test_of_overlapping_objects_the_smaller_lies_on_top_and_labels_follow():
+def test_overlapping_masks_sort_by_area():
     large, small = star((60, 60), 50), star((60, 60), 12)
     boxes = np.stack([np.concatenate((p.min(0), p.max(0))) for p in (small, large)])
     sample = Sample(np.zeros((SIZE, SIZE, 3), np.uint8), boxes, np.float32([1, 2]), [small, large])
@@ -145,7 +146,7 @@ def network():
     return build_network(read_architecture("yolov5n-seg"), 1, ("thing",))
 
 
-def test_three_hundred_objects_are_trained_and_scored(crowd, network, tmp_path):
+def test_three_hundred_objects(crowd, network, tmp_path):
     still = Hyp(hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0, mosaic=0)
     batches = {overlap: next(load(crowd, hyp=still, overlap=overlap).epoch(0)) for overlap in (True, False)}
     numbered, separate = batches[True], batches[False]
@@ -170,7 +171,7 @@ def test_three_hundred_objects_are_trained_and_scored(crowd, network, tmp_path):
         scores, found = torch.linspace(0.9, 0.5, len(rows)), label_masks(scored, place)
         results.append(Results(info, boxes, scores, torch.zeros(len(rows), dtype=torch.int64), masks=found))
     evaluator.update(results, scored)
-    numbers = evaluator.compute().numbers
+    numbers = evaluator.compute().metrics
     assert numbers["mask_map50_95"] == numbers["box_map50_95"] == pytest.approx(0.995, abs=1e-3)
     draw_batch(scored, tmp_path / "a.jpg", ("thing",), results)
     assert (tmp_path / "a.jpg").stat().st_size > 1000

@@ -29,7 +29,7 @@ def run(out, data, mode, processes, task):
 
 
 @pytest.mark.parametrize("task", ["detect", "segment", "classify", "detect+psp", "semantic"])
-def test_two_processes_follow_one_with_frozen_statistics(data, tmp_path, task):
+def test_two_processes_match_one(data, tmp_path, task):
     data = data if task != "classify" else data.parent / "tiny" / "classes"
     one = run(tmp_path / "one.json", data, "frozen", 1, task)
     two = run(tmp_path / "two.json", data, "frozen", 2, task)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from utils.core.cli import format_default
 from utils.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"], key=lambda path: path.name
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"], key=lambda path: path.name
 )
 PROGRAMS = (
     "train", "val", "detect", "segment/train", "segment/val", "segment/predict", "classify/train", "classify/val",
@@ -82,7 +83,7 @@ COMMANDS = [(name_of(page), command) for page in PAGES for command in command_li
 @pytest.mark.parametrize(
     ("page", "command"), COMMANDS, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
 )
-def test_commands_are_accepted(page, command):
+def test_documented_commands_parse(page, command):
     program, options = program_and_options(command)
     if program is None:
         return
@@ -98,12 +99,12 @@ def test_commands_are_accepted(page, command):
             pytest.fail(f"{page}: `{' '.join(command)}` is refused with status {stop.code}")
 
 
-def test_the_documentation_has_commands_for_every_program():
+def test_every_program_has_documented_commands():
     found = {program_and_options(command)[0] for _, command in COMMANDS}
     assert set(PROGRAMS) <= found and len(COMMANDS) > 30
 
 
-def test_a_wrong_option_would_be_noticed():
+def test_wrong_options_are_detected():
     text = "```bash\npython val.py --no-such-option\n```\nand `torchrun --nproc-per-node 2 train.py --epoch …`\n"
     first, second = (program_and_options(command) for command in command_lines(text))
     assert first == ("val", ["--no-such-option"]) and second == ("train", ["--epoch"])
@@ -112,7 +113,7 @@ def test_a_wrong_option_would_be_noticed():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_lead_somewhere(page):
+def test_links_resolve(page):
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing
@@ -145,7 +146,7 @@ def test_named_files_exist(page):
     assert [name for name in missing if "/" in name or not list(ROOT.glob(f"*/**/{name}"))] == []
 
 
-def test_named_files_are_found():
+def test_file_name_detection():
     assert len(named_files(ROOT / "README.md")) > 5 and variants("a/{b,c}.py") == ["a/b.py", "a/c.py"]
 
 
@@ -157,27 +158,27 @@ def cell(text):
     return str(text).replace("%%", "%").replace("|", "\\|")
 
 
-def default_of(action):
-    if any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS)) or action.default in ("", []):
-        return ""
-    value = action.default
-    return f"`{' '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}`"
+def option_row(action):
+    """Return the table row of an option; its default is the parser's, or what the help text has in parentheses."""
+    names = ", ".join(f"`{name}`" for name in action.option_strings)
+    text, _, default = action.help.removesuffix(")").partition(" (default: ")
+    if not default:
+        text, value = action.help, "" if action.default is argparse.SUPPRESS else format_default(action.default)
+        default = f"`{value}`" if value else ""
+    choices = [str(choice) for choice in action.choices or () if choice != ""]
+    choices = [] if all(choice in text for choice in choices) else choices
+    listed = f" ({', '.join(choices)})" if choices else ""
+    return f"| {names} | {cell(default)} | {cell(text)}{listed} |"
 
 
 def option_rows(program):
     """Return the rows that the program's table must have."""
-    rows = []
-    for action in actions_of(program):
-        if action.dest == "help" or action.help == argparse.SUPPRESS:
-            continue
-        names = ", ".join(f"`{name}`" for name in action.option_strings)
-        choices = f" ({', '.join(map(str, action.choices))})" if action.choices else ""
-        rows.append(f"| {names} | {default_of(action)} | {cell(action.help)}{choices} |")
-    return rows
+    shown = [action for action in actions_of(program) if action.dest != "help" and action.help != argparse.SUPPRESS]
+    return [option_row(action) for action in shown]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_options_page_lists_exactly_the_programs_options(program):
+def test_options_page_is_current(program):
     text = (ROOT / "docs" / "options.md").read_text()
     section = re.search(rf"^## {program}\.py\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert section, f"docs/options.md has no section {program}.py"
@@ -187,7 +188,7 @@ def test_options_page_lists_exactly_the_programs_options(program):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_every_option_stands_somewhere_in_the_documentation(program):
+def test_every_option_is_documented(program):
     text = "\n".join(page.read_text() for page in PAGES)
     options = {name for action in actions_of(program) for name in action.option_strings} - {"-h", "--help"}
     assert [name for name in sorted(options) if not re.search(rf"{re.escape(name)}(?![\w-])", text)] == []
@@ -204,25 +205,25 @@ def test_every_option_stands_somewhere_in_the_documentation(program):
         ("Tests", "python -m pip install -r requirements-dev.txt && python -m pytest tests"),
     ],
 )
-def test_the_readmes_first_blocks_are_the_two_commands(section, wanted):
+def test_readme_starts_with_the_two_commands(section, wanted):
     text = (ROOT / "README.md").read_text()
     part = text.split(f"\n## {section}\n", 1)[1].split("\n## ", 1)[0]
     assert re.findall(r"^```\w*\n(.*?)^```", part, re.MULTILINE | re.DOTALL)[0].strip() == wanted
 
 
-def test_hyper_parameter_files_and_data_files_are_all_named():
+def test_every_data_and_hyp_file_is_documented():
     text = "\n".join(page.read_text() for page in PAGES)
     files = [*(ROOT / "data").glob("*.yaml"), *(ROOT / "data" / "hyps").glob("*.yaml")]
     assert [path.name for path in files if path.name not in text] == []
 
 
-def test_every_benchmark_is_in_its_readme():
+def test_every_benchmark_is_documented():
     text = (ROOT / "benchmarks" / "README.md").read_text()
     programs = [path for path in (ROOT / "benchmarks").glob("*.py") if "def main(" in path.read_text()]
     assert len(programs) >= 5 and [path.name for path in programs if path.name not in text] == []
 
 
-def test_reports_tell_nobodys_folders():
+def test_reports_have_no_absolute_paths():
     pages = [*PAGES, *(ROOT / "benchmarks" / "results").glob("*.md")]
     # routes of the service are no folders
     absolute = r"(?<![\w.…*<>:/~-])/(?!v1/)[a-zA-Z]\w*/[\w./-]+"

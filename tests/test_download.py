@@ -34,7 +34,7 @@ def no_waiting(monkeypatch):
 # One file
 
 
-def test_a_file_is_fetched_checked_and_not_fetched_again(server, tmp_path):
+def test_file_is_fetched_once(server, tmp_path):
     server.files["a.bin"] = BODY
     wanted = Wanted(server.url("a.bin"), len(BODY), hashlib.sha256(BODY).hexdigest(), hashlib.md5(BODY).hexdigest())
     for _ in range(2):
@@ -42,14 +42,14 @@ def test_a_file_is_fetched_checked_and_not_fetched_again(server, tmp_path):
     assert everything(tmp_path) == {"x/a.bin": BODY} and len(server.asked) == 1
 
 
-def test_what_broke_off_is_continued_in_the_same_run(server, tmp_path):
+def test_interrupted_download_continues(server, tmp_path):
     server.files["a.bin"], server.cuts["a.bin"] = BODY, [1000, 90_000]
     fetch_file(Wanted(server.url("a.bin"), sha256=hashlib.sha256(BODY).hexdigest()), tmp_path / "a.bin")
     assert everything(tmp_path) == {"a.bin": BODY}
     assert [asked for _, asked in server.asked] == [None, "bytes=1000-", "bytes=90000-"]
 
 
-def test_what_an_earlier_run_left_is_continued_unless_the_file_has_changed(server, tmp_path):
+def test_partial_download_of_earlier_run(server, tmp_path):
     for version, old in (('"1"', "bytes=5000-"), ('"2"', "bytes=5000-")):
         server.files["a.bin"], server.version, server.asked = BODY, version, []
         target = tmp_path / version.strip('"') / "a.bin"
@@ -60,13 +60,13 @@ def test_what_an_earlier_run_left_is_continued_unless_the_file_has_changed(serve
         assert target.read_bytes() == BODY and server.asked == [("a.bin", old)]
 
 
-def test_a_server_that_knows_no_ranges_sends_everything_again(server, tmp_path):
+def test_server_without_ranges(server, tmp_path):
     server.files["a.bin"], server.cuts["a.bin"], server.ranges = BODY, [1000], False
     fetch_file(Wanted(server.url("a.bin")), tmp_path / "a.bin")
     assert (tmp_path / "a.bin").read_bytes() == BODY
 
 
-def test_a_server_that_keeps_breaking_off_ends_in_one_line_and_the_part_is_kept(server, tmp_path):
+def test_unreliable_server(server, tmp_path):
     server.files["a.bin"], server.cuts["a.bin"] = BODY, [1000] * 9
     with pytest.raises(UserError, match=r"cannot be fetched \(broke off after 1000 of 256000 bytes\); .* is kept"):
         fetch_file(Wanted(server.url("a.bin")), tmp_path / "a.bin")
@@ -81,14 +81,14 @@ def test_a_server_that_keeps_breaking_off_ends_in_one_line_and_the_part_is_kept(
         ({"size": 5}, "has 256000 bytes, 5 are expected"),
     ],
 )
-def test_another_file_than_expected_is_not_kept(known, message, server, tmp_path):
+def test_wrong_checksum_is_discarded(known, message, server, tmp_path):
     server.files["a.bin"] = BODY
     with pytest.raises(UserError, match=message):
         fetch_file(Wanted(server.url("a.bin"), **known), tmp_path / "a.bin")
     assert everything(tmp_path) == {}
 
 
-def test_a_missing_file_or_server_is_one_line(server, tmp_path):
+def test_missing_file_or_server(server, tmp_path):
     with pytest.raises(UserError, match="answers 404 Not Found"):
         fetch_file(Wanted(server.url("none.bin")), tmp_path / "a.bin")
     with pytest.raises(UserError, match="cannot be fetched"):
@@ -103,7 +103,7 @@ def test_a_missing_file_or_server_is_one_line(server, tmp_path):
     ("a.zip", zip_of), ("a.tar", partial(tar_of, mode="w")), ("a.tar.gz", tar_of), ("a.tgz", tar_of),
     ("a.tar.xz", partial(tar_of, mode="w:xz")), ("a.tar.bz2", partial(tar_of, mode="w:bz2")),
 ])  # fmt: skip
-def test_archives_are_unpacked_without_leading_folders_and_leavings_of_macs(name, make, tmp_path):
+def test_unpack_strips_folders_and_macos_files(name, make, tmp_path):
     files = {f"set/images/{number}.txt": b"%d" % number for number in range(30)}
     (tmp_path / name).write_bytes(make(files | {"__MACOSX/set/._x": b"?", "set/.DS_Store": b"?"}))
     assert unpack.unpack(tmp_path / name, tmp_path / "out", strip=1) == 30
@@ -137,7 +137,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_hostile_and_damaged_archives_are_refused_and_nothing_lies_outside(what, tmp_path):
+def test_hostile_archives(what, tmp_path):
     name, data, message = HOSTILE[what]
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=message):
@@ -146,7 +146,7 @@ def test_hostile_and_damaged_archives_are_refused_and_nothing_lies_outside(what,
     assert not [path for path in tmp_path.rglob("*") if path.is_symlink() or path.is_fifo()]
 
 
-def test_a_flipped_byte_in_a_zip_is_noticed(tmp_path):
+def test_zip_crc_error(tmp_path):
     data = bytearray(zip_of({"a.bin": BODY}))
     data[200] ^= 255
     (tmp_path / "a.zip").write_bytes(data)
@@ -155,7 +155,7 @@ def test_a_flipped_byte_in_a_zip_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("make", [zip_of, tar_of])
-def test_a_bomb_is_stopped_by_what_comes_out_of_it(make, tmp_path, monkeypatch):
+def test_archive_bomb(make, tmp_path, monkeypatch):
     monkeypatch.setattr(unpack, "ALLOWANCE", 1000)
     path = tmp_path / ("a.zip" if make is zip_of else "a.tgz")
     path.write_bytes(make({"zeros": bytes(20_000_000)}))
@@ -165,7 +165,7 @@ def test_a_bomb_is_stopped_by_what_comes_out_of_it(make, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
-def test_a_header_that_claims_gigabytes_is_not_read_into_memory(kind, tmp_path):
+def test_huge_header(kind, tmp_path):
     header = tarfile.TarInfo("x")
     header.type, header.size = kind, 2**32
     with gzip.open(tmp_path / "a.tgz", "wb", compresslevel=1) as file:
@@ -179,14 +179,14 @@ def test_a_header_that_claims_gigabytes_is_not_read_into_memory(kind, tmp_path):
     assert peak < 50 * 2**20
 
 
-def test_what_is_left_out_of_a_tar_may_not_be_endless_either(tmp_path, monkeypatch):
+def test_skipped_tar_members_are_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(unpack, "ALLOWANCE", 1000)
     (tmp_path / "a.tgz").write_bytes(tar_of({"__MACOSX/zeros": bytes(50_000_000), "a.txt": b"a"}))
     with pytest.raises(UserError, match="unpacks to more than"):
         unpack.unpack(tmp_path / "a.tgz", tmp_path / "out")
 
 
-def test_a_file_larger_than_the_disk_is_not_begun_and_one_without_end_is_stopped(server, tmp_path, monkeypatch):
+def test_download_size_limits(server, tmp_path, monkeypatch):
     server.files["a.bin"] = BODY
     monkeypatch.setattr(http_file.shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match=rf"{len(BODY)} bytes are to come, but .* has 1000 free"):
@@ -197,7 +197,7 @@ def test_a_file_larger_than_the_disk_is_not_begun_and_one_without_end_is_stopped
     assert not (tmp_path / "a.bin").exists()
 
 
-def test_too_many_files_are_refused(tmp_path, monkeypatch):
+def test_archive_file_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(unpack, "MAX_FILES", 3)
     (tmp_path / "a.zip").write_bytes(zip_of({f"{number}": b"" for number in range(5)}))
     with pytest.raises(UserError, match="more than 3 files"):
@@ -228,14 +228,14 @@ def served_set(server, folder, **entry):
     return folder / "set.yaml"
 
 
-def test_nothing_is_fetched_unasked_and_the_error_names_the_command(server, tmp_path):
+def test_no_download_without_the_option(server, tmp_path):
     path = served_set(server, tmp_path)
     with pytest.raises(UserError, match=rf"to fetch it: python check.py --data {path} --download"):
         provide(str(path), download=False).split("train")
     assert server.asked == [] and not (tmp_path / "set").exists()
 
 
-def test_a_data_set_is_fetched_once_and_then_checked(server, tmp_path):
+def test_data_set_is_fetched_once(server, tmp_path):
     path = served_set(server, tmp_path)
     line = ["--data", str(path), "--download", "--project", str(tmp_path / "runs"), "--imgsz", "64"]
     check.main(line)
@@ -245,7 +245,7 @@ def test_a_data_set_is_fetched_once_and_then_checked(server, tmp_path):
     assert len(server.asked) == 2 and not (tmp_path / "set.download").exists()
 
 
-def test_a_run_that_failed_in_the_middle_leaves_nothing_in_place_and_goes_on_later(server, tmp_path):
+def test_failed_download_resumes_later(server, tmp_path):
     path = served_set(server, tmp_path)
     whole = server.files.pop("labels.tgz")
     with pytest.raises(UserError, match="404"):
@@ -257,7 +257,7 @@ def test_a_run_that_failed_in_the_middle_leaves_nothing_in_place_and_goes_on_lat
     assert [name for name, _ in server.asked] == ["images.zip", "labels.tgz", "labels.tgz"]
 
 
-def test_files_that_are_there_already_stay_as_they_are(server, tmp_path):
+def test_existing_files_are_not_overwritten(server, tmp_path):
     path = served_set(server, tmp_path)
     (tmp_path / "set" / "labels" / "train").mkdir(parents=True)
     (tmp_path / "set" / "labels" / "train" / "0.txt").write_text("my own")
@@ -266,7 +266,7 @@ def test_files_that_are_there_already_stay_as_they_are(server, tmp_path):
     assert len(everything(tmp_path / "set")) == 12
 
 
-def test_a_wrong_checksum_or_an_archive_of_something_else_leaves_no_data_set(server, tmp_path):
+def test_wrong_archive_leaves_no_data_set(server, tmp_path):
     path = served_set(server, tmp_path, sha256="0" * 64)
     with pytest.raises(UserError, match="not the file that is expected"):
         provide(str(path), download=True)
@@ -276,14 +276,14 @@ def test_a_wrong_checksum_or_an_archive_of_something_else_leaves_no_data_set(ser
         provide(str(path), download=True)
 
 
-def test_files_may_be_kept_as_they_are_in_a_folder_of_their_own(server, tmp_path):
+def test_files_without_unpacking(server, tmp_path):
     server.files |= {"a.json": b"{}", "b.zip": zip_of({"x": b""})}
     pieces = [Piece(Wanted(server.url("a.json")), "annotations"), Piece(Wanted(server.url("b.zip")), keep=True)]
     fetch(pieces, tmp_path / "set")
     assert everything(tmp_path / "set") == {"annotations/a.json": b"{}", "b.zip": server.files["b.zip"]}
 
 
-def test_what_is_there_already_is_not_fetched_again(server, tmp_path):
+def test_existing_data_is_not_fetched(server, tmp_path):
     path = served_set(server, tmp_path, gives="images/train")
     for split in ("train", "val"):
         (tmp_path / "set" / "images" / split).mkdir(parents=True)
@@ -308,13 +308,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_a_download_that_is_no_list_of_addresses_is_refused_but_the_yaml_still_loads(what, tmp_path):
+def test_invalid_download_key(what, tmp_path):
     value, message = WRONG[what]
     write_yaml(tmp_path / "a.yaml", {"train": "x", "val": "x", "names": ["a"], "download": value})
     with pytest.raises(UserError, match=message):
         pieces_of(load_data(str(tmp_path / "a.yaml")))
 
 
-def test_sets_of_ours_go_where_data_sets_lie(tmp_path, monkeypatch):
+def test_download_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("YOLOv5_DATASETS_DIR", str(tmp_path))
     assert destination(load_data("VOC")) == tmp_path / "VOC"

@@ -9,26 +9,26 @@ from torch import nn
 from utils.core.hyp import Hyp
 from utils.engine.ema import ModelEma, decay_at
 from utils.engine.parameter_groups import build_optimizer, clip_gradients, parameter_groups
-from utils.engine.schedules import Moment
+from utils.engine.schedules import SchedulePoint
 from utils.engine.schedules.lr_curves import cosine, linear
 from utils.engine.step_schedule import Schedule
 
 
 @pytest.mark.parametrize(("epoch", "factor"), [(0, 1), (1, 0.9967), (150, 0.505), (299, 0.0133), (300, 0.01)])
-def test_linear_rate_g9(epoch, factor):
-    assert linear(Moment(epoch, 300)) == pytest.approx(factor, abs=5e-5)
+def test_linear_schedule_golden_values(epoch, factor):
+    assert linear(SchedulePoint(epoch, 300)) == pytest.approx(factor, abs=5e-5)
 
 
-def test_cosine_rate_g9():
-    assert cosine(Moment(1, 300)) == pytest.approx(0.999973, abs=1e-6)
-    assert cosine(Moment(299, 300)) == pytest.approx(0.010027, abs=1e-6)
+def test_cosine_schedule_golden_values():
+    assert cosine(SchedulePoint(1, 300)) == pytest.approx(0.999973, abs=1e-6)
+    assert cosine(SchedulePoint(299, 300)) == pytest.approx(0.010027, abs=1e-6)
 
 
 def network():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
 
 
-def test_groups_are_biases_weights_and_norms():
+def test_parameter_groups():
     net = network()
     groups = parameter_groups(net)
     assert groups["bias"] == [net[0].bias, net[1].bias, net[2].bias]
@@ -37,14 +37,14 @@ def test_groups_are_biases_weights_and_norms():
     assert parameter_groups(net)["decay"] == [net[2].weight]
 
 
-def test_decay_falls_on_weights_alone_and_follows_the_images_per_update():
+def test_weight_decay_scaling():
     for batch, decay in ((16, 5e-4), (64, 5e-4), (128, 1e-3), (40, 5e-4 * 40 * 2 / 64)):
         optimizer = build_optimizer(network(), "SGD", Hyp(), batch, torch.device("cpu"))
         assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, pytest.approx(decay), 0.0]
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSProp"])
-def test_fused_steps_equal_the_plain_optimizer(name):
+def test_fused_optimizer_matches_plain(name):
     torch.manual_seed(0)
     ours = network().to(memory_format=torch.channels_last)
     plain = network()
@@ -72,7 +72,7 @@ def test_fused_steps_equal_the_plain_optimizer(name):
         torch.testing.assert_close(a, b)
 
 
-def test_warm_up_moves_rates_momentum_and_accumulation():
+def test_warm_up():
     plan = Schedule(Hyp(), epochs=10, steps_per_epoch=50, batch_size=16)
     optimizer = build_optimizer(network(), "SGD", Hyp(), 16, torch.device("cpu"))
     assert plan.warmup_steps == 150
@@ -88,7 +88,7 @@ def test_warm_up_moves_rates_momentum_and_accumulation():
     assert [plan.accumulate(step) for step in (0, 75, 150, 151)] == [1, round(1 + 3 * 0.5), 4, 4]
 
 
-def test_no_warm_up_when_switched_off():
+def test_warm_up_disabled():
     plan = Schedule(Hyp(warmup_epochs=0), epochs=10, steps_per_epoch=5, batch_size=64)
     optimizer = build_optimizer(network(), "SGD", Hyp(), 64, torch.device("cpu"))
     plan.apply(optimizer, 0, 0)
@@ -99,11 +99,11 @@ def test_no_warm_up_when_switched_off():
     ("updates", "decay"),
     [(1, 4.99825e-4), (10, 0.00498702), (100, 0.0487657), (1000, 0.39343), (2000, 0.632057), (20000, 0.999855)],
 )
-def test_averaging_forgets_faster_at_the_start(updates, decay):
+def test_ema_decay_ramp(updates, decay):
     assert decay_at(updates) == pytest.approx(decay, rel=2e-5)
 
 
-def test_average_follows_parameters_and_statistics_but_not_counters():
+def test_ema_averages_parameters_and_statistics():
     torch.manual_seed(1)
     net = network()
     ema = ModelEma(net)
@@ -123,7 +123,7 @@ def test_average_follows_parameters_and_statistics_but_not_counters():
     assert not ema.network.training and not any(p.requires_grad for p in ema.network.parameters())
 
 
-def test_gradients_are_clipped_to_their_common_norm():
+def test_gradient_clipping():
     weight = nn.Parameter(torch.zeros(4))
     weight.grad = torch.full((4,), 10.0)
     assert clip_gradients([weight]).item() == pytest.approx(20.0)

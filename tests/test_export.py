@@ -25,7 +25,7 @@ from utils.core.errors import UserError
 from utils.core.version import VERSION
 from utils.core.yaml_file import read_yaml, write_yaml
 from utils.engine.parity import Limits, Looking, compare
-from utils.ops.nms import suppress
+from utils.ops.nms import batched_nms
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ EACH = ("torchscript", "onnx", "openvino", "ncnn", "pt2", "tflite")  # AOTInduct
     ("name", "task"),
     [*((name, "segment") for name in EACH), ("onnx", "detect"), ("onnx", "classify"), ("ncnn", "classify")],
 )
-def test_an_exported_file_computes_what_the_checkpoint_does(name, task, checkpoints, tmp_path):
+def test_exported_file_matches_checkpoint(name, task, checkpoints, tmp_path):
     needs(name)
     path, runner = written(checkpoints[task], tmp_path, name)
     images = noise(3, 96, 96)
@@ -71,19 +71,19 @@ def test_an_exported_file_computes_what_the_checkpoint_does(name, task, checkpoi
     assert certificate["passed"] and certificate["polyolo"] == VERSION and certificate["parity"]["images"] == 2
 
 
-def test_a_missing_package_is_named(checkpoints, tmp_path, monkeypatch):
+def test_missing_package(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.programs.export._installed", lambda package: package != "onnx")
     with pytest.raises(UserError, match="not exported: onnx"):
         export.run(weights=[str(checkpoints["detect"])], include=["onnx"], output=str(tmp_path), imgsz=[96])
     assert not list(tmp_path.iterdir())
 
 
-def test_the_version_is_the_packages(root):
+def test_version_matches_package(root):
     assert f'version = "{VERSION}"' in (root / "pyproject.toml").read_text()
 
 
 @pytest.mark.parametrize("name", ["torchscript", "onnx"])
-def test_open_sizes_take_any_batch_and_rectangle(name, checkpoints, tmp_path):
+def test_dynamic_shapes(name, checkpoints, tmp_path):
     needs(name)
     _, runner = written(checkpoints["segment"], tmp_path, name, dynamic=True)
     assert runner.fixed_hw is None
@@ -94,7 +94,7 @@ def test_open_sizes_take_any_batch_and_rectangle(name, checkpoints, tmp_path):
 
 
 @pytest.mark.parametrize("opset", [12, 20])
-def test_the_operator_set_is_the_one_asked_for(opset, checkpoints, tmp_path):
+def test_opset(opset, checkpoints, tmp_path):
     needs("onnx")
     import onnx
 
@@ -105,7 +105,7 @@ def test_the_operator_set_is_the_one_asked_for(opset, checkpoints, tmp_path):
 
 
 @pytest.mark.parametrize("opset", [11, 99])
-def test_an_operator_set_that_cannot_be_had_is_refused(opset, checkpoints, tmp_path):
+def test_unsupported_opset(opset, checkpoints, tmp_path):
     needs("onnx")
     with pytest.raises(UserError, match="not exported"):
         written(checkpoints["detect"], tmp_path, "onnx", opset=opset)
@@ -143,24 +143,24 @@ def scattered(batch: int, count: int, num_classes: int, num_masks: int) -> torch
 
 @pytest.mark.parametrize(("num_classes", "num_masks"), [(1, 0), (3, 4), (200, 0)])
 @pytest.mark.parametrize("agnostic", [False, True])
-def test_suppression_in_the_file_leaves_what_ours_leaves(num_classes, num_masks, agnostic):
+def test_nms_in_file_matches_ours(num_classes, num_masks, agnostic):
     session = suppressing(num_classes, num_masks, Suppression(0.1, 0.4, agnostic, 1000, 1000))
     predictions = scattered(3, 500, num_classes, num_masks)
     settings = EvalSettings(confidence=0.1, iou=0.4, max_detections=1000, multi_label=False, agnostic=agnostic)
     rows = torch.from_numpy(session.run(None, {"images": predictions.numpy()})[0])
-    for ours, theirs in zip(suppress(predictions, num_classes, settings).rows, rows, strict=True):
+    for ours, theirs in zip(batched_nms(predictions, num_classes, settings).rows, rows, strict=True):
         assert 15 < len(ours) < 450
         torch.testing.assert_close(theirs[: len(ours)], ours, rtol=1e-5, atol=1e-4)
         assert not theirs[len(ours) :].any()
 
 
-def test_images_without_a_box_are_rows_of_zeros():
+def test_nms_in_file_without_boxes():
     session = suppressing(2, 0, Suppression())
     rows = session.run(None, {"images": np.zeros((2, 40, 7), np.float32)})[0]
     assert rows.shape == (2, 40, 6) and not rows.any()
 
 
-def test_a_suppressing_file_finds_what_the_checkpoint_finds(checkpoints, tmp_path):
+def test_file_with_nms_matches_checkpoint(checkpoints, tmp_path):
     needs("onnx")
     _, runner = written(checkpoints["segment"], tmp_path, "onnx", nms=True, conf_thres=0.1, batch_size=2)
     images = noise(3, 96, 96, seed=3)
@@ -168,23 +168,23 @@ def test_a_suppressing_file_finds_what_the_checkpoint_finds(checkpoints, tmp_pat
     assert parity.detections > 30 and parity.detections - parity.matched <= 2
 
 
-def test_suppression_keeps_at_most_so_many():
+def test_nms_in_file_max_detections():
     session = suppressing(3, 0, Suppression(0.05, 0.9, per_class=3, total=7))
     rows = session.run(None, {"images": scattered(1, 300, 3, 0).numpy()})[0]
     assert rows.shape == (1, 7, 6)
     assert (rows[0, :, 4] > 0).all() and np.bincount(rows[0, :, 5].astype(int)).max() == 3
 
 
-def test_rows_of_a_suppressing_file_suppress_to_themselves():
+def test_nms_is_idempotent_on_file_output():
     rows = torch.tensor([[[10, 20, 30, 60, 0.9, 2, 0.45], [0, 0, 0, 0, 0, 0, 0]]])
     predictions = predictions_of(rows, 3)
     assert predictions[0, 0].tolist() == pytest.approx([20, 40, 20, 40, 0.9, 0, 0, 1, 0.5])
-    again = suppress(predictions, 3, EvalSettings(confidence=0.25, multi_label=False)).rows[0]
+    again = batched_nms(predictions, 3, EvalSettings(confidence=0.25, multi_label=False)).rows[0]
     assert again.tolist() == [pytest.approx([10, 20, 30, 60, 0.9, 2, 0.45])]
 
 
 @pytest.mark.parametrize(("name", "colors"), [("torchscript", "rgb"), ("onnx", "bgr")])
-def test_preprocessing_in_the_file_takes_bytes_as_they_come(name, colors, checkpoints, tmp_path):
+def test_preprocessing_in_file(name, colors, checkpoints, tmp_path):
     needs(name)
     _, runner = written(checkpoints["detect"], tmp_path, name, with_preprocess=colors)
     images = noise(1, 96, 96)
@@ -198,7 +198,7 @@ def test_preprocessing_in_the_file_takes_bytes_as_they_come(name, colors, checkp
 
 
 @pytest.mark.parametrize("name", ["onnx"])
-def test_half_precision_halves_the_file_and_stays_close(name, checkpoints, tmp_path):
+def test_half_precision_export(name, checkpoints, tmp_path):
     needs(name)
     whole, _ = written(checkpoints["detect"], tmp_path / "whole", name)
     half, runner = written(checkpoints["detect"], tmp_path / "half", name, half=True, allow_mismatch=True)
@@ -209,7 +209,7 @@ def test_half_precision_halves_the_file_and_stays_close(name, checkpoints, tmp_p
     assert 0 < (theirs - ours)[..., 4:].abs().max() < 0.1
 
 
-def test_a_file_that_differs_is_not_left_behind_unless_allowed(checkpoints, tmp_path, monkeypatch):
+def test_differing_file_is_removed(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.programs.export_certificate.LIMITS", {"fp32": Limits(scores=0.0, pixels=-1.0)})
     with pytest.raises(UserError, match="not exported: torchscript"):
         written(checkpoints["detect"], tmp_path, "torchscript")
@@ -234,14 +234,14 @@ def test_a_file_that_differs_is_not_left_behind_unless_allowed(checkpoints, tmp_
         ({"train": True}, "decoded outputs"),
     ],
 )
-def test_what_cannot_be_done_is_said(options, words, checkpoints, tmp_path):
+def test_unsupported_combinations(options, words, checkpoints, tmp_path):
     chosen = {"weights": [str(checkpoints["detect"])], "output": str(tmp_path), "imgsz": [96], **options}
     with pytest.raises(UserError, match=words):
         export.run(**chosen)
     assert not list(tmp_path.iterdir())
 
 
-def test_networks_without_boxes_have_nothing_to_suppress(checkpoints, tmp_path):
+def test_nms_needs_boxes(checkpoints, tmp_path):
     with pytest.raises(UserError, match="--nms is for networks that find boxes"):
         export.run(weights=[str(checkpoints["classify"])], include=["onnx"], nms=True, output=str(tmp_path))
 
@@ -260,7 +260,7 @@ def test_any_heads_can_be_exported():
     assert runner.run(images).decoded["depth"]["metres"].shape == (1, 64, 64)
 
 
-def test_a_description_survives_the_file():
+def test_metadata_round_trip():
     spec = HeadSpec("segment", 2, (8, 16), (((1.5, 2.0),), ((3.0, 4.25),)), 32)
     about = Description(
         {"segment": spec}, ("a", "b"), 16, (64, 96), (("segment", "predictions"),), 4, True, "bgr",
@@ -274,7 +274,7 @@ def test_a_description_survives_the_file():
         from_json('{"format": 2, "polyolo": "9"}', "x")
 
 
-def test_damaged_files_are_named(tmp_path):
+def test_damaged_files(tmp_path):
     for name in ("x.onnx", "x.torchscript", "x.pt2"):
         path = tmp_path / name
         path.write_bytes(b"nothing of the kind")
@@ -285,7 +285,7 @@ def test_damaged_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["onnx"])
-def test_integers_are_for_convolutions_away_from_the_outputs(name, checkpoints, tmp_path, monkeypatch):
+def test_int8_excludes_output_layers(name, checkpoints, tmp_path, monkeypatch):
     needs(name)
     import onnx
 
@@ -343,7 +343,7 @@ METADATA = {"stride": "32", "names": "{0: 'ant', 1: 'bee', 2: 'cat'}"}
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_a_file_that_yolov5_exported_runs(dynamic, checkpoints, tmp_path):
+def test_yolov5_export_runs(dynamic, checkpoints, tmp_path):
     needs("onnx")
     path = tmp_path / "yolov5s.onnx"
     network = fuse(lively("yolov5n"))
@@ -355,7 +355,7 @@ def test_a_file_that_yolov5_exported_runs(dynamic, checkpoints, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_segmentation_file_that_yolov5_exported_runs(checkpoints, tmp_path):
+def test_yolov5_segmentation_export_runs(checkpoints, tmp_path):
     needs("onnx")
     path = tmp_path / "yolov5s-seg.onnx"
     outputs = [("segment", "predictions"), ("segment", "prototypes")]
@@ -366,7 +366,7 @@ def test_a_segmentation_file_that_yolov5_exported_runs(checkpoints, tmp_path):
     assert parity.faults(Limits(1e-2, 1e-1)) == []
 
 
-def test_what_yolov5_writes_is_told_by_its_shapes():
+def test_yolov5_export_detected_by_shapes():
     fixed = (1, 3, 640, 640)
     about = from_yolov5(Foreign({}, fixed, ((1, 25200, 85),)), "x")
     assert about.names[79] == "class79" and about.stride == 32 and about.outputs == (("detect", "predictions"),)
@@ -392,7 +392,7 @@ def test_what_yolov5_writes_is_told_by_its_shapes():
 # Parity itself
 
 
-def test_comparing_notices_every_kind_of_difference(checkpoints):
+def test_comparison_detects_differences(checkpoints):
     ours = reference(checkpoints["segment"])
 
     class Wrong:

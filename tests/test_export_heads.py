@@ -20,14 +20,14 @@ from models.builder import build_network, classification_network
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.fuse import fuse, without_slices
 from models.heads.anchor_head import decode_level, whole_columns
-from models.layers.context import grid_means
+from models.layers.context import pool_to_grid
 from models.layers.space_to_depth import Focus
 from utils.backends.openvino import OFTEN
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
 from utils.core.yaml_file import read_yaml, write_yaml
 from utils.engine.parity import Limits, Looking, compare
-from utils.ops.crop import centre_square
+from utils.ops.crop import centre_crop
 from utils.programs.export_certificate import LIMITS
 
 SIDE = 96
@@ -69,7 +69,7 @@ HEADS += [("onnx", "semantic"), ("onnx", "bise"), ("onnx", "lab"), ("ncnn", "sem
 
 
 @pytest.mark.parametrize(("name", "heads"), HEADS)
-def test_every_head_computes_what_the_checkpoint_does(name, heads, checkpoints, tmp_path):
+def test_every_head_matches_checkpoint(name, heads, checkpoints, tmp_path):
     needs(name)
     path, runner = written(checkpoints[heads], tmp_path, name)
     ours = reference(checkpoints[heads])
@@ -96,7 +96,7 @@ def test_every_head_computes_what_the_checkpoint_does(name, heads, checkpoints, 
         ("onnx", "classify", {}),
     ],
 )
-def test_sizes_are_open_unless_one_is_named(name, heads, options, checkpoints, tmp_path):
+def test_sizes_are_dynamic_by_default(name, heads, options, checkpoints, tmp_path):
     needs(name)
     _, runner = written(checkpoints[heads], tmp_path, name, imgsz=[], **options)
     assert runner.fixed_hw is None
@@ -106,7 +106,7 @@ def test_sizes_are_open_unless_one_is_named(name, heads, options, checkpoints, t
     assert parity.faults(NEAR) == []
 
 
-def test_a_named_size_or_batch_or_static_fixes_the_file(checkpoints, tmp_path):
+def test_static_shapes(checkpoints, tmp_path):
     for number, options in enumerate(({"imgsz": [64, 96]}, {"imgsz": [], "static": True})):
         _, runner = written(checkpoints["detect"], tmp_path / str(number), "torchscript", **options)
         assert runner.fixed_hw == ((64, 96) if options["imgsz"] else (SIDE, SIDE))
@@ -118,33 +118,33 @@ def test_a_named_size_or_batch_or_static_fixes_the_file(checkpoints, tmp_path):
 # What makes it possible
 
 
-def test_means_over_a_grid_are_those_of_adaptive_pooling(monkeypatch):
+def test_grid_means_match_adaptive_pooling(monkeypatch):
     x = torch.randn(2, 3, 13, 20)
     for size in (1, 2, 3, 6):
         plain = torch.nn.functional.adaptive_avg_pool2d(x, size)
-        assert torch.equal(grid_means(x, size), plain)
-        monkeypatch.setattr("models.layers.context.being_exported", lambda: True)
-        torch.testing.assert_close(grid_means(x, size), plain)
+        assert torch.equal(pool_to_grid(x, size), plain)
+        monkeypatch.setattr("models.layers.context.is_exporting", lambda: True)
+        torch.testing.assert_close(pool_to_grid(x, size), plain)
         monkeypatch.undo()
 
 
 @pytest.mark.parametrize("masks", [0, 4])
-def test_boxes_are_decoded_to_the_same_bits_in_a_recorded_graph(masks, monkeypatch):
+def test_traced_decoding_is_bit_exact(masks, monkeypatch):
     raw = torch.randn(2, 3, 5, 7, 5 + 3 + masks)
     anchors = torch.tensor([[10.0, 13.0], [16.0, 30.0], [33.0, 23.0]])
     plain = decode_level(raw, anchors, 16, 3)
-    monkeypatch.setattr("models.heads.anchor_head.being_exported", lambda: True)
+    monkeypatch.setattr("models.heads.anchor_head.is_exporting", lambda: True)
     assert torch.equal(decode_level(raw, anchors, 16, 3), plain)
 
 
 @pytest.mark.parametrize("name", ["yolov5n", "yolov5n-seg"])
-def test_whole_columns_give_what_the_head_decodes(name, monkeypatch):
+def test_column_decoding_matches_head(name, monkeypatch):
     torch.manual_seed(0)
     network = fuse(build_network(read_architecture(name), 3)).eval().requires_grad_(False)
     (head,) = network.heads.values()
     features = [torch.randn(2, layer.in_channels, *size) for layer, size in zip(head.m, SIZES, strict=True)]
     plain = head.decode(head(features))["predictions"]
-    monkeypatch.setattr("models.heads.anchor_head.being_exported", lambda: True)
+    monkeypatch.setattr("models.heads.anchor_head.is_exporting", lambda: True)
     with whole_columns():
         found = head.decode(head(features))["predictions"]
     assert not torch.equal(found, plain)  # another way was taken
@@ -152,7 +152,7 @@ def test_whole_columns_give_what_the_head_decodes(name, monkeypatch):
     assert torch.equal(head.decode(head(features))["predictions"], plain)  # and is left again
 
 
-def test_openvino_gives_a_size_that_comes_often_a_form_of_its_own(checkpoints, tmp_path):
+def test_openvino_compiles_frequent_shapes(checkpoints, tmp_path):
     needs("openvino")
     _, runner = written(checkpoints["detect"], tmp_path, "openvino", imgsz=[])
     images = noise(1, 64, 96)
@@ -163,17 +163,17 @@ def test_openvino_gives_a_size_that_comes_often_a_form_of_its_own(checkpoints, t
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_slices_of_the_image_are_one_convolution(kernel):
+def test_focus_as_convolution(kernel):
     torch.manual_seed(0)
     focus = Focus(3, 8, kernel).eval()
     focus.conv.bn.running_mean.normal_()
     x = torch.randn(2, 3, 32, 48)
     torch.testing.assert_close(focus.as_convolution()(x), focus(x), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="groups"):
-        Focus(4, 8, kernel, g=2).as_convolution()
+        Focus(4, 8, kernel, groups=2).as_convolution()
 
 
-def test_files_have_no_slices_and_the_checkpoint_keeps_them(checkpoints):
+def test_focus_is_replaced_in_exports_only(checkpoints):
     network = load_checkpoint(checkpoints["psp"]).network
     plain = without_slices(network)
     assert isinstance(network.model[0], Focus) and not isinstance(plain.model[0], Focus)
@@ -201,7 +201,7 @@ def scored(path, data, project, name):
     return results(project / name)
 
 
-def test_val_scores_an_exported_file_of_boxes_and_pixels_as_the_checkpoint(checkpoints, data, tmp_path, monkeypatch):
+def test_val_of_exported_multitask_file(checkpoints, data, tmp_path, monkeypatch):
     needs("onnx")
     checkpoint = checkpoints["psp"]
     (path,) = export.run(weights=[str(checkpoint)], include=["onnx"], output=str(tmp_path), data=str(data))
@@ -217,7 +217,7 @@ def test_val_scores_an_exported_file_of_boxes_and_pixels_as_the_checkpoint(check
     assert fixed["semantic/miou"] == pytest.approx(ours["semantic/miou"], abs=0.1)  # pictures of it are squares
 
 
-def test_int8_of_boxes_and_pixels_says_what_each_loses(checkpoints, data, tmp_path, monkeypatch):
+def test_int8_multitask_accuracy_report(checkpoints, data, tmp_path, monkeypatch):
     needs("onnx")
     monkeypatch.setattr("utils.programs.export_certificate.CALIBRATION_IMAGES", 4)
     checkpoint = checkpoints["psp"]
@@ -228,7 +228,7 @@ def test_int8_of_boxes_and_pixels_says_what_each_loses(checkpoints, data, tmp_pa
     assert accuracy["after"]["semantic/miou"] == pytest.approx(accuracy["before"]["semantic/miou"], abs=0.1)
 
 
-def test_detect_draws_boxes_and_classes_of_pixels_with_an_exported_file(checkpoints, data, tmp_path):
+def test_detect_with_exported_multitask_file(checkpoints, data, tmp_path):
     needs("onnx")
     checkpoint = checkpoints["psp"]
     (path,) = export.run(weights=[str(checkpoint)], include=["onnx"], output=str(tmp_path))
@@ -257,7 +257,7 @@ def classes(tmp_path_factory, checkpoints):
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino", "torchscript"])
-def test_classification_scripts_take_exported_files(name, checkpoints, classes, tmp_path):
+def test_classification_scripts_with_exported_files(name, checkpoints, classes, tmp_path):
     needs(name)
     path, _ = written(checkpoints["classify"], tmp_path, name, **({} if name == "onnx" else {"imgsz": []}))
     compared(path, checkpoints["classify"], classes, tmp_path)
@@ -277,14 +277,12 @@ def compared(path, checkpoint, pictures, folder):
         assert one.read_text() == (folder / "theirs-seen" / "labels" / one.name).read_text() != ""
 
 
-def test_int8_of_a_classifier_is_calibrated_on_every_class_and_says_what_top1_loses(
-    checkpoints, classes, tmp_path, monkeypatch
-):
+def test_int8_classifier(checkpoints, classes, tmp_path, monkeypatch):
     needs("onnx")
     monkeypatch.setattr("utils.programs.export_certificate.CALIBRATION_IMAGES", 3)
     seen = []
     monkeypatch.setattr(
-        "utils.programs.export_certificate.centre_square", lambda *a: seen.append(a[0]) or centre_square(*a)
+        "utils.programs.export_certificate.centre_crop", lambda *a: seen.append(a[0]) or centre_crop(*a)
     )
     chosen = {"include": ["onnx"], "int8": True, "max_drop": 1.0, "data": str(classes), "imgsz": [SIDE]}
     (path,) = export.run(weights=[str(checkpoints["classify"])], output=str(tmp_path), **chosen)
@@ -295,7 +293,7 @@ def test_int8_of_a_classifier_is_calibrated_on_every_class_and_says_what_top1_lo
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_classification_scripts_take_logits_as_yolov5_exports_them(checkpoints, classes, tmp_path):
+def test_yolov5_classifier_export_logits(checkpoints, classes, tmp_path):
     """Its files want ImageNet's mean and deviation taken out, and know neither softmax nor how images are cut."""
     needs("onnx")
     import onnx
@@ -323,7 +321,7 @@ WAYS = [("detect", option) for option in ({}, {"simplify": True}, {"half": True}
 
 
 @pytest.mark.parametrize(("heads", "options"), [*WAYS, ("detect", {"with_preprocess": "bgr"}), ("psp", {})])
-def test_operator_set_12_is_12_on_every_way(heads, options, checkpoints, tmp_path):
+def test_opset_12(heads, options, checkpoints, tmp_path):
     needs("onnx")
     import onnx
 
@@ -335,7 +333,7 @@ def test_operator_set_12_is_12_on_every_way(heads, options, checkpoints, tmp_pat
     assert {entry.version for entry in onnx.load(str(path)).opset_import if entry.domain == ""} == {12}
 
 
-def test_operator_set_12_with_integers_is_12_or_refused_in_words(checkpoints, data, tmp_path, monkeypatch):
+def test_opset_12_int8(checkpoints, data, tmp_path, monkeypatch):
     needs("onnx")
     import onnx
 
@@ -350,6 +348,6 @@ def test_operator_set_12_with_integers_is_12_or_refused_in_words(checkpoints, da
 
 
 @pytest.mark.parametrize("name", ["pt2", "ncnn"])
-def test_formats_without_operator_sets_refuse_one(name, checkpoints, tmp_path):
+def test_opset_refused_for_other_formats(name, checkpoints, tmp_path):
     with pytest.raises(UserError, match="--opset: none of"):
         written(checkpoints["detect"], tmp_path, name, opset=12)

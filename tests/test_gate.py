@@ -52,13 +52,13 @@ def group_members(data, kind):
     return [{re.split(r"[/\\]", path)[-1] for path in (one.image, *one.others)} for one in found if one.kind == kind]
 
 
-def test_a_sound_set_has_no_findings_but_the_class_that_never_occurs(tmp_path):
+def test_valid_set_reports_only_absent_class(tmp_path):
     found = judge(gather(load_data(str(sound_set(tmp_path / "set"))), 640))
     assert [(one.kind, one.text) for one in found] == [("empty-class", "1 of 3 classes have no objects anywhere: cow")]
 
 
 @pytest.mark.parametrize("name", PLANTS)
-def test_one_planted_fault_is_found_alone(name, tmp_path):
+def test_single_fault(name, tmp_path):
     data = sound_set(tmp_path / "set", train=3, val=2)
     kinds, plant = PLANTS[name]
     image = tmp_path / "set" / "images" / "train" / "001.jpg"
@@ -66,7 +66,7 @@ def test_one_planted_fault_is_found_alone(name, tmp_path):
     assert {kind for kind, _ in findings_of(data)} == kinds
 
 
-def test_all_faults_at_once_are_found_each_at_its_image_and_no_other(tmp_path):
+def test_all_faults_together(tmp_path):
     data = sound_set(tmp_path / "set")
     expected = plant_all(tmp_path / "set", sorted((tmp_path / "set" / "images" / "train").iterdir()))
     found = findings_of(data)
@@ -75,7 +75,7 @@ def test_all_faults_at_once_are_found_each_at_its_image_and_no_other(tmp_path):
     assert group_members(data, "near-leak") == [{"paler_in_val.jpg", "025.jpg"}]
 
 
-def test_faults_planted_into_coco128_are_found_and_its_own_oddities_are_no_errors(tmp_path, coco128):
+def test_faults_in_coco128(tmp_path, coco128):
     root = tmp_path / "coco128"
     images = sorted((coco128 / "images" / "train2017").glob("*.jpg"))
     for number, path in enumerate(images):
@@ -115,7 +115,7 @@ def found_in(data):
     return Counter(one.kind for one in judge(gather(data, 640)) if one.kind not in OF_CLASSES)
 
 
-def test_coco_json_its_boxes_outlines_and_objects_outside_are_checked(tmp_path):
+def test_coco_json_checks(tmp_path):
     for number in range(4):
         cv2.imwrite(str(picture(tmp_path / "images" / f"{number}.png")), scene(number, (60, 80)))
     square = [[10, 10, 40, 10, 40, 40, 10, 40]]
@@ -137,7 +137,7 @@ def test_coco_json_its_boxes_outlines_and_objects_outside_are_checked(tmp_path):
     (".xml", lambda path: voc_file(path, [("cat", 10, 10, 40, 40, 0)])),
     (".json", lambda path: labelme_file(path, [{"label": "cat", "points": [[9, 9], [40, 9], [40, 40]]}])),
 ])  # fmt: skip
-def test_voc_and_labelme_faults_missing_files_and_other_sizes_are_found(suffix, write, tmp_path):
+def test_voc_and_labelme_checks(suffix, write, tmp_path):
     for number in range(4):
         cv2.imwrite(str(picture(tmp_path / f"{number}.png")), scene(number, (60, 80)))
         write(tmp_path / f"{number}{suffix}")
@@ -168,7 +168,7 @@ def class_maps(root):
     return root / "d.yaml"
 
 
-def test_class_maps_that_cannot_be_used_or_disagree_with_boxes_are_found(tmp_path):
+def test_semantic_map_checks(tmp_path):
     path = class_maps(tmp_path)
     assert found_in(load_data(str(path))) == {}
     masks = tmp_path / "masks"
@@ -182,7 +182,7 @@ def test_class_maps_that_cannot_be_used_or_disagree_with_boxes_are_found(tmp_pat
     assert found_in(load_data(str(path))) == {"mask": 4, "mask-lacks-box": 1, "box-lacks-mask": 1, "orphan-mask": 1}
 
 
-def test_folders_of_classes_are_checked_for_damage_copies_and_leaks(tmp_path):
+def test_class_folder_checks(tmp_path):
     for split, count in (("train", 4), ("val", 2)):
         for number, name in enumerate(NAMES):
             for i in range(count):
@@ -196,7 +196,7 @@ def test_folders_of_classes_are_checked_for_damage_copies_and_leaks(tmp_path):
     assert found_in(data) == {"leak": 1, "duplicate-image": 1, "conflict": 1, "unreadable": 1}
 
 
-def test_a_class_that_only_validation_shows_an_absent_test_split_and_unlabelled_images_are_told(tmp_path):
+def test_split_and_label_notes(tmp_path):
     path = sound_set(tmp_path, train=4, val=2)
     (tmp_path / "labels" / "val" / "000.txt").write_text("2 0.5 0.5 0.2 0.2\n")
     for number in range(3):
@@ -208,7 +208,7 @@ def test_a_class_that_only_validation_shows_an_absent_test_split_and_unlabelled_
     }  # fmt: skip
 
 
-def test_splits_that_are_the_same_images_are_no_leak_and_nothing_is_told_twice(tmp_path):
+def test_identical_splits_are_not_a_leak(tmp_path):
     path = sound_set(tmp_path, train=4, val=2)
     (tmp_path / "images" / "train" / "000.jpg").write_bytes(b"")
     write_yaml(path, {"train": "images/train", "val": "images/train", "names": list(NAMES)})
@@ -220,7 +220,7 @@ def test_splits_that_are_the_same_images_are_no_leak_and_nothing_is_told_twice(t
 # Looks
 
 
-def test_images_that_only_resemble_each_other_are_not_taken_for_copies():
+def test_similar_images_are_not_duplicates():
     def seen(image):
         grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
         return fingerprint(image.tobytes(), grey, image.shape[:2])
@@ -241,7 +241,7 @@ def test_images_that_only_resemble_each_other_are_not_taken_for_copies():
 # Reports, anchors, the cleaned copy
 
 
-def test_the_page_needs_nothing_from_elsewhere_and_names_do_not_become_markup(tmp_path):
+def test_html_report_is_self_contained_and_escaped(tmp_path):
     path = sound_set(tmp_path / "set", train=3, val=2)
     evil = tmp_path / "set" / "images" / "train" / "<script>alert(1)<&>'.jpg"
     (tmp_path / "set" / "images" / "train" / "000.jpg").rename(evil)
@@ -263,7 +263,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_names_do_not_become_markup(tm
     assert values["splits"]["val"]["per_class"] == [2, 2, 0] and sum(values["splits"]["val"]["sizes_px"]) == 4
 
 
-def test_anchors_fit_two_sizes_of_boxes_at_the_image_size_asked_for(tmp_path):
+def test_anchor_fit_report(tmp_path):
     path = sound_set(tmp_path / "set", train=24, val=2)
     sides = ((0.25, 0.25), (0.5, 0.75), (0.75, 0.5))
     for number, label in enumerate(sorted((tmp_path / "set" / "labels" / "train").iterdir())):
@@ -286,7 +286,7 @@ def everything(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_cleaned_copy_has_no_errors_left_and_the_source_is_as_it_was(tmp_path):
+def test_cleaned_copy(tmp_path):
     path = sound_set(tmp_path / "set")
     plant_all(tmp_path / "set", sorted((tmp_path / "set" / "images" / "train").iterdir()))
     before = everything(tmp_path / "set")
@@ -313,7 +313,7 @@ def test_the_cleaned_copy_has_no_errors_left_and_the_source_is_as_it_was(tmp_pat
         run_gate(GateSettings(str(path), fix=tmp_path / "clean", project=tmp_path / "runs"))
 
 
-def test_class_maps_and_folders_of_classes_are_cleaned_as_such(tmp_path):
+def test_cleaned_copy_of_semantic_and_class_folders(tmp_path):
     path = class_maps(tmp_path / "maps")
     (tmp_path / "maps" / "masks" / "0.png").unlink()
     run_gate(GateSettings(str(path), fix=tmp_path / "clean", project=tmp_path / "runs"))
@@ -334,7 +334,7 @@ def test_class_maps_and_folders_of_classes_are_cleaned_as_such(tmp_path):
 # The program
 
 
-def test_the_status_says_whether_there_are_errors(tmp_path, monkeypatch):
+def test_exit_status(tmp_path, monkeypatch):
     path = sound_set(tmp_path / "set", train=3, val=2)
     line = ["--data", str(path), "--project", str(tmp_path / "runs")]
     check.main(line)
@@ -349,7 +349,7 @@ def test_the_status_says_whether_there_are_errors(tmp_path, monkeypatch):
     assert left.value.code == 1
 
 
-def test_help_and_a_missing_set_are_quick_and_one_line(root, tmp_path):
+def test_help_and_missing_data(root, tmp_path):
     line = [sys.executable, str(root / "check.py"), "--data", "nothing-there.yaml"]
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: nothing-there.yaml: no such data-set YAML")

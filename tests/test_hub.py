@@ -69,14 +69,14 @@ def array(height=48, width=64):
     ],
     ids=["hwc", "chw", "grey", "rgba", "float", "pil", "torch"],
 )
-def test_every_kind_of_image_becomes_the_same_pixels(given, height, width):
+def test_image_input_types(given, height, width):
     (picture,) = pictures(given)
     assert picture.bgr.shape == (height, width, 3)
     expected = array()[:, :, ::-1] if getattr(given, "ndim", 3) == 3 else np.repeat(array()[:, :, :1], 3, 2)
     assert np.array_equal(picture.bgr, expected)
 
 
-def test_exif_rotation_of_pil_images_is_applied():
+def test_pil_exif_rotation():
     image = Image.fromarray(array())
     exif = image.getexif()
     exif[0x0112] = 6  # turned by 90 degrees
@@ -95,18 +95,18 @@ def test_exif_rotation_of_pil_images_is_applied():
         ("https://example.com/a.jpg", "model.urls"),
     ],
 )
-def test_what_is_no_image_is_named(wrong, says):
+def test_invalid_image_input(wrong, says):
     with pytest.raises(UserError, match=says):
         pictures(wrong)
 
 
-def test_common_shape_is_the_largest_side_per_dimension_in_whole_strides():
+def test_common_shape():
     assert common_shape([(720, 1280)], 640, 32) == (384, 640)
     assert common_shape([(720, 1280), (1080, 810)], 640, 32) == (640, 640)
     assert common_shape([(10, 1000)], 320, 32) == (32, 320)
 
 
-def test_boxes_of_images_of_different_sizes_come_in_their_own_pixels_in_four_forms(model):
+def test_box_formats_in_original_pixels(model):
     found = model([array(), array(96, 40)], size=64)
     assert len(found) == 2 and found.s == (2, 3, 64, 64)
     for rows, centred, normal, image in zip(found.xyxy, found.xywh, found.xyxyn, found.ims, strict=True):
@@ -118,12 +118,12 @@ def test_boxes_of_images_of_different_sizes_come_in_their_own_pixels_in_four_for
         assert torch.equal(normal[:, 4:], rows[:, 4:])
 
 
-def test_a_single_image_alone_gives_the_boxes_it_gives_in_a_batch_of_its_shape(model):
+def test_single_image_matches_batch(model):
     alone, beside = model(array(), size=64), model([array(), array()], size=64)
     assert torch.allclose(alone.xyxy[0], beside.xyxy[1], atol=1e-3)
 
 
-def test_summary_records_crops_and_saved_pictures(model, tmp_path, capsys):
+def test_summary_records_crops_and_saved_images(model, tmp_path, capsys):
     found = model([array(), array()], size=64)
     found.print()
     assert capsys.readouterr().out.startswith("image 1/2: 48x64 ")
@@ -146,18 +146,18 @@ def test_thresholds_and_classes_are_attributes(model):
     assert len(model(array(), size=64).xyxy[0]) == 0
 
 
-def test_a_batch_tensor_passes_through(model):
+def test_batch_tensor_passes_through(model):
     out = model(torch.zeros(2, 3, 64, 64))
     assert set(out) == {"detect"} and out["detect"]["predictions"].shape[0] == 2
 
 
-def test_tables_have_yolov5s_columns(model):
+def test_pandas_columns(model):
     pytest.importorskip("pandas", reason="pandas is not installed")
     table = model(array(), size=64).pandas().xyxy[0]
     assert list(table.columns) == ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
 
 
-def test_records_of_the_package_supervision_hold_boxes_masks_and_names(enlivened):
+def test_supervision_detections(enlivened):
     package = pytest.importorskip("supervision", reason="supervision is not installed")
     model = load(enlivened["masks"], device="cpu")
     model.conf, model.max_det = 0.0, 4
@@ -187,7 +187,7 @@ def test_records_of_the_package_supervision_hold_boxes_masks_and_names(enlivened
     assert regions.xyxy[0].tolist() == [columns.min(), rows.min(), columns.max(), rows.max()]
 
 
-def test_tables_and_records_of_networks_without_boxes(enlivened):
+def test_tables_without_boxes(enlivened):
     whole = load(enlivened["whole"], device="cpu")([array(), array()], size=64)
     rows = json.loads(whole.to_json())
     scores = whole.results[0].probabilities
@@ -199,7 +199,7 @@ def test_tables_and_records_of_networks_without_boxes(enlivened):
         assert list(whole.pandas().xyxy[0].columns)[:2] == ["xmin", "ymin"]
 
 
-def test_classes_of_pixels_are_drawn_in_their_own_colours_and_told(enlivened):
+def test_semantic_results(enlivened):
     found = load(enlivened["pixels"], device="cpu")(array(), size=64)
     classes = found.results[0].semantic.numpy()
     told = found.pixel_classes(0)
@@ -214,34 +214,34 @@ def test_classes_of_pixels_are_drawn_in_their_own_colours_and_told(enlivened):
     assert drawn[place].tolist() == pytest.approx(0.6 * array()[place] + 0.4 * np.array(colour), abs=1)
 
 
-def test_torch_hub_loads_from_the_folder(checkpoint):
+def test_torch_hub_load(checkpoint):
     model = torch.hub.load(str(ROOT), "custom", str(checkpoint), source="local", _verbose=False, device="cpu")
     assert model.names == {0: "cat", 1: "dog", 2: "bus"}
     network = torch.hub.load(str(ROOT), "custom", str(checkpoint), source="local", autoshape=False, device="cpu")
     assert isinstance(network, Network)
 
 
-def test_torch_hub_lists_the_entries_and_describes_them():
+def test_torch_hub_list_and_help():
     entries = ["custom", *(f"yolov5{scale}{more}" for more in ("", "6") for scale in "nsmlx")]
     assert dir(hubconf) == sorted(entries)  # what torch.hub.list and torch.hub.help look at
     assert all(name in getattr(hubconf, name).__doc__ or name == "custom" for name in entries)
 
 
-def test_another_package_of_the_same_name_is_named(tmp_path):
+def test_package_name_clash(tmp_path):
     (tmp_path / "utils.py").write_text("theirs = True\n")
     program = f"import utils, torch; torch.hub.load({str(ROOT)!r}, 'custom', 'x.pt', source='local')"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "ImportError: another module named 'utils' has been imported already" in done.stderr
 
 
-def test_images_of_a_batch_get_what_they_get_alone_at_a_given_shape(model):
+def test_batch_matches_single_at_given_shape(model):
     images = [array(), array(96, 40), array(30, 90)]
     together = model(images, size=(96, 96))
     for image, rows in zip(images, together.xyxy, strict=True):
         assert torch.allclose(model(image, size=(96, 96)).xyxy[0], rows, atol=1e-3)
 
 
-def test_entries_build_other_classes_and_name_missing_weights(tmp_path, monkeypatch):
+def test_hub_entries(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     network = hubconf.yolov5n(pretrained=False, classes=4, channels=1, autoshape=False, device="cpu")
     assert len(network.names) == 4 and network(torch.zeros(1, 1, 64, 64))
@@ -250,7 +250,7 @@ def test_entries_build_other_classes_and_name_missing_weights(tmp_path, monkeypa
 
 
 @real
-def test_the_official_network_sees_the_bus(tmp_path, monkeypatch):
+def test_official_network_on_bus_image(tmp_path, monkeypatch):
     (tmp_path / "yolov5n.pt").symlink_to(OFFICIAL)
     monkeypatch.chdir(tmp_path)
     found = hubconf.yolov5n(device="cpu")(BUS)
@@ -260,7 +260,7 @@ def test_the_official_network_sees_the_bus(tmp_path, monkeypatch):
     assert len(transferred.names) == 5
 
 
-def test_the_self_test_runs_as_a_program(checkpoint):
+def test_self_test_program(checkpoint):
     assert "image 4/4" in script("hubconf.py", "--model", checkpoint, "--device", "cpu")
 
 
@@ -278,18 +278,18 @@ def test_the_self_test_runs_as_a_program(checkpoint):
         "http://0.0.0.0/",
     ],
 )
-def test_private_and_local_hosts_are_refused(address):
+def test_private_hosts_are_refused(address):
     with pytest.raises(UserError, match="no public address"):
         web.fetch(address)
 
 
 @pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://example.com/a", "http://"])
-def test_only_http_is_fetched(address):
+def test_only_http_schemes(address):
     with pytest.raises(UserError, match="no http"):
         web.fetch(address)
 
 
-def test_a_name_that_changes_its_address_after_the_check_gains_nothing(monkeypatch):
+def test_dns_rebinding(monkeypatch):
     asked, connected = [], []
 
     def rebinding(host, port, **_):
@@ -343,13 +343,13 @@ def site():
     server.server_close()
 
 
-def test_five_redirects_are_followed_and_the_sixth_is_not(site):
+def test_redirect_limit(site):
     assert web.fetch(f"{site}/hop/5", private=True) == _Site.picture
     with pytest.raises(UserError, match="more than 5 redirects"):
         web.fetch(f"{site}/hop/6", private=True)
 
 
-def test_a_redirect_away_from_http_and_missing_or_large_files_are_named(site):
+def test_fetch_errors(site):
     for path, says in (("/inside", "no http"), ("/missing", "404")):
         with pytest.raises(UserError, match=says):
             web.fetch(f"{site}{path}", private=True)
@@ -357,7 +357,7 @@ def test_a_redirect_away_from_http_and_missing_or_large_files_are_named(site):
         web.fetch(f"{site}/a.png", private=True, max_bytes=100)
 
 
-def test_a_server_that_sends_too_slowly_is_given_up(site, monkeypatch):
+def test_slow_server_times_out(site, monkeypatch):
     monkeypatch.setattr(web, "TIMEOUT_S", 0.2)
     monkeypatch.setattr(web, "_PIECE", 16)
     begin = web.time.monotonic()
@@ -367,7 +367,7 @@ def test_a_server_that_sends_too_slowly_is_given_up(site, monkeypatch):
         web.fetch(f"{site}/a.png", private=True)
 
 
-def test_an_address_becomes_an_image_once_allowed(site, monkeypatch):
+def test_url_image_when_allowed(site, monkeypatch):
     monkeypatch.setattr(web, "is_public", lambda host: True)
     (picture,) = pictures(f"{site}/photo.png", urls=True)
     assert picture.name == "photo.jpg" and np.array_equal(picture.bgr, array()[:, :, ::-1])

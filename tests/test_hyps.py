@@ -47,12 +47,12 @@ TABLE = {  # behaviour.md 3.1, columns in the order of NAMES
 
 
 @pytest.mark.parametrize("column", range(len(NAMES)), ids=NAMES)
-def test_shipped_files_hold_the_published_values(column):
+def test_hyp_files_have_published_values(column):
     expected = Hyp(**{key: values[column] for key, values in TABLE.items()})
     assert Hyp.from_file(find_hyp(f"hyp.{NAMES[column]}.yaml")) == expected
 
 
-def test_no_other_file_ships_and_each_says_what_it_is_for():
+def test_hyp_file_list_and_headers():
     files = sorted((ROOT / "data" / "hyps").iterdir())
     assert [path.name for path in files] == sorted(
         f"hyp.{name}.yaml"
@@ -71,11 +71,11 @@ def test_no_other_file_ships_and_each_says_what_it_is_for():
         assert path.read_text(encoding="utf-8").startswith("# ")
 
 
-def test_the_defaults_are_scratch_low():
+def test_defaults_equal_scratch_low():
     assert Hyp.from_file(find_hyp("scratch-low")) == Hyp()
 
 
-def test_semantic_is_scratch_with_multiyolov5s_learning_rate_and_gains():
+def test_semantic_hyp():
     scratch = Hyp.from_file(find_hyp("scratch"))
     assert Hyp.from_file(find_hyp("semantic")) == replace(scratch, lr0=0.0015, seg=0.35, det=0.6, seg_loss="ce")
 
@@ -107,7 +107,7 @@ def test_semantic_is_scratch_with_multiyolov5s_learning_rate_and_gains():
         ("\0\n", "", "not valid YAML"),
     ],
 )
-def test_a_malformed_file_is_one_line_with_file_and_line(tmp_path, text, place, message):
+def test_malformed_hyp(tmp_path, text, place, message):
     path = tmp_path / "hyp.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message) as caught:
@@ -116,7 +116,7 @@ def test_a_malformed_file_is_one_line_with_file_and_line(tmp_path, text, place, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_not_text_and_one_that_is_not_there(tmp_path):
+def test_unreadable_hyp(tmp_path):
     path = tmp_path / "hyp.yaml"
     path.write_bytes(b"lr0: \xff\xfe\n")
     with pytest.raises(UserError, match=r"hyp\.yaml: not a text file \(byte 5"):
@@ -129,7 +129,7 @@ def test_a_file_that_is_not_text_and_one_that_is_not_there(tmp_path):
         find_hyp("scratch-lo")
 
 
-def test_numbers_mean_what_they_look_like(tmp_path):
+def test_yaml_number_forms(tmp_path):
     path = tmp_path / "hyp.yaml"
     path.write_text("lr0: 1e-3\nlrf: .5\nmosaic: 1\n", encoding="utf-8")
     hyp = Hyp.from_file(path)

@@ -15,8 +15,8 @@ from models.layer_plan import LAYERS, Row
 from models.layers import fusion
 from models.layers.common import Conv
 from models.layers.context import ASPP, RFB1, RFB2, ASPPs, PyramidPooling, WideC3SPP
-from models.layers.fusion import ARM, DAPPM, FFM, Attention, broadcast
-from models.layers.pool import SPP, pooled
+from models.layers.fusion import ARM, DAPPM, FFM, Attention, resize_like
+from models.layers.pool import SPP, max_pools
 
 
 def lively(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -33,12 +33,12 @@ def lively(module: nn.Module, seed: int = 0) -> nn.Module:
 BLOCKS = {  # block, its input channels, its output channels, parameters counted by hand
     # hidden 4: 3 x Conv1x1 16->4 (64+8) less one, Conv3x3 4->4 (144+8), two dilated of it, last 1x1 16->8 (128+16)
     "RFB2": (RFB2(16, 8), 16, 8, 2 * 72 + 3 * 152 + 144),
-    "RFB2 global": (RFB2(16, 8, has_global=True), 16, 8, 2 * 72 + 3 * 152 + (16 + 8) + (20 * 8 + 16)),
+    "RFB2 global": (RFB2(16, 8, with_global_pool=True), 16, 8, 2 * 72 + 3 * 152 + (16 + 8) + (20 * 8 + 16)),
     "RFB1": (RFB1(16, 8), 16, 8, 4 * 72 + 3 * 152 + (400 + 8) + 3 * 152 + 144),
-    "RFB1 global": (RFB1(16, 8, has_global=True), 16, 8, 4 * 72 + 6 * 152 + 408 + 72 + 176),
+    "RFB1 global": (RFB1(16, 8, with_global_pool=True), 16, 8, 4 * 72 + 6 * 152 + 408 + 72 + 176),
     "ASPP": (ASPP(16, 8), 16, 8, 72 + 3 * (16 * 4 * 9 + 8) + 72 + 176),
     "ASPP plain": (
-        ASPP(16, 8, has_global=False, map_reduce=2),
+        ASPP(16, 8, with_global_pool=False, reduction=2),
         16,
         8,
         (128 + 16) + 3 * (16 * 8 * 9 + 16) + 32 * 8 + 16,
@@ -47,7 +47,7 @@ BLOCKS = {  # block, its input channels, its output channels, parameters counted
     # hidden 8, deep 12: two 16->8, SPP 8->12 (4 hidden: 40, 16->12: 216), 20->6
     "C3SPP": (WideC3SPP(16, 6), 16, 6, 2 * 144 + 40 + 216 + 132),
     "PyramidPooling": (PyramidPooling(16), 16, 32, 4 * (64 + 8)),
-    "FFM": (FFM(16, 8, 2, is_cat=False, k=3), 16, 8, 16 * 8 * 9 + 16 + 2 * 32),
+    "FFM": (FFM(16, 8, 2, inputs_are_a_list=False, kernel=3), 16, 8, 16 * 8 * 9 + 16 + 2 * 32),
     "ARM": (ARM(16, 8), 16, 8, 16 * 8 * 9 + 16 + 64 + 16),
     "Attention": (Attention(16, 4), 16, 16, 64 + 8 + 64 + 32),
     # before 4 scales and the first: BN 16 + 16x4; four BN 4 + 3x3; BN 20 + 20x8; BN 16 + 16x8
@@ -56,7 +56,7 @@ BLOCKS = {  # block, its input channels, its output channels, parameters counted
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_every_block_has_the_shape_and_parameters_of_its_definition(name):
+def test_block_shapes_and_parameters(name):
     block, c1, c2, parameters = BLOCKS[name]
     assert block.train()(torch.rand(2, c1, 13, 9)).shape == (2, c2, 13, 9)
     assert block.eval()(torch.rand(1, c1, 3, 2)).shape == (1, c2, 3, 2)
@@ -64,27 +64,27 @@ def test_every_block_has_the_shape_and_parameters_of_its_definition(name):
 
 
 @pytest.mark.parametrize("name", ["RFB2 global", "ASPP", "PyramidPooling", "ARM", "Attention", "DAPPM"])
-def test_blocks_with_global_means_train_on_a_single_image(name):
+def test_global_pooling_blocks_train_on_one_image(name):
     block, c1, _, _ = copy.deepcopy(BLOCKS[name])
     block.train()(torch.rand(1, c1, 8, 8)).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
 
 
-def test_receptive_fields_reach_as_far_as_their_dilations():
+def test_receptive_fields():
     def reach(block: nn.Module) -> int:
         x = torch.zeros(1, 16, 1, 41, requires_grad=True)
         lively(block)(x)[0, :, 0, 20].sum().backward()
         return int(x.grad.abs().sum(dim=(0, 1, 2)).nonzero().flatten()[-1]) - 20
 
-    assert reach(RFB2(16, 8, d=(2, 3))) == 1 + 2 + 3  # one after the other
-    assert reach(RFB1(16, 8, d=(3, 5, 7))) == 2 + 7  # side by side, after 3x3 or 5x5
-    assert reach(ASPP(16, 8, d=(3, 6, 9), has_global=False)) == 9
-    assert reach(ASPPs(16, 8, d=(3, 6, 8), has_global=False)) == 8
+    assert reach(RFB2(16, 8, dilation=(2, 3))) == 1 + 2 + 3  # one after the other
+    assert reach(RFB1(16, 8, dilation=(3, 5, 7))) == 2 + 7  # side by side, after 3x3 or 5x5
+    assert reach(ASPP(16, 8, dilation=(3, 6, 9), with_global_pool=False)) == 9
+    assert reach(ASPPs(16, 8, dilation=(3, 6, 8), with_global_pool=False)) == 8
 
 
-def test_channel_weights_of_one_half_are_added_or_multiplied():
+def test_attention_of_one_half():
     x = torch.rand(1, 4, 5, 3)
-    joined = FFM(4, 4, is_cat=True)
+    joined = FFM(4, 4, inputs_are_a_list=True)
     nn.init.zeros_(joined.channel_attention[3].weight)
     joined.eval()
     torch.testing.assert_close(joined([x[:, :1], x[:, 1:]]), 1.5 * joined.convblk(x))
@@ -95,7 +95,7 @@ def test_channel_weights_of_one_half_are_added_or_multiplied():
     torch.testing.assert_close(attention(x), 0.5 * x)
 
 
-def test_pyramid_levels_are_means_of_a_grid_brought_back_corner_to_corner():
+def test_pyramid_pooling():
     block = PyramidPooling(4, (2,))
     nn.init.dirac_(block.conv1.conv.weight)
     block.conv1.bn, block.conv1.act = nn.Identity(), nn.Identity()
@@ -106,7 +106,7 @@ def test_pyramid_levels_are_means_of_a_grid_brought_back_corner_to_corner():
     torch.testing.assert_close(found[0, 4, 0], torch.tensor([2, 10 / 3, 14 / 3, 6]))
 
 
-def test_rows_of_a_yaml_plan_these_blocks():
+def test_blocks_from_yaml():
     def plan(word, channels, *arguments):
         return LAYERS.get(word).plan(Row(channels, arguments, 1, lambda c: c // 2))
 
@@ -122,9 +122,9 @@ def test_rows_of_a_yaml_plan_these_blocks():
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda: RFB2(16, 8, map_reduce=17),
-        lambda: RFB2(16, 8, d=(2, 3, 4)),
-        lambda: ASPP(16, 8, d=(3, 0, 9)),
+        lambda: RFB2(16, 8, reduction=17),
+        lambda: RFB2(16, 8, dilation=(2, 3, 4)),
+        lambda: ASPP(16, 8, dilation=(3, 0, 9)),
         lambda: PyramidPooling(16, ()),
         lambda: PyramidPooling(3),
         lambda: FFM(16, 8, reduction=9),
@@ -132,26 +132,26 @@ def test_rows_of_a_yaml_plan_these_blocks():
         lambda: SPP(16, 8, (4,)),
     ],
 )
-def test_arguments_that_cannot_be_are_refused(wrong):
+def test_invalid_arguments(wrong):
     with pytest.raises(ValueError, match=r"divided|dilations|pools"):
         wrong()
 
 
-def test_pools_of_pools_are_the_larger_pools():
+def test_chained_pools_equal_larger_pools():
     x = torch.randn(2, 3, 17, 11)
     for sizes in ((5, 9, 13), (3, 5, 7), (13, 5), (1, 3)):
         plain = [functional.max_pool2d(x, size, 1, size // 2) for size in sizes]
-        assert all(torch.equal(a, b) for a, b in zip(pooled(x, sizes), plain, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(max_pools(x, sizes), plain, strict=True))
         with torch.no_grad():  # down and across
-            assert all(torch.equal(a, b) for a, b in zip(pooled(x, sizes), plain, strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(max_pools(x, sizes), plain, strict=True))
 
 
-def test_maps_keep_their_size_grow_from_one_pixel_or_join_corners():
+def test_resize_modes():
     like = torch.rand(1, 1, 5, 3)
     x = torch.rand(2, 4, 5, 3)
-    assert broadcast(x, like) is x
-    assert torch.equal(broadcast(x[..., :1, :1], like, "bilinear"), x[..., :1, :1].expand(-1, -1, 5, 3))
-    grown = broadcast(torch.tensor([[[[0.0, 4], [8, 12]]]]), like, "bilinear")
+    assert resize_like(x, like) is x
+    assert torch.equal(resize_like(x[..., :1, :1], like, "bilinear"), x[..., :1, :1].expand(-1, -1, 5, 3))
+    grown = resize_like(torch.tensor([[[[0.0, 4], [8, 12]]]]), like, "bilinear")
     assert grown[0, 0, 0].tolist() == [0, 2, 4]
     assert grown[0, 0, :, 0].tolist() == [0, 2, 4, 6, 8]
 
@@ -163,14 +163,14 @@ def test_maps_keep_their_size_grow_from_one_pixel_or_join_corners():
 def both_ways(function, monkeypatch) -> tuple[torch.Tensor, torch.Tensor]:
     short = function()
     with monkeypatch.context() as patch:
-        patch.setattr(coarse, "on_cpu", lambda x: False)
-        patch.setattr(fusion, "on_cpu", lambda x: False)
+        patch.setattr(coarse, "use_cpu_kernels", lambda x: False)
+        patch.setattr(fusion, "use_cpu_kernels", lambda x: False)
         plain = function()
     return short, plain
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_pointwise_convolutions_and_resizing_change_places(training, monkeypatch):
+def test_pointwise_conv_commutes_with_resize(training, monkeypatch):
     block = lively(Conv(2 + 3 + 4, 5).double()).train(training)
     maps = [torch.rand(2, 2, 12, 20), torch.rand(2, 3, 6, 10), torch.rand(2, 4, 3, 7)]
     short, plain = both_ways(lambda: pointwise(block, [m.double() for m in maps]), monkeypatch)
@@ -178,7 +178,7 @@ def test_pointwise_convolutions_and_resizing_change_places(training, monkeypatch
 
 
 @pytest.mark.parametrize("folded", [False, True])
-def test_3x3_convolutions_over_resized_maps_are_done_at_the_coarse_size(folded, monkeypatch):
+def test_conv3x3_after_resize(folded, monkeypatch):
     block = lively(WideConv(4 + 3 + 2 + 2, 5).double())
     if folded:
         with torch.no_grad():
@@ -190,7 +190,7 @@ def test_3x3_convolutions_over_resized_maps_are_done_at_the_coarse_size(folded, 
     assert short.shape == (2, 5, 9, 14)
 
 
-def test_in_inference_what_is_resized_is_added_where_the_map_lies(monkeypatch):
+def test_resize_add_in_place(monkeypatch):
     lasting = [torch.rand(2, c, h, w).double() for c, h, w in ((4, 12, 20), (3, 6, 10), (4, 1, 1), (4, 2, 3))]
     maps = [m.to(memory_format=torch.channels_last) for m in lasting]
     one, three = lively(Conv(4 + 3 + 4, 5).double()), lively(WideConv(4 + 3 + 4 + 4, 5).double())
@@ -209,23 +209,23 @@ def test_in_inference_what_is_resized_is_added_where_the_map_lies(monkeypatch):
     torch.testing.assert_close(short, plain, rtol=1e-12, atol=1e-12)
 
 
-def test_inference_overwrites_only_what_a_block_made_itself():
+def test_inplace_ops_do_not_alias_inputs():
     x = torch.rand(1, 6, 8, 8).to(memory_format=torch.channels_last)
     kept = x.clone()
-    for block in (Conv(6, 6), RFB2(6, 6, map_reduce=1), ASPP(6, 6), WideC3SPP(6, 6), SPP(6, 6)):
+    for block in (Conv(6, 6), RFB2(6, 6, reduction=1), ASPP(6, 6), WideC3SPP(6, 6), SPP(6, 6)):
         lively(block)
         wanted = block(x)
         with torch.no_grad():
             torch.testing.assert_close(block(x), wanted, rtol=1e-5, atol=1e-6)
         assert torch.equal(x, kept)
-    fusion = lively(FFM(6, 6, is_cat=False, k=3))
+    fusion = lively(FFM(6, 6, inputs_are_a_list=False, kernel=3))
     wanted = fusion(x)
     with torch.no_grad():
         torch.testing.assert_close(fusion(x), wanted, rtol=1e-5, atol=1e-6)
     assert torch.equal(x, kept)
 
 
-def test_short_cuts_have_the_gradients_of_the_plain_way(monkeypatch):
+def test_fast_paths_have_plain_gradients(monkeypatch):
     block = lively(WideConv(5, 4).double()).train()
     x, level = torch.rand(2, 3, 8, 8).double(), torch.rand(2, 2, 2, 2).double()
 
@@ -239,18 +239,18 @@ def test_short_cuts_have_the_gradients_of_the_plain_way(monkeypatch):
     torch.testing.assert_close(short, plain, rtol=1e-9, atol=1e-9)
 
 
-def test_channel_weights_go_into_the_classifier_for_each_image_of_a_batch(monkeypatch):
-    block, classify = FFM(6, 6, is_cat=False, k=3).double().eval(), nn.Conv2d(6, 4, 1).double().eval()
+def test_attention_folded_into_classifier_per_image(monkeypatch):
+    block, classify = FFM(6, 6, inputs_are_a_list=False, kernel=3).double().eval(), nn.Conv2d(6, 4, 1).double().eval()
     x = torch.rand(3, 6, 5, 7).double()
     assert block.channel_attention(x).std() > 0
-    short, plain = both_ways(lambda: block.classified(x, classify), monkeypatch)
+    short, plain = both_ways(lambda: block.classify(x, classify), monkeypatch)
     assert not torch.equal(short, plain)  # another way was taken
     torch.testing.assert_close(short, plain, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(plain, classify(block.weighed(x)))
+    torch.testing.assert_close(plain, classify(block.reweight(x)))
 
 
 @pytest.mark.parametrize("size", [(32, 40), (33, 42), (35, 31), (4, 300)])
-def test_winograds_method_gives_the_plain_convolution(size):
+def test_winograd_matches_plain_convolution(size):
     torch.manual_seed(0)
     x = torch.randn(2, 7, *size).contiguous(memory_format=torch.channels_last)
     weight, bias = torch.randn(5, 7, 3, 3), torch.randn(5)
@@ -264,7 +264,7 @@ def test_winograds_method_gives_the_plain_convolution(size):
     assert torch.equal(convolved([x[:, :3], x[:, 3:]], transformed(weight), bias), found)
 
 
-def test_winograds_method_takes_factors_before_and_silu_after():
+def test_winograd_with_scale_and_silu():
     torch.manual_seed(0)
     x, factors = torch.randn(2, 7, 33, 30).contiguous(memory_format=torch.channels_last), torch.rand(2, 7, 1, 1) + 0.5
     weight, bias = torch.randn(5, 7, 3, 3), torch.randn(5)
@@ -275,7 +275,7 @@ def test_winograds_method_takes_factors_before_and_silu_after():
     assert torch.equal(x, before)  # the map may be somebody else's
 
 
-def test_factors_of_a_wide_convolution_are_the_same_both_ways(monkeypatch):
+def test_wide_convolution_scales(monkeypatch):
     block = lively(WideConv(MIN_CHANNELS, MIN_CHANNELS)).requires_grad_(False).eval()
     x, factors = torch.randn(1, MIN_CHANNELS, 32, 32), torch.rand(1, MIN_CHANNELS, 1, 1)
     short = block(x, factors=factors)
@@ -283,7 +283,7 @@ def test_factors_of_a_wide_convolution_are_the_same_both_ways(monkeypatch):
     torch.testing.assert_close(short, block(x, factors=factors), rtol=1e-3, atol=1e-4)
 
 
-def test_wide_convolutions_take_the_short_way_in_inference_alone_and_follow_their_weights():
+def test_winograd_only_in_inference():
     block = lively(WideConv(MIN_CHANNELS, MIN_CHANNELS)).requires_grad_(False)
     x = torch.randn(1, MIN_CHANNELS, 32, 32)
     assert pays(x, block.conv.weight)

@@ -1,4 +1,4 @@
-"""Every logger accepts a run; what it wrote can be read back; one that fails harms nobody."""
+"""Tests of the loggers: each accepts a run, its output can be read back, and a failing one does not stop the run."""
 
 import json
 import logging
@@ -16,15 +16,14 @@ from helpers_run import ROOT, tiny_data
 from utils.core.contracts import StopTraining
 from utils.core.errors import UserError
 from utils.core.train_settings import SERVICES
-from utils.loggers import LOGGERS, Loggers
-from utils.loggers import async_logger as courier
+from utils.loggers import LOGGERS, Loggers, async_logger
 from utils.loggers.csv_file import CsvFile, read_results
 
 NUMBERS = {"train/box_loss": 0.123456789, "metrics/mAP_0.5": 0.5, "metrics/mAP_0.5:0.95": 1e-7, "x/lr0": 0.07}
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image_file(tmp_path):
     path = tmp_path / "labels.png"
     cv2.imwrite(str(path), np.tile(np.uint8([[[255, 0, 0]]]), (8, 6, 1)))  # blue
     return path
@@ -46,19 +45,19 @@ OWN_TESTS = {"wandb", "mlflow", "clearml", "comet"}  # below, which do the same 
 
 @pytest.mark.filterwarnings("ignore")  # packages of services warn about themselves
 @pytest.mark.parametrize("name", [name for name in LOGGERS.names() if name not in OWN_TESTS])
-def test_every_logger_accepts_a_run(name, tmp_path, picture, caplog):
+def test_every_logger_accepts_a_run(name, tmp_path, image_file, caplog):
     package = PACKAGES.get(name, name)
     pytest.importorskip(package, reason=f"{package} is not installed")
     loggers = Loggers([name])
     loggers.start(tmp_path, {"epochs": 2, "imgsz": [64], "entity": None, "project": "runs/train"})
-    loggers.picture(picture, 0)
+    loggers.image(image_file, 0)
     for epoch in range(2):
         loggers.epoch(epoch, NUMBERS)
     loggers.finish({"detect/map50": 0.5}, [])
     assert "switched off" not in caplog.text and loggers.active == [name]
 
 
-def test_csv_has_yolov5s_layout(tmp_path):
+def test_csv_layout(tmp_path):
     logger = CsvFile()
     logger.start(tmp_path, {})
     logger.epoch(0, NUMBERS)
@@ -78,18 +77,18 @@ def logged(folder, epochs, value):
     return read_results(folder / "results.csv")
 
 
-def test_csv_of_a_resumed_run_has_every_epoch_once(tmp_path):
+def test_csv_of_resumed_run(tmp_path):
     logged(tmp_path, range(4), 1.0)
     assert logged(tmp_path, [2], 2.0) == {0: {"loss": 1.0}, 1: {"loss": 1.0}, 2: {"loss": 2.0}}
     assert (tmp_path / "results.csv").read_text().count("epoch") == 1
 
 
-def test_csv_of_a_new_run_in_an_old_folder_starts_anew(tmp_path):
+def test_csv_of_new_run_in_existing_folder(tmp_path):
     logged(tmp_path, range(4), 1.0)
     assert logged(tmp_path, [0], 2.0) == {0: {"loss": 2.0}}
 
 
-def test_csv_writes_nan_for_numbers_an_epoch_lacks(tmp_path):
+def test_csv_missing_values_are_nan(tmp_path):
     logger = CsvFile()
     logger.start(tmp_path, {})
     logger.epoch(0, {"loss": 1.0})
@@ -99,7 +98,7 @@ def test_csv_writes_nan_for_numbers_an_epoch_lacks(tmp_path):
     assert rows[1] == {"loss": 0.5, "map": 0.25}
 
 
-def test_csv_leaves_out_lines_that_are_not_whole(tmp_path):
+def test_csv_drops_incomplete_lines(tmp_path):
     logged(tmp_path, range(2), 1.0)
     path = tmp_path / "results.csv"
     path.write_text(path.read_text() + "2, one\n3\n")
@@ -108,14 +107,14 @@ def test_csv_leaves_out_lines_that_are_not_whole(tmp_path):
     assert read_results(path) == {}
 
 
-def test_tensorboard_holds_the_numbers_and_the_picture(tmp_path, picture):
+def test_tensorboard(tmp_path, image_file):
     reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for epochs in (range(3), range(1, 3)):  # the second start resumes at epoch 1
         loggers = Loggers(["tensorboard"])
         loggers.start(tmp_path / "run", {})
         for epoch in epochs:
             loggers.epoch(epoch, {"metrics/mAP_0.5": 0.25 * epoch})
-        loggers.picture(picture, 2)
+        loggers.image(image_file, 2)
         loggers.finish({}, [])
     events = reading.EventAccumulator(str(tmp_path / "run"))
     events.Reload()
@@ -124,14 +123,14 @@ def test_tensorboard_holds_the_numbers_and_the_picture(tmp_path, picture):
     assert cv2.imdecode(encoded, cv2.IMREAD_COLOR)[0, 0].tolist() == [255, 0, 0]
 
 
-def test_tensorboard_is_not_started_unless_asked(tmp_path):
+def test_tensorboard_is_opt_in(tmp_path):
     loggers = Loggers(["csv"])
     loggers.start(tmp_path, {})
     loggers.epoch(0, NUMBERS)
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
 
 
-def twice(name, tmp_path, picture):
+def twice(name, tmp_path, image_file):
     """Log a run of one epoch that is resumed for another; return the run's folder."""
     folder, checkpoint = tmp_path / "runs" / "exp", tmp_path / "best.pt"
     folder.mkdir(parents=True)
@@ -140,16 +139,16 @@ def twice(name, tmp_path, picture):
         loggers = Loggers([name])
         loggers.start(folder, {"project": "runs/train", "imgsz": [64], "entity": None})
         loggers.epoch(epoch, NUMBERS | {"metrics/mAP_0.5": 0.25 * (epoch + 1), "nothing": float("nan")})
-        loggers.picture(picture, epoch)
+        loggers.image(image_file, epoch)
         loggers.finish(*(({}, []) if epoch == 0 else ({"detect/map50": 0.5}, [checkpoint])))
         assert loggers.active == [name]
     return folder
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_wandb_is_offline_and_continues_its_run(tmp_path, picture):
+def test_wandb_offline_and_resume(tmp_path, image_file):
     pytest.importorskip("wandb")
-    folder = twice("wandb", tmp_path, picture)
+    folder = twice("wandb", tmp_path, image_file)
     name = (folder / "wandb_id.txt").read_text().strip()
     runs = sorted((folder / "wandb").glob(f"offline-run-*-{name}*"))
     assert len(runs) == 2 and all(list(run.glob("files/media/images/labels_*.png")) for run in runs)
@@ -159,12 +158,12 @@ def test_wandb_is_offline_and_continues_its_run(tmp_path, picture):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow_keeps_everything_in_one_run_beside_the_folders(tmp_path, picture):
+def test_mlflow(tmp_path, image_file):
     pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
     from mlflow.tracking import MlflowClient
 
-    folder = twice("mlflow", tmp_path, picture)
+    folder = twice("mlflow", tmp_path, image_file)
     client = MlflowClient(tracking_uri=f"sqlite:///{folder.parent / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("train").experiment_id])
     assert (run.info.run_name, run.info.status, run.data.params["imgsz"]) == ("exp", "FINISHED", "[64]")
@@ -176,9 +175,9 @@ def test_mlflow_keeps_everything_in_one_run_beside_the_folders(tmp_path, picture
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_clearml_writes_sessions_below_the_run(tmp_path, picture):
+def test_clearml(tmp_path, image_file):
     pytest.importorskip("clearml")
-    folder = twice("clearml", tmp_path, picture)
+    folder = twice("clearml", tmp_path, image_file)
     sessions = sorted((folder / "clearml" / "offline").glob("*.zip"), key=lambda path: path.stat().st_mtime)
     assert len(sessions) == 2
     with zipfile.ZipFile(sessions[1]) as archive:
@@ -191,9 +190,9 @@ def test_clearml_writes_sessions_below_the_run(tmp_path, picture):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_comet_writes_archives_below_the_run(tmp_path, picture):
+def test_comet(tmp_path, image_file):
     pytest.importorskip("comet_ml")
-    folder = twice("comet", tmp_path, picture)
+    folder = twice("comet", tmp_path, image_file)
     name = (folder / "comet_id.txt").read_text().strip()
     archives = sorted((folder / "comet").glob(f"{name}*.zip"), key=lambda path: path.stat().st_mtime)
     assert len(archives) == 2
@@ -211,14 +210,14 @@ MODULES = {"tensorboard": "torch.utils.tensorboard", "comet": "comet_ml", "mlflo
 
 
 @pytest.mark.parametrize("name", [name for name in LOGGERS.names() if name != "csv"])
-def test_a_missing_package_is_named_at_the_start(tmp_path, monkeypatch, name):
+def test_missing_package(tmp_path, monkeypatch, name):
     package = PACKAGES.get(name, name)
     monkeypatch.setitem(sys.modules, MODULES.get(name, name), None)
     with pytest.raises(UserError, match=f"--log {name} needs a package: pip install {package}"):
         Loggers([name]).start(tmp_path, {})
 
 
-def test_loggers_that_nobody_asked_for_are_not_loaded():
+def test_loggers_are_loaded_on_demand():
     code = (
         "import sys; from utils.loggers import LOGGERS, Loggers; LOGGERS.names(); Loggers(['csv'])\n"
         "print([name for name in ('wandb', 'mlflow', 'clearml', 'comet_ml', 'torch') if name in sys.modules])"
@@ -229,11 +228,11 @@ def test_loggers_that_nobody_asked_for_are_not_loaded():
     assert done.stdout.strip() == "[]"
 
 
-def test_the_help_lists_every_logger():
+def test_help_lists_every_logger():
     assert {"csv", *SERVICES} == set(LOGGERS.names())
 
 
-def test_an_unknown_logger_is_a_user_error():
+def test_unknown_logger():
     with pytest.raises(UserError, match="unknown logger 'tensorbord'; did you mean 'tensorboard'"):
         Loggers(["csv", "tensorbord"])
 
@@ -253,7 +252,7 @@ class Failing:
         self.calls += 1
         raise self.error
 
-    def picture(self, path, epoch):
+    def image(self, path, epoch):
         pass
 
     def finish(self, numbers, checkpoints):
@@ -261,15 +260,15 @@ class Failing:
 
 
 ERRORS = [
-    (OSError("disk full\nmore"), "disk full"),
-    (RuntimeError("disk full"), "disk full"),
+    (OSError("disk full\nmore"), "OSError: disk full"),
+    (RuntimeError("disk full"), "RuntimeError: disk full"),
     (PackageError("disk full"), "PackageError: disk full"),
     (TypeError(), "TypeError"),
 ]
 
 
 @pytest.mark.parametrize(("error", "says"), ERRORS, ids=lambda value: type(value).__name__)
-def test_a_failing_logger_warns_once_and_the_others_go_on(tmp_path, monkeypatch, caplog, error, says):
+def test_failing_logger_is_disabled(tmp_path, monkeypatch, caplog, error, says):
     failing = Failing(error)
     monkeypatch.setitem(LOGGERS._entries, "failing", lambda: failing)
     loggers = Loggers(["failing", "csv"])
@@ -283,8 +282,36 @@ def test_a_failing_logger_warns_once_and_the_others_go_on(tmp_path, monkeypatch,
     assert list(read_results(tmp_path / "results.csv")) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("error", [PackageError("disk full"), UserError("disk full")], ids=lambda e: type(e).__name__)
+def test_failure_is_logged_with_type_and_traceback(monkeypatch, caplog, error):
+    monkeypatch.setitem(LOGGERS._entries, "failing", lambda: Failing(error))
+    loggers = Loggers(["failing"])
+    with caplog.at_level(logging.DEBUG, logger="polyolo"):
+        loggers.epoch(0, NUMBERS)
+        end = time.monotonic() + 20
+        while len(caplog.records) < 2 and time.monotonic() < end:  # without another call to the logger
+            time.sleep(0.005)
+    warning, details = caplog.records
+    kind = type(error).__name__
+    assert warning.getMessage() == f"logger failing failed and is switched off: {kind}: disk full"
+    assert warning.threadName == "logger failing" and not loggers.active
+    assert details.levelno == logging.DEBUG and "Traceback" in details.getMessage()
+    assert "raise self.error" in details.getMessage()
+
+
+def test_user_error_at_start_is_raised(tmp_path, monkeypatch, caplog):
+    class Absent(Failing):
+        def start(self, run_dir, settings):
+            raise UserError("no key")
+
+    monkeypatch.setitem(LOGGERS._entries, "absent", lambda: Absent(None))
+    with pytest.raises(UserError, match="no key"):
+        Loggers(["absent"]).start(tmp_path, {})
+    assert not caplog.records
+
+
 class Slow(Failing):
-    """Waits in every epoch until it is let go."""
+    """Waits in every epoch until it is released."""
 
     def __init__(self):
         super().__init__(None)
@@ -295,7 +322,7 @@ class Slow(Failing):
         self.epochs.append(epoch)
 
 
-def test_a_slow_logger_keeps_nobody_waiting_and_gets_all_in_order(tmp_path, monkeypatch):
+def test_slow_logger_does_not_block(tmp_path, monkeypatch):
     slow = Slow()
     monkeypatch.setitem(LOGGERS._entries, "slow", lambda: slow)
     loggers = Loggers(["slow"])
@@ -309,11 +336,11 @@ def test_a_slow_logger_keeps_nobody_waiting_and_gets_all_in_order(tmp_path, monk
     assert slow.epochs == list(range(50)) and slow.calls == 1
 
 
-def test_a_logger_that_never_answers_is_left_behind(tmp_path, monkeypatch, caplog):
+def test_hanging_logger_is_abandoned(tmp_path, monkeypatch, caplog):
     slow = Slow()
     monkeypatch.setitem(LOGGERS._entries, "slow", lambda: slow)
-    monkeypatch.setattr(courier, "FINISH_SECONDS", 0.05)
-    monkeypatch.setattr(courier, "WAITING", 4)
+    monkeypatch.setattr(async_logger, "FINISH_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(async_logger, "QUEUE_SIZE", 4)
     loggers = Loggers(["slow"])
     loggers.start(tmp_path, {})
     with caplog.at_level(logging.WARNING, logger="polyolo"):
@@ -321,7 +348,7 @@ def test_a_logger_that_never_answers_is_left_behind(tmp_path, monkeypatch, caplo
             loggers.epoch(epoch, NUMBERS)
         loggers.finish({}, [])
     slow.gate.set()
-    assert "too slow" in caplog.text and "did not finish" in caplog.text and "messages were left out" in caplog.text
+    assert "too slow" in caplog.text and "not finished" in caplog.text and "calls were dropped" in caplog.text
     assert len(caplog.records) == 3
 
 
@@ -332,7 +359,7 @@ class Stopping(Failing):
             raise StopTraining("good enough")
 
 
-def test_a_logger_of_ones_own_is_told_and_may_end_the_training(tmp_path):
+def test_custom_logger_can_stop_training(tmp_path):
     import train
 
     own = Stopping(None)
@@ -350,7 +377,7 @@ class Following(Failing):
 
     def __init__(self):
         super().__init__(None)
-        self.batches, self.checkpoints, self.epochs, self.pictures = {}, [], [], []
+        self.batches, self.checkpoints, self.epochs, self.images = {}, [], [], []
 
     def batch(self, step, numbers):
         self.batches[step] = numbers
@@ -362,12 +389,12 @@ class Following(Failing):
     def epoch(self, epoch, numbers):
         self.epochs.append(epoch)
 
-    def picture(self, path, epoch):
+    def image(self, path, epoch):
         assert path.is_file()
-        self.pictures.append((epoch, path.parent.name, path.name))
+        self.images.append((epoch, path.parent.name, path.name))
 
 
-def test_hooks_tell_of_batches_checkpoints_and_pictures(tmp_path):
+def test_custom_logger_hooks(tmp_path):
     import train
 
     own = Following()
@@ -385,18 +412,18 @@ def test_hooks_tell_of_batches_checkpoints_and_pictures(tmp_path):
         ("last.pt", 0), ("epoch0.pt", 0), ("last.pt", 1), ("last.pt", 2), ("epoch2.pt", 2),
     ]  # fmt: skip
     assert ("best.pt", 0, True) in own.checkpoints
-    assert [name for epoch, folder, name in own.pictures if folder == "epoch1" and epoch == 1] == [
+    assert [name for epoch, folder, name in own.images if folder == "epoch1" and epoch == 1] == [
         "val_batch0_labels.jpg", "val_batch0_pred.jpg",
     ]  # fmt: skip
-    assert not [row for row in own.pictures if row[1] in ("epoch0", "epoch2")]
+    assert not [row for row in own.images if row[1] in ("epoch0", "epoch2")]
 
 
-def test_nobody_waits_for_the_device_unless_a_logger_follows_batches():
-    assert not Loggers(["csv"]).follows_batches and Loggers(["csv"], [Following()]).follows_batches
+def test_device_sync_only_for_batch_loggers():
+    assert not Loggers(["csv"]).wants_batches and Loggers(["csv"], [Following()]).wants_batches
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_wandb_keeps_the_checkpoints_of_save_period(tmp_path):
+def test_wandb_checkpoints(tmp_path):
     pytest.importorskip("wandb")
     for name in ("epoch4.pt", "last.pt"):
         (tmp_path / name).write_bytes(b"weights")
@@ -411,12 +438,12 @@ def test_wandb_keeps_the_checkpoints_of_save_period(tmp_path):
     assert f"run_{name}_model".encode() in content and b"epoch4.pt" in content and b"last.pt" not in content
 
 
-def test_a_mistake_in_a_logger_of_ones_own_is_not_hidden():
+def test_custom_logger_errors_are_raised():
     with pytest.raises(TypeError, match="a bug"):
         Loggers([], [Failing(TypeError("a bug"))]).epoch(0, {})
 
 
-def test_a_results_file_that_cannot_be_written_does_not_stop_the_run(tmp_path, caplog):
+def test_unwritable_results_csv(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     loggers = Loggers(["csv"])
     loggers.start(tmp_path / "file", {})
@@ -426,7 +453,7 @@ def test_a_results_file_that_cannot_be_written_does_not_stop_the_run(tmp_path, c
     assert caplog.text.count("logger csv failed") == 1
 
 
-def test_other_ranks_log_nothing(tmp_path, monkeypatch):
+def test_only_rank_zero_logs(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     loggers = Loggers(["csv"])

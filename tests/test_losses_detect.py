@@ -13,7 +13,7 @@ from utils.core.contracts import Batch, HeadSpec
 from utils.core.hyp import Hyp
 from utils.losses import LOSSES, detect
 from utils.losses.anchor_assignment import assign_level
-from utils.losses.focal import binary_loss
+from utils.losses.focal import binary_focal_loss
 
 P5 = (((10, 13), (16, 30), (33, 23)), ((30, 61), (62, 45), (59, 119)), ((116, 90), (156, 198), (373, 326)))
 SPEC = HeadSpec("detect", 3, (8, 16, 32), P5)
@@ -72,7 +72,7 @@ def test_golden_value_without_targets():
     assert sum(terms.values()) * 2 == pytest.approx(8.1707478, rel=1e-6)
 
 
-def test_golden_pairs_and_their_order():
+def test_golden_assignment_order():
     found = make().detailed(golden_raw(), batch_of(TARGETS))
     assert [len(level) for level in found.assignments] == [29, 18, 2]
     assert found.pair_counts.tolist() == [29, 18, 2]
@@ -89,25 +89,25 @@ def assign_one(x, y, compact=None):
     return list(zip(found.row[found.valid].tolist(), found.column[found.valid].tolist(), strict=True)), found
 
 
-def test_neighbours_are_on_the_near_sides_and_never_off_the_grid():
+def test_neighbour_cells():
     assert assign_one(4.25, 4.75)[0] == [(4, 4), (4, 3), (5, 4)]  # centre, left, down
     assert assign_one(0.25, 9.75)[0] == [(9, 0)]
     assert assign_one(0.75, 4.25)[0] == [(4, 0), (3, 0), (4, 1)]  # centre, up, right
 
 
-def test_a_centre_on_a_whole_number_counts_its_own_cell_twice():
+def test_centre_on_integer_matches_own_cell_twice():
     cells, found = assign_one(5.0, 4.25)
     assert cells == [(4, 5), (4, 4), (3, 5), (4, 5)]  # centre, left, up, and right truncating to the centre's cell
     assert found.boxes[0].tolist() == pytest.approx(found.boxes[3].tolist())
 
 
-def test_a_centre_on_the_far_edge_is_clamped_before_offsets_are_taken():
+def test_centre_on_far_edge_is_clamped():
     cells, found = assign_one(10.0, 10.0)
     assert cells[0] == (9, 9)
     assert found.boxes[0, :2].tolist() == pytest.approx([1, 1])
 
 
-def test_the_size_ratio_must_stay_below_the_limit():
+def test_anchor_ratio_limit():
     anchors = torch.tensor([[1.0, 1.0]])
     for side, count in ((3.9, 3), (4.0, 0), (0.26, 3), (0.25, 0), (0.0, 0)):
         target = torch.tensor([[0, 0, 0.53, 0.53, side / 8, 1 / 8]])
@@ -134,7 +134,7 @@ def gradients(targets, known=None, monkeypatch=None, **options):
 
 @pytest.mark.parametrize("count", [0, 4, 60])
 @pytest.mark.parametrize("known", [None, torch.tensor([True, False])])
-def test_fixed_shapes_as_on_a_gpu_give_the_same_as_compact_ones(monkeypatch, count, known):
+def test_padded_assignment_matches_compact(monkeypatch, count, known):
     expected, expected_grads = gradients(many_targets(count), known)
     found, grads = gradients(many_targets(count), known, monkeypatch)
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-7)
@@ -142,7 +142,7 @@ def test_fixed_shapes_as_on_a_gpu_give_the_same_as_compact_ones(monkeypatch, cou
         assert torch.allclose(one, other, atol=1e-7)
 
 
-def test_nothing_in_the_loss_waits_for_a_device():
+def test_loss_has_no_device_sync():
     """A meta tensor has no values: reading one, or a shape that depends on one, raises."""
     raw = {name: level.detach().to("meta").requires_grad_() for name, level in golden_raw().items()}
     loss = make(hyp=dataclasses.replace(HYP, fl_gamma=1.5, cls_pw=2.0), autobalance=True, class_weights=[1, 2, 3])
@@ -152,7 +152,7 @@ def test_nothing_in_the_loss_waits_for_a_device():
     assert raw["level0"].grad.shape == raw["level0"].shape
 
 
-def test_gradients_equal_those_of_elementary_operations():
+def test_gradients_match_autograd():
     """An independent route for objectness and classes: dense targets, plain indexing, autograd."""
     raw = golden_raw(requires_grad=True)
     loss = make()
@@ -184,7 +184,7 @@ def ciou_of(row, box, loss, level, anchor):
     return detect.paired_iou(predicted[None], box[None])[0].clamp(min=0)
 
 
-def test_the_last_of_several_pairs_in_a_cell_sets_its_objectness():
+def test_last_pair_sets_objectness():
     pairs = assign_level(TARGETS[:1].repeat(2, 1), torch.tensor([[1.6, 2.4]]), (8, 8), 4.0)
     overlap = torch.arange(1.0, len(pairs) + 1)
     wanted = detect._objectness_targets(pairs, overlap, (2, 1, 8, 8))
@@ -194,7 +194,7 @@ def test_the_last_of_several_pairs_in_a_cell_sets_its_objectness():
 
 @pytest.mark.parametrize("targets", [TARGETS[:0], torch.tensor([[0, 0, 0.5, 0.5, 1e-4, 1e-4]])])
 @pytest.mark.parametrize("classes", [1, 3])
-def test_without_pairs_terms_are_zero_and_still_reach_the_head(targets, classes):
+def test_no_pairs(targets, classes):
     head = torch.nn.Conv2d(4, 3 * (5 + classes), 1)
     loss = make(HeadSpec("detect", classes, (8,), P5[:1]))
     raw = head(torch.rand(2, 4, 8, 8)).view(2, 3, 5 + classes, 8, 8).permute(0, 1, 3, 4, 2)
@@ -207,7 +207,7 @@ def test_without_pairs_terms_are_zero_and_still_reach_the_head(targets, classes)
         assert head.bias.grad.isfinite().all()
 
 
-def test_one_class_costs_nothing_for_classes():
+def test_single_class_has_no_class_loss():
     raw = {name: level[..., :6] for name, level in golden_raw().items()}
     targets = TARGETS.clone()
     targets[:, 1] = 0
@@ -216,7 +216,7 @@ def test_one_class_costs_nothing_for_classes():
     assert terms["box"] > 0
 
 
-def test_images_whose_boxes_are_unknown_take_no_part():
+def test_images_with_unknown_boxes_are_ignored():
     known = torch.tensor([True, False])
     expected, _ = gradients(TARGETS[TARGETS[:, 0] == 0])
     raw = {name: level[:1].clone().requires_grad_() for name, level in golden_raw().items()}
@@ -230,7 +230,7 @@ def test_images_whose_boxes_are_unknown_take_no_part():
     assert all(grad.abs().sum() == 0 for grad in grads)
 
 
-def test_half_precision_maps_are_computed_in_float32_also_under_autocast():
+def test_loss_is_float32_under_autocast():
     raw = {name: level.bfloat16().requires_grad_() for name, level in golden_raw().items()}
     exact = values(make()({name: level.float() for name, level in raw.items()}, batch_of(TARGETS)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -241,7 +241,7 @@ def test_half_precision_maps_are_computed_in_float32_also_under_autocast():
     assert raw["level0"].grad.dtype == torch.bfloat16
 
 
-def test_gradients_keep_the_memory_layout_of_the_convolution():
+def test_gradients_keep_memory_format():
     output = torch.randn(2, 24, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
     raw = output.view(2, 3, 8, 8, 8).permute(0, 1, 3, 4, 2)
     loss = make(HeadSpec("detect", 3, (8,), P5[:1]))
@@ -249,19 +249,19 @@ def test_gradients_keep_the_memory_layout_of_the_convolution():
     assert output.grad.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_inference_mode_gives_the_same_terms():
+def test_inference_mode():
     with torch.inference_mode():
         terms = make().eval()(golden_raw(), batch_of(TARGETS))
     assert values(terms) == values(make()(golden_raw(), batch_of(TARGETS)))
 
 
-def test_mask_coefficients_change_nothing():
+def test_mask_coefficients_are_ignored():
     raw = golden_raw(extra=4)
     plain = {name: level[..., :8] for name, level in raw.items()}
     assert values(make()(raw, batch_of(TARGETS))) == values(make()(plain, batch_of(TARGETS)))
 
 
-def test_class_weights_multiply_their_class():
+def test_class_weights():
     plain = values(make()(golden_raw(), batch_of(TARGETS)))
     assert values(make(class_weights=[2, 2, 2])(golden_raw(), batch_of(TARGETS)))["cls"] == pytest.approx(
         2 * plain["cls"]
@@ -272,7 +272,7 @@ def test_class_weights_multiply_their_class():
         make(class_weights=[1, 2])
 
 
-def test_autobalance_moves_the_levels_weights_only_in_training_and_is_saved():
+def test_autobalance():
     loss = make(autobalance=True)
     loss.eval()(golden_raw(), batch_of(TARGETS))
     assert loss.balance.tolist() == pytest.approx([4, 1, 0.4])
@@ -296,7 +296,7 @@ def objectness_per_level():
     return torch.stack(found)
 
 
-def test_two_and_four_levels_are_balanced_by_position():
+def test_level_balance():
     assert make(HeadSpec("detect", 3, (8, 16), P5[:2])).balance.tolist() == pytest.approx([4, 1])
     four = HeadSpec("detect", 3, (8, 16, 32, 64), (*P5, P5[2]))
     assert make(four).balance.tolist() == pytest.approx([4, 1, 0.25, 0.06])
@@ -304,9 +304,9 @@ def test_two_and_four_levels_are_balanced_by_position():
         make(HeadSpec("detect", 3, (), ()))
 
 
-def test_focal_weight_has_a_finite_gradient_at_certain_outputs():
+def test_focal_gradient_is_finite():
     logits = torch.tensor([200.0, -200.0, 0.0], requires_grad=True)
-    binary_loss(logits, torch.tensor([1.0, 0.0, 1.0]), gamma=0.5).sum().backward()
+    binary_focal_loss(logits, torch.tensor([1.0, 0.0, 1.0]), gamma=0.5).sum().backward()
     assert logits.grad.isfinite().all()
 
 
@@ -331,7 +331,7 @@ def reference_batch(folder, names):
     return Batch(torch.stack(images), torch.from_numpy(np.concatenate(rows)).float(), [None] * len(names))
 
 
-def test_official_network_on_eight_images_gives_the_official_terms(shared, coco128):
+def test_official_loss_terms(shared, coco128):
     checkpoint = pytest.importorskip("models.checkpoint")
     reference = json.loads((shared / "reference" / "detect_loss_yolov5n_coco128_first8.json").read_text())
     network = checkpoint.load_checkpoint(shared / "weights" / "yolov5n.pt").network.float().eval()

@@ -82,11 +82,11 @@ def plain(raw, batch, found):
 
 
 @pytest.mark.parametrize("chunk", [1, 3 * 256, 2**21])
-@pytest.mark.parametrize("split", ["by_label", "by_image"])
-def test_gradient_equals_that_of_plain_autograd(monkeypatch, chunk, split):
+@pytest.mark.parametrize("split", ["chunks_by_label", "chunks_by_image"])
+def test_gradient_matches_autograd(monkeypatch, chunk, split):
     """Label by label is how a CPU computes it, image by image a GPU."""
     monkeypatch.setattr(segment, "_CHUNK", chunk)
-    monkeypatch.setattr(segment, "by_label", getattr(segment, split))
+    monkeypatch.setattr(segment, "chunks_by_label", getattr(segment, split))
     batch = batch_of(rectangles(TARGETS))
     first, second = raw_of(True), raw_of(True)
     ours = loss()
@@ -101,7 +101,7 @@ def test_gradient_equals_that_of_plain_autograd(monkeypatch, chunk, split):
 @pytest.mark.parametrize(
     "masks", [None, torch.zeros(0, 16, 16, dtype=torch.bool), torch.zeros(2, 16, 16, dtype=torch.uint8)]
 )
-def test_without_objects_the_term_is_zero_and_still_reaches_the_head(masks):
+def test_no_objects(masks):
     raw = raw_of(True)
     terms = loss()(raw, batch_of(masks, TARGETS[:0]))
     assert float(terms["seg"].detach()) == 0
@@ -109,14 +109,14 @@ def test_without_objects_the_term_is_zero_and_still_reaches_the_head(masks):
     assert all(value.grad is not None and torch.isfinite(value.grad).all() for value in raw.values())
 
 
-def test_images_without_box_labels_count_no_mask():
+def test_images_with_unknown_boxes_are_ignored():
     batch = batch_of(rectangles(TARGETS), boxes_known=torch.tensor([True, False]))
     raw = raw_of(True)
     loss()(raw, batch)["seg"].backward()
     assert raw["prototypes"].grad[0].abs().sum() > 0 and raw["prototypes"].grad[1].abs().sum() == 0
 
 
-def test_padded_pairs_change_nothing(monkeypatch):
+def test_padded_pairs(monkeypatch):
     """On a GPU the assignment keeps candidates that are no pairs."""
     wanted = loss()(raw_of(), batch_of(rectangles(TARGETS)))
     original = segment.DetectLoss._assign
@@ -134,7 +134,7 @@ def test_padded_pairs_change_nothing(monkeypatch):
         assert float(found[name]) == pytest.approx(float(wanted[name]), rel=1e-6)
 
 
-def test_half_precision_of_the_network_is_widened():
+def test_half_precision_is_widened():
     raw = {name: value.bfloat16() for name, value in raw_of().items()}
     with torch.autocast("cpu", torch.bfloat16):
         terms = loss()(raw, batch_of(rectangles(TARGETS)))
@@ -142,12 +142,12 @@ def test_half_precision_of_the_network_is_widened():
     assert float(terms["seg"]) == pytest.approx(GOLDEN["seg"], rel=0.02)
 
 
-def test_objects_without_masks_are_refused():
+def test_missing_masks():
     with pytest.raises(ValueError, match="no masks"):
         loss()(raw_of(), batch_of(None))
 
 
-def test_ranks_terms_add_up(monkeypatch):
+def test_rank_terms_sum_to_one_process(monkeypatch):
     """Two ranks with one image each, played one after the other, against one process with both."""
     masks = rectangles(TARGETS)
     ours = loss().train()

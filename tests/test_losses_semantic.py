@@ -63,7 +63,7 @@ def test_golden_values(changes, aux, wanted):
     assert float(terms["seg"]) == pytest.approx(wanted, abs=1e-5)
 
 
-def test_the_gain_multiplies_and_is_a_third_by_default():
+def test_gain():
     assert float(make(hyp=Hyp())({"logits": golden_scores(0.0)}, batch_of(golden_labels()))["seg"]) == pytest.approx(
         0.35 * 4.369271, abs=1e-5
     )
@@ -109,7 +109,7 @@ KINDS = {
 
 @pytest.mark.parametrize("chunk", [600, 2**18])
 @pytest.mark.parametrize("kind", KINDS)
-def test_value_and_gradient_equal_those_of_plain_autograd(kind, chunk, monkeypatch):
+def test_value_and_gradient_match_autograd(kind, chunk, monkeypatch):
     monkeypatch.setattr(maps_of_classes, "_CPU_CHUNK", chunk)
     monkeypatch.setattr(maps_of_classes, "_CPU_WIDTH", chunk // 30)
     changes, reference = KINDS[kind]
@@ -128,7 +128,7 @@ def test_value_and_gradient_equal_those_of_plain_autograd(kind, chunk, monkeypat
 @pytest.mark.parametrize("on_gpu", [False, True])
 @pytest.mark.parametrize("changes", [{}, {"seg_loss": "ohem"}, {"seg_loss": "prob_ohem"}, {"seg_loss": "focal"}])
 @pytest.mark.parametrize("labels", [None, torch.full((2, 40, 48), 255, dtype=torch.uint8)])
-def test_without_labels_every_term_is_zero_and_reaches_all_outputs(changes, labels, on_gpu, monkeypatch):
+def test_no_labels(changes, labels, on_gpu, monkeypatch):
     if on_gpu:
         monkeypatch.setattr(pixels, "_without_use", lambda counts: False)
     raw = {name: value.requires_grad_() for name, value in random_case()[0].items()}
@@ -142,7 +142,7 @@ def test_without_labels_every_term_is_zero_and_reaches_all_outputs(changes, labe
 
 @pytest.mark.parametrize("on_gpu", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_image_without_labels_changes_nothing_for_the_others(kind, on_gpu, monkeypatch):
+def test_unlabelled_image_does_not_affect_others(kind, on_gpu, monkeypatch):
     """Mixed batches hold images that have boxes only. On a GPU these are computed as well, to no avail."""
     if on_gpu:
         monkeypatch.setattr(pixels, "_without_use", lambda counts: False)
@@ -158,7 +158,7 @@ def test_an_image_without_labels_changes_nothing_for_the_others(kind, on_gpu, mo
 
 
 @pytest.mark.parametrize("kind", ["ce", "weighted", "smoothed", "focal", "dice"])
-def test_ranks_terms_and_gradients_add_up_to_those_of_one_process(kind, monkeypatch):
+def test_ranks_match_one_process(kind, monkeypatch):
     """Two ranks with one image each, played one after the other: each is told the sums of both."""
     changes = KINDS[kind][0] if kind in KINDS else {"seg_dice": 1.0}
     raw, labels = random_case()
@@ -185,7 +185,7 @@ def test_ranks_terms_and_gradients_add_up_to_those_of_one_process(kind, monkeypa
     assert total == pytest.approx(float(sum(terms.values()).detach()), rel=1e-5)
 
 
-def test_in_evaluation_ranks_do_not_wait_for_each_other(monkeypatch):
+def test_evaluation_has_no_collectives(monkeypatch):
     monkeypatch.setattr(semantic, "sum_over_ranks", lambda value: pytest.fail("asked the other ranks"))
     raw, labels = random_case()
     with torch.inference_mode():
@@ -193,7 +193,7 @@ def test_in_evaluation_ranks_do_not_wait_for_each_other(monkeypatch):
     assert float(terms["seg"]) == pytest.approx(float(plain.plain_entropy(raw["logits"], labels)), rel=1e-5)
 
 
-def test_training_after_scoring_at_the_same_size_works():
+def test_training_after_evaluation():
     """What enlarges maps is kept between calls; made in inference mode it would be of no use to autograd."""
     raw, labels = random_case(large=(37, 53), seed=4)
     loss = make(spec_of(5), seg_dice=1.0, seg_lovasz=1.0)
@@ -204,7 +204,7 @@ def test_training_after_scoring_at_the_same_size_works():
     assert {name: float(value.detach()) for name, value in found.items()} == pytest.approx(wanted, rel=1e-6)
 
 
-def test_in_evaluation_maps_are_laid_onto_the_original_without_its_border():
+def test_evaluation_loss_ignores_padding():
     """An image of 20 x 60 lies in the middle of 64 x 64; its labels have its own size."""
     rng = torch.Generator().manual_seed(1)
     logits = torch.randn(1, 3, 64, 64, generator=rng)
@@ -216,7 +216,7 @@ def test_in_evaluation_maps_are_laid_onto_the_original_without_its_border():
 
 
 @pytest.mark.parametrize("mode", ["autocast", "half"])
-def test_arithmetic_is_float32_also_under_autocast(mode):
+def test_loss_is_float32_under_autocast(mode):
     raw, labels = random_case()
     raw = {name: value.bfloat16().requires_grad_() for name, value in raw.items()}
     wanted = make(spec_of(5))({name: value.float() for name, value in raw.items()}, batch_of(labels))["seg"]
@@ -227,18 +227,18 @@ def test_arithmetic_is_float32_also_under_autocast(mode):
     assert raw["logits"].grad.dtype == torch.bfloat16
 
 
-def test_channels_last_maps_cost_the_same():
+def test_channels_last():
     raw, labels = random_case()
     last = {name: value.to(memory_format=torch.channels_last) for name, value in raw.items()}
     first, second = (float(make(spec_of(5))(maps, batch_of(labels))["seg"]) for maps in (raw, last))
     assert first == pytest.approx(second, rel=1e-6)
 
 
-def test_dice_is_one_minus_twice_the_overlap():
+def test_dice():
     """Two pixels of class 0, one of class 1: by hand (smoothed by 1)."""
     probabilities = torch.tensor([[0.9, 0.6, 0.3], [0.1, 0.4, 0.7], [0.0, 0.0, 0.0]])
     first, second = (2 * 1.5 + 1) / (1.8 + 2 + 1), (2 * 0.7 + 1) / (1.2 + 1 + 1)
-    found = pixels.dice(probabilities, torch.tensor([0, 0, 1]))
+    found = pixels.dice_loss(probabilities, torch.tensor([0, 0, 1]))
     assert float(found) == pytest.approx(1 - (first + second) / 2)
 
 
@@ -256,7 +256,7 @@ def jaccard_extension(errors, wanted):
     return total
 
 
-def test_lovasz_is_the_extension_of_the_jaccard_loss():
+def test_lovasz():
     rng = torch.Generator().manual_seed(3)
     probabilities = torch.rand(4, 9, generator=rng).softmax(dim=0)
     classes = torch.tensor([0, 0, 1, 1, 1, 3, 3, 0, 1])
@@ -265,25 +265,26 @@ def test_lovasz_is_the_extension_of_the_jaccard_loss():
         truth = [int(value == label) for value in classes.tolist()]
         errors = [abs(t - p) for t, p in zip(truth, probabilities[label].tolist(), strict=True)]
         wanted.append(jaccard_extension(errors, truth))
-    assert float(pixels.lovasz(probabilities, classes)) == pytest.approx(sum(wanted) / 3, rel=1e-5)
+    assert float(pixels.lovasz_softmax_loss(probabilities, classes)) == pytest.approx(sum(wanted) / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["dice", "lovasz"])
-def test_overlap_terms_are_means_over_labelled_images_with_autograds_gradient(name):
+def test_overlap_terms_gradient(name):
     raw, labels = random_case()
     labels[1] = 255
     first, second = (raw["logits"].clone().requires_grad_() for _ in range(2))
     term = make(spec_of(5), **{f"seg_{name}": 0.5})({"logits": first}, batch_of(labels))[name]
     known = labels[0] != 255
     large = interpolate(second, size=labels.shape[1:], mode="bilinear", align_corners=True)[0]
-    wanted = getattr(pixels, name)(large[:, known].softmax(dim=0), labels[0][known].long()) * 0.5
+    region_loss = {"dice": pixels.dice_loss, "lovasz": pixels.lovasz_softmax_loss}[name]
+    wanted = region_loss(large[:, known].softmax(dim=0), labels[0][known].long()) * 0.5
     assert float(term.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
     term.backward()
     wanted.backward()
     torch.testing.assert_close(first.grad, second.grad, rtol=1e-4, atol=1e-8)
 
 
-def test_a_perfect_map_costs_next_to_nothing_in_every_term():
+def test_perfect_prediction():
     labels = torch.randint(0, 5, (1, 9, 9), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     logits = 60 * torch.nn.functional.one_hot(labels.long(), 5).permute(0, 3, 1, 2).float()
     for kind in ("ce", "ohem", "prob_ohem", "focal"):
@@ -294,7 +295,7 @@ def test_a_perfect_map_costs_next_to_nothing_in_every_term():
         assert torch.isfinite(maps.grad).all()
 
 
-def test_class_weights_by_name_and_by_list():
+def test_class_weights():
     assert semantic.class_weights(Hyp(seg_class_weights="deeplab"), 19).tolist() == pytest.approx(
         [0.8373, 0.9180, 0.8660, 1.0345, 1.0166, 0.9969, 0.9754, 1.0489, 0.8786, 1.0023, 0.9539, 0.9843, 1.1116,
          0.9037, 1.0865, 1.0955, 1.0865, 1.1529, 1.0507]
@@ -305,7 +306,7 @@ def test_class_weights_by_name_and_by_list():
             make(seg_class_weights=given)
 
 
-def test_auxiliary_weights_must_be_as_many_as_outputs():
+def test_auxiliary_weights_count():
     raw, labels = random_case()
     with pytest.raises(UserError, match=r"seg_aux: 3 weights for the 2 auxiliary outputs aux16, aux32"):
         make(spec_of(5), seg_aux=(1.0, 1.0, 1.0))(raw, batch_of(labels))
@@ -336,13 +337,13 @@ def test_auxiliary_weights_must_be_as_many_as_outputs():
         ({"seggain": 0.35}, "unknown key 'seggain'"),
     ],
 )
-def test_bad_options_are_one_line(values, message):
+def test_invalid_options(values, message):
     with pytest.raises(UserError, match=message) as caught:
         Hyp.from_dict(values, "hyp.yaml")
     assert str(caught.value).startswith("hyp.yaml: ") and "\n" not in str(caught.value)
 
 
-def test_options_survive_being_written_and_read(tmp_path):
+def test_options_round_trip(tmp_path):
     from utils.core.yaml_file import write_yaml
 
     hyp = Hyp(seg_loss="ohem", seg_aux=(0.15, 0.05), seg_class_weights="deeplab", seg_threshold=0.6)

@@ -18,9 +18,15 @@ from utils.core.contracts import Batch, EvalSettings, Geometry, HeadSpec, ImageI
 from utils.core.errors import UserError
 from utils.metrics import EVALUATORS
 from utils.metrics.average_precision import average_precision, evaluate_detections, smooth, weighted_sum
-from utils.metrics.coco import COCO_NAMES, coco_numbers, match_categories, truth_from_file, truth_from_labels
+from utils.metrics.coco import (
+    COCO_NAMES,
+    coco_metrics,
+    ground_truth_from_file,
+    ground_truth_from_labels,
+    match_categories,
+)
 from utils.metrics.confusion import ConfusionMatrix
-from utils.metrics.matching import match, pairs_by_overlap
+from utils.metrics.matching import match_detections, match_one_to_one
 from utils.ops.iou import pairwise_iou_numpy
 
 G7_DETECTIONS = np.array([(0, 0, 10, 10), (1, 0, 11, 10), (0, 0, 10, 10)], dtype=float)
@@ -28,13 +34,13 @@ G7_SCORES, G7_CLASSES = np.array([0.9, 0.8, 0.7]), np.array([0, 0, 1])
 G7_LABEL = np.array([(1, 0, 11, 10)], dtype=float)
 
 
-def test_average_precision_gives_the_golden_value():
+def test_average_precision_golden_value():
     recall, precision = np.array((0.1, 0.2, 0.2, 0.4, 0.6, 0.6)), np.array((1, 1, 0.6667, 0.75, 0.6, 0.5))
     assert average_precision(recall, precision)[0] == pytest.approx(0.58325, abs=1e-5)
     assert average_precision(np.ones(1), np.ones(1))[0] == pytest.approx(0.995, abs=1e-9)
 
 
-def test_scores_of_two_classes_give_golden_values():
+def test_scores_golden_values():
     correct = np.array([[1, 1], [1, 0], [0, 0], [1, 1], [0, 0], [1, 0]], dtype=bool)
     scores = np.array([0.9, 0.8, 0.75, 0.6, 0.5, 0.3])
     result = evaluate_detections(correct, scores, np.array([0, 0, 0, 1, 1, 0]), np.array([0, 0, 0, 1, 1]))
@@ -51,7 +57,7 @@ def test_scores_of_two_classes_give_golden_values():
     assert (again.ap == result.ap).all()
 
 
-def test_smoothing_and_ranking_give_golden_values():
+def test_smoothing_and_fitness_golden_values():
     wave = np.array([0, 1, 2, 3, 10, 3, 2, 1] + [0] * 12, dtype=float)
     expected = [0.3333, 1, 2, 5, 5.3333, 5, 2, 1, 0.3333] + [0] * 11
     assert smooth(wave, 0.1) == pytest.approx(expected, abs=1e-4)
@@ -59,7 +65,7 @@ def test_smoothing_and_ranking_give_golden_values():
     assert weighted_sum(numbers, {"map50": 0.1, "map50_95": 0.9}) == pytest.approx(0.31)
 
 
-def test_classes_without_detections_count_zero_and_classes_without_labels_not_at_all():
+def test_classes_without_detections_or_labels():
     result = evaluate_detections(np.ones((1, 10), bool), np.array([0.9]), np.array([0]), np.array([0, 5]))
     assert result.classes.tolist() == [0, 5]
     assert result.ap[1].tolist() == [0] * 10
@@ -67,29 +73,29 @@ def test_classes_without_detections_count_zero_and_classes_without_labels_not_at
     assert len(nothing.classes) == 0
 
 
-def test_matching_prefers_the_more_confident_detection_at_each_threshold():
+def test_matching_prefers_confidence():
     overlap = pairwise_iou_numpy(G7_LABEL, G7_DETECTIONS)
     assert overlap[0] == pytest.approx([0.818182, 1, 0.818182], abs=1e-6)
-    correct = match(overlap, (G7_CLASSES == 0)[None])
+    correct = match_detections(overlap, (G7_CLASSES == 0)[None])
     assert correct.astype(int).tolist() == [[1] * 7 + [0] * 3, [0] * 7 + [1] * 3, [0] * 10]
 
 
-def test_matching_gives_each_label_one_detection_and_each_detection_its_best_label():
+def test_matching_is_one_to_one():
     overlap = np.array([[0.9, 0.6, 0.0], [0.7, 0.8, 0.5]])
-    correct = match(overlap, np.ones((2, 3), dtype=bool))
+    correct = match_detections(overlap, np.ones((2, 3), dtype=bool))
     assert correct[:, 0].tolist() == [True, True, False]
     assert correct[:, 8].tolist() == [True, False, False]  # at .9, which an overlap of .9 reaches
-    assert match(np.zeros((0, 3)), np.zeros((0, 3), bool)).shape == (3, 10)
-    assert not match(np.zeros((2, 2)), np.ones((2, 2), bool)).any()  # boxes that only touch
+    assert match_detections(np.zeros((0, 3)), np.zeros((0, 3), bool)).shape == (3, 10)
+    assert not match_detections(np.zeros((2, 2)), np.ones((2, 2), bool)).any()  # boxes that only touch
 
 
-def test_confusion_gives_the_golden_matrix():
+def test_confusion_golden_matrix():
     matrix = ConfusionMatrix(2)
     matrix.add(G7_DETECTIONS, G7_SCORES, G7_CLASSES, G7_LABEL, np.array([0]))
     assert matrix.matrix.tolist() == [[1, 0, 1], [0, 0, 1], [0, 0, 0]]
 
 
-def test_confusion_counts_every_false_alarm_and_every_miss():
+def test_confusion_false_positives_and_misses():
     matrix = ConfusionMatrix(2)
     none, label = np.zeros((0, 4)), np.array([[50.0, 50, 60, 60]])
     matrix.add(G7_DETECTIONS[:1], np.array([0.9]), np.array([1]), none, np.zeros(0))  # no labels
@@ -100,11 +106,11 @@ def test_confusion_counts_every_false_alarm_and_every_miss():
     assert matrix.matrix.tolist() == [[0, 0, 0], [1, 0, 2], [2, 1, 0]]
 
 
-def test_pairs_are_taken_by_overlap_and_losers_get_nothing_else():
+def test_confusion_pairs_by_iou():
     overlap = np.array([[0.5, 0.9, 0.0], [0.48, 0.6, 0.0]])
-    assert sorted(pairs_by_overlap(overlap, 0.45)) == [(0, 1)]  # detection 0 prefers label 0 and loses it
-    assert pairs_by_overlap(np.array([[0.45]]), 0.45) == []
-    assert pairs_by_overlap(np.zeros((0, 3)), 0.45) == []
+    assert sorted(match_one_to_one(overlap, 0.45)) == [(0, 1)]  # detection 0 prefers label 0 and loses it
+    assert match_one_to_one(np.array([[0.45]]), 0.45) == []
+    assert match_one_to_one(np.zeros((0, 3)), 0.45) == []
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -137,7 +143,7 @@ def pycocotools_numbers(truth_json, rows, image_ids):
     return dict(zip(COCO_NAMES, evaluation.stats.tolist(), strict=True))
 
 
-def test_coco_sample_with_crowds_gives_the_expected_statistics(shared, capfd):
+def test_coco_sample_with_crowds(shared, capfd):
     folder = shared / "reference" / "cocoapi_val2014_100"
     expected = json.loads((folder / "EXPECTED_pycocotools_stats.json").read_text())["bbox"]
     content = json.loads((folder / "instances_val2014_100.json").read_text())
@@ -145,13 +151,13 @@ def test_coco_sample_with_crowds_gives_the_expected_statistics(shared, capfd):
     images = sorted(image["id"] for image in content["images"])
     names = [category["name"] for category in content["categories"]]
     paths = {index: f"{image:012d}.jpg" for index, image in enumerate(images)}
-    truth = truth_from_file(folder / "instances_val2014_100.json", names, paths)
+    truth = ground_truth_from_file(folder / "instances_val2014_100.json", names, paths)
     found = by_image(rows, truth.category_ids, images)
-    numbers = coco_numbers(truth, found)
+    numbers = coco_metrics(truth, found)
     whole = {name: expected[name] for name in COCO_NAMES}
     assert numbers == pytest.approx(whole, abs=1e-6)
     assert any(annotation["iscrowd"] for annotation in content["annotations"])
-    half = coco_numbers(truth, dict(list(found.items())[::2]))  # other images of the file do not count as missed
+    half = coco_metrics(truth, dict(list(found.items())[::2]))  # other images of the file do not count as missed
     reference = pycocotools_numbers(folder / "instances_val2014_100.json", rows, images[::2])
     assert half == pytest.approx(reference, abs=1e-6)
     assert capfd.readouterr().out == ""
@@ -199,50 +205,50 @@ NAMES = ("ant", "bee", "cat", "dog")
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_random_scenes_give_pycocotools_numbers(tmp_path, seed):
+def test_random_scenes_match_pycocotools(tmp_path, seed):
     labels, found = random_scene(seed)
     path = coco_json(tmp_path / "truth.json", labels, NAMES)
-    truth = truth_from_file(path, NAMES, {index: f"b/{index:03d}.png" for index in labels})
+    truth = ground_truth_from_file(path, NAMES, {index: f"b/{index:03d}.png" for index in labels})
     settings = EvalSettings(names=NAMES, annotations=path, save_json=tmp_path / "found.json")
     evaluator = filled(EVALUATORS.get("detect")(HeadSpec("detect", 4), settings), labels, found, "b/{:03d}.png")
-    numbers = evaluator.compute().numbers
+    numbers = evaluator.compute().metrics
     rows = json.loads((tmp_path / "found.json").read_text())
     expected = pycocotools_numbers(path, rows, [index + 100 for index in labels])
     assert {name: numbers[f"coco/{name}"] for name in COCO_NAMES} == pytest.approx(expected, abs=1e-6)
-    assert coco_numbers(truth, found) == pytest.approx(expected, abs=1e-3)
+    assert coco_metrics(truth, found) == pytest.approx(expected, abs=1e-3)
     assert rows[0].keys() == {"image_id", "category_id", "bbox", "score"}
     assert all(round(value, 3) == value for value in rows[0]["bbox"])
 
 
-def test_labels_in_memory_give_the_numbers_of_the_same_labels_in_a_file(tmp_path):
+def test_coco_labels_from_memory_match_file(tmp_path):
     labels, found = random_scene(3)
     path = coco_json(tmp_path / "truth.json", labels, NAMES)
     content = json.loads(path.read_text())
     for annotation in content["annotations"]:
         annotation["iscrowd"] = 0
     path.write_text(json.dumps(content))
-    from_file = truth_from_file(path, NAMES, {index: f"{index:03d}.jpg" for index in labels})
+    from_file = ground_truth_from_file(path, NAMES, {index: f"{index:03d}.jpg" for index in labels})
     images = {index: (f"{index:03d}.jpg", (480, 640)) for index in labels}
-    in_memory = truth_from_labels(NAMES, images, labels)
-    assert coco_numbers(in_memory, found) == pytest.approx(coco_numbers(from_file, found), abs=1e-9)
+    in_memory = ground_truth_from_labels(NAMES, images, labels)
+    assert coco_metrics(in_memory, found) == pytest.approx(coco_metrics(from_file, found), abs=1e-9)
 
 
-def test_coco_without_labels_or_detections_is_quiet(capfd):
+def test_coco_without_labels_or_detections(capfd):
     none = np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)
     box = np.array([[1.0, 1, 50, 50]]), np.array([0.9]), np.array([0])
     images = {0: ("0.jpg", (100, 100))}
-    unlabelled = truth_from_labels(NAMES, images, {0: (none[0], none[2])})
-    labelled = truth_from_labels(NAMES, images, {0: (box[0], box[2])})
-    assert set(coco_numbers(unlabelled, {0: none}).values()) == {-1}
-    assert set(coco_numbers(unlabelled, {0: box}).values()) == {-1}
-    assert coco_numbers(labelled, {0: none})["AP"] == 0
-    assert coco_numbers(labelled, {0: box})["AP"] == pytest.approx(1)
-    assert set(coco_numbers(truth_from_labels(NAMES, {}, {}), {}).values()) == {-1}
+    unlabelled = ground_truth_from_labels(NAMES, images, {0: (none[0], none[2])})
+    labelled = ground_truth_from_labels(NAMES, images, {0: (box[0], box[2])})
+    assert set(coco_metrics(unlabelled, {0: none}).values()) == {-1}
+    assert set(coco_metrics(unlabelled, {0: box}).values()) == {-1}
+    assert coco_metrics(labelled, {0: none})["AP"] == 0
+    assert coco_metrics(labelled, {0: box})["AP"] == pytest.approx(1)
+    assert set(coco_metrics(ground_truth_from_labels(NAMES, {}, {}), {}).values()) == {-1}
     captured = capfd.readouterr()
     assert captured.out == captured.err == ""
 
 
-def test_classes_are_matched_by_name_then_by_order_else_refused():
+def test_coco_class_matching():
     categories = [{"id": 7, "name": "Dog"}, {"id": 9, "name": "cat "}]
     path = Path("x.json")
     assert match_categories(path, ("cat", "dog"), categories) == (9, 7)
@@ -253,19 +259,19 @@ def test_classes_are_matched_by_name_then_by_order_else_refused():
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[1]", '{"images": [1], "annotations": []}'])
-def test_bad_annotation_files_are_one_line_errors(tmp_path, content):
+def test_bad_annotation_files(tmp_path, content):
     path = tmp_path / "truth.json"
     if content is not None:
         path.write_text(content)
     with pytest.raises(UserError, match=r"truth\.json") as caught:
-        truth_from_file(path, NAMES, {0: "000.jpg"})
+        ground_truth_from_file(path, NAMES, {0: "000.jpg"})
     assert "\n" not in str(caught.value)
 
 
-def test_annotations_of_another_split_are_refused(tmp_path):
+def test_annotations_of_another_split(tmp_path):
     path = coco_json(tmp_path / "truth.json", random_scene(0, images=2)[0], NAMES)
     with pytest.raises(UserError, match="none of the 1 images"):
-        truth_from_file(path, NAMES, {0: "elsewhere.jpg"})
+        ground_truth_from_file(path, NAMES, {0: "elsewhere.jpg"})
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -299,13 +305,13 @@ def make(num_classes=4, **settings):
     )
 
 
-def test_perfect_detections_score_one():
+def test_perfect_detections():
     labels = {0: (np.array([[10.0, 20, 110, 220], [300, 100, 400, 150]]), np.array([0, 2]))}
     found = {0: (labels[0][0], np.array([0.9, 0.8]), labels[0][1])}
     scores = filled(make(), labels, found).compute()
-    assert scores.numbers["map50_95"] == pytest.approx(0.995)
-    assert scores.numbers["coco/AP"] == pytest.approx(1)
-    assert scores.numbers["precision"] == scores.numbers["recall"] == 1
+    assert scores.metrics["map50_95"] == pytest.approx(0.995)
+    assert scores.metrics["coco/AP"] == pytest.approx(1)
+    assert scores.metrics["precision"] == scores.metrics["recall"] == 1
     assert scores.per_class == {0: pytest.approx(0.995), 2: pytest.approx(0.995)}
     assert [name for name, _ in scores.rows] == ["all", "ant", "cat"]
     assert set(scores.columns) == set(scores.rows[0][1])
@@ -314,25 +320,25 @@ def test_perfect_detections_score_one():
     assert scores.details.f1.shape == (2, 1000)
 
 
-def test_an_epoch_without_detections_or_labels_scores_zero():
+def test_no_detections_or_labels():
     nothing = np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=int)
     labels = {0: (np.array([[10.0, 20, 110, 220]]), np.array([0]))}
-    numbers = filled(make(), labels, {0: nothing}).compute().numbers
+    numbers = filled(make(), labels, {0: nothing}).compute().metrics
     assert numbers["map50"] == numbers["coco/AP"] == 0
     empty = filled(make(), {0: (nothing[0], nothing[2])}, {0: nothing}).compute()
-    assert empty.numbers["map50"] == 0
+    assert empty.metrics["map50"] == 0
     assert empty.rows == [("all", dict.fromkeys(empty.columns, 0) | {"Images": 1})]
     assert make().compute().rows[0][1]["Images"] == 0
 
 
-def test_one_class_works():
+def test_single_class():
     labels, found = random_scene(5, classes=1)
     scores = filled(make(num_classes=1), labels, found).compute()
-    assert 0 < scores.numbers["map50_95"] < 1
+    assert 0 < scores.metrics["map50_95"] < 1
     assert scores.details.confusion.shape == (2, 2)
 
 
-def test_images_whose_boxes_are_unknown_are_left_out():
+def test_images_with_unknown_boxes_are_ignored():
     evaluator = make()
     info = ImageInfo(0, "0.jpg", Geometry((10, 10), (10, 10)))
     result = Results(info, torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long())
@@ -341,16 +347,16 @@ def test_images_whose_boxes_are_unknown_are_left_out():
     assert evaluator.compute().rows[0][1]["Images"] == 0
 
 
-def test_scores_do_not_depend_on_the_order_of_batches_nor_on_repeated_images():
+def test_scores_independent_of_order_and_repeats():
     labels, found = random_scene(7)
     expected = filled(make(), labels, found).compute()
     shuffled = [*np.random.default_rng(0).permutation(len(labels)).tolist(), 3, 0]
     again = filled(make(), labels, found, indices=shuffled).compute()
-    assert again.numbers == expected.numbers
+    assert again.metrics == expected.metrics
     assert (again.details.confusion == expected.details.confusion).all()
 
 
-def test_an_epoch_the_size_of_coco128_is_scored_in_a_moment():
+def test_evaluation_speed():
     labels, found = random_scene(8, images=128)
     evaluator = filled(make(), labels, found)
     start = time.perf_counter()
@@ -385,14 +391,14 @@ terms.eval()
 for _ in range(1 + rank):  # ranks may have unequal numbers of batches to validate
     alone = sum(term.item() for term in terms(raw, losses.batch_of(targets, images=1)).values())
 Path({out!r}, f"{{rank}}.json").write_text(
-    json.dumps({{"numbers": scores.numbers, "confusion": scores.details.confusion.tolist(), "terms": local,
+    json.dumps({{"numbers": scores.metrics, "confusion": scores.details.confusion.tolist(), "terms": local,
                 "balance": terms.balance.tolist(), "alone": alone}})
 )
 dist.stop()
 """
 
 
-def test_two_processes_give_the_numbers_of_one(tmp_path, root):
+def test_two_processes_match_one(tmp_path, root):
     script = tmp_path / "worker.py"
     script.write_text(WORKER.format(root=str(root), tests=str(root / "tests"), out=str(tmp_path)))
     with socket.socket() as probe:
@@ -408,7 +414,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, root):
 
     labels, found = random_scene(9)
     alone = filled(make(), labels, found).compute()
-    assert first["numbers"] == second["numbers"] == alone.numbers
+    assert first["numbers"] == second["numbers"] == alone.metrics
     assert first["confusion"] == alone.details.confusion.tolist()
 
     from test_losses_detect import TARGETS, batch_of, golden_raw

@@ -64,10 +64,10 @@ def scored(tmp_path_factory):
         result = Results(info, extent(fine.masks), scores[order], guessed[order], masks=fine.masks, fine_masks=fine)
         evaluator.update([result], Batch(torch.zeros(1, 3, SIZE, SIZE), boxes, [info], masks=labels))
         truth.append((labels.numpy(), classes.tolist()))
-    return evaluator.compute().numbers, json.loads(path.read_text()), truth
+    return evaluator.compute().metrics, json.loads(path.read_text()), truth
 
 
-def test_coco_numbers_of_masks_are_those_of_pycocotools(scored):
+def test_mask_scores_match_pycocotools(scored):
     from pycocotools import mask as tools
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -94,7 +94,7 @@ def test_coco_numbers_of_masks_are_those_of_pycocotools(scored):
     assert found == pytest.approx(evaluation.stats.tolist(), abs=1e-9) and 0.2 < found[0] < 0.9
 
 
-def test_written_masks_are_those_that_were_found(scored):
+def test_json_masks_round_trip(scored):
     from pycocotools import mask as tools
 
     _, rows, _ = scored

@@ -35,44 +35,44 @@ def evaluator_of(classes, **settings):
     return EVALUATORS.get("semantic")(spec_of(classes), EvalSettings(**settings))
 
 
-def test_golden_value_of_multiyolov5():
+def test_multiyolov5_golden_value():
     labels, found = golden_labels(), golden_scores(0.0).argmax(dim=1).to(torch.uint8)
     scores = fill(evaluator_of(19), labels, found).compute()
-    assert scores.numbers["miou_absent_zero"] == pytest.approx(0.0230804, abs=1e-7)
-    assert scores.numbers["pixel_accuracy"] == pytest.approx(5 / 96)
+    assert scores.metrics["miou_absent_zero"] == pytest.approx(0.0230804, abs=1e-7)
+    assert scores.metrics["pixel_accuracy"] == pytest.approx(5 / 96)
     assert scores.details.confusion.trace() == 5 and scores.details.confusion.sum() == 96
 
 
-def test_the_weights_of_joint_training_rank_as_multiyolov5_does():
+def test_joint_fitness_weights():
     weights = {"detect/map50": 0.1, "detect/map50_95": 0.2, "semantic/miou": 0.7}
     numbers = {"detect/precision": 0.6, "detect/recall": 0.5, "detect/map50": 0.4, "detect/map50_95": 0.3}
     assert weighted_sum(numbers | {"semantic/miou": 0.7}, weights) == pytest.approx(0.59)
 
 
-def test_a_small_case_by_hand():
+def test_hand_computed_case():
     labels = np.array([[[0, 0, 0, 1], [1, 1, 255, 255]]], np.uint8)
     found = np.array([[[0, 0, 1, 1], [1, 2, 2, 0]]], np.uint8)
     scores = fill(evaluator_of(4), labels, found).compute()
     iou = {"iou/c0": 2 / 3, "iou/c1": 2 / 4, "iou/c2": 0.0}  # class 3 is nowhere
-    assert {name: value for name, value in scores.numbers.items() if name in iou} == pytest.approx(iou)
-    assert "iou/c3" not in scores.numbers
-    assert scores.numbers["miou"] == pytest.approx((2 / 3 + 0.5) / 3)
-    assert scores.numbers["miou_absent_zero"] == pytest.approx((2 / 3 + 0.5) / 4)
-    assert scores.numbers["pixel_accuracy"] == pytest.approx(4 / 6)
-    assert scores.numbers["fw_iou"] == pytest.approx((2 / 3 * 3 + 0.5 * 3) / 6)
+    assert {name: value for name, value in scores.metrics.items() if name in iou} == pytest.approx(iou)
+    assert "iou/c3" not in scores.metrics
+    assert scores.metrics["miou"] == pytest.approx((2 / 3 + 0.5) / 3)
+    assert scores.metrics["miou_absent_zero"] == pytest.approx((2 / 3 + 0.5) / 4)
+    assert scores.metrics["pixel_accuracy"] == pytest.approx(4 / 6)
+    assert scores.metrics["fw_iou"] == pytest.approx((2 / 3 * 3 + 0.5 * 3) / 6)
     assert scores.per_class == pytest.approx({0: 2 / 3, 1: 0.5})
     assert scores.details.confusion.tolist() == [[2, 0, 0, 0], [1, 2, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
     assert scores.columns == ("Images", "Pixels", "IoU", "Accuracy")
     assert [name for name, _ in scores.rows] == ["all", "c0", "c1"]
     assert scores.rows[0][1] == pytest.approx(
-        {"Images": 1, "Pixels": 6, "IoU": scores.numbers["miou"], "Accuracy": 4 / 6}
+        {"Images": 1, "Pixels": 6, "IoU": scores.metrics["miou"], "Accuracy": 4 / 6}
     )
     assert scores.rows[2][1] == pytest.approx({"Images": 1, "Pixels": 3, "IoU": 0.5, "Accuracy": 2 / 3})
     both = "mean IoU 0.3889, with classes that occur nowhere as 0 0.2917; weighted by pixels 0.5833"
     assert table(scores, verbose=False).splitlines()[-1] == both
     zero_scores = fill(evaluator_of(4, absent_as_zero=True), labels, found).compute()
-    assert zero_scores.remark == both  # both ways are always printed
-    zero = zero_scores.numbers
+    assert zero_scores.note == both  # both ways are always printed
+    zero = zero_scores.metrics
     assert zero["miou"] == zero["miou_absent_zero"] == pytest.approx((2 / 3 + 0.5) / 4)
 
 
@@ -105,60 +105,60 @@ def independent(labels, found, classes):
 
 
 @pytest.mark.parametrize("absent", [(), (2,), (0, 5)])
-def test_random_maps_score_as_an_independent_count_says(absent):
+def test_random_maps_match_reference(absent):
     labels, found = random_maps(6, absent=absent)
-    numbers = fill(evaluator_of(6), labels, found).compute().numbers
+    numbers = fill(evaluator_of(6), labels, found).compute().metrics
     wanted = independent(labels, found, 6)
     assert {name: numbers[name] for name in wanted} == pytest.approx(wanted, rel=1e-12)
 
 
 @pytest.mark.parametrize("classes", [6, 19, 133])
-def test_random_maps_score_as_hotcoco_says(classes):
+def test_random_maps_match_hotcoco(classes):
     hotcoco = pytest.importorskip("hotcoco.semantic", reason="this hotcoco has no scores of pixels")
     labels, found = random_maps(classes, absent=(3,))
     other = hotcoco.SemanticEval(classes)
     other.update(labels, found)
     scores = fill(evaluator_of(classes), labels, found).compute()
     wanted = other.results()
-    assert scores.numbers["miou"] == pytest.approx(wanted["mIoU"], rel=1e-9)
-    assert scores.numbers["fw_iou"] == pytest.approx(wanted["fwIoU"], rel=1e-9)
-    assert scores.numbers["pixel_accuracy"] == pytest.approx(wanted["aAcc"], rel=1e-9)
+    assert scores.metrics["miou"] == pytest.approx(wanted["mIoU"], rel=1e-9)
+    assert scores.metrics["fw_iou"] == pytest.approx(wanted["fwIoU"], rel=1e-9)
+    assert scores.metrics["pixel_accuracy"] == pytest.approx(wanted["aAcc"], rel=1e-9)
     assert np.array_equal(scores.details.confusion.T, other.confusion().astype(np.int64))
 
 
-def test_the_order_of_images_and_seeing_one_twice_change_nothing():
+def test_scores_independent_of_order_and_repeats():
     labels, found = random_maps(6, images=4)
     whole = fill(evaluator_of(6), labels, found).compute()
     parts = evaluator_of(6)
     for first in (2, 0, 3, 1, 2):
         fill(parts, labels[first : first + 1], found[first : first + 1], first)
     again = parts.compute()
-    assert again.numbers == whole.numbers and again.rows == whole.rows
+    assert again.metrics == whole.metrics and again.rows == whole.rows
 
 
-def test_ranks_are_joined_exactly(monkeypatch):
+def test_ranks_match_one_process(monkeypatch):
     labels, found = random_maps(6, images=4)
     whole = fill(evaluator_of(6), labels, found).compute()
     ranks = [fill(evaluator_of(6), labels[r::2], found[r::2], first=10 * r) for r in range(2)]
     monkeypatch.setattr(semantic, "gather", lambda value: [rank._counts for rank in ranks])
     for rank in ranks:
         scores = rank.compute()
-        assert scores.numbers == whole.numbers
+        assert scores.metrics == whole.metrics
         assert np.array_equal(scores.details.confusion, whole.details.confusion)
 
 
-def test_batches_and_images_without_labels_count_nowhere():
+def test_unlabelled_images_are_ignored():
     evaluator = evaluator_of(3)
     info = ImageInfo(0, "a.png", Geometry((2, 2), (2, 2)))
     evaluator.update([Results(info)], Batch(torch.zeros(1, 3, 2, 2), torch.zeros(0, 6), [info]))
     fill(evaluator, np.full((1, 2, 2), 255, np.uint8), np.zeros((1, 2, 2), np.uint8))
     scores = evaluator.compute()
     assert scores.rows == [("all", {"Images": 0, "Pixels": 0, "IoU": 0.0, "Accuracy": 0.0})]
-    assert set(scores.numbers) == {"miou", "miou_absent_zero", "pixel_accuracy", "fw_iou"}
-    assert not any(scores.numbers.values()) and scores.per_class == {}
+    assert set(scores.metrics) == {"miou", "miou_absent_zero", "pixel_accuracy", "fw_iou"}
+    assert not any(scores.metrics.values()) and scores.per_class == {}
 
 
-def test_counts_beyond_32_bits_stay_exact():
+def test_large_counts_are_exact():
     evaluator = evaluator_of(2)
     big = 2**40 + 1
     evaluator._counts[0] = semantic.PixelCounts(np.array([0, 1], np.int32), np.array([big, 3]))
@@ -166,7 +166,7 @@ def test_counts_beyond_32_bits_stay_exact():
     assert scores.details.confusion.tolist() == [[big, 0], [3, 0]]
 
 
-def test_faults_name_the_image():
+def test_errors_name_the_image():
     with pytest.raises(UserError, match=r"0\.png: its map of classes has pixels of class 7, but there are 3 classes"):
         fill(evaluator_of(3), np.full((1, 2, 2), 7, np.uint8), np.zeros((1, 2, 2), np.uint8))
     with pytest.raises(ValueError, match=r"0\.png: a map of \(2, 3\) pixels, labels of \(2, 2\)"):
@@ -177,14 +177,14 @@ def test_faults_name_the_image():
         evaluator_of(3).update([Results(info)], batch)
 
 
-def test_names_are_the_heads_own():
+def test_names_of_the_head():
     evaluator = EVALUATORS.get("semantic")(HeadSpec("semantic", 2, names=("road", "sky")), EvalSettings(names=("car",)))
     assert evaluator.names == ("road", "sky")
     assert EVALUATORS.get("semantic")(HeadSpec("semantic", 2), EvalSettings()).names == ("0", "1")
 
 
 @pytest.mark.parametrize("kind", ["ce", "ohem", "prob_ohem", "focal"])
-def test_scores_that_follow_the_loss_downhill_find_the_classes(kind):
+def test_optimising_the_loss_improves_scores(kind):
     """Loss, post-processing and evaluator agree on where pixels are: free scores learn blocks of a small map."""
     rng = torch.Generator().manual_seed(0)
     blocks = torch.randint(0, 5, (2, 4, 6), generator=rng).to(torch.uint8)
@@ -206,4 +206,4 @@ def test_scores_that_follow_the_loss_downhill_find_the_classes(kind):
     POSTPROCESS.get("semantic")(spec_of(5), EvalSettings())({"logits": maps.detach()}, results)
     evaluator = evaluator_of(5)
     evaluator.update(results, batch)
-    assert evaluator.compute().numbers["miou"] > 0.9
+    assert evaluator.compute().metrics["miou"] > 0.9

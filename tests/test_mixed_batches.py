@@ -41,17 +41,17 @@ def same(first: Batch, second: Batch) -> bool:
     ("batch", "share", "sizes"),
     [(16, 0.5, (8, 8)), (5, 0.5, (3, 2)), (18, 0.3, (13, 5)), (2, 0.9, (1, 1)), (16, 0.01, (15, 1)), (7, 0.99, (1, 6))],
 )
-def test_a_batch_is_shared_and_both_get_something(batch, share, sizes):
+def test_batch_fractions(batch, share, sizes):
     assert shared_batch_sizes(batch, share) == sizes and sum(sizes) == batch
 
 
 @pytest.mark.parametrize(("batch", "share"), [(1, 0.5), (8, 0.0), (8, 1.0), (8, -0.1)])
-def test_a_batch_that_cannot_be_shared_is_refused(batch, share):
+def test_batch_too_small_to_divide(batch, share):
     with pytest.raises(UserError, match=r"batch size 1|share"):
         shared_batch_sizes(batch, share)
 
 
-def test_a_mixed_batch_says_what_is_known_of_each_image(data):
+def test_mixed_batch_label_flags(data):
     loader = open_mixed(request(data, share=0.5))
     assert loader.heads == ("detect", "semantic")
     assert (loader.primary.num_batches, loader.secondary.num_batches, loader.num_batches) == (3, 4, 4)
@@ -68,7 +68,7 @@ def test_a_mixed_batch_says_what_is_known_of_each_image(data):
     assert "boxes" in batch.info[0].path and "pixels" in batch.info[2].path
 
 
-def test_the_shorter_set_goes_on_into_its_next_epoch(data):
+def test_shorter_set_wraps_to_next_epoch(data):
     loader = open_mixed(request(data, share=0.5))  # 3 batches of boxes, 4 of pixels
     seen = [[info.index for info in batch.info if info.index < 5] for e in range(3) for batch in loader.epoch(e)]
     assert len(seen) == 12
@@ -79,7 +79,7 @@ def test_the_shorter_set_goes_on_into_its_next_epoch(data):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_can_be_entered_at_any_step_with_any_workers(data, workers, monkeypatch):
+def test_start_in_mid_epoch(data, workers, monkeypatch):
     for module in ("mixed", "loader", "semantic_loader"):
         monkeypatch.setattr(f"utils.datasets.{module}.usable_cpus", lambda: 4)
     plain, loader = open_mixed(request(data)), open_mixed(request(data, workers=workers))
@@ -95,7 +95,7 @@ def test_an_epoch_can_be_entered_at_any_step_with_any_workers(data, workers, mon
     assert same(next(iter(loader.epoch(1))), whole[0])
 
 
-def test_the_ranks_together_make_the_batches_of_one_process(data):
+def test_ranks_match_one_process(data):
     whole = list(open_mixed(request(data, batch_size=4)).epoch(1))
     shares = [list(open_mixed(request(data, batch_size=2), place=(rank, 2)).epoch(1)) for rank in range(2)]
     assert [len(share) for share in shares] == [len(whole)] * 2
@@ -110,7 +110,7 @@ def test_the_ranks_together_make_the_batches_of_one_process(data):
         assert all(torch.equal(wanted[index], found[index]) for index in wanted)
 
 
-def test_both_may_be_the_same_images(tmp_path):
+def test_same_images_for_both_tasks(tmp_path):
     data = pixel_set(tmp_path, 6, boxes=True)
     assert same_images(request(data))
     batch = next(iter(open_mixed(request(data)).epoch(0)))
@@ -119,7 +119,7 @@ def test_both_may_be_the_same_images(tmp_path):
     assert not same_images(request(other)) and not same_images(request(replace(data, semantic=None)))
 
 
-def test_what_makes_no_common_batch_is_refused(data):
+def test_incompatible_loaders(data):
     with pytest.raises(UserError, match="--rect"):
         open_mixed(request(data, rect=True))
     with pytest.raises(UserError, match="--quad"):
@@ -139,7 +139,7 @@ def batch_with(masks: torch.Tensor | None, boxes: int, classes: torch.Tensor | N
     return Batch(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), rows, info, masks=masks, classes=classes)
 
 
-def test_instance_masks_and_classes_of_one_part_are_kept():
+def test_instance_masks_and_classes_are_preserved():
     overlap = torch.ones(2, 4, 4, dtype=torch.uint8)
     both = joined(batch_with(overlap, 3, torch.tensor([4, 5])), batch_with(None, 0))
     assert both.masks.shape == (4, 4, 4) and both.masks.sum(dim=(1, 2)).tolist() == [16, 16, 0, 0]
@@ -150,7 +150,7 @@ def test_instance_masks_and_classes_of_one_part_are_kept():
         joined(batch_with(overlap, 3), batch_with(None, 1))
 
 
-def test_images_without_box_labels_are_no_background_to_the_detection_loss(data):
+def test_unlabelled_images_are_not_background(data):
     """The loss of a mixed batch is that of its images with boxes; the others get no gradient at all."""
     anchors = (((10.0, 13.0), (30.0, 23.0)), ((60.0, 60.0), (40.0, 20.0)))
     loss = LOSSES.get("detect")(HeadSpec("detect", 2, (8, 16), anchors), Hyp())
@@ -169,7 +169,7 @@ def test_images_without_box_labels_are_no_background_to_the_detection_loss(data)
     assert float(taken_for_background["obj"]) != pytest.approx(float(expected["obj"]), rel=1e-3)
 
 
-def test_a_batch_of_pixels_only_costs_the_detection_loss_nothing(data):
+def test_detection_loss_of_semantic_batch_is_zero(data):
     batch = next(iter(open_semantic_loader(request(data)).epoch(0)))
     loss = LOSSES.get("detect")(HeadSpec("detect", 2, (8,), (((10.0, 13.0),),)), Hyp())
     level = torch.randn(4, 1, 8, 8, 7, requires_grad=True)
@@ -179,7 +179,7 @@ def test_a_batch_of_pixels_only_costs_the_detection_loss_nothing(data):
     assert level.grad is not None and level.grad.abs().sum() == 0
 
 
-def test_a_suite_is_scored_part_by_part(data):
+def test_evaluation_suite(data):
     suite = open_suite(request(data, training=False, rect=True))
     assert suite.heads == ("detect", "semantic") and [part.heads for part in suite.parts] == [
         ("detect",),
@@ -196,7 +196,7 @@ def test_a_suite_is_scored_part_by_part(data):
         Suite([])
 
 
-def test_a_mixed_loader_takes_any_two_loaders(data):
+def test_mixed_loader_of_any_loaders(data):
     mixed = MixedLoader(open_loader(request(data, batch_size=1)), open_semantic_loader(request(data, batch_size=3)), ())
     assert mixed.num_batches == 5 and mixed.heads == ()
     assert [len(batch) for batch in mixed.epoch(0)] == [4, 4, 2, 4, 4]  # 7 = 3 + 3 + 1

@@ -83,12 +83,12 @@ def check(network: Network, size: int, expected: tuple, attention: float = 0.0) 
 
 
 @pytest.mark.parametrize("name", DETECTION)
-def test_detector_has_the_published_counts(name):
+def test_detector_published_counts(name):
     check(empty(name), 640, DETECTION[name], ATTENTION_GFLOPS if "transformer" in name else 0.0)
 
 
 @pytest.mark.parametrize("name", CLASSIFICATION)
-def test_classifier_has_the_published_counts(name):
+def test_classifier_published_counts(name):
     with torch.device("meta"):
         network = classification_network(build_network(read_architecture(name)), 1000)
     check(network, 224, CLASSIFICATION[name])
@@ -97,7 +97,7 @@ def test_classifier_has_the_published_counts(name):
     check(by_name, 224, CLASSIFICATION[name])
 
 
-def test_layers_of_yolov5s_have_the_published_parameters():
+def test_yolov5s_parameters_per_layer():
     expected = [
         3520, 18560, 18816, 73984, 115712, 295424, 625152, 1180672, 1182720, 656896, 131584, 0, 0, 361984, 33024, 0, 0,
         90880, 147712, 0, 296448, 590336, 0, 1182720, 229245,
@@ -129,21 +129,21 @@ def test_every_architecture_runs_and_decodes(name):
         assert decoded["prototypes"].shape == (1, 32, side // 4, side // 4)
 
 
-def test_segment_shapes_are_the_golden_ones():
+def test_segment_golden_shapes():
     network = build_network(read_architecture("yolov5n-seg")).eval()
     decoded = network.decode(network(torch.zeros(1, 3, 256, 320)))["segment"]
     assert decoded["predictions"].shape == (1, 5040, 117)
     assert decoded["prototypes"].shape == (1, 32, 64, 80)
 
 
-def test_forward_gives_the_same_type_in_training_and_evaluation():
+def test_forward_return_type():
     network = build_network(read_architecture("yolov3-tiny"), 2)
     for mode in (True, False):
         raw = network.train(mode)(torch.zeros(2, 3, 64, 64))
         assert {name: list(levels) for name, levels in raw.items()} == {"detect": ["level0", "level1"]}
 
 
-def test_decoding_zero_logits_gives_the_golden_vector():
+def test_decoding_golden_vector():
     anchors = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]]
     head = Detect(3, anchors, (8, 8, 8))
     head.set_up((8, 16, 32))
@@ -159,7 +159,7 @@ def test_decoding_zero_logits_gives_the_golden_vector():
     assert (predictions[..., 4:] == 0.5).all()
 
 
-def test_strides_anchors_and_biases_of_a_fresh_network():
+def test_initial_strides_anchors_and_biases():
     network = build_network(read_architecture("yolov5n"))
     head, spec = network.heads["detect"], network.specs["detect"]
     assert (spec.strides, network.stride, network.names[:2]) == ((8, 16, 32), 32, ("0", "1"))
@@ -174,7 +174,7 @@ def test_strides_anchors_and_biases_of_a_fresh_network():
     assert all((norm.running_var == 1).all() for norm in norms)
 
 
-def test_bias_offsets_are_exact_for_one_class():
+def test_bias_initialisation_single_class():
     head = Detect(1, [[10, 13], [30, 61]], (4, 4))
     before = [conv.bias.detach().clone().view(1, 6) for conv in head.m]
     head.set_up((8, 64))
@@ -183,7 +183,7 @@ def test_bias_offsets_are_exact_for_one_class():
     assert offsets[1][4] == pytest.approx(-2.525729, abs=1e-6)
 
 
-def test_anchor_order_is_judged_in_pixels_by_mean_area():
+def test_anchor_order_by_mean_area():
     # falling in pixels but, divided by the strides, growing: only the pixels count
     head = Detect(1, [[40, 40], [16, 16]], (4, 4))
     head.set_up((8, 4))
@@ -193,7 +193,7 @@ def test_anchor_order_is_judged_in_pixels_by_mean_area():
     assert reversed_head.spec.anchors == (((10, 10),), ((300, 300),))
 
 
-def test_new_anchors_reach_head_and_description():
+def test_set_anchors():
     network = build_network(read_architecture("yolov5n"), 2)
     anchors = torch.arange(1.0, 19).view(3, 3, 2)
     network.set_anchors("detect", anchors)
@@ -204,12 +204,12 @@ def test_new_anchors_reach_head_and_description():
         network.set_anchors("detect", torch.ones(3, 4, 2))
 
 
-def test_placeholder_anchors_take_a_number_per_level():
+def test_placeholder_anchors():
     network = build_network(read_architecture("yolov5n"), 2, anchors_per_level=2)
     assert network.specs["detect"].anchors == (((0, 1), (2, 3)),) * 3
 
 
-def test_width_rounding_follows_the_golden_vector():
+def test_width_rounding():
     assert [round_up(value, 8) for value in (4, 9, 12.75, 33, 100)] == [8, 16, 16, 40, 104]
 
 
@@ -227,18 +227,18 @@ def test_width_rounding_follows_the_golden_vector():
         (" yolov5x ", "yolov5x", 25),
     ],
 )
-def test_names_resolve_to_family_and_scale(text, name, rows):
+def test_model_names(text, name, rows):
     description = read_architecture(text)
     assert (description["name"], len(description["backbone"]) + len(description["head"])) == (name, rows)
 
 
-def test_an_existing_file_wins_over_a_name(tmp_path, monkeypatch):
+def test_existing_file_takes_precedence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "yolov5s.yaml").write_text(USER_YAML)
     assert read_architecture("yolov5s.yaml")["nc"] == 7
 
 
-def test_unknown_name_offers_the_nearest():
+def test_unknown_name_suggests_nearest():
     with pytest.raises(UserError, match=r"yolov5sseg\.yaml: no such model YAML.*yolov5s-seg"):
         read_architecture("yolov5sseg.yaml")
 
@@ -272,7 +272,7 @@ head:
 """
 
 
-def test_a_users_yolov5_yaml_loads_unchanged(tmp_path):
+def test_user_yolov5_yaml(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text(USER_YAML)
     network = build_network(read_architecture(path))
@@ -288,12 +288,12 @@ def test_a_users_yolov5_yaml_loads_unchanged(tmp_path):
     assert build_network(read_architecture(USER_YAML), num_classes=2).specs["detect"].num_classes == 2
 
 
-def test_a_width_that_equals_the_outputs_of_a_level_is_left_alone():
+def test_head_output_width_is_not_scaled():
     text = USER_YAML.replace("[36, 1, 1]", "[24, 1, 1]")  # 2 anchors x (7 + 5)
     assert build_network(read_architecture(text)).model[8].conv.out_channels == 24
 
 
-def test_the_activation_of_one_network_is_not_anothers():
+def test_activation_is_per_network():
     build_network(read_architecture(USER_YAML))
     assert isinstance(build_network(read_architecture("yolov5n")).model[0].act, nn.SiLU)
 
@@ -334,7 +334,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_every_mistake_in_a_yaml_is_one_line_with_file_and_place(fault, tmp_path):
+def test_yaml_errors(fault, tmp_path):
     text, pattern = FAULTS[fault]
     path = tmp_path / "broken.yaml"
     path.write_text(text)
@@ -344,12 +344,12 @@ def test_every_mistake_in_a_yaml_is_one_line_with_file_and_place(fault, tmp_path
     assert "broken.yaml" in str(caught.value) or fault == "base"
 
 
-def test_names_must_fit_the_classes():
+def test_names_must_match_classes():
     with pytest.raises(UserError, match="80 classes, but 2 names"):
         build_network(read_architecture("yolov5n"), names=("a", "b"))
 
 
-def test_a_classifier_keeps_the_weights_of_its_detector():
+def test_classifier_from_detector():
     detector = build_network(read_architecture("yolov5n"), 3)
     classifier = classification_network(detector, 5, ("a", "b", "c", "d", "e"))
     assert torch.equal(
@@ -363,7 +363,7 @@ def test_a_classifier_keeps_the_weights_of_its_detector():
     assert rebuilt.state_dict().keys() == classifier.state_dict().keys()
 
 
-def test_several_heads_may_stand_anywhere():
+def test_several_heads():
     text = """
 nc: 2
 anchors: 1
@@ -382,6 +382,6 @@ head:
     assert network.stride == 16
 
 
-def test_registered_entries_say_how_they_are_planned():
+def test_registered_layers_have_a_plan():
     assert all(callable(LAYERS.get(name).plan) for name in LAYERS.names())
     assert {"detect", "segment", "classify"} <= set(HEADS.names())

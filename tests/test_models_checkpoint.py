@@ -42,7 +42,7 @@ def same(first: Network, second: Network) -> bool:
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_a_network_comes_back_as_it_was(suffix, tmp_path):
+def test_checkpoint_round_trip(suffix, tmp_path):
     network = small_network().to(memory_format=torch.channels_last)
     path = tmp_path / f"net{suffix}"
     save_checkpoint(path, network, {"imgsz": 640, "folder": Path("a/b"), "best": np.float64(0.5)})
@@ -58,13 +58,13 @@ def test_a_network_comes_back_as_it_was(suffix, tmp_path):
     assert torch.equal(found, small_network()(images)["detect"]["level1"])
 
 
-def test_saving_twice_writes_the_same_bytes(tmp_path):
+def test_saving_is_deterministic(tmp_path):
     for name in ("a.pt", "b.pt"):
         save_checkpoint(tmp_path / name, small_network(), {"n": 1})
     assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
 
 
-def test_the_file_needs_no_trust(tmp_path):
+def test_checkpoint_loads_with_weights_only(tmp_path):
     save_checkpoint(tmp_path / "net.pt", small_network(), {}, training={"step": 3})
     content = torch.load(tmp_path / "net.pt", weights_only=True)
     assert content["format"] == "polyolo"
@@ -72,7 +72,7 @@ def test_the_file_needs_no_trust(tmp_path):
     assert all(tensor.is_contiguous() for tensor in content["state"].values())
 
 
-def test_the_state_of_a_run_survives(tmp_path):
+def test_training_state_round_trip(tmp_path):
     optimizer_state = {0: {"momentum": torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)}}
     training = {"optimizer": {"state": optimizer_state, "groups": [{"betas": (0.9, 0.99), "lr": 1e-3}]},
                 "rng": random.Random(3).getstate(), "scores": np.arange(3.0), "best": None, "epoch": 4}  # fmt: skip
@@ -84,7 +84,7 @@ def test_the_state_of_a_run_survives(tmp_path):
     assert loaded["scores"].tolist() == [0, 1, 2]
 
 
-def test_half_storage_rounds_weights_but_not_anchors(tmp_path):
+def test_half_precision_storage(tmp_path):
     network = small_network()
     network.set_anchors("detect", torch.tensor([[[10.1, 13.3]], [[30.7, 61.9]]]))
     save_checkpoint(tmp_path / "half.pt", network, {}, half=True)
@@ -95,7 +95,7 @@ def test_half_storage_rounds_weights_but_not_anchors(tmp_path):
     assert loaded.model[0].conv.weight.dtype == torch.float32
 
 
-def test_a_folded_network_comes_back_folded(tmp_path):
+def test_fused_network_round_trip(tmp_path):
     network = fuse(small_network())
     save_checkpoint(tmp_path / "fused.pt", network, {})
     loaded = load_checkpoint(tmp_path / "fused.pt").network
@@ -103,7 +103,7 @@ def test_a_folded_network_comes_back_folded(tmp_path):
     assert isinstance(loaded.model[0].bn, nn.Identity)
 
 
-def test_what_is_no_plain_data_is_a_programming_error(tmp_path):
+def test_only_plain_data_is_saved(tmp_path):
     with pytest.raises(TypeError, match="plain data"):
         save_checkpoint(tmp_path / "net.pt", small_network(), {"network": small_network()})
     with pytest.raises(ValueError, match="weights alone"):
@@ -111,7 +111,7 @@ def test_what_is_no_plain_data_is_a_programming_error(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_write_costs_neither_the_old_file_nor_leaves_a_new_one(tmp_path, monkeypatch):
+def test_failed_write_keeps_old_file(tmp_path, monkeypatch):
     path = tmp_path / "net.pt"
     save_checkpoint(path, small_network(), {})
     before = path.read_bytes()
@@ -127,7 +127,7 @@ def test_a_failed_write_costs_neither_the_old_file_nor_leaves_a_new_one(tmp_path
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_damaged_files_give_one_line(suffix, tmp_path):
+def test_damaged_files(suffix, tmp_path):
     path = tmp_path / f"net{suffix}"
     save_checkpoint(path, small_network(), {})
     content = path.read_bytes()
@@ -148,7 +148,7 @@ def test_damaged_files_give_one_line(suffix, tmp_path):
     assert refused >= 60
 
 
-def test_files_of_another_kind_or_version_say_so(tmp_path):
+def test_other_kind_or_version(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"a": torch.ones(1)}, tmp_path / "bare.safetensors")
@@ -160,7 +160,7 @@ def test_files_of_another_kind_or_version_say_so(tmp_path):
             load_checkpoint(tmp_path / name)
 
 
-def test_the_description_in_safetensors_is_json(tmp_path):
+def test_safetensors_metadata_is_json(tmp_path):
     from safetensors import safe_open
 
     save_checkpoint(tmp_path / "net.safetensors", small_network(), {})
@@ -169,7 +169,7 @@ def test_the_description_in_safetensors_is_json(tmp_path):
     assert (about["names"], about["stride"], about["task"]) == (["cat", "dog"], 16, "detect")
 
 
-def test_transfer_copies_what_fits_and_reports_the_rest():
+def test_transfer_weights():
     source = small_network(1)
     target = build_network(read_architecture(SMALL), 5)
     state = {**source.state_dict(), "model.9.extra": torch.ones(1)}
@@ -184,7 +184,7 @@ def test_transfer_copies_what_fits_and_reports_the_rest():
     assert torch.equal(target.model[2].conv.weight, source.model[2].conv.weight)
 
 
-def test_transfer_can_leave_the_anchors():
+def test_transfer_without_anchors():
     source, target = small_network(1), small_network(2)
     target.set_anchors("detect", torch.tensor([[[5.0, 6.0]], [[7.0, 8.0]]]))
     report = transfer(target, source.state_dict(), skip_anchors=True)

@@ -40,7 +40,7 @@ def to_images(pixels: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_official_weights_give_the_official_predictions(name, shared):
+def test_official_predictions(name, shared):
     checkpoint = load_checkpoint(shared / "weights" / f"{name}.pt")
     network = checkpoint.network
     with np.load(shared / "reference" / f"{DETECTORS[name]}.npz") as reference:
@@ -59,7 +59,7 @@ def test_official_weights_give_the_official_predictions(name, shared):
     assert len(checkpoint.names) == network.heads[checkpoint.task].num_classes
 
 
-def test_official_classifier_gives_the_official_logits(shared):
+def test_official_classifier_logits(shared):
     checkpoint = load_checkpoint(shared / "weights" / "cls_kuih_nc10.pt")
     with np.load(shared / "reference" / "cls_kuih_nc10_bus.npz") as reference:
         images, expected = to_images(reference["input"]), reference["logits"]
@@ -78,7 +78,7 @@ ADVERSARIAL = {
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
-def test_wrong_files_are_named_in_one_line(name, shared):
+def test_wrong_files(name, shared):
     path = shared / "weights" / "adversarial" / name
     with pytest.raises(UserError, match=ADVERSARIAL[name]) as caught:
         load_checkpoint(path)
@@ -159,7 +159,7 @@ def small_network() -> Network:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_both_serialisations_of_a_network_load(legacy, tmp_path, monkeypatch):
+def test_legacy_and_zip_serialisation(legacy, tmp_path, monkeypatch):
     network = small_network()
     loaded = load_checkpoint(official_file(tmp_path / "own.pt", network, monkeypatch, legacy=legacy))
     assert (loaded.names, loaded.task, loaded.meta["epoch"]) == (("cat", "dog"), "detect", 3)
@@ -169,7 +169,7 @@ def test_both_serialisations_of_a_network_load(legacy, tmp_path, monkeypatch):
     assert loaded.network.specs["detect"].anchors == (((10, 13),), ((30, 61),))
 
 
-def test_activations_are_taken_from_the_file(tmp_path, monkeypatch):
+def test_activations_from_file(tmp_path, monkeypatch):
     text = SMALL.replace("C3,", "BottleneckCSP,") + "activation: nn.LeakyReLU(0.2)\ncsp_activation: nn.LeakyReLU(0.1)\n"
     network = build_network(read_architecture(text))
     for key in ("activation", "csp_activation"):
@@ -179,7 +179,7 @@ def test_activations_are_taken_from_the_file(tmp_path, monkeypatch):
     assert loaded.model[1].act.negative_slope == 0.1
 
 
-def test_folded_networks_load(tmp_path, monkeypatch):
+def test_fused_networks_load(tmp_path, monkeypatch):
     network = fuse(small_network())
     network.architecture = {k: v for k, v in network.architecture.items() if k != "fused"}
     for module in network.modules():  # YOLOv5 removes the attribute instead
@@ -191,7 +191,7 @@ def test_folded_networks_load(tmp_path, monkeypatch):
     assert torch.equal(loaded.model[0].conv.bias, network.model[0].conv.bias.half().float())
 
 
-def test_classifiers_are_rebuilt_from_their_layers(tmp_path, monkeypatch):
+def test_classifiers_from_layers(tmp_path, monkeypatch):
     network = classification_network(small_network(), 3, ("a", "b", "c"), cutoff=3)
     path = official_file(tmp_path / "cls.pt", network, monkeypatch, "ClassificationModel", described=False)
     loaded = load_checkpoint(path)
@@ -202,7 +202,7 @@ def test_classifiers_are_rebuilt_from_their_layers(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_damaged_files_never_do_more_than_fail(legacy, tmp_path, monkeypatch):
+def test_damaged_files_only_raise_user_errors(legacy, tmp_path, monkeypatch):
     path = official_file(tmp_path / "own.pt", small_network(), monkeypatch, legacy=legacy)
     content = path.read_bytes()
     pickled = len(content) // 2 if not legacy else 8000
@@ -236,7 +236,7 @@ def repacked(path: Path, pickled: bytes) -> Path:
     return path
 
 
-def test_bytes_flipped_inside_the_pickle_never_do_more_than_fail(tmp_path, monkeypatch):
+def test_fuzzed_pickle_only_raises_user_errors(tmp_path, monkeypatch):
     path = official_file(tmp_path / "own.pt", small_network(), monkeypatch)
     with zipfile.ZipFile(path) as archive:
         names = {name: archive.read(name) for name in archive.namelist()}
@@ -282,7 +282,7 @@ class Attack:
         lambda mark: {"model": Attack(os.system, f"touch {mark}")},
     ],
 )
-def test_calls_in_a_pickle_are_refused_and_nothing_runs(attack, protocol, tmp_path):
+def test_pickle_calls_are_refused(attack, protocol, tmp_path):
     mark = tmp_path / "mark"
     pickled = pickle.dumps(attack(mark), protocol=protocol)
     with pytest.raises(UserError, match="refused"):
@@ -290,18 +290,18 @@ def test_calls_in_a_pickle_are_refused_and_nothing_runs(attack, protocol, tmp_pa
     assert not mark.exists()
 
 
-def test_old_instance_opcodes_are_refused(tmp_path):
+def test_inst_opcodes_are_refused(tmp_path):
     with pytest.raises(UserError, match="damaged"):
         load_checkpoint(repacked(tmp_path / "evil.pt", b"\x80\x02(S'true'\nios\nsystem\n."))
 
 
-def test_checkpoints_of_the_successor_are_named(tmp_path):
+def test_successor_checkpoints_are_refused(tmp_path):
     pickled = b"\x80\x02cultralytics.nn.tasks\nDetectionModel\n)\x81."
     with pytest.raises(UserError, match="ultralytics package"):
         load_checkpoint(repacked(tmp_path / "yolov8n.pt", pickled))
 
 
-def test_a_pickle_cannot_ask_for_more_memory_than_the_file_has(tmp_path):
+def test_pickle_memory_limit(tmp_path):
     bombs = [
         b"\x80\x02r\xff\xff\xff\x7f.",  # memo index
         b"\x80\x04\x8e" + (1 << 60).to_bytes(8, "little") + b"x.",  # bytes of giant length
@@ -324,7 +324,7 @@ def test_compressed_members_are_refused(tmp_path):
         load_checkpoint(path)
 
 
-def test_unknown_objects_become_records():
+def test_unknown_classes_become_records():
     pickled = pickle.dumps(OrderedDict(a=[1, 2.5, "x", None, True], b=(1, {"k": {3}})), protocol=2)
     assert Unpickler(lambda _: None).load(io.BytesIO(pickled)) == OrderedDict(
         a=[1, 2.5, "x", None, True], b=(1, {"k": {3}})
@@ -334,7 +334,7 @@ def test_unknown_objects_become_records():
     assert (record.name, record.state) == (Name("models.common", "Conv"), {"a": 1})
 
 
-def test_other_files_are_told_apart(tmp_path):
+def test_file_type_detection(tmp_path):
     with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
         for name in ("script/data.pkl", "script/constants.pkl", "script/code/__torch__.py"):
             archive.writestr(name, b"\x80\x02}.")
@@ -353,12 +353,12 @@ def test_other_files_are_told_apart(tmp_path):
         assert str(caught.value).startswith(str(tmp_path / f"{name}.pt"))
 
 
-def test_a_missing_official_name_says_where_it_comes_from():
+def test_missing_official_weights():
     with pytest.raises(UserError, match=r"releases/download/v7\.0/yolov5s-seg\.pt.*AGPL-3\.0.*--download"):
         load_checkpoint("nowhere/yolov5s-seg.pt")
 
 
-def test_archive_reads_what_torch_saves(tmp_path):
+def test_archive_reads_torch_files(tmp_path):
     value = {"half": torch.rand(3, 2).half(), "view": torch.arange(12).view(3, 4)[:, 1:3], 5: [torch.tensor(True)]}
     for legacy in (False, True):
         path = tmp_path / f"{legacy}.pt"

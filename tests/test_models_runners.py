@@ -41,7 +41,7 @@ def lively(name: str, classes: int = 2, seed: int = 0) -> Network:
 
 
 @pytest.mark.parametrize("name", ["yolov5n", "yolov5n-seg", "yolov5n-ghost", "yolov5n-v5"])
-def test_folding_changes_nothing_but_the_size(name):
+def test_fuse_keeps_outputs(name):
     network = lively(name)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     folded = fuse(network)
@@ -55,7 +55,7 @@ def test_folding_changes_nothing_but_the_size(name):
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 
 
-def test_normalisation_without_a_convolution_before_it_stays():
+def test_lone_batchnorm_is_not_fused():
     network = build_network(read_architecture("""
 nc: 1
 anchors: 1
@@ -65,7 +65,7 @@ head: [[[1], 1, Detect, [nc, anchors]]]
     assert isinstance(next(m for m in fuse(network).modules() if isinstance(m, BottleneckCSP)).bn, nn.BatchNorm2d)
 
 
-def test_summary_line_is_the_familiar_one():
+def test_summary_line():
     network = build_network(read_architecture("yolov5n"))
     network.model[0].requires_grad_(False)
     frozen = sum(p.numel() for p in network.model[0].parameters())
@@ -80,7 +80,7 @@ def test_summary_line_is_the_familiar_one():
     assert summarize(network, 321).size_hw == (352, 352)
 
 
-def test_summary_runs_as_a_program(monkeypatch):
+def test_summary_program(monkeypatch):
     command = [sys.executable, "-m", "models.summary", "--cfg", "yolov5n.yaml", "--img", "320"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1].startswith("YOLOv5n summary: 214 layers, 1872157 parameters")
@@ -93,7 +93,7 @@ def runner(network: Network) -> NetworkRunner:
     return NetworkRunner(network, CPU)
 
 
-def test_an_ensemble_puts_boxes_side_by_side():
+def test_ensemble_concatenates_boxes():
     first, second = runner(lively("yolov5n", seed=1)), runner(lively("yolov5n6", seed=2))
     both = Ensemble([first, second])
     images = torch.randint(0, 256, (2, 3, 64, 128), dtype=torch.uint8)
@@ -103,7 +103,7 @@ def test_an_ensemble_puts_boxes_side_by_side():
     assert (both.stride, both.names, both.fixed_hw) == (64, first.names, None)
 
 
-def test_members_of_an_ensemble_must_agree():
+def test_ensemble_members_must_agree():
     detector = lively("yolov5n", 2)
     with pytest.raises(UserError, match="2 and 3 classes"):
         Ensemble([runner(detector), runner(lively("yolov5n", 3))])
@@ -111,7 +111,7 @@ def test_members_of_an_ensemble_must_agree():
         Ensemble([runner(detector), runner(classification_network(detector, 2))])
 
 
-def test_classifiers_of_an_ensemble_are_averaged():
+def test_ensemble_averages_classifiers():
     members = [runner(classification_network(lively("yolov5n", seed=s), 3).eval()) for s in (1, 2)]
     images = torch.rand(2, 3, 64, 64)
     found = Ensemble(members).run(images).decoded["classify"]["probabilities"]
@@ -119,7 +119,7 @@ def test_classifiers_of_an_ensemble_are_averaged():
     torch.testing.assert_close(found, expected)
 
 
-def test_masks_of_an_ensemble_keep_their_own_prototypes():
+def test_ensemble_mask_prototypes():
     spec = HeadSpec("segment", 1, (8,), num_masks=2)
     parts = [{"predictions": torch.rand(1, n, 8), "prototypes": torch.rand(1, 2, 3, 4)} for n in (2, 5)]
     joined = join_boxes(parts, spec)
@@ -129,7 +129,7 @@ def test_masks_of_an_ensemble_keep_their_own_prototypes():
         torch.testing.assert_close(masks, alone)
 
 
-def test_views_are_resized_and_padded_as_specified():
+def test_tta_views():
     images = torch.rand(1, 3, 384, 640)
     seen = rescaled(images, 0.83, 32)
     # 384 x .83 = 318.72 -> 318 pixels in 320; 640 x .83 = 531.2 -> 531 in 544
@@ -140,12 +140,12 @@ def test_views_are_resized_and_padded_as_specified():
     assert rescaled(images, 1.0, 32) is images
 
 
-def test_boxes_of_a_mirrored_view_go_back():
+def test_tta_inverts_flip():
     mirrored = undo_boxes(torch.tensor([[[83.0, 41.5, 8.3, 16.6, 0.9, 0.5]]]), VIEWS[1], 640)
     assert mirrored[0, 0].tolist() == pytest.approx([540, 50, 10, 20, 0.9, 0.5])
 
 
-def test_tails_are_dropped_as_counted_by_hand():
+def test_tta_drops_tails():
     # 64 x 64, strides 8, 16, 32, one anchor: 64 + 16 + 4 cells
     passes = [{"predictions": torch.arange(84.0).view(1, 84, 1)} for _ in range(3)]
     first, second, last = (part["predictions"].flatten().tolist() for part in without_tails(passes, 3))
@@ -154,7 +154,7 @@ def test_tails_are_dropped_as_counted_by_hand():
     assert last == list(range(64, 84))
 
 
-def test_prototypes_of_a_view_go_back_to_where_they_belong():
+def test_tta_prototypes():
     ramp = torch.linspace(0, 1, 640).expand(1, 1, 384, 640)
     base = nn.functional.avg_pool2d(ramp, 4)
     for view in VIEWS:
@@ -166,7 +166,7 @@ def test_prototypes_of_a_view_go_back_to_where_they_belong():
         torch.testing.assert_close(undone[..., 4:-4, 4:-4], base[..., 4:-4, 4:-4], atol=5e-3, rtol=0)
 
 
-def test_augmented_runs_join_three_passes_and_combine_with_ensembles():
+def test_tta_with_ensemble():
     first, second = runner(lively("yolov5n", seed=1)), runner(lively("yolov5n", seed=2))
     images = torch.rand(1, 3, 64, 64)
     found = augmented(first).run(images).decoded["detect"]["predictions"]
@@ -178,7 +178,7 @@ def test_augmented_runs_join_three_passes_and_combine_with_ensembles():
     assert both.shape[1] == 2 * found.shape[1]
 
 
-def test_augmentation_works_with_masks_and_averages_the_mirrored_image_without_boxes():
+def test_tta_with_masks_and_classifiers():
     network = lively("yolov5n-seg")
     wrapped = augmented(runner(network))
     decoded = wrapped.run(torch.rand(1, 3, 64, 64)).decoded["segment"]
@@ -221,7 +221,7 @@ def release(monkeypatch):
     thread.join()
 
 
-def test_official_weights_are_fetched_and_checked(release, tmp_path, monkeypatch):
+def test_official_weights_download(release, tmp_path, monkeypatch):
     right = (len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
     monkeypatch.setattr(models.weight_download, "KNOWN", {"yolov5n.pt": right, "yolov5s.pt": (right[0], "0" * 64),
                                                    "yolov5m.pt": (right[0] - 1, right[1])})  # fmt: skip
@@ -235,7 +235,7 @@ def test_official_weights_are_fetched_and_checked(release, tmp_path, monkeypatch
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "yolov5s-seg.pt"]
 
 
-def test_no_network_is_one_line(tmp_path, monkeypatch):
+def test_download_without_network(tmp_path, monkeypatch):
     monkeypatch.setattr(models.weight_download, "RELEASE", "http://127.0.0.1:9/v7.0")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(UserError, match="cannot be fetched"):

@@ -53,14 +53,14 @@ def network_runner(name: str, classes: int = 3, seed: int = 0) -> NetworkRunner:
     return NetworkRunner(network.eval(), CPU)
 
 
-def test_maps_are_looked_up_between_their_pixels_and_held_at_the_border():
+def test_bilinear_lookup():
     maps = torch.tensor([[[[0.0, 10, 20], [30, 40, 50]]]])
     found = resample(maps, torch.tensor([-1.0, 0.5, 1.0]), torch.tensor([0.25, 2.0, 9.0]))
     assert found[0, 0].tolist() == [[2.5, 20, 20], [17.5, 35, 35], [32.5, 50, 50]]
     assert torch.equal(resample(maps, torch.arange(2), torch.arange(3)), maps)
 
 
-def test_places_follow_an_image_through_mirroring_and_resizing():
+def test_grid_follows_flip_and_resize():
     assert pixels_of(3, 9).tolist() == [0, 4, 8]
     assert entries_of(torch.tensor([0.0, 4, 8]), 9, 3).tolist() == [0, 1, 2]
     # two pixels become one: their middle is its middle; mirrored the last comes first
@@ -70,7 +70,7 @@ def test_places_follow_an_image_through_mirroring_and_resizing():
 
 
 @pytest.mark.parametrize("size", [(160, 256), (128, 96)])
-def test_every_view_of_test_time_augmentation_is_put_back_where_it_belongs(size):
+def test_semantic_tta_views(size):
     images, plain = ramp(*size), Painter(32)
     assert {view.mirrored for view in VIEWS} == {True, False}
     found = logits_of(augmented(plain), images)
@@ -81,7 +81,7 @@ def test_every_view_of_test_time_augmentation_is_put_back_where_it_belongs(size)
     torch.testing.assert_close(found, expected, atol=0.07, rtol=0)
 
 
-def test_augmentation_works_with_boxes_and_pixels_and_with_pixels_alone():
+def test_tta_with_semantic_heads():
     images = torch.rand(2, 3, 64, 96)
     both = network_runner("yolov5n_city_seg")
     found, plain = augmented(both).run(images).decoded, both.run(images).decoded
@@ -96,7 +96,7 @@ def test_augmentation_works_with_boxes_and_pixels_and_with_pixels_alone():
     assert whole.shape == (2, 2) and torch.allclose(whole.sum(1), torch.ones(2))
 
 
-def test_ensembles_average_logits_at_the_size_of_the_largest():
+def test_ensemble_averages_semantic_logits():
     first, second = network_runner("yolov5n-sem", seed=1), network_runner("yolov5n-sem", seed=2)
     images = torch.rand(1, 3, 64, 96)
     expected = (logits_of(first, images) + logits_of(second, images)) / 2
@@ -131,7 +131,7 @@ def network_runner_of(description: dict) -> NetworkRunner:
 # Several sizes
 
 
-def test_one_size_without_mirroring_is_the_plain_run():
+def test_single_scale_equals_plain_run():
     runner, images = network_runner("yolov5n-sem"), torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
     assert torch.equal(logits_of(MultiScale(runner, (1.0,), flip=False), images), logits_of(runner, images))
     mirrored = logits_of(runner, images.flip(3)).flip(3)
@@ -140,7 +140,7 @@ def test_one_size_without_mirroring_is_the_plain_run():
     )
 
 
-def test_several_sizes_agree_on_what_they_all_see():
+def test_multi_scale_runs_agree():
     images, plain = ramp(64, 128), Painter(32)
     found = logits_of(MultiScale(plain, (0.5, 1.0, 1.5)), images)
     assert plain.seen == [(96, 192)] * 2 + [(64, 128)] * 2 + [(32, 64)] * 2
@@ -149,7 +149,7 @@ def test_several_sizes_agree_on_what_they_all_see():
     torch.testing.assert_close(found, expected, atol=0.015, rtol=0)
 
 
-def test_only_the_semantic_head_is_given_by_runners_for_scoring():
+def test_scoring_runners_return_semantic_head_only():
     runner = network_runner("yolov5n-psp")
     for wrapped in (MultiScale(runner), SlidingWindow(runner, (64, 64))):
         assert list(wrapped.specs) == ["semantic"] and wrapped.names == ("c0", "c1", "c2")
@@ -167,12 +167,12 @@ def test_only_the_semantic_head_is_given_by_runners_for_scoring():
         lambda runner: SlidingWindow(runner, (64, 64), 1.0),
     ],
 )
-def test_settings_of_scoring_runners_that_cannot_be_are_refused(wrong):
+def test_invalid_scoring_settings(wrong):
     with pytest.raises(UserError, match=r"factors above 0|overlap"):
         wrong(Painter())
 
 
-def test_a_model_of_one_size_is_scored_in_windows_of_that_size_alone():
+def test_fixed_size_model_windows():
     fixed = Painter(32)
     fixed.fixed_hw = (64, 64)
     assert logits_of(SlidingWindow(fixed, (64, 64)), ramp(64, 160)).shape == (1, 3, 8, 20)
@@ -187,7 +187,7 @@ def test_a_model_of_one_size_is_scored_in_windows_of_that_size_alone():
 # Windows
 
 
-def test_a_window_over_the_whole_image_is_the_plain_run():
+def test_whole_image_window_equals_plain_run():
     runner, images = network_runner("yolov5n-sem"), torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     for window in ((64, 96), (128, 128), (50, 90)):  # the last is rounded up to the stride
         assert torch.equal(logits_of(SlidingWindow(runner, window), images), logits_of(runner, images))
@@ -195,7 +195,7 @@ def test_a_window_over_the_whole_image_is_the_plain_run():
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6])
 @pytest.mark.parametrize("window", [(64, 64), (32, 96), (64, 200)])
-def test_windows_together_see_what_the_whole_sees(window, overlap):
+def test_windows_cover_the_image(window, overlap):
     images, plain = ramp(96, 200), Painter(32)
     found = logits_of(SlidingWindow(plain, window, overlap), images)
     assert len(plain.seen) > 1
@@ -205,14 +205,14 @@ def test_windows_together_see_what_the_whole_sees(window, overlap):
     torch.testing.assert_close(found, expected, atol=0.01, rtol=0)
 
 
-def test_windows_are_spread_evenly_from_border_to_border():
+def test_window_positions():
     sliding = SlidingWindow(Painter(32), (64, 64), 0.25)  # steps of 48 at most
     assert sliding.starts(64, 64) == [0] and sliding.starts(65, 64) == [0, 1]
     assert sliding.starts(160, 64) == [0, 48, 96]
     assert sliding.starts(200, 64) == [0, 45, 91, 136]
 
 
-def test_where_windows_meet_their_logits_are_averaged():
+def test_overlapping_windows_are_averaged():
     class Counter(Painter):
         def run(self, images: Tensor) -> Outputs:
             self.seen.append(tuple(images.shape[2:]))

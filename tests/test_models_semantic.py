@@ -55,7 +55,7 @@ def lively(network: Network) -> Network:
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_heads_have_the_published_counts(name):
+def test_head_published_counts(name):
     size, design = name.split("-")
     with torch.device("meta"):
         summary = summarize(build_network(street(size, design)))
@@ -65,7 +65,7 @@ def test_heads_have_the_published_counts(name):
 
 
 @pytest.mark.parametrize("design", DESIGNS)
-def test_multiyolov5_files_give_their_own_boxes_and_pixels(design, shared):
+def test_multiyolov5_predictions(design, shared):
     checkpoint = load_checkpoint(shared / "weights" / f"random_multi_{design}.pt")
     network = checkpoint.network
     with np.load(shared / "reference" / f"random_multi_{design}_street.npz") as reference:
@@ -89,7 +89,7 @@ def test_multiyolov5_files_give_their_own_boxes_and_pixels(design, shared):
 
 
 @pytest.mark.parametrize("design", DESIGNS)
-def test_raw_maps_are_an_eighth_of_the_image_and_only_bise_has_more_in_training(design):
+def test_raw_map_shapes(design):
     network = build_network(read_architecture(f"yolov5n-{design}"), 3, head_names={"semantic": ("a", "b", "c", "d")})
     images = torch.rand(2, 3, 64, 96)
     shapes = {name: tuple(value.shape) for name, value in network.train()(images)["semantic"].items()}
@@ -102,14 +102,14 @@ def test_raw_maps_are_an_eighth_of_the_image_and_only_bise_has_more_in_training(
 
 
 @pytest.mark.parametrize("design", DESIGNS)
-def test_every_parameter_of_a_head_learns_even_from_one_image(design):
+def test_every_parameter_has_a_gradient(design):
     head = build_network(with_semantic("yolov5n", design, 3, alone=True)).train()
     raw = head(torch.rand(1, 3, 64, 64))["semantic"]
     sum(value.square().mean() for value in raw.values()).backward()
     assert not [name for name, p in head.named_parameters() if p.grad is None]
 
 
-def test_configurations_of_multiyolov5_resolve_by_their_names():
+def test_multiyolov5_config_names():
     for text, boxes, pixels, size in (
         ("yolov5s_city_seg.yaml", 10, 19, 0.5),
         ("models/yolov5m_city_seg.yaml", 10, 19, 0.75),
@@ -123,7 +123,7 @@ def test_configurations_of_multiyolov5_resolve_by_their_names():
 
 
 @pytest.mark.parametrize("ending", [*DESIGNS, "sem"])
-def test_our_families_come_in_every_size(ending):
+def test_semantic_families_and_scales(ending):
     assert {f"yolov5{size}-{ending}" for size in "nsmlx"} <= set(known_names())
     description = read_architecture(f"yolov5x-{ending}")
     assert [row[2] for row in description["head"]].count("Detect") == (ending != "sem")
@@ -133,7 +133,7 @@ def test_our_families_come_in_every_size(ending):
     assert (len(network.names), network.stride) == (4, 32)
 
 
-def test_a_purely_semantic_network_needs_its_own_number_of_classes_alone():
+def test_semantic_network_number_of_classes():
     text = """
 n_segcls: 3
 head_names: {semantic: [sky, land, sea]}
@@ -149,7 +149,7 @@ head: [[0, 1, SegMaskBase, [n_segcls, 3, 16, False]]]
     assert (renamed.names, renamed.architecture["n_segcls"]) == (("p", "q", "r", "s"), 4)
 
 
-def test_each_head_has_names_of_its_own_and_the_boxes_give_the_networks():
+def test_names_per_head():
     names = {"semantic": ["road", "sky"]}
     network = build_network(read_architecture("yolov5n_city_seg"), 3, ("car", "bus", "van"), head_names=names)
     assert (network.names, network.task) == (("car", "bus", "van"), "detect")
@@ -191,7 +191,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_every_mistake_in_a_semantic_row_is_one_line(fault, tmp_path):
+def test_semantic_row_errors(fault, tmp_path):
     (old, new), pattern = FAULTS[fault]
     assert old in GOOD
     path = tmp_path / "broken.yaml"
@@ -217,7 +217,7 @@ def test_every_mistake_in_a_semantic_row_is_one_line(fault, tmp_path):
         ("yolov3-tiny", {"psp": [6, 18, 15], "lab": [6, 18], "base": [6]}),
     ],
 )
-def test_any_network_takes_a_semantic_head(source, inputs):
+def test_add_semantic_head(source, inputs):
     before = read_architecture(source)
     network = build_network(before, 2)
     for design, rows in inputs.items():
@@ -239,7 +239,7 @@ def test_any_network_takes_a_semantic_head(source, inputs):
             assert tuple(logits.shape) == (1, 3, side // 8, side // 8)
 
 
-def test_a_user_yaml_takes_a_semantic_head_and_an_old_one_is_replaced():
+def test_add_semantic_head_to_user_yaml():
     own = with_semantic(read_architecture(GOOD), "base", 5)
     assert [row[2] for row in own["head"]] == ["SegMaskBase", "Detect"]  # in the old one's place
     assert build_network(own).specs["semantic"].num_classes == 5
@@ -258,7 +258,7 @@ def test_a_user_yaml_takes_a_semantic_head_and_an_old_one_is_replaced():
         with_semantic(read_architecture(two), "psp")
 
 
-def test_heads_are_matched_by_name_when_they_stand_elsewhere():
+def test_transfer_matches_heads_by_name():
     old, new = build_network(read_architecture("yolov5n-v5"), 10), build_network(read_architecture("yolov5n_city_seg"))
     report = transfer(new, state_for(new, old))
     assert report.matched == len(old.state_dict()) and not report.mismatched
@@ -273,7 +273,7 @@ def test_heads_are_matched_by_name_when_they_stand_elsewhere():
 
 @pytest.mark.parametrize("name", ["yolov5n-bise", "yolov5n_city_seg", "yolov5n-sem"])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_checkpoints_bring_back_heads_and_their_names(name, suffix, tmp_path):
+def test_checkpoint_heads_and_names(name, suffix, tmp_path):
     names = {"semantic": ("road", "sky", "sea")}
     network = lively(build_network(read_architecture(name), head_names=names))
     images = torch.rand(1, 3, 64, 64)
@@ -290,7 +290,7 @@ def test_checkpoints_bring_back_heads_and_their_names(name, suffix, tmp_path):
 
 
 @pytest.mark.parametrize("design", DESIGNS)
-def test_folding_leaves_no_normalisation_in_a_semantic_head(design):
+def test_fuse_semantic_head(design):
     network = lively(build_network(read_architecture(f"yolov5n-{design}"), 2))
     folded, images = fuse(network), torch.rand(2, 3, 64, 96)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
@@ -300,7 +300,7 @@ def test_folding_leaves_no_normalisation_in_a_semantic_head(design):
         )
 
 
-def test_folded_files_of_multiyolov5_leave_pairs_unfolded(tmp_path, monkeypatch):
+def test_fused_multiyolov5_files(tmp_path, monkeypatch):
     network = lively(build_network(read_architecture(GOOD)))
     partly = fuse_blocks(network)
     partly.architecture = {k: v for k, v in partly.architecture.items() if k != "fused"}

@@ -30,14 +30,14 @@ def tries():
 
 
 @pytest.mark.parametrize("how", tries())
-def test_nothing_leaves_this_machine(how, no_network):
+def test_external_connections_are_blocked(how, no_network):
     with pytest.raises(OSError, match="a test reached for"):
         tries()[how]()
     assert no_network
     no_network.clear()  # else this very test would fail
 
 
-def test_servers_of_tests_are_reached(tmp_path):
+def test_local_servers_are_reachable(tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
         server.RequestHandlerClass.log_message = lambda *_: None
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -37,7 +37,7 @@ def files(tmp_path_factory):
 
 
 @pytest.mark.parametrize("task", NETWORKS)
-def test_opencv_computes_what_the_checkpoint_does(task, files):
+def test_opencv_matches_checkpoint(task, files):
     checkpoint, path = files[task]
     runner = open_weights([str(path)], CPU, dnn=True).runner
     for images in (noise(1, 96, 96), noise(2, 96, 96) if task == "classify" else noise(2, 64, 128)):
@@ -48,7 +48,7 @@ def test_opencv_computes_what_the_checkpoint_does(task, files):
                 torch.testing.assert_close(theirs[head][key], tensor, rtol=2e-3, atol=2e-3)
 
 
-def test_a_file_that_says_nothing_of_itself_is_told_by_its_outputs(files, tmp_path):
+def test_file_without_metadata(files, tmp_path):
     model = onnx.load(str(files["segment"][1]))
     del model.metadata_props[:]
     model.metadata_props.add(key="names", value=str(dict(enumerate(CLASSES))))
@@ -58,7 +58,7 @@ def test_a_file_that_says_nothing_of_itself_is_told_by_its_outputs(files, tmp_pa
     assert runner.specs["segment"].num_masks == 32 and runner.names == CLASSES
 
 
-def test_val_and_detect_take_the_option(files, tmp_path):
+def test_dnn_option(files, tmp_path):
     data = tiny_data(tmp_path, train=4, val=4)
     values = read_yaml(data)
     write_yaml(data, {**values, "names": values["names"][:3]})  # as many as the network knows
@@ -73,7 +73,7 @@ def test_val_and_detect_take_the_option(files, tmp_path):
     assert list((tmp_path / "seen" / "exp").glob("*.jpg"))
 
 
-def test_what_opencv_cannot_run_is_said_in_one_line(files, tmp_path, monkeypatch):
+def test_unsupported_by_opencv(files, tmp_path, monkeypatch):
     checkpoint, path = files["detect"]
     with pytest.raises(UserError, match=r"--dnn runs \.onnx files"):
         open_weights([str(checkpoint)], CPU, dnn=True)

@@ -19,7 +19,7 @@ def quiet():
     logger.setLevel(level)
 
 
-def test_fit_gives_golden_values():
+def test_anchor_fit_golden_values():
     labels = np.array([(12, 14), (30, 60), (200, 150), (5, 5), (600, 40)], dtype=float)
     fit = anchor_fit(labels, np.array(P5), 4.0)
     assert fit.recall == pytest.approx(0.8)
@@ -36,14 +36,14 @@ def test_k_means_finds_separate_groups():
     assert found[nearest] == pytest.approx(centres, abs=0.1)
 
 
-def test_k_means_handles_repeated_points_and_refuses_too_few():
+def test_k_means_degenerate_points():
     rng = np.random.default_rng(0)
     assert np.isfinite(k_means(np.ones((20, 2)), 3, rng)).all()
     with pytest.raises(ValueError, match="2 points"):
         k_means(np.ones((2, 2)), 3, rng)
 
 
-def test_fitted_anchors_fit_better_are_sorted_and_repeat_with_the_seed():
+def test_fitted_anchors():
     labels = np.exp(np.random.default_rng(1).normal(3.0, 0.8, (2000, 2)))
     rough = fit_anchors(labels, 9, 640, 4.0, np.random.default_rng(0), generations=0)
     anchors = fit_anchors(labels, 9, 640, 4.0, np.random.default_rng(0), generations=300)
@@ -55,20 +55,20 @@ def test_fitted_anchors_fit_better_are_sorted_and_repeat_with_the_seed():
 
 
 @pytest.mark.parametrize("labels", [np.zeros((0, 2)), np.full((3, 2), 40.0), np.full((30, 2), 40.0)])
-def test_few_or_equal_labels_still_give_usable_anchors(labels):
+def test_fit_with_few_labels(labels):
     anchors = fit_anchors(labels, 9, 640, 4.0, np.random.default_rng(0), generations=20)
     assert anchors.shape == (9, 2)
     assert np.isfinite(anchors).all()
     assert (anchors >= 0).all()
 
 
-def test_label_sizes_follow_the_longer_side():
+def test_label_sizes():
     labels = [np.array([[0, 0.5, 0.5, 0.5, 0.5]]), np.zeros((0, 5)), np.array([[0, 0.5, 0.5, 1.0, 1.0]])]
     sizes = label_sizes_px(labels, np.array([[100, 200], [50, 50], [400, 100]]), 640)
     assert sizes.tolist() == [[320, 160], [160, 640]]
 
 
-def test_levels_are_reversed_when_areas_fall():
+def test_anchor_levels_are_sorted():
     anchors = np.array(P5, dtype=float)
     assert (in_stride_order(anchors[::-1], (8, 16, 32)) == anchors).all()
     assert (in_stride_order(anchors, (8, 16, 32)) == anchors).all()
@@ -80,14 +80,14 @@ def boxes_of(sides_n, seed=0):
     return [np.column_stack((np.zeros(20), rng.random((20, 2)), rng.uniform(*sides_n, (20, 2)))) for _ in range(20)]
 
 
-def test_anchors_that_fit_are_kept():
+def test_fitting_anchors_are_unchanged():
     decision = check_anchors(boxes_of((0.05, 0.5)), np.full((20, 2), 640), P5, 640, 4.0, np.random.default_rng(0))
     assert decision.new is None
     assert decision.old_fit.recall > 0.98
     assert "fit the data" in decision.message
 
 
-def test_anchors_that_do_not_fit_are_replaced_in_stride_order():
+def test_unfitting_anchors_are_replaced():
     decision = check_anchors(boxes_of((0.005, 0.02)), np.full((20, 2), 640), P5, 640, 2.0, np.random.default_rng(0))
     assert decision.new is not None
     assert decision.new_fit.recall > decision.old_fit.recall
@@ -97,7 +97,7 @@ def test_anchors_that_do_not_fit_are_replaced_in_stride_order():
     assert (np.float16(decision.new) == np.array(decision.new)).all()
 
 
-def test_a_data_set_without_boxes_keeps_its_anchors():
+def test_anchors_unchanged_without_boxes():
     decision = check_anchors([np.zeros((0, 5))], np.array([[10, 10]]), P5, 640, 4.0, np.random.default_rng(0))
     assert decision.new is None
     assert "no labels" in decision.message

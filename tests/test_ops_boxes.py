@@ -8,7 +8,7 @@ import torch
 
 from utils.core.contracts import Geometry
 from utils.ops import boxes
-from utils.ops.iou import covered_share, paired_iou, pairwise_iou, pairwise_iou_numpy
+from utils.ops.iou import intersection_over_area, paired_iou, pairwise_iou, pairwise_iou_numpy
 
 KINDS = ("iou", "giou", "diou", "ciou")
 
@@ -18,7 +18,7 @@ def kind_of_array(request):
     return np.array if request.param == "numpy" else lambda values: torch.tensor(values, dtype=torch.float64)
 
 
-def test_formats_convert_to_known_values_and_back(kind_of_array):
+def test_box_format_round_trip(kind_of_array):
     xyxy = kind_of_array([[10.0, 20.0, 30.0, 60.0]])
     assert boxes.xyxy_to_cxcywh(xyxy).tolist() == [[20, 40, 20, 40]]
     assert boxes.xyxy_to_xywh(xyxy).tolist() == [[10, 20, 20, 40]]
@@ -30,7 +30,7 @@ def test_formats_convert_to_known_values_and_back(kind_of_array):
     assert boxes.area(xyxy).tolist() == [800]
 
 
-def test_arguments_stay_as_they_were_and_shapes_are_checked(kind_of_array):
+def test_arguments_are_not_modified(kind_of_array):
     given = kind_of_array([[-5.0, -5.0, 50.0, 50.0]])
     boxes.clip_xyxy(given, (10, 10))
     boxes.to_original(given, Geometry((20, 20), (20, 20)))
@@ -39,12 +39,12 @@ def test_arguments_stay_as_they_were_and_shapes_are_checked(kind_of_array):
         boxes.cxcywh_to_xyxy(kind_of_array([[1.0, 2.0, 3.0]]))
 
 
-def test_normalising_with_clip_gives_golden_values(kind_of_array):
+def test_normalise_with_clip_golden_values(kind_of_array):
     result = boxes.xyxy_to_cxcywhn(kind_of_array([[-5.0, 10.0, 700.0, 320.0]]), (320, 640), clip=True, eps=0.001)
     assert result.tolist()[0] == pytest.approx([0.499999, 0.515623, 0.999998, 0.968747], abs=1e-6)
 
 
-def test_network_boxes_map_to_the_original_and_back(kind_of_array):
+def test_geometry_round_trip(kind_of_array):
     geometry = Geometry((720, 1280), (384, 640), (0.5, 0.5), (0.0, 12.0))
     inside = kind_of_array([[10.0, 20.0, 300.0, 370.0]])
     mapped = boxes.to_original(inside, geometry)
@@ -55,19 +55,19 @@ def test_network_boxes_map_to_the_original_and_back(kind_of_array):
     assert boxes.to_original(outside, geometry, clip=False).tolist() == [[-20, -24, 1400, 776]]
 
 
-def test_unequal_scales_and_fractional_pads_map_back():
+def test_geometry_fractional_padding():
     geometry = Geometry((100, 50), (64, 64), (0.96, 0.48), (8.5, 8.0))
     original = np.array([[3.0, 4.0, 40.0, 90.0]])
     assert boxes.to_original(boxes.to_network(original, geometry), geometry) == pytest.approx(original)
 
 
 @pytest.mark.parametrize(("shift", "expected"), [(0.0, 1.0), (0.5, 0.5 / 1.5), (1.0, 0.0), (9.0, 0.0)])
-def test_iou_falls_with_distance_and_is_zero_when_boxes_only_touch(shift, expected):
+def test_pairwise_iou(shift, expected):
     unit = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
     assert pairwise_iou(unit, unit + torch.tensor([shift, 0.0, shift, 0.0])).item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_pairwise_iou_is_the_same_in_numpy_and_keeps_empty_shapes():
+def test_pairwise_iou_numpy_and_empty():
     corners = np.random.default_rng(0).random((7, 4)) * 10
     corners[:, 2:] += corners[:, :2]
     for first, second in ((corners, corners[:3]), (corners[:0], corners), (corners, corners[:0])):
@@ -78,9 +78,9 @@ def test_pairwise_iou_is_the_same_in_numpy_and_keeps_empty_shapes():
         pairwise_iou(torch.zeros(2, 4), torch.zeros(2, 5))
 
 
-def test_covered_share_gives_golden_values():
+def test_covered_fraction_golden_values():
     others = np.array([[2.0, 2.0, 6.0, 6.0], [0.0, 0.0, 2.0, 2.0]])
-    assert covered_share(np.array([0.0, 0.0, 4.0, 4.0]), others) == pytest.approx([0.25, 1.0], abs=1e-6)
+    assert intersection_over_area(np.array([0.0, 0.0, 4.0, 4.0]), others) == pytest.approx([0.25, 1.0], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_covered_share_gives_golden_values():
         ((1, 1, 1, 1), (5, 6, 2, 1), (0, -0.9090909, -0.6188679, -0.6205574)),
     ],
 )
-def test_paired_overlaps_give_golden_values(first, second, expected):
+def test_paired_iou_golden_values(first, second, expected):
     a, b = torch.tensor([first], dtype=torch.float32), torch.tensor([second], dtype=torch.float32)
     assert [paired_iou(a, b, kind).item() for kind in KINDS] == pytest.approx(expected, abs=1e-6)
     assert [paired_iou(b, a, kind).item() for kind in KINDS] == pytest.approx(expected, abs=1e-6)
@@ -117,12 +117,12 @@ def random_boxes(count, seed):
 
 
 @pytest.mark.parametrize("kind", ["iou", "giou", "diou"])
-def test_analytic_gradients_of_both_boxes_pass_gradcheck(kind):
+def test_iou_gradcheck(kind):
     a, b = random_boxes(30, 1).requires_grad_(), random_boxes(30, 2).requires_grad_()
     assert torch.autograd.gradcheck(lambda first, second: paired_iou(first, second, kind), (a, b))
 
 
-def test_ciou_gradient_holds_alpha_constant():
+def test_ciou_alpha_is_constant():
     weights = torch.linspace(-1, 1, 200, dtype=torch.float64)
     grads = []
     for function in (paired_iou, composed_ciou):
@@ -135,7 +135,7 @@ def test_ciou_gradient_holds_alpha_constant():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_degenerate_boxes_have_finite_values_and_gradients(kind):
+def test_degenerate_boxes(kind):
     a = torch.tensor([[0.0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 2, 0], [1, 1, 1, 1], [1, 1, 1, 1]], requires_grad=True)
     b = torch.tensor([[0.0, 0, 0, 0], [5, 5, 1, 1], [1, 1, 0, 2], [1, 1, 1, 1], [2, 1, 1, 1]])
     overlap = paired_iou(a, b, kind)
@@ -146,7 +146,7 @@ def test_degenerate_boxes_have_finite_values_and_gradients(kind):
     assert paired_iou(a[:0], b[:0], kind).shape == (0,)
 
 
-def test_half_precision_is_computed_in_float32_and_its_gradient_returns_to_half():
+def test_iou_half_precision():
     a, b = random_boxes(50, 5).bfloat16().requires_grad_(), random_boxes(50, 6).bfloat16()
     overlap = paired_iou(a, b)
     overlap.sum().backward()
@@ -155,7 +155,7 @@ def test_half_precision_is_computed_in_float32_and_its_gradient_returns_to_half(
     assert torch.allclose(overlap, composed_ciou(a.float(), b.float()), atol=1e-6)
 
 
-def test_bad_arguments_of_paired_overlap_are_refused():
+def test_paired_iou_invalid_arguments():
     with pytest.raises(ValueError, match="kind"):
         paired_iou(torch.zeros(1, 4), torch.zeros(1, 4), "area")
     with pytest.raises(ValueError, match="must both be"):

@@ -9,7 +9,7 @@ from utils.core.contracts import EvalSettings, Geometry, HeadSpec, ImageInfo, Re
 from utils.core.errors import UserError
 from utils.ops import semantic_maps as semantic
 from utils.ops.letterbox import letterbox, letterbox_geometry
-from utils.ops.semantic_maps import Enlarging, class_map, even_grid, original_grid
+from utils.ops.semantic_maps import BilinearUpsampler, aligned_grid, class_map, original_grid
 from utils.postprocess import POSTPROCESS
 
 SPEC = HeadSpec("semantic", 4, names=("a", "b", "c", "d"))
@@ -25,7 +25,7 @@ def smooth(classes, size_hw, seed=0):
 
 
 def check(logits, size_hw):
-    found = class_map(logits, *even_grid(size_hw, tuple(logits.shape[1:])))
+    found = class_map(logits, *aligned_grid(size_hw, tuple(logits.shape[1:])))
     scores = enlarged(logits, size_hw)
     assert found.dtype == torch.uint8 and found.shape == size_hw
     best = scores.amax(dim=0)
@@ -40,7 +40,7 @@ def check(logits, size_hw):
 @pytest.mark.parametrize("size_hw", [(64, 96), (61, 100), (8, 12), (5, 7), (1, 1), (3, 200)])
 @pytest.mark.parametrize("kind", ["random", "smooth"])
 @pytest.mark.parametrize("classes", [1, 2, 19])
-def test_the_class_of_every_pixel_is_that_of_full_interpolation(kind, classes, size_hw):
+def test_class_map_matches_full_interpolation(kind, classes, size_hw):
     rng = torch.Generator().manual_seed(classes)
     logits = torch.randn(classes, 8, 12, generator=rng) * 3 if kind == "random" else smooth(classes, (8, 12))
     found = check(logits, size_hw)
@@ -49,85 +49,85 @@ def test_the_class_of_every_pixel_is_that_of_full_interpolation(kind, classes, s
 
 
 @pytest.mark.parametrize("map_hw", [(1, 1), (1, 9), (9, 1), (2, 2)])
-def test_maps_of_one_row_or_column(map_hw):
+def test_single_row_or_column(map_hw):
     check(torch.randn(5, *map_hw, generator=torch.Generator().manual_seed(1)), (33, 40))
 
 
-def test_small_chunks_give_the_same(monkeypatch):
+def test_chunk_size_does_not_matter(monkeypatch):
     logits = torch.randn(7, 9, 11, generator=torch.Generator().manual_seed(2))
-    grid = even_grid((70, 80), (9, 11))
+    grid = aligned_grid((70, 80), (9, 11))
     whole = class_map(logits, *grid)
     monkeypatch.setattr(semantic, "_PIXELS", 1)
     assert torch.equal(class_map(logits, *grid), whole)
 
 
-def test_memory_layout_and_precision_of_the_scores_do_not_matter():
+def test_memory_format_and_precision():
     logits = (torch.randn(7, 9, 11, generator=torch.Generator().manual_seed(2)) * 4).bfloat16()
-    grid = even_grid((70, 80), (9, 11))
+    grid = aligned_grid((70, 80), (9, 11))
     wanted = class_map(logits.float(), *grid)
     assert torch.equal(class_map(logits, *grid), wanted)
     last = logits[None].to(memory_format=torch.channels_last)[0].requires_grad_()
     assert torch.equal(class_map(last, *grid), wanted)
 
 
-def test_of_equal_scores_the_first_class_wins():
-    assert class_map(torch.zeros(3, 4, 4), *even_grid((9, 9), (4, 4))).unique().tolist() == [0]
+def test_ties_take_first_class():
+    assert class_map(torch.zeros(3, 4, 4), *aligned_grid((9, 9), (4, 4))).unique().tolist() == [0]
     logits = torch.zeros(3, 2, 2)
     logits[1], logits[2] = 1.0, 1.0
-    assert class_map(logits, *even_grid((9, 9), (2, 2))).unique().tolist() == [1]
+    assert class_map(logits, *aligned_grid((9, 9), (2, 2))).unique().tolist() == [1]
     logits[1, 0, 0] = -1.0  # now class 2 wins in that corner, and both are equal along the far sides
-    found = class_map(logits, *even_grid((3, 3), (2, 2)))
+    found = class_map(logits, *aligned_grid((3, 3), (2, 2)))
     assert found.tolist() == [[2, 2, 1], [2, 2, 1], [1, 1, 1]]
 
 
-def test_scores_that_are_no_numbers_give_the_first_class():
+def test_nan_scores():
     logits = torch.randn(4, 6, 6, generator=torch.Generator().manual_seed(0))
     logits[:, 2:4, 2:4] = float("nan")
-    assert set(class_map(logits, *even_grid((40, 40), (6, 6))).unique().tolist()) <= {0, 1, 2, 3}
+    assert set(class_map(logits, *aligned_grid((40, 40), (6, 6))).unique().tolist()) <= {0, 1, 2, 3}
     logits[:] = float("nan")
-    assert not class_map(logits, *even_grid((40, 40), (6, 6))).any()
+    assert not class_map(logits, *aligned_grid((40, 40), (6, 6))).any()
 
 
-def test_a_class_that_wins_no_corner_can_win_between_them():
+def test_class_winning_between_corners():
     logits = torch.tensor([[[10.0, 0.0]], [[0.0, 10.0]], [[6.0, 6.0]]])
-    assert class_map(logits, *even_grid((1, 5), (1, 2))).tolist() == [[0, 0, 2, 1, 1]]
+    assert class_map(logits, *aligned_grid((1, 5), (1, 2))).tolist() == [[0, 0, 2, 1, 1]]
     assert enlarged(logits, (1, 5)).argmax(dim=0).tolist() == [[0, 0, 2, 1, 1]]
 
 
-def test_the_way_of_other_devices_gives_the_same(monkeypatch):
+def test_gpu_path_on_cpu(monkeypatch):
     monkeypatch.setattr(semantic, "_CPU_CHUNK", 500)
     monkeypatch.setattr(semantic, "_CPU_WIDTH", 17)
     for logits in (torch.randn(6, 8, 12, generator=torch.Generator().manual_seed(0)), smooth(6, (8, 12))):
-        grid = even_grid((61, 90), (8, 12))
-        other = semantic._class_map_plain(logits, Enlarging(*grid, (8, 12), torch.device("cpu")))
+        grid = aligned_grid((61, 90), (8, 12))
+        other = semantic._class_map_plain(logits, BilinearUpsampler(*grid, (8, 12), torch.device("cpu")))
         assert torch.equal(other, class_map(logits, *grid))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_gives_the_same():
-    logits, grid = smooth(19, (64, 128)), even_grid((512, 1024), (64, 128))
+def test_gpu():
+    logits, grid = smooth(19, (64, 128)), aligned_grid((512, 1024), (64, 128))
     found = class_map(logits.cuda(), *grid)
     assert found.is_cuda and float((found.cpu() != class_map(logits, *grid)).float().mean()) < 1e-5
 
 
-def test_more_classes_than_eight_bits_hold_are_refused():
-    grid = even_grid((4, 4), (2, 2))
+def test_too_many_classes():
+    grid = aligned_grid((4, 4), (2, 2))
     assert int(class_map(torch.eye(255)[:, :4].reshape(255, 2, 2), *grid).max()) == 3
     with pytest.raises(UserError, match="256 classes per pixel: at most 255"):
         class_map(torch.zeros(256, 2, 2), *grid)
 
 
-def test_positions_must_rise():
+def test_positions_must_increase():
     with pytest.raises(ValueError, match="rise"):
         class_map(torch.zeros(2, 3, 3), torch.tensor([2.0, 0.0]), torch.tensor([0.0]))
 
 
 @pytest.mark.parametrize("tile", [(40, 7), (10**6, 10**6)])
-def test_enlarging_is_bilinear_and_its_gradient_the_transpose(tile, monkeypatch):
+def test_bilinear_upsampling_gradient(tile, monkeypatch):
     monkeypatch.setattr(semantic, "_CPU_CHUNK", tile[0])
     monkeypatch.setattr(semantic, "_CPU_WIDTH", tile[1])
     logits = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    grid = Enlarging(*even_grid((23, 31), (5, 6)), (5, 6), torch.device("cpu"))
+    grid = BilinearUpsampler(*aligned_grid((23, 31), (5, 6)), (5, 6), torch.device("cpu"))
     wanted = interpolate(logits[None], size=(23, 31), mode="bilinear", align_corners=True)[0]
     slope = torch.randn(3, 23, 31, generator=torch.Generator().manual_seed(1))
     wanted.backward(slope)
@@ -144,7 +144,7 @@ def test_enlarging_is_bilinear_and_its_gradient_the_transpose(tile, monkeypatch)
 # The original's pixels
 
 
-def test_corners_of_the_original_lie_on_corners_of_what_shows_it():
+def test_grid_corner_alignment():
     """480 x 640 into 320 x 320: 240 x 320 pixels below a border of 40; the map has a stride of 8."""
     rows, columns = original_grid(letterbox_geometry((480, 640), (320, 320)), (40, 40))
     assert (len(rows), len(columns)) == (480, 640)
@@ -164,14 +164,14 @@ def test_corners_of_the_original_lie_on_corners_of_what_shows_it():
         (Geometry((3, 4), (8, 8), (1.0, 1.0), (2.0, 2.5)), (2, 2), (4, 5)),  # an odd border: more below
     ],
 )
-def test_grids_of_other_ways_into_the_network(geometry, first, last):
+def test_grids_without_letterbox(geometry, first, last):
     grid = original_grid(geometry, geometry.network_hw)
     assert [float(axis[0]) for axis in grid] == pytest.approx(first)
     assert [float(axis[-1]) for axis in grid] == pytest.approx(last)
 
 
 @pytest.mark.parametrize("original_hw", [(480, 640), (333, 500), (500, 333), (97, 640)])
-def test_grids_agree_with_where_letterboxing_puts_pixels(original_hw):
+def test_grid_matches_letterbox(original_hw):
     """A white image on black borders: the grid's ends are its first and last white rows and columns."""
     image, geometry = letterbox(np.full((*original_hw, 3), 255, np.uint8), (320, 320), color=0)
     for axis, positions in enumerate(original_grid(geometry, geometry.network_hw)):
@@ -183,7 +183,7 @@ def info_of(geometry):
     return ImageInfo(0, "image.png", geometry)
 
 
-def test_post_processing_gives_every_original_pixel_its_class_and_no_border():
+def test_postprocess_removes_padding():
     """The border is full of class 3; the image shows class 1 left and class 2 right."""
     geometry = letterbox_geometry((60, 120), (64, 64))
     scores = torch.zeros(1, 4, 64, 64)
@@ -198,7 +198,7 @@ def test_post_processing_gives_every_original_pixel_its_class_and_no_border():
     assert set(found[:, :59].unique().tolist()) == {1} and set(found[:, 61:].unique().tolist()) == {2}
 
 
-def test_post_processing_refuses_what_does_not_fit():
+def test_postprocess_shape_mismatch():
     post = POSTPROCESS.get("semantic")(SPEC, EvalSettings())
     results = [Results(info_of(Geometry((4, 4), (4, 4))))]
     with pytest.raises(ValueError, match="2 images"):

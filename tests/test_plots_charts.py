@@ -9,7 +9,7 @@ import pytest
 from utils.plots import label_statistics as label_plots
 from utils.plots.curves import _smoothed, draw_confidence_curve, draw_confusion, draw_pr_curve, draw_score_curves
 from utils.plots.label_statistics import draw_labels
-from utils.plots.results import arrange, draw_results, read_columns, smooth
+from utils.plots.results import draw_results, panel_rows, read_columns, smooth
 
 X = np.linspace(0, 1, 1000)
 COLUMNS = [
@@ -27,45 +27,45 @@ def is_picture(path, at_least=300) -> bool:
 
 
 @pytest.mark.parametrize("classes", [0, 1, 3, 25])
-def test_curves_for_none_few_and_many_classes(tmp_path, classes):
+def test_curves_for_any_number_of_classes(tmp_path, classes):
     values = np.stack([1 - X**k for k in range(1, classes + 1)]) if classes else np.zeros((0, 1000))
     names = ["кошка", "a$b_$", "猫", *map(str, range(30))][:classes]
     assert is_picture(draw_confidence_curve(X, values, tmp_path / "F1_curve.png", names, "F1"))
     assert is_picture(draw_pr_curve(X, values, values.mean(axis=1), tmp_path / "PR_curve.png", names))
 
 
-def test_smoothing_of_the_operating_point_follows_the_golden_vector():
+def test_smoothed_operating_point():
     values = np.array([0, 1, 2, 3, 10, 3, 2, 1, *[0] * 12], float)  # G8: 20 values, fraction .1, width 3
     expected = [1 / 3, 1, 2, 5, 16 / 3, 5, 2, 1, 1 / 3]
     assert _smoothed(values)[:9] == pytest.approx(expected)
 
 
-def test_curves_of_differing_values_give_differing_pictures(tmp_path):
+def test_curves_depend_on_values(tmp_path):
     for name, values in (("a", X), ("b", 1 - X)):
         draw_confidence_curve(X, values[None], tmp_path / f"{name}.png", ["x"], "P")
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
 
 
 @pytest.mark.parametrize("classes", [1, 4, 31, 120])
-def test_confusion_matrix_of_any_size(tmp_path, classes):
+def test_confusion_matrix_sizes(tmp_path, classes):
     matrix = np.eye(classes + 1) * 5
     matrix[0, -1] = 1
     assert is_picture(draw_confusion(matrix, tmp_path / "confusion_matrix.png", [f"c{i}" for i in range(classes)]))
 
 
-def test_confusion_matrix_of_nothing(tmp_path):
+def test_empty_confusion_matrix(tmp_path):
     assert is_picture(draw_confusion(np.zeros((3, 3)), tmp_path / "confusion_matrix.png", ["a", "b"]))
 
 
 @pytest.mark.parametrize("boxes", [0, 40])
-def test_label_pictures(tmp_path, boxes):
+def test_label_plots(tmp_path, boxes):
     rng = np.random.default_rng(0)
     rows = np.concatenate([rng.integers(0, 3, (boxes, 1)), rng.random((boxes, 4))], axis=1)
     draw_labels(SimpleNamespace(labels=[rows[:10], rows[10:], np.zeros((0, 5))]), tmp_path, ["a", "b", "c"])
     assert is_picture(tmp_path / "labels.jpg") and is_picture(tmp_path / "labels_correlogram.jpg")
 
 
-def test_a_million_boxes_are_sampled(tmp_path):
+def test_label_plot_samples_many_boxes(tmp_path):
     rows = np.zeros((300_000, 5), np.float32)
     sample = label_plots._sample(rows, label_plots.MAX_BOXES)
     assert sample.shape == (100_000, 5)
@@ -78,13 +78,13 @@ def write_csv(path, rows):
     path.write_text("\n".join(lines) + "\n")
 
 
-def test_results_picture(tmp_path):
+def test_results_plot(tmp_path):
     write_csv(tmp_path / "results.csv", [[epoch] + [1 / (epoch + 1)] * 13 for epoch in range(5)])
     assert draw_results(tmp_path / "results.csv") == tmp_path / "results.png"
     assert is_picture(tmp_path / "results.png")
 
 
-def test_results_of_one_epoch_or_with_gaps(tmp_path):
+def test_results_plot_with_gaps(tmp_path):
     write_csv(tmp_path / "results.csv", [[0] + [float("nan")] * 13])
     assert draw_results(tmp_path / "results.csv") is not None
     (tmp_path / "empty.csv").write_text("")
@@ -93,29 +93,29 @@ def test_results_of_one_epoch_or_with_gaps(tmp_path):
     assert draw_results(tmp_path / "head.csv") is None
 
 
-def test_columns_are_arranged_two_by_five_for_detection_and_two_by_eight_for_segmentation():
-    above, below = arrange(COLUMNS)
+def test_results_plot_grid():
+    above, below = panel_rows(COLUMNS)
     assert above == COLUMNS[1:6] and below == [*COLUMNS[8:11], *COLUMNS[6:8]]
     boxes = ["metrics/precision(B)", "metrics/recall(B)", "metrics/mAP_0.5(B)", "metrics/mAP_0.5:0.95(B)"]
     names = (
         [f"train/{i}" for i in range(4)] + boxes + [b.replace("B", "M") for b in boxes] + [f"val/{i}" for i in range(4)]
     )
-    assert [len(row) for row in arrange(names)] == [8, 8]
+    assert [len(row) for row in panel_rows(names)] == [8, 8]
 
 
-def test_columns_are_read_by_stripped_name(tmp_path):
+def test_results_column_names_are_stripped(tmp_path):
     write_csv(tmp_path / "results.csv", [[0, *range(13)], [1, *range(13)]])
     columns = read_columns(tmp_path / "results.csv")
     assert columns["epoch"].tolist() == [0, 1] and columns["x/lr2"].tolist() == [12, 12]
 
 
-def test_smooth_keeps_constants_and_lowers_peaks():
+def test_smooth():
     assert smooth(np.full(9, 2.0)) == pytest.approx(np.full(9, 2.0))
     assert smooth(np.array([0, 0, 0, 9.0, 0, 0, 0])).max() < 3
     assert smooth(np.zeros(0)).shape == (0,)
 
 
-def test_the_four_curves_of_an_evaluator_are_named_as_yolov5_names_them(tmp_path):
+def test_curve_file_names(tmp_path):
     curve = np.stack([1 - X, X])
     details = SimpleNamespace(
         classes=np.array([0, 2]),

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from utils.core.contracts import Batch, Geometry, ImageInfo, Results
-from utils.plots.batches import draw_batch, to_network_px
+from utils.plots.batches import boxes_to_network, draw_batch
 from utils.plots.draw import (
     DrawStyle,
     annotate,
-    colour_of,
     draw_label,
     draw_masks,
+    palette_colour,
     text_colour_on,
 )
 from utils.plots.text_rendering import text_mask
@@ -29,27 +29,27 @@ def grey(height=100, width=120) -> np.ndarray:
     return np.full((height, width, 3), 90, np.uint8)
 
 
-def test_palette_is_the_specified_one_and_repeats_after_twenty():
-    assert colour_of(0) == (0x38, 0x38, 0xFF) and colour_of(9) == (0xBB, 0xD4, 0x00)
-    assert colour_of(23) == colour_of(3) and colour_of(19) == (0xC7, 0x37, 0xFF)
+def test_palette():
+    assert palette_colour(0) == (0x38, 0x38, 0xFF) and palette_colour(9) == (0xBB, 0xD4, 0x00)
+    assert palette_colour(23) == palette_colour(3) and palette_colour(19) == (0xC7, 0x37, 0xFF)
 
 
-def test_box_is_drawn_on_its_edges_and_nowhere_inside():
+def test_box_edges():
     image = grey()
     drawn = annotate(image, found([[20, 30, 80, 90]]), ["thing"], DrawStyle(line_px=1, labels=False))
     assert (image == 90).all()  # the original is left alone
-    assert tuple(drawn[60, 20]) == colour_of(0) and tuple(drawn[90, 50]) == colour_of(0)
+    assert tuple(drawn[60, 20]) == palette_colour(0) and tuple(drawn[90, 50]) == palette_colour(0)
     assert (drawn[32:88, 22:78] == 90).all() and (drawn[:28] == 90).all()
 
 
 @pytest.mark.parametrize("width", [1, 3, 8])
-def test_line_width_is_what_was_asked_for(width):
+def test_line_width(width):
     drawn = annotate(grey(), found([[30, 30, 90, 80]]), ["x"], DrawStyle(line_px=width, labels=False))
     column = (drawn[55] != 90).any(axis=1)[:60].sum()
     assert column == width
 
 
-def test_no_results_leave_the_image_as_it_is():
+def test_no_results():
     assert (annotate(grey(), found([]), ["x"]) == 90).all()
     bare = Results(ImageInfo(0, "a", Geometry((100, 120), (100, 120))))
     assert (annotate(grey(), bare, ["x"]) == 90).all()
@@ -58,7 +58,7 @@ def test_no_results_leave_the_image_as_it_is():
 @pytest.mark.parametrize(
     "box", [[0, 0, 119, 99], [-9, -9, 200, 200], [100, 0, 119.9, 10], [0, 95, 4, 99.9], [5, 5, 5, 5]]
 )
-def test_boxes_at_the_border_keep_their_label_inside(box):
+def test_labels_stay_inside_the_image(box):
     image = grey()
     plain = annotate(image, found([box]), ["name"], DrawStyle(line_px=1, labels=False))
     with_label = annotate(image, found([box]), ["name"], DrawStyle(line_px=1))
@@ -67,7 +67,7 @@ def test_boxes_at_the_border_keep_their_label_inside(box):
     assert with_label.shape == image.shape
 
 
-def test_label_is_above_the_box_and_inside_it_where_the_image_ends():
+def test_label_position():
     high, low = grey(), grey()
     draw_label(high, "a", (10, 50), (0, 0, 255), 12)
     draw_label(low, "a", (10, 0), (0, 0, 255), 12)
@@ -75,24 +75,24 @@ def test_label_is_above_the_box_and_inside_it_where_the_image_ends():
     assert (low[:14] != 90).any()
 
 
-def test_text_colour_contrasts():
+def test_text_colour_contrast():
     assert text_colour_on((255, 255, 255)) == (0, 0, 0) and text_colour_on((0, 0, 0)) == (255, 255, 255)
     assert text_colour_on((0, 255, 255)) == (0, 0, 0) and text_colour_on((255, 0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("name", ["person", "кошка", "Straße", "مرحبا", "猫", "", "a\nb", "😀"])
-def test_names_of_any_script_are_drawn(name):
+def test_unicode_names(name):
     mask = text_mask(f"{name} 0.87", 16)
     assert mask.dtype == np.uint8 and mask.max() > 150 and mask.shape[0] == text_mask("x", 16).shape[0]
     assert ((mask > 20) & (mask < 235)).any()  # smooth edges
     assert annotate(grey(), found([[5, 40, 60, 80]]), [name]).shape == (100, 120, 3)
 
 
-def test_different_letters_look_different():
+def test_letters_are_distinct():
     assert not np.array_equal(text_mask("к", 20), text_mask("ш", 20))
 
 
-def test_hidden_labels_and_scores():
+def test_hide_labels_and_scores():
     image = grey(200, 300)
     boxes = found([[20, 90, 200, 190]], hw=(200, 300))
     full, short, none = (
@@ -102,13 +102,13 @@ def test_hidden_labels_and_scores():
     assert full > short > none == 0
 
 
-def test_best_box_ends_on_top():
+def test_highest_score_is_drawn_last():
     boxes = found([[20, 30, 80, 90], [20, 30, 80, 90]], classes=[3, 5], scores=[0.9, 0.4])
     drawn = annotate(grey(), boxes, ["x"] * 6, DrawStyle(line_px=1, labels=False))
-    assert tuple(drawn[60, 20]) == colour_of(3)
+    assert tuple(drawn[60, 20]) == palette_colour(3)
 
 
-def test_masks_tint_half_and_outlines_add_their_edge():
+def test_masks_and_outlines():
     mask = np.zeros((1, 100, 120), bool)
     mask[0, 10:50, 10:50] = True
     filled, outlined = grey(), grey()
@@ -127,33 +127,33 @@ def make_batch(count=5, height=64, width=96) -> Batch:
     return Batch(images, torch.tensor([[1, 2, 0.5, 0.5, 0.5, 0.5], [4, 0, 0.5, 0.5, 1.0, 1.0]]), info)
 
 
-def test_batch_mosaic_has_every_image_in_its_place(tmp_path):
+def test_batch_grid(tmp_path):
     batch = make_batch()
     draw_batch(batch, tmp_path / "a.png", ["a", "b", "c"])
     mosaic = cv2.imread(str(tmp_path / "a.png"))
     assert mosaic.shape == (2 * 64, 3 * 96, 3)
     assert mosaic[32, 96 + 48, 2] == 40 and mosaic[64 + 40, 48, 2] == 120  # image 1 and image 3, red channel
-    assert tuple(mosaic[32, 96 + 24]) == colour_of(2)  # left edge of the box in image 1
+    assert tuple(mosaic[32, 96 + 24]) == palette_colour(2)  # left edge of the box in image 1
     assert (mosaic[64:, 192:] == 255).all()  # no sixth image
 
 
-def test_predictions_of_a_batch_are_mapped_into_the_network_image(tmp_path):
+def test_batch_grid_predictions(tmp_path):
     batch = make_batch(1)
     results = [found([[48, 32, 144, 96], [0, 0, 190, 126]], classes=[1, 0], scores=[0.8, 0.1], hw=(128, 192))]
     results[0].info = batch.info[0]
     draw_batch(batch, tmp_path / "a.png", ["a", "b"], results)
     picture = cv2.imread(str(tmp_path / "a.png"))
-    assert tuple(picture[40, 24]) == colour_of(1)  # x 48 / 2
-    assert not (picture == np.array(colour_of(0))).all(axis=2).any()  # too unsure to be shown
+    assert tuple(picture[40, 24]) == palette_colour(1)  # x 48 / 2
+    assert not (picture == np.array(palette_colour(0))).all(axis=2).any()  # too unsure to be shown
 
 
-def test_forward_mapping_uses_scale_and_border():
+def test_original_to_network_mapping():
     info = ImageInfo(0, "a", Geometry((720, 1280), (384, 640), (0.5, 0.5), (0.0, 12.0)))
-    boxes = to_network_px(np.array([[20, 16, 600, 716]], np.float32), info)  # G11 the other way round
+    boxes = boxes_to_network(np.array([[20, 16, 600, 716]], np.float32), info)  # G11 the other way round
     assert boxes.tolist() == [[10, 20, 300, 370]]
 
 
-def test_large_batches_show_sixteen_images_and_stay_small(tmp_path):
+def test_batch_grid_limits(tmp_path):
     images = torch.rand(20, 3, 640, 640)
     info = [ImageInfo(i, f"{i}.jpg", Geometry((640, 640), (640, 640))) for i in range(20)]
     draw_batch(Batch(images, torch.zeros(0, 6), info), tmp_path / "a.jpg", ["a"])

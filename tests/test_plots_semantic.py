@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from utils.plots.palette import CITYSCAPES, palette
-from utils.plots.semantic_scores import draw_iou, draw_semantic_scores
+from utils.plots.semantic_scores import draw_iou_bars, draw_semantic_scores
 
 
-def test_cityscapes_names_have_multiyolov5s_colours():
+def test_cityscapes_colours():
     colours = palette(tuple(CITYSCAPES))
     assert colours.dtype == np.uint8 and colours.shape == (19, 3)
     assert colours[0].tolist() == [128, 64, 128] and colours[18].tolist() == [119, 11, 32]
@@ -19,7 +19,7 @@ def test_cityscapes_names_have_multiyolov5s_colours():
 
 
 @pytest.mark.parametrize("count", [1, 2, 21, 133, 255])
-def test_other_classes_have_colours_that_differ(count):
+def test_colours_are_distinct(count):
     colours = palette([f"class{index}" for index in range(count)])
     assert colours.shape == (count, 3) and len(np.unique(colours, axis=0)) == count
     far = np.abs(colours[:, None].astype(int) - colours[None]).sum(axis=2) + 999 * np.eye(count, dtype=int)
@@ -27,12 +27,12 @@ def test_other_classes_have_colours_that_differ(count):
     assert colours.max(axis=1).min() > 40  # none is black, which is how nothing looks
 
 
-def test_colours_of_the_first_classes_do_not_depend_on_how_many_follow():
+def test_colours_independent_of_class_count():
     names = [f"class{index}" for index in range(40)]
     assert np.array_equal(palette(names)[:7], palette(names[:7]))
 
 
-def test_given_colours_come_first_and_the_rest_keeps_away_from_them():
+def test_given_colours_come_first():
     assert palette(["a", "b"], [(1, 2, 3), (4, 5, 6), (7, 8, 9)]).tolist() == [[1, 2, 3], [4, 5, 6]]
     free = palette(["a"])[0]
     colours = palette(["b", "a"], [free])
@@ -41,7 +41,7 @@ def test_given_colours_come_first_and_the_rest_keeps_away_from_them():
 
 
 @pytest.mark.parametrize("colour", [(1, 2), (1, 2, 256), (-1, 0, 0)])
-def test_what_is_no_colour_is_refused(colour):
+def test_invalid_colours(colour):
     with pytest.raises(ValueError, match="three numbers"):
         palette(["a"], [colour])
 
@@ -55,7 +55,7 @@ def scores_of(classes, absent=0, seed=0):
 
 
 @pytest.mark.parametrize(("classes", "absent"), [(1, 0), (1, 1), (12, 2)])
-def test_scores_are_drawn_for_few_classes_and_for_none(tmp_path, classes, absent):
+def test_score_plot_for_few_or_no_classes(tmp_path, classes, absent):
     paths = draw_semantic_scores(scores_of(classes, absent), tmp_path)
     assert [path.name for path in paths] == ["semantic_IoU.png", "semantic_confusion_matrix.png"]
     for path in paths:
@@ -63,15 +63,15 @@ def test_scores_are_drawn_for_few_classes_and_for_none(tmp_path, classes, absent
         assert image is not None and min(image.shape[:2]) > 250 and image.std() > 1
 
 
-def test_many_classes_get_a_high_picture(tmp_path):
+def test_score_plot_for_many_classes(tmp_path):
     many = scores_of(133, absent=30)
-    image = cv2.imread(str(draw_iou(many.iou, tmp_path / "iou.png", many.names)))
+    image = cv2.imread(str(draw_iou_bars(many.iou, tmp_path / "iou.png", many.names)))
     assert image.shape[0] > 103 * 30 and image.std() > 1
 
 
-def test_bars_have_the_classes_colours_and_lengths(tmp_path):
+def test_score_bars(tmp_path):
     names = ("road", "sky")
-    image = cv2.imread(str(draw_iou(np.array([0.25, 0.75]), tmp_path / "iou.png", names)))
+    image = cv2.imread(str(draw_iou_bars(np.array([0.25, 0.75]), tmp_path / "iou.png", names)))
     widths = {}
     for name, colour in zip(names, palette(names), strict=True):
         rows, columns = np.nonzero((np.abs(image[:, :, ::-1].astype(int) - colour) < 6).all(axis=2))
@@ -80,6 +80,6 @@ def test_bars_have_the_classes_colours_and_lengths(tmp_path):
     assert widths["sky"][1] < widths["road"][1]  # the best on top
 
 
-def test_given_colours_are_those_of_the_bars(tmp_path):
+def test_score_bars_use_given_colours(tmp_path):
     path = draw_semantic_scores(scores_of(1), tmp_path, [(12, 200, 34)])[0]
     assert (np.abs(cv2.imread(str(path))[:, :, ::-1].astype(int) - (12, 200, 34)) < 6).all(axis=2).sum() > 1000

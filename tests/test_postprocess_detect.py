@@ -7,7 +7,7 @@ from utils.core.contracts import EvalSettings, Geometry, HeadSpec, ImageInfo, Re
 from utils.postprocess import POSTPROCESS
 
 
-def test_results_are_filled_in_original_pixels_and_clipped():
+def test_results_in_original_pixels():
     process = POSTPROCESS.get("detect")(HeadSpec("detect", 2), EvalSettings(confidence=0.25, max_candidates=1))
     geometry = Geometry((720, 1280), (384, 640), (0.5, 0.5), (0.0, 12.0))
     results = [Results(ImageInfo(index, f"{index}.jpg", geometry)) for index in range(2)]
@@ -26,7 +26,7 @@ def test_results_are_filled_in_original_pixels_and_clipped():
     assert second.candidates_cut
 
 
-def test_as_many_results_as_images_are_needed():
+def test_results_per_image_required():
     process = POSTPROCESS.get("detect")(HeadSpec("detect", 2), EvalSettings())
     with pytest.raises(ValueError, match="1 results"):
         process({"predictions": torch.zeros(2, 3, 7)}, [Results(ImageInfo(0, "0.jpg", Geometry((1, 1), (1, 1))))])

@@ -74,7 +74,7 @@ def frame(height=64, width=128, number=0, count=0, stream=0, path="a.jpg"):
     return Frame(image, path, f"image 1/1 {path}", number, count, stream=stream)
 
 
-def test_boxes_come_back_in_pixels_of_the_original():
+def test_boxes_in_original_pixels():
     sink, runner = Collect(), FakeRunner()
     settings = PredictSettings(image_hw=(64, 128), confidence=0.25)
     report = predict(runner, FakeSource([[frame(128, 256)]]), settings, [sink])
@@ -85,21 +85,21 @@ def test_boxes_come_back_in_pixels_of_the_original():
     assert report.found == Counter(person=1, bus=1) and report.frames == 1 and report.faults == 2
 
 
-def test_the_network_sees_rgb_in_the_smallest_rectangle():
+def test_network_input():
     runner = FakeRunner()
     predict(runner, FakeSource([[frame(70, 128)]]), PredictSettings(image_hw=(128, 128)))
     assert runner.shapes[-1] == (1, 3, 96, 128)
     assert runner.last[0, :, 40, 40].tolist() == [0, 0, 200] and runner.last[0, :, 0, 0].tolist() == [114] * 3
 
 
-def test_a_runner_of_one_size_gets_that_size():
+def test_fixed_size_runner():
     runner = FakeRunner()
     runner.fixed_hw = (160, 160)
     predict(runner, FakeSource([[frame(70, 128)]]), PredictSettings(image_hw=(64, 64)))
     assert runner.shapes[-1] == (1, 3, 160, 160)
 
 
-def test_streams_of_one_shape_share_a_rectangle_and_of_several_a_square():
+def test_stream_shapes():
     runner, sink = FakeRunner(), Collect()
     groups = [[frame(stream=0), frame(stream=1)], [frame(stream=0), frame(96, 64, stream=1)]]
     report = predict(runner, FakeSource(groups), PredictSettings(image_hw=(128, 128)), [sink])
@@ -111,13 +111,13 @@ def test_streams_of_one_shape_share_a_rectangle_and_of_several_a_square():
     ("changes", "classes"),
     [({"confidence": 0.5}, [0]), ({"classes": (1,)}, [1]), ({"max_detections": 1}, [0]), ({"confidence": 0.95}, [])],
 )
-def test_settings_reach_suppression(changes, classes):
+def test_settings_reach_nms(changes, classes):
     sink = Collect()
     predict(FakeRunner(), FakeSource([[frame()]]), PredictSettings(image_hw=(64, 128), **changes), [sink])
     assert sink.seen[0][1].classes.tolist() == classes
 
 
-def test_the_picture_is_drawn_once_for_all_and_only_if_wanted():
+def test_image_is_drawn_once_on_demand():
     drawn = []
 
     def draw(image, results):
@@ -131,20 +131,20 @@ def test_the_picture_is_drawn_once_for_all_and_only_if_wanted():
     assert drawn == [2]
 
 
-def test_ctrl_c_finishes_files_and_is_reported():
+def test_ctrl_c():
     sink, source = Collect(), FakeSource([[frame()]] * 3, stop_at=2)
     report = predict(FakeRunner(), source, PredictSettings(), [sink])
     assert report.interrupted and report.frames == 2 and source.closed and sink.closed == 1
     assert report.saved == ["2 things"]
 
 
-def test_a_sink_can_end_the_run():
+def test_sink_can_stop():
     sink = Collect(stop_after=1)
     report = predict(FakeRunner(), FakeSource([[frame()]] * 3), PredictSettings(), [sink])
     assert report.frames == 1 and not report.interrupted
 
 
-def test_errors_still_close_everything():
+def test_sinks_are_closed_on_error():
     sink, source = Collect(), FakeSource([[frame()]])
     sink.write = lambda *_: (_ for _ in ()).throw(UserError("disk full"))
     with pytest.raises(UserError, match="disk full"):
@@ -162,14 +162,14 @@ def test_console_lines(caplog):
     assert report.speed().startswith("Speed: ") and report.speed().endswith(" NMS per image at shape (1, 3, 64, 128)")
 
 
-def test_counting_in_words():
+def test_count_text():
     assert in_words(Counter(person=4, bus=1)) == "4 persons, 1 bus"
     assert in_words(Counter()) == "(no detections)"
     assert [plural(name) for name in ("tie", "bus", "bench", "scissors", "wine glass")] == [
         "ties", "buses", "benches", "scissors", "wine glasses"]  # fmt: skip
 
 
-def test_image_size_is_rounded_up_to_the_stride():
+def test_image_size_rounding():
     runner = FakeRunner()
     assert network_size([640], runner) == (640, 640) and network_size([100, 320], runner) == (128, 320)
     for wrong in ([], [1, 2, 3], [0]):
@@ -178,7 +178,7 @@ def test_image_size_is_rounded_up_to_the_stride():
 
 
 @pytest.mark.parametrize("changes", [{"confidence": 1.5}, {"iou": -0.1}, {"max_detections": 0}])
-def test_impossible_settings_are_refused(changes):
+def test_invalid_settings(changes):
     with pytest.raises(UserError, match="--"):
         PredictSettings(**changes)
 
@@ -207,7 +207,7 @@ def weights(tmp_path_factory):
     return path
 
 
-def test_help_is_quick_and_loads_nothing_heavy(root, tmp_path):
+def test_help_does_not_load_torch(root, tmp_path):
     detect(root, tmp_path, "--help", check=0)  # fills the byte-code cache
     start = time.perf_counter()
     done = detect(root, tmp_path, "--help", check=0)
@@ -216,7 +216,7 @@ def test_help_is_quick_and_loads_nothing_heavy(root, tmp_path):
         assert option in done.stdout
 
 
-def test_everything_is_written(root, tmp_path, weights):
+def test_output_files(root, tmp_path, weights):
     (tmp_path / "in").mkdir()
     image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
     cv2.imwrite(str(tmp_path / "in" / "a.jpg"), image)
@@ -244,7 +244,7 @@ def test_everything_is_written(root, tmp_path, weights):
         (["--source", "bad.jpg", "--imgsz", "1", "2", "3"], "--imgsz"),
     ],
 )
-def test_bad_inputs_are_one_line_and_status_two_and_leave_nothing(root, tmp_path, weights, options, message):
+def test_bad_inputs(root, tmp_path, weights, options, message):
     (tmp_path / "bad.jpg").write_bytes(b"?")
     given = options if "--weights" in options else ["--weights", str(weights), *options]
     done = detect(root, tmp_path, *given, check=2)
@@ -253,7 +253,7 @@ def test_bad_inputs_are_one_line_and_status_two_and_leave_nothing(root, tmp_path
     assert not list(tmp_path.glob("runs/detect/*"))
 
 
-def test_official_weights_find_what_is_known_to_be_there(root, tmp_path, shared):
+def test_official_weights_detections(root, tmp_path, shared):
     weights, images = shared / "weights" / "yolov5n.pt", shared / "images"
     done = detect(root, tmp_path, "--weights", weights, "--source", images, "--save-txt", "--save-conf", check=0)
     assert "640x480 4 persons, 1 bus" in done.stdout and "384x640 2 persons, 1 tie" in done.stdout

@@ -9,7 +9,7 @@ import torch
 
 from utils.core.contracts import Frame, Geometry, ImageInfo, Results
 from utils.core.errors import UserError
-from utils.plots.features import FeatureSink, feature_picture
+from utils.plots.features import FeatureSink, feature_image
 from utils.plots.prediction_sinks import (
     CropSink,
     CsvSink,
@@ -47,7 +47,7 @@ def feed(sink, *pairs):
     return sink.close()
 
 
-def test_label_files_hold_normalised_centres_and_come_back_as_the_same_boxes(tmp_path):
+def test_label_file_round_trip(tmp_path):
     text = feed(TextSink(tmp_path / "labels"), (still(), TWO))
     rows = np.loadtxt(tmp_path / "labels" / "bus.txt")
     assert rows[0].tolist() == [0, 0.2, 0.5, 0.2, 0.8] and text == f"1 label file in {tmp_path / 'labels'}"
@@ -55,30 +55,30 @@ def test_label_files_hold_normalised_centres_and_come_back_as_the_same_boxes(tmp
     assert np.hstack([centre - size / 2, centre + size / 2]) == pytest.approx(TWO.boxes.numpy(), abs=1e-3)
 
 
-def test_label_files_with_confidence_and_corners(tmp_path):
+def test_label_file_options(tmp_path):
     feed(TextSink(tmp_path, confidence=True, corners=True), (still(), TWO))
     assert (tmp_path / "bus.txt").read_text().splitlines()[0] == "0 0.1 0.1 0.3 0.9 0.876"
 
 
-def test_no_boxes_no_label_file_and_an_old_one_goes(tmp_path):
+def test_no_label_file_without_boxes(tmp_path):
     (tmp_path / "bus.txt").write_text("old")
     assert feed(TextSink(tmp_path), (still(), NONE)) == ""
     assert list(tmp_path.iterdir()) == []
 
 
-def test_label_files_of_video_frames_carry_the_frame_number(tmp_path):
+def test_label_files_of_video_frames(tmp_path):
     feed(TextSink(tmp_path), (film(1), TWO), (film(7), TWO))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["film_1.txt", "film_7.txt"]
 
 
-def test_files_of_the_same_name_do_not_overwrite_each_other(tmp_path):
+def test_duplicate_file_names(tmp_path):
     feed(TextSink(tmp_path), (still("/a/x.jpg"), TWO), (still("/b/x.png"), TWO))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.txt", "x_2.txt"]
     feed(PictureSink(tmp_path / "p"), (still("/a/x.jpg"), TWO), (still("/b/X.jpg"), TWO), (still("/b/x.png"), TWO))
     assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["X_2.jpg", "x.jpg", "x.png"]
 
 
-def test_pictures_keep_their_name_or_become_png(tmp_path):
+def test_image_file_names(tmp_path):
     assert feed(PictureSink(tmp_path), (still("/a/bus.jpg"), TWO), (still("/a/p.dng"), TWO), (film(1), TWO)) == (
         f"2 images in {tmp_path}"
     )
@@ -86,7 +86,7 @@ def test_pictures_keep_their_name_or_become_png(tmp_path):
     assert cv2.imread(str(tmp_path / "bus.jpg")).shape == (100, 200, 3)
 
 
-def test_csv_has_the_specified_columns_and_grows(tmp_path):
+def test_csv_columns(tmp_path):
     path = tmp_path / "predictions.csv"
     feed(CsvSink(path, NAMES), (still("/a/b,c.jpg"), TWO))
     assert feed(CsvSink(path, NAMES), (still(), NONE), (still(), TWO)) == f"2 rows in {path}"
@@ -99,11 +99,11 @@ def test_csv_has_the_specified_columns_and_grows(tmp_path):
     assert len(rows) == 5 and [p.name for p in tmp_path.iterdir()] == ["predictions.csv"]
 
 
-def test_csv_that_never_saw_a_frame_is_not_written(tmp_path):
+def test_csv_without_frames(tmp_path):
     assert CsvSink(tmp_path / "a.csv", NAMES).close() == "" and not list(tmp_path.iterdir())
 
 
-def test_crops_are_enlarged_by_two_percent_and_ten_pixels_and_end_at_the_border():
+def test_crop_margin():
     image = np.arange(100 * 200 * 3, dtype=np.uint32).astype(np.uint8).reshape(100, 200, 3)
     crop = cut_out(image, [50, 40, 150, 60])  # 100 x 20 -> 112 x 30.4 about (100, 50)
     assert np.array_equal(crop, image[34:65, 44:156])  # 34.8 to 65.2, cut off to whole pixels
@@ -111,7 +111,7 @@ def test_crops_are_enlarged_by_two_percent_and_ten_pixels_and_end_at_the_border(
     assert cut_out(image, [190, 90, 200, 100]).shape == (16, 16, 3)  # from 184.9 on
 
 
-def test_crops_lie_in_a_folder_per_class_and_are_counted(tmp_path):
+def test_crop_files(tmp_path):
     three = found([[0, 0, 9, 9], [20, 20, 60, 60], [5, 5, 50, 50]], [0, 0, 2], [0.9, 0.8, 0.7])
     assert feed(CropSink(tmp_path / "crops", NAMES), (still(), three), (film(3), three)).startswith("6 crops")
     files = sorted(str(path.relative_to(tmp_path / "crops")) for path in tmp_path.rglob("*.jpg"))
@@ -120,13 +120,13 @@ def test_crops_lie_in_a_folder_per_class_and_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/b", "..", "", "a\\b", "C:"])
-def test_class_names_cannot_leave_their_folder(tmp_path, name):
+def test_class_names_cannot_escape_the_folder(tmp_path, name):
     made = safe_name(name)
     assert made and "/" not in made and "\\" not in made and made not in {".", ".."}
 
 
 @pytest.mark.parametrize("hw", [(100, 200), (99, 201)])
-def test_videos_can_be_read_again_with_every_frame(tmp_path, hw):
+def test_video_round_trip(tmp_path, hw):
     sink = VideoSink(tmp_path)
     text = feed(sink, *((film(i, shade=30 * i, hw=hw), TWO) for i in range(1, 6)))
     assert text == f"1 video in {tmp_path}" and [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
@@ -138,7 +138,7 @@ def test_videos_can_be_read_again_with_every_frame(tmp_path, hw):
     assert len(shades) == 5 and all(abs(shade - 30 * i) < 8 for i, shade in enumerate(shades, start=1))
 
 
-def test_two_videos_and_a_stream_that_changes_its_size(tmp_path):
+def test_several_videos_and_sizes(tmp_path):
     stream = [
         Frame(np.zeros((40 + 10 * i, 64, 3), np.uint8), "rtsp://host:8/a?b", "", i + 1, stream=1) for i in range(2)
     ]
@@ -146,7 +146,7 @@ def test_two_videos_and_a_stream_that_changes_its_size(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["film.mp4", "film_2.mp4", "host_8_a.mp4"]
 
 
-def test_an_unwritable_folder_is_a_user_error(tmp_path):
+def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write there"):
         feed(PictureSink(tmp_path / "file"), (still(), TWO))
@@ -154,14 +154,14 @@ def test_an_unwritable_folder_is_a_user_error(tmp_path):
         feed(VideoSink(tmp_path / "file"), (film(1), TWO))
 
 
-def test_addresses_become_file_names():
+def test_url_file_names():
     assert file_name(still("https://host/a/b.jpg")) == "b.jpg"
     assert "/" not in file_name(Frame(np.zeros((1, 1, 3), np.uint8), "rtsp://h/../x", "", 1))
 
 
-def test_feature_maps_are_written_per_layer(tmp_path):
+def test_feature_maps(tmp_path):
     maps = {"00_Conv": torch.rand(1, 40, 8, 8), "01_C3": torch.zeros(1, 3, 4, 4)}
     feed(FeatureSink(tmp_path, maps), (still(), TWO))
     assert np.load(tmp_path / "bus" / "00_Conv.npy").shape == (40, 8, 8)
     assert cv2.imread(str(tmp_path / "bus" / "01_C3.png")) is not None
-    assert feature_picture(np.random.default_rng(0).random((40, 8, 8))).shape == (4 * 98, 8 * 98, 3)
+    assert feature_image(np.random.default_rng(0).random((40, 8, 8))).shape == (4 * 98, 8 * 98, 3)

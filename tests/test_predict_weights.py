@@ -28,7 +28,7 @@ def weights(tmp_path_factory):
 IMAGES = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_folding_changes_nothing_but_speed(weights):
+def test_fuse_keeps_results(weights):
     opened = open_weights([str(weights / "a.pt")], CPU)
     plain = load_checkpoint(weights / "a.pt").network.eval()
     expected = plain.decode(plain(IMAGES / 255))["detect"]["predictions"]
@@ -36,7 +36,7 @@ def test_folding_changes_nothing_but_speed(weights):
     assert opened.name == "a" and opened.meta["imgsz"] == 96 and opened.runner.names == ("cat", "dog")
 
 
-def test_several_files_form_an_ensemble_and_augment_adds_passes(weights):
+def test_ensemble_and_augment(weights):
     alone = 3 * (8 * 12 + 4 * 6 + 2 * 3)
     twice = open_weights([str(weights / "a.pt")] * 2, CPU).runner
     assert twice.run(IMAGES).decoded["detect"]["predictions"].shape == (1, 2 * alone, 7)
@@ -45,31 +45,31 @@ def test_several_files_form_an_ensemble_and_augment_adds_passes(weights):
     assert watch_layers(more) == {}
 
 
-def test_safetensors_give_the_same(weights):
+def test_safetensors(weights):
     first, second = (open_weights([str(weights / name)], CPU).runner.run(IMAGES) for name in ("a.pt", "b.safetensors"))
     assert torch.equal(first.decoded["detect"]["predictions"], second.decoded["detect"]["predictions"])
 
 
-def test_half_stays_close(weights):
+def test_half_precision(weights):
     full = open_weights([str(weights / "a.pt")], CPU).runner.run(IMAGES)
     half = open_weights([str(weights / "a.pt")], CPU, half=True).runner.run(IMAGES)
     difference = full.decoded["detect"]["predictions"] - half.decoded["detect"]["predictions"]
     assert difference[..., 4:].abs().max() < 0.02
 
 
-def test_watched_layers_hold_the_last_run(weights):
+def test_recorded_layers(weights):
     runner = open_weights([str(weights / "a.pt")], CPU).runner
     maps = watch_layers(runner)
     runner.run(IMAGES)
     assert maps["00_Conv"].shape == (1, 16, 32, 48) and len(maps) == 24  # the head gives no single map
 
 
-def test_models_that_do_not_belong_together(weights):
+def test_incompatible_models(weights):
     with pytest.raises(UserError, match="2 and 3 classes"):
         open_weights([str(weights / "a.pt"), str(weights / "three.pt")], CPU)
 
 
-def test_without_weights_the_newest_run_is_taken(weights, tmp_path, monkeypatch):
+def test_default_weights_are_newest_run(weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"train one with `python train.py`"):
         find_weights([" "])
@@ -81,12 +81,12 @@ def test_without_weights_the_newest_run_is_taken(weights, tmp_path, monkeypatch)
     assert find_weights([])[0].parts[-3] == "exp2"
 
 
-def test_unknown_formats_are_named(tmp_path):
+def test_unknown_formats(tmp_path):
     with pytest.raises(UserError, match=r"\.docx is no format that runs here"):
         open_weights([str(tmp_path / "a.docx")], CPU)
 
 
-def test_update_drops_what_only_training_needs(weights, tmp_path):
+def test_update_strips_checkpoint(weights, tmp_path):
     path = tmp_path / "a.pt"
     path.write_bytes((weights / "a.pt").read_bytes())
     before = path.stat().st_size

@@ -32,7 +32,7 @@ def profiled(tmp_path_factory):
     return folder / "run", text
 
 
-def test_the_table_of_a_training_has_every_phase_and_adds_up(profiled):
+def test_profile_table(profiled):
     folder, text = profiled
     found = json.loads((folder / "profile.json").read_text())
     rows = {row["phase"]: row for row in found["phases"]}
@@ -45,7 +45,7 @@ def test_the_table_of_a_training_has_every_phase_and_adds_up(profiled):
     assert table.strip() in text and "backward" in table
 
 
-def test_the_trace_holds_the_phases_of_a_few_steps(profiled):
+def test_profile_trace(profiled):
     with gzip.open(profiled[0] / "profile_trace.json.gz", "rt") as file:
         events = json.load(file)["traceEvents"]
     names = [event.get("name") for event in events if event.get("cat") == "user_annotation"]
@@ -53,7 +53,7 @@ def test_the_trace_holds_the_phases_of_a_few_steps(profiled):
     assert any("conv" in str(event.get("name")) for event in events)
 
 
-def test_phases_that_are_not_timed_cost_nothing():
+def test_disabled_profiler():
     start = time.perf_counter()
     for _ in range(10_000):
         with untimed("forward"):
@@ -61,7 +61,7 @@ def test_phases_that_are_not_timed_cost_nothing():
     assert time.perf_counter() - start < 0.1  # 10 microseconds each at the very most
 
 
-def test_a_profile_of_nothing_is_a_table(tmp_path):
+def test_empty_profile(tmp_path):
     profile = Profile(torch.device("cpu"))
     profile.start(tmp_path, {})
     with pytest.raises(ValueError, match="inside"), profile.phase("loss"):
@@ -70,7 +70,7 @@ def test_a_profile_of_nothing_is_a_table(tmp_path):
     assert json.loads((tmp_path / "profile.json").read_text())["steps"] == 0
 
 
-def test_slimming_pulls_factors_towards_zero():
+def test_slimming():
     block = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
     optimizer = torch.optim.SGD(block.parameters(), lr=0.1)
     add_slimming(block, optimizer, 0.01, 64)
@@ -82,7 +82,7 @@ def test_slimming_pulls_factors_towards_zero():
     assert torch.allclose(block[1].weight, before - 0.1 * 0.01 * 64) and torch.equal(block[0].bias, bias)
 
 
-def test_layers_have_times_and_their_operations_are_the_networks():
+def test_layer_times_and_flops():
     network = build_network(read_architecture("yolov5n")).eval()
     rows = time_layers(network, (64, 64), 1, torch.device("cpu"), runs=2)
     assert [row.index for row in rows] == list(range(25)) and all(row.milliseconds > 0 for row in rows)
@@ -91,7 +91,7 @@ def test_layers_have_times_and_their_operations_are_the_networks():
     assert sum(row.parameters for row in rows) == 1_867_405  # folded (behaviour.md 1.6)
 
 
-def test_the_summary_times_and_builds_everything(monkeypatch, caplog):
+def test_summary_profile(monkeypatch, caplog):
     monkeypatch.setattr("sys.argv", ["summary", "--img", "64", "--line-profile", "--runs", "1"])
     with caplog.at_level("INFO", "polyolo"):
         models.summary.main()
@@ -109,7 +109,7 @@ def test_the_summary_times_and_builds_everything(monkeypatch, caplog):
         models.summary.main()
 
 
-def test_a_study_has_a_curve_per_network_and_goes_on_where_it_stopped(tmp_path, monkeypatch, caplog):
+def test_study_resumes(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(study, "SIZES", (64, 96))
     data = tiny_data(tmp_path, train=4, val=2)
     for index in range(2):
@@ -137,6 +137,6 @@ def test_a_study_has_a_curve_per_network_and_goes_on_where_it_stopped(tmp_path, 
         val.run(**options)
 
 
-def test_the_picture_of_a_study_has_a_curve_per_network(tmp_path):
+def test_study_plot(tmp_path):
     curves = {"a": [[256, 0.2, 1, 5, 1], [512, 0.3, 1, 20, 1]], "b": [[256, 0.3, 1, 9, 1], [512, 0.4, 1, 36, 1]]}
     assert draw_study(curves, ["mAP"], tmp_path / "study.png").stat().st_size > 10_000

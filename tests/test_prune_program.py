@@ -45,7 +45,7 @@ def done(tmp_path_factory, data, weights):
     return runs / "exp", text
 
 
-def test_a_run_leaves_checkpoint_table_and_picture(done):
+def test_output_files(done):
     folder, text = done
     found = json.loads((folder / "prune.json").read_text())["networks"]
     assert [row["network"] for row in found] == ["before", "pruned", "fine-tuned"]
@@ -56,7 +56,7 @@ def test_a_run_leaves_checkpoint_table_and_picture(done):
     assert "fine-tuned" in text and "GFLOPs" in text
 
 
-def test_what_was_written_is_a_checkpoint_like_any_other(done, data, tmp_path):
+def test_pruned_checkpoint_is_usable(done, data, tmp_path):
     pruned = done[0] / "pruned.pt"
     torch.load(pruned, weights_only=True)
     common = {"weights": [str(pruned)], "imgsz": [64], "project": str(tmp_path)}
@@ -75,7 +75,7 @@ def test_what_was_written_is_a_checkpoint_like_any_other(done, data, tmp_path):
         prune.run(weights=[onnx], target_flops=0.9, project=str(tmp_path))
 
 
-def test_a_latency_is_reached_or_said_not_to_be(weights, tmp_path, monkeypatch):
+def test_latency_target(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(program, "TRIES", 2)
     common = {"weights": [str(weights)], "data": "", "importance": "l1", "noplots": True, "project": str(tmp_path)}
     rows = prune.run(target_latency="1000ms", **common)
@@ -85,7 +85,7 @@ def test_a_latency_is_reached_or_said_not_to_be(weights, tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1  # what failed left nothing
 
 
-def test_sparsity_keeps_the_shape(weights, tmp_path):
+def test_sparsity_keeps_shapes(weights, tmp_path):
     rows = prune.run(weights=[str(weights)], sparsity=0.5, project=str(tmp_path), noplots=True)
     assert rows[1]["zeros"] == pytest.approx(0.5, abs=0.01) and rows[1]["gflops"] == rows[0]["gflops"]
     assert load_checkpoint(tmp_path / "exp" / "sparse.pt").network.architecture.get("widths") is None
@@ -105,7 +105,7 @@ def test_sparsity_keeps_the_shape(weights, tmp_path):
         ({"target_flops": 0.1, "importance": "l2"}, "--max-cut"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_one_line(options, says, weights, tmp_path):
+def test_invalid_options(options, says, weights, tmp_path):
     given = {"weights": [str(weights)], "project": str(tmp_path / "runs"), **options}
     for name, change in (("eighty", lambda network: network), ("folded", fuse)):
         if given["weights"] == [name]:
@@ -117,7 +117,7 @@ def test_what_cannot_be_is_one_line(options, says, weights, tmp_path):
     assert not list((tmp_path / "runs").glob("*"))
 
 
-def test_the_picture_without_scores_is_bars(tmp_path):
+def test_plot_without_scores(tmp_path):
     row = {"parameters": 2e6, "gflops": 4.5, "milliseconds": 30.0, "scores": None}
     rows = [{**row, "network": "before"}, {**row, "network": "pruned", "gflops": 3.1}]
     assert draw_pruning(rows, tmp_path / "bars.png").stat().st_size > 10_000

@@ -51,7 +51,7 @@ KINDS = (
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_of_network_loses_operations_and_keeps_its_outputs(name):
+def test_pruned_network_matches_masked_network(name):
     network = network_of(name, num_classes=3)
     smaller = prune(network)  # it proves itself: the same numbers as the network that does not listen to what went
     assert count_operations(smaller, SIZE) <= 0.72 * count_operations(network, SIZE)
@@ -60,7 +60,7 @@ def test_every_kind_of_network_loses_operations_and_keeps_its_outputs(name):
     assert shapes[0] == shapes[1] and smaller.specs == network.specs
 
 
-def test_the_proof_notices_channels_that_do_not_belong_together():
+def test_verification_detects_wrong_channels():
     network = network_of("yolov5n")
     wrong = {("model.0.conv", "out"): np.arange(8), ("model.0.bn", "out"): np.arange(8)}
     wrong["model.1.conv", "in"] = np.arange(8, 16)
@@ -72,7 +72,7 @@ def test_the_proof_notices_channels_that_do_not_belong_together():
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_a_pruned_checkpoint_is_plain_data_and_comes_back(pruned, tmp_path, suffix):
+def test_pruned_checkpoint_round_trip(pruned, tmp_path, suffix):
     path = tmp_path / f"pruned{suffix}"
     save_checkpoint(path, pruned, {"task": "detect"})
     if suffix == ".pt":
@@ -83,7 +83,7 @@ def test_a_pruned_checkpoint_is_plain_data_and_comes_back(pruned, tmp_path, suff
         assert torch.equal(again(image)["detect"][level], values)
 
 
-def test_a_pruned_network_can_be_folded_trained_and_given_other_classes(pruned, tmp_path):
+def test_pruned_network_fuse_train_and_classes(pruned, tmp_path):
     image = torch.rand(2, 3, *SIZE)
     folded = fuse(pruned)
     assert torch.allclose(folded(image)["detect"]["level0"], pruned(image)["detect"]["level0"], atol=1e-4)
@@ -96,14 +96,14 @@ def test_a_pruned_network_can_be_folded_trained_and_given_other_classes(pruned, 
     assert all(p.grad is not None for n, p in other.named_parameters() if n.startswith("model.0"))
 
 
-def test_a_pruned_network_can_be_pruned_again(pruned):
+def test_prune_twice(pruned):
     once = count_operations(pruned, SIZE)
     twice = prune(pruned, 0.8, most=0.6)
     assert count_operations(twice, SIZE) <= 0.82 * once
     assert twice.architecture["name"] == "yolov5n-pruned"
 
 
-def test_a_pruned_detector_becomes_a_classifier_or_gets_classes_of_pixels(pruned):
+def test_pruned_detector_to_other_tasks(pruned):
     classifier = classification_network(pruned, 4)
     for key, tensor in classifier.state_dict().items():
         if not key.startswith("model.9."):
@@ -128,12 +128,12 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("widths", "says"), WRONG)
-def test_widths_that_cannot_be_are_one_line(widths, says):
+def test_invalid_widths(widths, says):
     with pytest.raises(UserError, match=says):
         build_network({**read_architecture("yolov5n"), "widths": widths})
 
 
-def test_widths_in_a_yaml_narrow_a_network():
+def test_widths_in_yaml():
     text = """
 nc: 2
 backbone:
@@ -147,7 +147,7 @@ widths:
     assert network.model[0].conv.weight.shape == (6, 3, 3, 3) and network.model[1].conv.conv.in_channels == 6
 
 
-def test_the_cheapest_loss_per_operation_goes_first():
+def test_pruning_order():
     network = build_network(read_architecture("yolov5n")).eval()
     groups = find_coupling(network).groups
     scores = [torch.arange(group.channels, dtype=torch.float32) + 1 for group in groups]
@@ -162,19 +162,19 @@ def test_the_cheapest_loss_per_operation_goes_first():
     assert all((group.channels - len(gone)) % 4 == 0 for gone, group in zip(even, groups, strict=True))
 
 
-def test_what_the_limits_forbid_is_an_error():
+def test_unreachable_target():
     network = build_network(read_architecture("yolov5n")).eval()
     with pytest.raises(UserError, match="--max-cut"):
         prune(network, 0.3, most=0.2)
 
 
-def test_counted_costs_are_the_published_ones():
+def test_published_flops():
     for name in ("yolov5n", "yolov5n-seg", "yolov5s-ghost", "yolov5n-cls"):
         network = build_network(read_architecture(name))
         assert Costs(network, (128, 128)).total == pytest.approx(count_operations(network, (128, 128)), rel=0.01)
 
 
-def test_channels_that_do_nothing_matter_least():
+def test_dead_channels_are_least_important():
     network = network_of("yolov5n-cls", num_classes=2)
     groups = find_coupling(network).groups
     dead, part = next(
@@ -194,7 +194,7 @@ def test_channels_that_do_nothing_matter_least():
         assert int(scores[dead].argmin()) == channel and all(torch.isfinite(one).all() for one in scores)
 
 
-def test_gradients_of_normalisation_say_what_the_loss_loses():
+def test_taylor_importance():
     """For a loss that is linear in a channel the first order is the whole truth."""
     network = network_of("yolov5n-cls", num_classes=2)
     group = Group(16, (Slice("model.0.bn", "out", np.arange(16), np.arange(16)),))
@@ -209,7 +209,7 @@ def test_gradients_of_normalisation_say_what_the_loss_loses():
     assert torch.allclose(taylor.scores()[0], wanted, rtol=1e-3)
 
 
-def test_sparsity_zeroes_the_smallest_weights_of_each_convolution():
+def test_sparsity_zeroes_smallest_weights():
     network = network_of("yolov5n")
     sparse = made_sparse(network, 0.3)
     assert zero_share(network) < 0.001 and zero_share(sparse) == pytest.approx(0.3, abs=0.001)

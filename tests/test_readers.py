@@ -11,10 +11,10 @@ import torch
 from helpers_labels import NAMES, coco_file, labelme_file, picture, voc_file
 from pycocotools import mask as coco_mask
 
-from utils.core.contracts import LoadRequest
 from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
+from utils.core.load_request import LoadRequest
 from utils.core.yaml_file import write_yaml
 from utils.datasets.labels import json_stream
 from utils.datasets.labels.annotation_objects import bezier, join_pieces, mask_pieces, run_length_pieces, unpacked
@@ -53,7 +53,7 @@ def said(caplog):
 # COCO
 
 
-def test_coco_categories_with_gaps_become_classes_by_name_and_boxes_are_normalised(tmp_path):
+def test_coco_categories_with_gaps(tmp_path):
     data = coco_data(tmp_path, [{"category_id": 7}, {"image_id": 30, "category_id": 3, "bbox": [40, 30, 40, 30]}])
     index = build_index(data, "train")
     assert [index.labels(i).tolist() for i in range(3)] == [
@@ -67,19 +67,19 @@ def test_coco_categories_with_gaps_become_classes_by_name_and_boxes_are_normalis
         build_index(replace(data, names=("cat", "bird", "dog")), "train")
 
 
-def test_a_subset_of_the_categories_leaves_the_others_out_and_says_so(tmp_path, said):
+def test_coco_category_subset(tmp_path, said):
     data = coco_data(tmp_path, [{"category_id": 7}, {}, {"category_id": 7, "image_id": 20}], names=("cat",))
     assert build_index(data, "train").boxes[:, 0].tolist() == [0]
     assert "2 objects of categories that" in said()
 
 
-def test_crowd_regions_are_not_trained_on(tmp_path, said):
+def test_coco_crowds_are_skipped(tmp_path, said):
     runs = {"size": [60, 80], "counts": [0, 4800]}
     index = build_index(coco_data(tmp_path, [{}, {"iscrowd": 1, "segmentation": runs}]), "train")
     assert len(index.boxes) == 1 and "1 crowd regions are not trained on" in said()
 
 
-def test_polygons_and_both_kinds_of_run_lengths_give_the_mask_they_stand_for(tmp_path):
+def test_coco_segmentation_forms(tmp_path):
     mask = np.zeros((60, 80), np.uint8)
     cv2.circle(mask, (30, 25), 12, 1, -1)
     packed = coco_mask.encode(np.asfortranarray(mask))
@@ -110,7 +110,7 @@ def test_polygons_and_both_kinds_of_run_lengths_give_the_mask_they_stand_for(tmp
         ({"segmentation": {"size": [60, 80], "counts": "o" * 50}}, "do not add up"), ({"segmentation": 3}, "neither"),
     ],
 )  # fmt: skip
-def test_a_faulty_annotation_is_named_by_file_and_id_and_costs_its_image(tmp_path, said, row, says):
+def test_coco_faulty_annotation(tmp_path, said, row, says):
     data = coco_data(tmp_path, [{"image_id": 20}, row])
     with pytest.raises(UserError, match=r"1 faulty label files among 3.*a\.json: annotation 101: .*" + says):
         build_index(data, "train")
@@ -119,7 +119,7 @@ def test_a_faulty_annotation_is_named_by_file_and_id_and_costs_its_image(tmp_pat
     assert "a.json: annotation 101" in said()
 
 
-def test_boxes_without_area_are_left_out_and_more_than_one_in_a_hundred_stop_the_run(tmp_path, said):
+def test_coco_empty_boxes(tmp_path, said):
     rows = [{"image_id": 10 + 10 * (n % 3), "bbox": [n % 40, n // 40, 9, 9]} for n in range(150)]
     data = coco_data(tmp_path, [*rows, {"bbox": [5, 5, 0, 7]}])
     index = build_index(data, "train")
@@ -131,12 +131,12 @@ def test_boxes_without_area_are_left_out_and_more_than_one_in_a_hundred_stop_the
     assert len(build_index(data, "train", allow_faults=True).boxes) == 150
 
 
-def test_what_hangs_over_the_border_is_cut(tmp_path):
+def test_coco_boxes_are_clipped(tmp_path):
     index = build_index(coco_data(tmp_path, [{"bbox": [-8, 30, 16, 60]}]), "train")
     np.testing.assert_allclose(index.boxes, [[0, 0.05, 0.75, 0.1, 0.5]], atol=1e-6)
 
 
-def test_images_the_json_does_not_list_belong_to_no_split_and_missing_ones_are_counted(tmp_path, said):
+def test_coco_image_list(tmp_path, said):
     data = coco_data(tmp_path, [{}, {"image_id": 999}])
     picture(tmp_path / "images" / "other.png")
     (tmp_path / "images" / "2.png").unlink()
@@ -145,7 +145,7 @@ def test_images_the_json_does_not_list_belong_to_no_split_and_missing_ones_are_c
         assert text in said()
 
 
-def test_a_json_of_other_images_and_one_that_is_not_there_are_errors(tmp_path):
+def test_coco_wrong_or_missing_json(tmp_path):
     data = coco_data(tmp_path, [{}])
     (tmp_path / "elsewhere").mkdir()
     picture(tmp_path / "elsewhere" / "x.png")
@@ -157,7 +157,7 @@ def test_a_json_of_other_images_and_one_that_is_not_there_are_errors(tmp_path):
         build_index(replace(data, annotations={"train": tmp_path / "no.json"}), "train")
 
 
-def test_an_image_of_another_shape_than_the_json_says_is_a_fault_and_a_smaller_copy_is_none(tmp_path):
+def test_coco_image_size_mismatch(tmp_path):
     data = coco_data(tmp_path, [{}, {"image_id": 20}])
     picture(tmp_path / "images" / "1.png", 1, (120, 160))
     index = build_index(data, "train")
@@ -167,7 +167,7 @@ def test_an_image_of_another_shape_than_the_json_says_is_a_fault_and_a_smaller_c
         build_index(data, "train")
 
 
-def test_the_json_is_not_read_again_while_nothing_changes(tmp_path, monkeypatch):
+def test_coco_cache(tmp_path, monkeypatch):
     data, reads = coco_data(tmp_path, [{}]), []
     original = coco_reader.read_coco_json
     monkeypatch.setattr(coco_reader, "read_coco_json", lambda path: (reads.append(path), original(path))[1])
@@ -179,7 +179,7 @@ def test_the_json_is_not_read_again_while_nothing_changes(tmp_path, monkeypatch)
     assert len(build_index(data, "train").boxes) == 2
 
 
-def test_the_stream_gives_what_json_gives_however_small_its_window(tmp_path, monkeypatch):
+def test_json_stream_matches_json(tmp_path, monkeypatch):
     path = coco_file(
         tmp_path / "a.json", [{"segmentation": [[1.5, 2, 3, 4, 5, 6]], "text": 'a"]}, ü'}] * 5, info={"x": [1, 2]}
     )
@@ -201,7 +201,7 @@ def test_the_stream_gives_what_json_gives_however_small_its_window(tmp_path, mon
         ('{"images": [{"id": 1, "file_name": "0.png"}, {"id": 1, "file_name": "1.png"}]}', "two images have the id 1"),
     ],
 )  # fmt: skip
-def test_a_file_that_is_no_coco_json_is_one_clear_error(tmp_path, text, says):
+def test_not_a_coco_json(tmp_path, text, says):
     data = coco_data(tmp_path, [{}])
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match=r"a\.json.*" + says):
@@ -224,7 +224,7 @@ def same_batches(first, second, tolerance_px, size):
     return count
 
 
-def test_training_batches_from_json_and_from_text_files_are_equal(tmp_path):
+def test_json_and_text_labels_give_equal_batches(tmp_path):
     rng, rows = np.random.default_rng(5), []
     for image in range(8):
         lines = []
@@ -240,7 +240,7 @@ def test_training_batches_from_json_and_from_text_files_are_equal(tmp_path):
     assert same_batches(request(coco), request(yolo), tolerance_px=1e-3, size=64) > 30  # six decimals of 64 pixels
 
 
-def test_coco128_trains_the_same_from_its_json_as_from_its_text_files(coco128, monkeypatch):
+def test_coco128_json_and_text_train_alike(coco128, monkeypatch):
     monkeypatch.setenv("YOLOv5_DATASETS_DIR", str(coco128.parent))
     yolo = load_data("coco128.yaml")
     file = coco128 / "annotations" / "instances_train2017.json"
@@ -251,7 +251,7 @@ def test_coco128_trains_the_same_from_its_json_as_from_its_text_files(coco128, m
     assert same_batches(request(coco, **settings), request(yolo, **settings), tolerance_px=1e-3, size=128) > 900
 
 
-def test_mindspores_folders_are_read_as_they_are(tmp_path):
+def test_mindspore_folders(tmp_path):
     for split, count in (("train2017", 3), ("val2017", 1)):
         for i in range(count):
             picture(tmp_path / split / f"{i}.png", i)
@@ -273,7 +273,7 @@ def test_mindspores_folders_are_read_as_they_are(tmp_path):
 # VOC
 
 
-def test_voc_pixels_count_from_one_and_the_last_belongs_to_the_box(tmp_path):
+def test_voc_pixel_convention(tmp_path):
     picture(tmp_path / "x.png")
     voc_file(tmp_path / "x.xml", [("dog", 9, 7, 24, 18, 0), ("Cat", 1, 1, 80, 60, 0), ("cat", 3, 3, 9, 9, 1)])
     index = build_index(files_data(tmp_path), "train")
@@ -281,7 +281,7 @@ def test_voc_pixels_count_from_one_and_the_last_belongs_to_the_box(tmp_path):
     np.testing.assert_allclose(index.boxes, [[1, 0.2, 0.2, 0.2, 0.2], [0, 0.5, 0.5, 1, 1]], atol=1e-6)
 
 
-def test_voc_trees_are_read_by_their_lists_of_names(tmp_path):
+def test_voc_image_sets(tmp_path):
     for i in range(4):
         picture(tmp_path / "JPEGImages" / f"{i}.png", i)
         voc_file(tmp_path / "Annotations" / f"{i}.xml", [("cat", 1, 1, 40 + i, 30, 0)])
@@ -315,7 +315,7 @@ LAUGHS = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>\
         ("<annotation><size><width>a</width></size></annotation>", "<size> is not of numbers"),
     ],
 )  # fmt: skip
-def test_a_faulty_xml_file_is_named_with_its_line_and_costs_its_image(tmp_path, text, says):
+def test_voc_faulty_xml(tmp_path, text, says):
     for name in ("x", "y"):
         picture(tmp_path / f"{name}.png")
         voc_file(tmp_path / f"{name}.xml", [("cat", 1, 1, 9, 9, 0)])
@@ -325,21 +325,21 @@ def test_a_faulty_xml_file_is_named_with_its_line_and_costs_its_image(tmp_path, 
     assert len(build_index(files_data(tmp_path), "train", allow_faults=True)) == 1
 
 
-def test_a_class_the_yaml_does_not_name_is_a_fault_in_formats_with_names(tmp_path):
+def test_unknown_class_name(tmp_path):
     picture(tmp_path / "x.png")
     voc_file(tmp_path / "x.xml", [("bird", 1, 1, 9, 9, 0)])
     with pytest.raises(UserError, match=r"x.xml: object 1: class 'bird' is not among the `names`"):
         build_index(files_data(tmp_path), "train")
 
 
-def test_with_single_cls_names_in_the_labels_are_still_the_yamls(tmp_path):
+def test_single_cls_label_names(tmp_path):
     picture(tmp_path / "x.png")
     voc_file(tmp_path / "x.xml", [("dog", 1, 1, 9, 9, 0)])
     index = build_index(files_data(tmp_path).single_class(), "train", single_class=True)
     assert index.boxes[:, 0].tolist() == [0]
 
 
-def test_bccd_is_read_from_its_xml_and_its_two_points_are_reported(shared, said):
+def test_bccd(shared, said):
     root = shared / "datasets" / "bccd"
     if not root.is_dir():
         pytest.skip(f"no bccd at {root}")
@@ -366,7 +366,7 @@ def labelme_index(root, shapes, **more):
     return build_index(files_data(root), "train", allow_faults=True)
 
 
-def test_labelme_rectangles_in_any_order_and_circles_are_outlines_too(tmp_path):
+def test_labelme_rectangles_and_circles(tmp_path):
     index = labelme_index(
         tmp_path, [shape("rectangle", [[24, 18], [8, 6]]), shape("circle", [[40, 30], [40, 40]], "dog")]
     )
@@ -375,7 +375,7 @@ def test_labelme_rectangles_in_any_order_and_circles_are_outlines_too(tmp_path):
     assert mask.sum() == pytest.approx(np.pi * 80**2, rel=0.02)
 
 
-def test_labelme_shapes_of_a_group_are_one_object(tmp_path):
+def test_labelme_groups(tmp_path):
     squares = [[[2, 2], [8, 2], [8, 8], [2, 8]], [[20, 20], [30, 20], [30, 30], [20, 30]]]
     index = labelme_index(tmp_path, [shape("polygon", square, group_id=4) for square in squares])
     np.testing.assert_allclose(index.boxes, [[0, 0.2, 16 / 60, 28 / 80, 28 / 60]], atol=1e-6)
@@ -384,7 +384,7 @@ def test_labelme_shapes_of_a_group_are_one_object(tmp_path):
     assert mask[both].all() and mask.sum() - both.sum() <= 20  # a bridge of one pixel's width
 
 
-def test_a_labelme_mask_lies_where_its_corner_says(tmp_path):
+def test_labelme_masks(tmp_path):
     mask = np.zeros((10, 12), np.uint8)
     mask[2:8, 3:9] = 255
     text = base64.b64encode(cv2.imencode(".png", mask)[1].tobytes()).decode()
@@ -393,7 +393,7 @@ def test_a_labelme_mask_lies_where_its_corner_says(tmp_path):
     assert np.argwhere(drawn).min(0).tolist() == [32, 23] and drawn.sum() == 36
 
 
-def test_labelme_shapes_without_area_are_lost_and_ignored_ones_are_passed_over(tmp_path, said):
+def test_labelme_empty_and_ignored_shapes(tmp_path, said):
     shapes = [shape("point", [[1, 1]]), shape("polygon", [[1, 1], [2, 2]]), shape("rectangle", [[1, 1], [9, 9]])]
     index = labelme_index(tmp_path, [*shapes, shape("polygon", [[1, 1], [5, 1], [5, 5]], "__ignore__")])
     assert (len(index.boxes), index.count["lost"]) == (1, 2)
@@ -410,7 +410,7 @@ def test_labelme_shapes_without_area_are_lost_and_ignored_ones_are_passed_over(t
         (json.dumps({"shapes": [shape("mask", [[1, 1], [2, 2]], mask="%%")]}), "shape 1"),
     ],
 )  # fmt: skip
-def test_a_faulty_labelme_file_is_named_and_costs_its_image(tmp_path, text, says):
+def test_labelme_faulty_file(tmp_path, text, says):
     for name in ("x", "y"):
         picture(tmp_path / f"{name}.png")
         labelme_file(tmp_path / f"{name}.json", [shape("rectangle", [[1, 1], [9, 9]])])
@@ -419,7 +419,7 @@ def test_a_faulty_labelme_file_is_named_and_costs_its_image(tmp_path, text, says
         build_index(files_data(tmp_path, "labelme"), "train")
 
 
-def test_crack_photos_train_boxes_and_masks_from_labelme(shared):
+def test_train_from_labelme(shared):
     folder = shared / "datasets" / "crack" / "labelme" / "seg"
     if not folder.is_dir():
         pytest.skip(f"no crack photos at {folder}")
@@ -436,7 +436,7 @@ def test_crack_photos_train_boxes_and_masks_from_labelme(shared):
 # Which format it is, and outlines
 
 
-def test_the_format_is_found_by_looking(tmp_path):
+def test_format_detection(tmp_path):
     found = {}
     for name in ("yolo", "coco", "voc", "labelme", "bare"):
         root = tmp_path / name
@@ -458,13 +458,16 @@ def test_the_format_is_found_by_looking(tmp_path):
     assert found == {"yolo": "yolo", "coco": "coco", "voc": "voc", "labelme": "labelme", "bare": "yolo"}
 
 
-def test_an_unknown_format_is_an_error_that_lists_the_known(tmp_path):
+def test_unknown_format(tmp_path):
     picture(tmp_path / "a.png")
-    with pytest.raises(UserError, match=r"unknown label format 'coko'; did you mean 'coco'.*labelme.*voc.*yolo"):
+    with pytest.raises(
+        UserError,
+        match=r"unknown label format 'coko'; did you mean 'coco'.* all of them are in utils/datasets/labels/readers/",
+    ):
         build_index(files_data(tmp_path, "coko"), "train")
 
 
-def test_joined_pieces_keep_every_corner_and_the_area():
+def test_join_polygons():
     squares = [np.array([[x, y], [x + 2, y], [x + 2, y + 2], [x, y + 2]], float) for x, y in ((0, 0), (9, 0), (4, 1))]
     joined = join_pieces(squares)
     assert len(joined) == 3 * 4 + 2 * 2  # each bridge has both its ends twice
@@ -473,7 +476,7 @@ def test_joined_pieces_keep_every_corner_and_the_area():
     assert join_pieces([]).shape == (0, 2)
 
 
-def test_compressed_run_lengths_are_unpacked_as_pycocotools_does():
+def test_compressed_rle_matches_pycocotools():
     rng = np.random.default_rng(0)
     for share in (0, 0.01, 0.5, 1):
         mask = (rng.random((37, 53)) < share).astype(np.uint8)
@@ -484,14 +487,14 @@ def test_compressed_run_lengths_are_unpacked_as_pycocotools_does():
         run_length_pieces({"size": [3, 3], "counts": "5"})
 
 
-def test_outlines_of_a_mask_leave_out_specks_on_request():
+def test_mask_to_polygons_min_area():
     mask = np.zeros((20, 20), bool)
     mask[2:10, 2:10], mask[15, 15] = True, True
     assert len(mask_pieces(mask)) == 2 and len(mask_pieces(mask, least_px=2)) == 1
     assert mask_pieces(mask[15:16, 15:16])[0].tolist() == [[0, 0], [1, 0], [1, 1], [0, 1]]
 
 
-def test_a_bezier_curve_passes_through_its_ends_and_its_known_middle():
+def test_bezier_curve():
     corners = np.array([[0, 0], [0, 4], [8, 4], [8, 0]], float)
     curve = bezier(corners, "LCCL")
     assert curve[0].tolist() == [0, 0] and curve[-1].tolist() == [8, 0] and len(curve) == 10

@@ -85,7 +85,7 @@ def names_file(folder, names):
     return path
 
 
-def test_awkward_files_come_back_as_they_were(tmp_path):
+def test_awkward_files_round_trip(tmp_path):
     data = awkward_set(tmp_path / "set")
     first = boxes_of(data)
     assert len(first) == 10 and sum(map(len, first.values())) > 20
@@ -95,7 +95,7 @@ def test_awkward_files_come_back_as_they_were(tmp_path):
         assert_same(first, boxes_of(out / "data.yaml"))
 
 
-def test_the_turned_image_is_labelled_as_it_is_shown(tmp_path):
+def test_exif_rotated_image_labels(tmp_path):
     data = awkward_set(tmp_path / "set")
     ((coco, _), (voc, _), _) = through(data, WAYS, tmp_path, "--names", names_file(tmp_path, NAMES))
     rows = json.loads((coco / "annotations" / "instances_train.json").read_text())["images"]
@@ -103,7 +103,7 @@ def test_the_turned_image_is_labelled_as_it_is_shown(tmp_path):
     assert "<size><width>50</width><height>70</height>" in (voc / "Annotations" / "turned.xml").read_text()
 
 
-def test_crowds_are_difficult_in_voc_and_crowds_again_in_coco(tmp_path):
+def test_crowd_difficult_round_trip(tmp_path):
     picture(tmp_path / "set" / "images" / "train" / "0.png")
     rows = [
         {"bbox": [8, 6, 16, 12], "iscrowd": 0, "category_id": 3},
@@ -141,7 +141,7 @@ def outline_areas(data):
     return found
 
 
-def test_outlines_survive_what_can_hold_them_and_become_boxes_in_what_cannot(tmp_path):
+def test_polygon_round_trip_per_format(tmp_path):
     root = tmp_path / "set"
     for name, size_hw in (("ä ö.png", (60, 80)), ("b.jpg", (97, 53))):
         picture(root / "images" / "train" / name, len(name), size_hw)
@@ -162,7 +162,7 @@ def test_outlines_survive_what_can_hold_them_and_become_boxes_in_what_cannot(tmp
     assert steps[3][1]["notes"]["outline written as box"] == 3
 
 
-def test_coco128_comes_back_with_all_its_boxes(coco128, tmp_path):
+def test_coco128_round_trip(coco128, tmp_path):
     names = (coco128 / "names.txt").read_text().split("\n")[:80]
     write_yaml(tmp_path / "data.yaml", {"path": str(coco128), "train": "images/train2017", "names": names})
     given = ("--names", names_file(tmp_path, names), "--images", "link")

@@ -8,22 +8,23 @@ import torch
 from helpers_run import same, tiny_data, weights
 
 from models.builder import build_network
-from utils.core.cli import given, resolve_training, training_parser
+from utils.core.cli import explicit_options
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
+from utils.core.train_options import resolve_training, training_parser
 from utils.core.train_settings import MINDSPORE_SCHEDULES, OPTIMIZERS, SCHEDULES, TrainSettings
 from utils.core.yaml_file import write_yaml
 from utils.engine.optimizers import OPTIMIZERS as OPTIMIZER_FUNCTIONS
 from utils.engine.parameter_groups import build_optimizer
 from utils.engine.schedules import SCHEDULES as CURVES
-from utils.engine.schedules import Moment
+from utils.engine.schedules import SchedulePoint
 from utils.engine.step_schedule import Schedule
 
 CPU = torch.device("cpu")
 
 
 def at(name, epoch, **more):
-    return CURVES.get(name)(Moment(epoch, **({"epochs": 100, "final": 0.01} | more)))
+    return CURVES.get(name)(SchedulePoint(epoch, **({"epochs": 100, "final": 0.01} | more)))
 
 
 @pytest.mark.parametrize(
@@ -57,25 +58,25 @@ def at(name, epoch, **more):
         ("cosine_annealing_sample", 290, {"epochs": 300, "final": 0.0}, 0.0),
     ],
 )
-def test_curves_at_points_worked_out_by_hand(name, epoch, more, factor):
+def test_schedule_values(name, epoch, more, factor):
     assert at(name, epoch, **more) == pytest.approx(factor, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", CURVES.names())
-def test_every_curve_stays_between_nothing_and_the_full_rate(name):
+def test_schedule_range(name):
     for epochs in (1, 2, 3, 100):
         factors = [at(name, epoch, epochs=epochs) for epoch in range(epochs)]
         assert all(0 < factor <= 1 for factor in factors) and max(factors[:40]) > 0.03
 
 
-def test_the_help_lists_what_there_is():
+def test_help_lists_schedules():
     assert set(SCHEDULES) <= set(CURVES.names()) and set(MINDSPORE_SCHEDULES.values()) <= set(CURVES.names())
     assert set(OPTIMIZERS) == set(OPTIMIZER_FUNCTIONS.names())
 
 
 def settings_of(line, recommended=None):
     parser = training_parser("")
-    return resolve_training(parser, given(parser, line.split()), recommended or {}, "data.yaml")[0]
+    return resolve_training(parser, explicit_options(parser, line.split()), recommended or {}, "data.yaml")[0]
 
 
 @pytest.mark.parametrize(
@@ -86,11 +87,11 @@ def settings_of(line, recommended=None):
         ("--lr_scheduler cosine_annealing", "cosine"), ("--schedule exponential", "exponential"),
     ],
 )  # fmt: skip
-def test_every_spelling_of_a_schedule(line, curve):
+def test_schedule_spellings(line, curve):
     assert settings_of(line).curve == curve
 
 
-def test_the_command_line_beats_the_data_sets_recommendation():
+def test_command_line_overrides_recommendation():
     assert settings_of("--schedule constant", {"cos_lr": True}).curve == "constant"
     assert settings_of("--linear-lr", {"schedule": "constant"}).curve == "linear"
     assert settings_of("", {"schedule": "constant"}).curve == "constant"
@@ -105,7 +106,7 @@ def test_the_command_line_beats_the_data_sets_recommendation():
         ("--lr_scheduler warm", "cosine_annealing_V2"), ("--backbone-warmup -1", "at least 0"),
     ],
 )  # fmt: skip
-def test_what_no_schedule_takes_is_an_error(line, says):
+def test_invalid_schedule_options(line, says):
     with pytest.raises(UserError, match=says):
         settings_of(line)
 
@@ -114,7 +115,7 @@ def network():
     return build_network("yolov5n.yaml", head_names={"detect": ("a", "b")})
 
 
-def test_layers_nearer_to_the_images_learn_slower():
+def test_layer_decay():
     net = network()
     optimizer = build_optimizer(net, "SGD", Hyp(), 64, CPU, layer_decay=0.5)
     scale = {id(p): group["scale"] for group in optimizer.param_groups for p in group["params"]}
@@ -126,7 +127,7 @@ def test_layers_nearer_to_the_images_learn_slower():
     assert {group["lr"] for group in optimizer.param_groups if group["scale"] == 0.5} == {0.005}
 
 
-def test_the_backbone_warms_up_while_the_head_learns():
+def test_backbone_warm_up():
     net = network()
     optimizer = build_optimizer(net, "AdamW", Hyp(), 64, CPU, backbone_apart=True)
     backbone = {id(p) for row in range(10) for p in net.model[row].parameters()}
@@ -162,21 +163,21 @@ def train(data, runs, name, **chosen):
     ],
     ids=["nadam", "radam"],
 )
-def test_a_resumed_run_ends_with_equal_bytes(data, tmp_path, chosen):
+def test_resume_is_bit_exact(data, tmp_path, chosen):
     folder = train(data, tmp_path, "run", epochs=3, save_period=1, **chosen)
     whole = weights(folder / "last.pt")
     importlib.import_module("train").run(resume=str(folder / "epoch0.pt"), workers=0)
     assert same(weights(folder / "last.pt"), whole)
 
 
-def test_checkpointing_changes_no_byte_of_the_result(data, tmp_path):
+def test_activation_checkpointing_is_bit_exact(data, tmp_path):
     """BatchNorm statistics and counters among them: the second pass must not count."""
     plain = train(data, tmp_path, "plain", epochs=1)
     sparing = train(data, tmp_path, "sparing", epochs=1, checkpointing=True)
     assert same(weights(sparing / "last.pt"), weights(plain / "last.pt"))
 
 
-def test_checkpointing_keeps_less_memory():
+def test_activation_checkpointing_saves_memory():
     net = network().train()
 
     def kept_bytes(checkpointing):
@@ -189,12 +190,12 @@ def test_checkpointing_keeps_less_memory():
     assert kept_bytes(True) < 0.5 * kept_bytes(False)
 
 
-def test_a_training_with_each_wrong_name_says_what_there_is(data, tmp_path):
+def test_unknown_names_suggest_nearest(data, tmp_path):
     for chosen, says in (({"optimizer": "adam"}, "did you mean 'Adam'"), ({"schedule": "cosin"}, "mean 'cosine'")):
         with pytest.raises(UserError, match=says):
             train(data, tmp_path, "bad", **chosen)
     assert not (tmp_path / "bad").exists()
 
 
-def test_settings_of_older_checkpoints_still_load():
+def test_settings_of_old_checkpoints():
     assert TrainSettings.from_dict({"cos_lr": True, "epochs": 3}).curve == "cosine"

@@ -24,7 +24,7 @@ def trained(tmp_path_factory, data):
     return runs / "run", text
 
 
-def test_training_leaves_the_files_people_look_for(trained):
+def test_training_output_files(trained):
     folder, text = trained
     expected = """
         args.yaml hyp.yaml results.csv results.json results.png labels.jpg labels_correlogram.jpg train_batch0.jpg
@@ -35,7 +35,7 @@ def test_training_leaves_the_files_people_look_for(trained):
     assert "waiting for data" in text and "bottleneck" in text and "epochs=2" in text
 
 
-def test_results_csv_has_yolov5s_columns(trained):
+def test_results_csv_columns(trained):
     rows = list(csv.reader((trained[0] / "results.csv").read_text().splitlines(), skipinitialspace=True))
     columns = """epoch train/box_loss train/obj_loss train/cls_loss metrics/precision metrics/recall metrics/mAP_0.5
         metrics/mAP_0.5:0.95 val/box_loss val/obj_loss val/cls_loss x/lr0 x/lr1 x/lr2"""
@@ -43,7 +43,7 @@ def test_results_csv_has_yolov5s_columns(trained):
     assert [int(row[0]) for row in rows[1:]] == [0, 1]
 
 
-def test_results_json_has_every_number(trained):
+def test_results_json(trained):
     found = results(trained[0])
     for name in ("precision", "recall", "map50", "map50_95"):
         assert 0 <= found[f"detect/{name}"] <= 1
@@ -52,7 +52,7 @@ def test_results_json_has_every_number(trained):
     assert found["speed/inference_ms"] > 0
 
 
-def test_val_finds_what_training_found_and_so_do_two_processes(trained, data, tmp_path):
+def test_val_matches_training_on_one_and_two_processes(trained, data, tmp_path):
     best = trained[0] / "weights" / "best.pt"
     options = ("--weights", best, "--data", data, "--img", 64, "--batch", 8, "--workers", 0, "--project", tmp_path)
     script("val.py", *options, "--name", "one", "--save-txt", "--save-conf", "--save-json")
@@ -66,7 +66,7 @@ def test_val_finds_what_training_found_and_so_do_two_processes(trained, data, tm
     assert (tmp_path / "one" / "best_predictions.json").is_file()
 
 
-def test_detect_draws_and_writes(trained, data, tmp_path):
+def test_detect_outputs(trained, data, tmp_path):
     best = trained[0] / "weights" / "best.pt"
     source = data.parent / "tiny" / "images" / "val"
     text = script(
@@ -110,7 +110,7 @@ def uninterrupted(tmp_path_factory, data):
         ("train.py --cfg yolov5n-sem --batch 2", 0, 0.2),
     ],
 )
-def test_killed_and_resumed_ends_with_equal_bytes(uninterrupted, data, tmp_path, program, workers, wait):
+def test_resume_is_bit_exact(uninterrupted, data, tmp_path, program, workers, wait):
     line = command(*of(program), "--data", data, *KEEP, "--workers", workers, "--project", tmp_path, "--name", "run")
     last = tmp_path / "run" / "weights" / "last.pt"
     with subprocess.Popen(
@@ -125,7 +125,7 @@ def test_killed_and_resumed_ends_with_equal_bytes(uninterrupted, data, tmp_path,
     assert same(weights(last), uninterrupted(program))
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(uninterrupted, data, tmp_path):
+def test_ctrl_c_saves_checkpoint(uninterrupted, data, tmp_path):
     line = command("train.py", "--data", data, *TINY, *KEEP, "--project", tmp_path, "--name", "run")
     last = tmp_path / "run" / "weights" / "last.pt"
     with subprocess.Popen(
@@ -140,14 +140,14 @@ def test_ctrl_c_saves_and_says_how_to_go_on(uninterrupted, data, tmp_path):
     assert same(weights(last), uninterrupted())
 
 
-def test_ctrl_c_while_a_program_is_still_loading_is_one_line(tmp_path):
+def test_ctrl_c_while_importing(tmp_path):
     (tmp_path / "tqdm.py").write_text("raise KeyboardInterrupt")  # as if it came while that module is imported
     env = environment() | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command("val.py"), cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == ("", "error: interrupted\n") and done.returncode == -signal.SIGINT
 
 
-def test_a_finished_run_is_not_resumed(trained):
+def test_finished_run_is_not_resumed(trained):
     text = script("train.py", "--resume", trained[0] / "weights" / "last.pt", status=2)
     assert "finished after 2 epochs" in text
 
@@ -165,14 +165,14 @@ BAD = [
 
 
 @pytest.mark.parametrize(("options", "says"), BAD)
-def test_bad_options_are_one_line(data, tmp_path, options, says):
+def test_invalid_options(data, tmp_path, options, says):
     text = script("train.py", "--data", data, *TINY, "--project", tmp_path, *options, status=2)
     errors = [line for line in text.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and says in errors[0]
     assert not list(tmp_path.rglob("*.pt"))
 
 
-def test_an_unwritable_output_folder_is_one_line(data, tmp_path):
+def test_unwritable_output_folder(data, tmp_path):
     (tmp_path / "file").write_text("")
     text = script("train.py", "--data", data, *TINY, "--project", tmp_path / "file" / "runs", status=2)
     assert "cannot write there" in text

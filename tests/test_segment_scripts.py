@@ -25,7 +25,7 @@ def trained(tmp_path_factory, data):
     return runs / "run"
 
 
-def test_training_leaves_columns_and_pictures_of_boxes_and_masks(trained):
+def test_training_output_files(trained):
     header = next(csv.reader((trained / "results.csv").read_text().splitlines(), skipinitialspace=True))
     columns = """epoch train/box_loss train/seg_loss train/obj_loss train/cls_loss
         metrics/precision(B) metrics/recall(B) metrics/mAP_0.5(B) metrics/mAP_0.5:0.95(B)
@@ -36,7 +36,7 @@ def test_training_leaves_columns_and_pictures_of_boxes_and_masks(trained):
         assert (trained / name).is_file(), name
 
 
-def test_val_finds_what_training_found_and_so_do_two_processes(trained, data, tmp_path):
+def test_val_matches_training_on_one_and_two_processes(trained, data, tmp_path):
     options = ("--weights", trained / "weights" / "best.pt", "--data", data, "--img", 64, "--workers", 0)
     options = (*options, "--batch", 8, "--project", tmp_path, "--noplots")
     script("segment/val.py", *options, "--name", "one")
@@ -48,7 +48,7 @@ def test_val_finds_what_training_found_and_so_do_two_processes(trained, data, tm
             assert one[key] == two[key] == pytest.approx(before[key], abs=1e-6), key
 
 
-def test_json_has_run_lengths_and_cocos_numbers_for_masks(trained, data, tmp_path):
+def test_json_masks_and_coco_scores(trained, data, tmp_path):
     written = f"./{os.path.relpath(data, ROOT)}"
     options = ("--weights", trained / "weights" / "best.pt", "--data", written, "--img", 64, "--workers", 0)
     script("segment/val.py", *options, "--project", tmp_path, "--name", "j", "--noplots", "--save-json")
@@ -60,13 +60,13 @@ def test_json_has_run_lengths_and_cocos_numbers_for_masks(trained, data, tmp_pat
     assert 0 <= results(tmp_path / "j")["coco/segm/AP"] <= 1
 
 
-def test_other_mask_options_train(data, tmp_path):
+def test_mask_options(data, tmp_path):
     options = ("--mask-ratio", 2, "--no-overlap", "--noplots", "--epochs", 1)
     script("segment/train.py", "--data", data, *TINY, *options, "--project", tmp_path, "--name", "run")
     assert results(tmp_path / "run")["val/segment/seg"] > 0
 
 
-def test_predict_writes_outlines_cutouts_and_run_lengths(trained, data, tmp_path):
+def test_predict_outputs(trained, data, tmp_path):
     source = sorted((data.parent / "tiny" / "images" / "val").glob("*.jpg"))[0]
     size_hw = list(cv2.imread(str(source)).shape[:2])
     found = []
@@ -108,7 +108,7 @@ def error_of(text):
     return errors[0]
 
 
-def test_networks_of_the_other_task_are_refused(trained, boxes_only, data, tmp_path):
+def test_networks_of_another_task_are_refused(trained, boxes_only, data, tmp_path):
     common = ("--data", data, "--project", tmp_path)
     assert "needs the head segment" in error_of(script("segment/val.py", "--weights", boxes_only, *common, status=2))
     best = trained / "weights" / "best.pt"
@@ -118,12 +118,12 @@ def test_networks_of_the_other_task_are_refused(trained, boxes_only, data, tmp_p
     assert "needs the head segment" in error_of(text)
 
 
-def test_joining_labels_with_found_masks_is_refused(trained, data, tmp_path):
+def test_save_hybrid_is_refused_for_masks(trained, data, tmp_path):
     options = ("--weights", trained / "weights" / "best.pt", "--data", data, "--save-hybrid", "--project", tmp_path)
     assert "--save-hybrid joins boxes" in error_of(script("segment/val.py", *options, status=2))
 
 
-def test_labels_without_polygons_are_refused(tmp_path):
+def test_labels_without_polygons(tmp_path):
     for split in ("train", "val"):
         (tmp_path / "images" / split).mkdir(parents=True)
         (tmp_path / "labels" / split).mkdir(parents=True)
@@ -135,7 +135,7 @@ def test_labels_without_polygons_are_refused(tmp_path):
     assert "masks need polygons" in error_of(text)
 
 
-def test_official_weights_find_what_is_known_to_be_there(shared, tmp_path):
+def test_official_weights_detections(shared, tmp_path):
     """The known scores are those of the weights before they were stored: half precision rounded sqrt(1 + eps) = 1.0005,
     the factor of every BatchNorm that does nothing, up to 1.00098. As stored they are up to .009 higher.
     """

@@ -30,7 +30,7 @@ PIXELS = {"train": "images", "val": "images", "names": ["road", "sky"]}
 # The YAML
 
 
-def test_a_data_set_may_have_pixels_only(tmp_path):
+def test_semantic_only_data(tmp_path):
     (tmp_path / "set" / "images").mkdir(parents=True)
     data = load_data(yaml_of(tmp_path, path="set", semantic=PIXELS))
     assert (data.names, data.splits, data.num_classes) == ((), {}, 0)
@@ -42,7 +42,7 @@ def test_a_data_set_may_have_pixels_only(tmp_path):
         data.split("train")
 
 
-def test_a_data_set_may_have_boxes_only_or_both(tmp_path):
+def test_boxes_only_or_both(tmp_path):
     boxes = {"train": "images", "val": "images", "names": ["a"]}
     assert load_data(yaml_of(tmp_path, **boxes)).semantic is None
     with pytest.raises(UserError, match="no `semantic:` block"):
@@ -51,7 +51,7 @@ def test_a_data_set_may_have_boxes_only_or_both(tmp_path):
     assert both.names == ("a",) and both.semantic.names == ("road", "sky")
 
 
-def test_multiyolov5s_keys_are_understood(tmp_path):
+def test_multiyolov5_keys(tmp_path):
     data = load_data(
         yaml_of(tmp_path, train="det", val="det", nc=1, names=["a"], segtrain="seg/train", segval="seg/val",
                 segnames=["_background_", "crack"])
@@ -67,7 +67,7 @@ def test_multiyolov5s_keys_are_understood(tmp_path):
         load_data(yaml_of(tmp_path, segtrain="x", semantic=PIXELS))
 
 
-def test_all_faults_of_the_block_come_at_once(tmp_path):
+def test_all_faults_are_reported_together(tmp_path):
     semantic = {"train": 7, "val": "x", "names": ["a"], "low": -1, "jitter": [1, 2], "trian": "x", "crop": [1, 0]}
     with pytest.raises(UserError) as caught:
         load_data(yaml_of(tmp_path, nc="x", semantic=semantic))
@@ -93,13 +93,13 @@ def test_all_faults_of_the_block_come_at_once(tmp_path):
         ("images", "`semantic:` must be a table"),
     ],
 )
-def test_malformed_blocks(tmp_path, semantic, says):
+def test_malformed_semantic_block(tmp_path, semantic, says):
     with pytest.raises(UserError) as caught:
         load_data(yaml_of(tmp_path, semantic=semantic))
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_missing_place_lists_what_was_tried(tmp_path):
+def test_missing_path_lists_candidates(tmp_path):
     data = load_data(yaml_of(tmp_path, path="set", semantic={**PIXELS, "masks": {"train": "maps"}}))
     with pytest.raises(UserError, match=r"`semantic.train:` is not there; looked for") as caught:
         data.semantic_split("train")
@@ -111,7 +111,7 @@ def test_a_missing_place_lists_what_was_tried(tmp_path):
         data.semantic_split("test")
 
 
-def test_names_may_stand_in_a_file(tmp_path):
+def test_names_from_file(tmp_path):
     (tmp_path / "names.txt").write_text("road\nsky\n\n")
     assert load_data(yaml_of(tmp_path, semantic={**PIXELS, "names": "names.txt"})).semantic.names == ("road", "sky")
 
@@ -144,7 +144,7 @@ def first_map(index):
         ("shapes", "images/train", "masks/train", ("1", "1")),
     ],
 )
-def test_masks_are_found_where_the_layout_has_them(tmp_path, layout, image_folder, mask_folder, stems):
+def test_mask_paths_per_layout(tmp_path, layout, image_folder, mask_folder, stems):
     image, classes = scene(0, 32, 48)
     for folder, stem, pixels in ((image_folder, stems[0], image), (mask_folder, stems[1], classes)):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def test_masks_are_found_where_the_layout_has_them(tmp_path, layout, image_folde
     assert index.image_counts.tolist() == [int((classes == c).any()) for c in range(3)]
 
 
-def test_the_folder_above_segimages_and_a_given_folder_of_masks_do_as_well(tmp_path):
+def test_mask_folder_options(tmp_path):
     write_pair(tmp_path, "sub/1", *scene(0, 32, 48), ("segimages/train", "seglabels/train"))
     assert len(index_of(tmp_path, "folders", tmp_path)) == 1
     write_pair(tmp_path, "sub/1", *scene(1, 32, 48), ("pictures", "elsewhere"))
@@ -167,7 +167,7 @@ def test_the_folder_above_segimages_and_a_given_folder_of_masks_do_as_well(tmp_p
     assert index.masks.path(0) == str(tmp_path / "elsewhere" / "sub" / "1.png")
 
 
-def test_cityscapes_label_ids_become_class_numbers(tmp_path):
+def test_cityscapes_label_ids(tmp_path):
     ids = np.array([*range(34), 255, 0], np.uint8).reshape(6, 6).repeat(4, 0).repeat(4, 1)
     for truth, values in (("labelIds", ids), ("instanceIds", ids.astype(np.uint16) * 1000)):
         city = tmp_path / "gtFine" / "train" / "ulm"
@@ -189,7 +189,7 @@ def test_cityscapes_label_ids_become_class_numbers(tmp_path):
         index_of(tmp_path, "cityscapes", tmp_path, ("a", "b"))
 
 
-def test_citybdd_reads_both_kinds_of_masks(tmp_path):
+def test_citybdd(tmp_path):
     for city, stem, suffix, mask, value in (
         ("ulm", "ulm_1_leftImg8bit", ".png", "ulm_1_gtFine_labelIds", LABEL_IDS[13]),
         ("bdd", "0a", ".jpg", "0a", 13),
@@ -212,7 +212,7 @@ def test_citybdd_reads_both_kinds_of_masks(tmp_path):
         ("seg/images/train", "seg/labels/train", "_train_id"),
     ],
 )
-def test_bdd100ks_two_layouts(tmp_path, images, masks, ending):
+def test_bdd100k_layouts(tmp_path, images, masks, ending):
     for folder, name, pixels in (
         (images, "0a.jpg", np.zeros((32, 32, 3), np.uint8)),
         (masks, f"0a{ending}.png", np.full((32, 32), 18, np.uint8)),
@@ -222,7 +222,7 @@ def test_bdd100ks_two_layouts(tmp_path, images, masks, ending):
     assert index_of(tmp_path, "bdd100k", tmp_path / images, NAMES).pixel_counts[18] == 32 * 32
 
 
-def test_coco_stuffs_gaps_are_closed_and_images_without_a_map_left_out(tmp_path, caplog):
+def test_coco_stuff(tmp_path, caplog):
     values = np.zeros((32, 32), np.uint8)
     values[:8], values[8:16], values[16:24] = 181, 12, 255  # the last category, the one after the first gap (id 12)
     write_pair(tmp_path, "1", np.zeros((32, 32, 3), np.uint8), values, ("images/val", "stuffthingmaps/val"))
@@ -233,7 +233,7 @@ def test_coco_stuffs_gaps_are_closed_and_images_without_a_map_left_out(tmp_path,
     assert [int(classes[row, 0]) for row in (0, 8, 16, 24)] == [170, 11, 255, 0]
 
 
-def test_the_shapes_data_has_a_background_class(tmp_path):
+def test_shapes_background_class(tmp_path):
     data = load_data("shapes")
     assert data.semantic.names == (*data.names, "background") and data.semantic.format == "shapes"
     wrong = replace(data, semantic=replace(data.semantic, names=("a", "b")), root=tmp_path)
@@ -241,7 +241,7 @@ def test_the_shapes_data_has_a_background_class(tmp_path):
         build_semantic_index(wrong, "train")
 
 
-def test_real_camvid_and_cityscapes_are_read(shared):
+def test_real_camvid_and_cityscapes(shared):
     sets = shared / "datasets"
     camvid = index_of(sets, "camvid", sets / "camvid/val", [str(i) for i in range(11)])
     assert len(camvid) == 50 and (camvid.image_counts > 0).all()
@@ -251,7 +251,7 @@ def test_real_camvid_and_cityscapes_are_read(shared):
     assert (first_map(street)[0] == wanted).mean() > 0.997  # the sample's two maps were made smaller each by itself
 
 
-def test_settings_that_a_layout_does_not_obey_are_refused(tmp_path):
+def test_unsupported_layout_settings(tmp_path):
     data = pixel_set(tmp_path, 2, ids={0: 0})
     shapes = replace(data, semantic=replace(data.semantic, format="shapes"))
     with pytest.raises(UserError, match=r"`semantic.ids:` means nothing to the format shapes"):
@@ -266,7 +266,7 @@ def test_settings_that_a_layout_does_not_obey_are_refused(tmp_path):
 # Values and faults
 
 
-def test_palette_pictures_give_indices_and_narrow_pngs_their_own_values(tmp_path):
+def test_palette_and_low_bit_pngs(tmp_path):
     _, classes = scene(0, 32, 48)
     palette = Image.fromarray(classes, "P")
     palette.putpalette([10, 20, 30, 200, 100, 0, 7, 7, 7])
@@ -292,7 +292,7 @@ def test_palette_pictures_give_indices_and_narrow_pngs_their_own_values(tmp_path
     assert first_map(index)[0][0].tolist() == [0, 1, 2, 3] * 3
 
 
-def test_values_can_be_renamed_and_ignored(tmp_path):
+def test_ids_and_ignore(tmp_path):
     values = np.repeat(np.array([0, 5, 7, 255], np.uint8), 64).reshape(16, 16)
     write_pair(tmp_path, "1", np.zeros((16, 16, 3), np.uint8), values, ("images", "masks"))
     index = index_of(tmp_path, "folders", tmp_path / "images", "ab", ids={5: 1, 7: 0}, ignore=[0])
@@ -333,7 +333,7 @@ def broken(root: Path, kind: str) -> str:
         ("jpeg", "JPEG changes the numbers"), ("image", "not an image"),
     ],
 )  # fmt: skip
-def test_faults_name_their_file_and_stop_above_one_percent(tmp_path, kind, says, caplog):
+def test_fault_limit(tmp_path, kind, says, caplog):
     data = pixel_set(tmp_path, 9)
     file = broken(tmp_path, kind)
     if kind == "image":  # a broken image is left out, as with boxes
@@ -350,7 +350,7 @@ def test_faults_name_their_file_and_stop_above_one_percent(tmp_path, kind, says,
         build_semantic_index(data, "train", allow_faults=True)
 
 
-def test_an_image_that_is_listed_twice_is_used_once_and_told(tmp_path, caplog):
+def test_duplicate_images_are_used_once(tmp_path, caplog):
     data = pixel_set(tmp_path, 3)
     (tmp_path / "list.txt").write_text("images/00.png\nimages/01.png\nimages/00.png\n")
     listed = replace(data, semantic=replace(data.semantic, splits={"train": (tmp_path / "list.txt",)}))
@@ -358,7 +358,7 @@ def test_an_image_that_is_listed_twice_is_used_once_and_told(tmp_path, caplog):
     assert f"{tmp_path / 'images/00.png'}: listed 2 times, used once" in caplog.text
 
 
-def test_what_was_found_is_kept_until_a_file_changes(tmp_path, monkeypatch):
+def test_cache_invalidation(tmp_path, monkeypatch):
     data = pixel_set(tmp_path, 4)
     scans = []
     original = scan_module._scan

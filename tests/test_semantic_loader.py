@@ -68,7 +68,7 @@ def far_from_edges(classes: np.ndarray, reach: int = 1) -> np.ndarray:
     ("draws", "base", "count", "ends", "mode"),
     [(CITYS, 1024, 76, (672, 3072), 896), (CITYBDD, 1024, 44, (672, 2048), 896), (Draws(), 832, 20, (640, 1248), 704)],
 )
-def test_the_long_sides_are_those_of_the_specification(draws, base, count, ends, mode):
+def test_random_scale_golden_values(draws, base, count, ends, mode):
     sides, chances = long_sides(base, draws.low, draws.high, draws.std)
     assert (len(sides), sides[0], sides[-1], sides[chances.argmax()]) == (count, *ends, mode)
     assert chances.sum() == pytest.approx(1)
@@ -78,7 +78,7 @@ def test_the_long_sides_are_those_of_the_specification(draws, base, count, ends,
         assert chances[(28 + 25) - 21] / chances.max() == pytest.approx(np.exp(-0.5))
 
 
-def test_draws_follow_their_chances_and_crops_reach_every_place():
+def test_random_draw_distribution():
     draws, hits, sizes, flips = Draws(), set(), [], 0
     for number in range(3000):
         placing = draw_placing(generator(0, 0, number), (100, 200), (96, 96), draws, 128)
@@ -95,7 +95,7 @@ def test_draws_follow_their_chances_and_crops_reach_every_place():
     np.testing.assert_allclose([sizes.count(side) / 3000 for side in sides], chances, atol=0.03)
 
 
-def test_the_short_side_is_rounded():
+def test_short_side_rounding():
     assert scaled_hw((375, 1242), 1024) == (309, 1024)  # 309.18
     assert scaled_hw((1242, 374), 1024) == (1024, 308)  # 308.35
     assert scaled_hw((5, 10), 672) == (336, 672)
@@ -103,7 +103,7 @@ def test_the_short_side_is_rounded():
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("size", [(37, 80), (80, 100), (200, 250)])
-def test_placing_equals_resizing_mirroring_padding_and_cutting(flip, size):
+def test_placement_matches_separate_steps(flip, size):
     image, classes = scene(3, 40, 50)
     image = cv2.GaussianBlur(image, (0, 0), 1.5)
     big = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
@@ -128,7 +128,7 @@ def test_placing_equals_resizing_mirroring_padding_and_cutting(flip, size):
     assert (out_labels == wanted_labels)[inside].all() and (out_labels == wanted_labels).mean() > 0.97
 
 
-def test_colours_are_torchvisions(coco128):
+def test_color_jitter_matches_torchvision(coco128):
     functional = pytest.importorskip("torchvision.transforms.functional")
     from PIL import Image
 
@@ -147,7 +147,7 @@ def test_colours_are_torchvisions(coco128):
             assert np.abs(out.astype(int) - image).mean() > 2  # it does something
 
 
-def test_colours_are_drawn_within_their_limits_in_every_order():
+def test_color_jitter_draws():
     drawn = [draw_colours(generator(0, 0, number), (0.4, 1.5, 0.2, 0.1)) for number in range(800)]
     for field, low, high in (("brightness", 0.6, 1.4), ("contrast", 0, 2.5), ("saturation", 0.8, 1.2)):
         values = [getattr(colours, field) for colours in drawn]
@@ -165,7 +165,7 @@ def test_colours_are_drawn_within_their_limits_in_every_order():
 # Training
 
 
-def test_a_training_batch_has_what_the_contract_says(data):
+def test_training_batch_layout(data):
     loader = open_semantic_loader(request(data))
     assert (loader.num_images, loader.num_batches, loader.heads) == (9, 3, ("semantic",))
     assert loader.class_counts.shape == (3,) and loader.shapes_hw.shape == (9, 2)
@@ -180,7 +180,7 @@ def test_a_training_batch_has_what_the_contract_says(data):
         assert set(batch.semantic.unique().tolist()) <= {0, 1, 2, 255}
 
 
-def test_the_classes_lie_under_their_colours(tmp_path):
+def test_map_matches_image(tmp_path):
     calm = pixel_set(tmp_path, 9, jitter=[0, 0, 0, 0])
     seen = 0
     for epoch in range(3):
@@ -194,7 +194,7 @@ def test_the_classes_lie_under_their_colours(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_batches_do_not_depend_on_workers(data, workers, monkeypatch):
+def test_batches_independent_of_workers(data, workers, monkeypatch):
     monkeypatch.setattr("utils.datasets.pipeline.semantic_loader.usable_cpus", lambda: 4)
     alone, helped = open_semantic_loader(request(data)), open_semantic_loader(request(data, workers=workers))
     for epoch in (0, 1):
@@ -205,7 +205,7 @@ def test_batches_do_not_depend_on_workers(data, workers, monkeypatch):
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_the_ranks_together_make_the_batches_of_one_process(data, world):
+def test_ranks_match_one_process(data, world):
     whole = list(open_semantic_loader(request(data, batch_size=6)).epoch(1))
     loaders = [open_semantic_loader(request(data, batch_size=6 // world), rank, world) for rank in range(world)]
     shares = [list(loader.epoch(1)) for loader in loaders]
@@ -219,7 +219,7 @@ def test_the_ranks_together_make_the_batches_of_one_process(data, world):
 
 
 @pytest.mark.parametrize("where", ["ram", "disk"])
-def test_cached_images_and_masks_are_the_same(data, where):
+def test_image_cache_does_not_change_batches(data, where):
     plain, cached = open_semantic_loader(request(data)), open_semantic_loader(request(data, cache=where))
     assert_same(list(plain.epoch(0)), list(cached.epoch(0)))
     scored = [open_semantic_loader(request(data, training=False, cache=c)) for c in (None, where)]
@@ -228,7 +228,7 @@ def test_cached_images_and_masks_are_the_same(data, where):
         path.unlink()
 
 
-def test_the_yaml_changes_sizes_and_the_crop(tmp_path):
+def test_yaml_augmentation_options(tmp_path):
     options = {**CALM, "base": 96, "low": 1.0, "high": 1.0, "crop": [1.5, 0.5]}
     wide = pixel_set(tmp_path, 2, sizes=((48, 96),), **options)
     image, classes = scene(0, 48, 96)
@@ -244,7 +244,7 @@ def test_the_yaml_changes_sizes_and_the_crop(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_files_that_break_during_training_lose_their_labels_and_are_told_once(tmp_path, caplog, workers):
+def test_file_damaged_during_training(tmp_path, caplog, workers):
     data = pixel_set(tmp_path, 6, sizes=((64, 64),), low=1.0, high=1.0, **CALM)
     loader = open_semantic_loader(request(data, workers=workers))
     (tmp_path / "masks" / "01.png").write_bytes(b"broken")
@@ -262,7 +262,7 @@ def test_files_that_break_during_training_lose_their_labels_and_are_told_once(tm
 # Scoring
 
 
-def test_whole_images_are_scored_at_the_base_size_with_their_own_maps(data):
+def test_whole_mode(data):
     loader = open_semantic_loader(request(data, training=False, base_size=100, batch_size=2))
     batches = list(loader.epoch(0))
     assert sorted(info.index for batch in batches for info in batch.info) == list(range(9))
@@ -282,7 +282,7 @@ def test_whole_images_are_scored_at_the_base_size_with_their_own_maps(data):
         assert not batch.boxes_known.any() and len(batch.boxes) == 0
 
 
-def test_native_images_keep_their_size_and_get_a_black_border(data):
+def test_native_mode(data):
     for batch in open_semantic_loader(request(data, training=False, mode="native")).epoch(0):
         for row, info in enumerate(batch.info):
             height, width = info.geometry.original_hw
@@ -294,7 +294,7 @@ def test_native_images_keep_their_size_and_get_a_black_border(data):
             np.testing.assert_array_equal(batch.semantic[row].numpy(), classes)
 
 
-def test_crops_are_the_centre_of_the_image_whose_short_side_fits(data):
+def test_crop_mode(data):
     loader = open_semantic_loader(request(data, training=False, mode="crop", image_size=96))
     batches = list(loader.epoch(0))
     assert [len(batch) for batch in batches] == [4, 4, 1]  # all crops have one size
@@ -314,7 +314,7 @@ def test_crops_are_the_centre_of_the_image_whose_short_side_fits(data):
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])
-def test_ranks_score_every_image_exactly_once_in_the_batches_of_one_process(data, world):
+def test_ranks_evaluate_every_image_once(data, world):
     one = [[i.index for i in b.info] for b in open_semantic_loader(request(data, training=False)).epoch(0)]
     loaders = [open_semantic_loader(request(data, training=False), rank, world) for rank in range(world)]
     shares = [[[i.index for i in b.info] for b in loader.epoch(0)] for loader in loaders]
@@ -326,7 +326,7 @@ def test_ranks_score_every_image_exactly_once_in_the_batches_of_one_process(data
 # Boxes and pixels of the same images
 
 
-def test_the_map_rides_along_in_the_mosaic(both):
+def test_mosaic_with_semantic_map(both):
     rich = Hyp(mosaic=0.6, mosaic9=0.4, degrees=20, flipud=0.3, hsv_h=0, hsv_s=0, hsv_v=0)
     loader = open_loader(request(both, mosaic=True, hyp=rich))
     assert loader.heads == ()
@@ -348,13 +348,13 @@ def test_the_map_rides_along_in_the_mosaic(both):
 
 
 @pytest.mark.parametrize("changes", [{"cache": "ram"}, {"workers": 2}])
-def test_mosaics_with_maps_do_not_depend_on_caches_and_workers(both, changes, monkeypatch):
+def test_semantic_mosaic_is_deterministic(both, changes, monkeypatch):
     monkeypatch.setattr("utils.datasets.pipeline.loader.usable_cpus", lambda: 4)
     first, second = (open_loader(request(both, mosaic=True, **more)) for more in ({}, changes))
     assert_same(list(first.epoch(1)), list(second.epoch(1)))
 
 
-def test_images_without_a_map_have_no_labelled_pixel(tmp_path):
+def test_images_without_map_are_ignored(tmp_path):
     data = pixel_set(tmp_path, 4, sizes=((64, 64),), boxes=True)
     write_pair(tmp_path, "few/00", *scene(0, 64, 64), ("images2", "masks2"))
     (tmp_path / "list.txt").write_text("images/00.png\nimages/02.png\n")

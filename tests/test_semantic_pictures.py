@@ -6,13 +6,20 @@ import pytest
 import torch
 
 from utils.core.contracts import Batch, Geometry, ImageInfo, Results
-from utils.ops.class_fractions import class_shares
+from utils.ops.class_fractions import class_fractions
 from utils.plots.batches import draw_batch, map_in_network
-from utils.plots.draw import DrawStyle, annotate, colour_of
-from utils.plots.semantic_overlay import SemanticLook, class_colour, coloured, draw_classes, draw_legend, legend_strip
+from utils.plots.draw import DrawStyle, annotate, palette_colour
+from utils.plots.semantic_overlay import (
+    SemanticStyle,
+    class_colour,
+    colourize,
+    draw_legend,
+    legend_strip,
+    overlay_semantic_map,
+)
 
-STREET = SemanticLook(("road", "sidewalk", "sky"))  # 128,64,128; 244,35,232; 0,130,180 (behaviour.md 12.6)
-PLAIN = SemanticLook(("road", "sidewalk", "sky"), legend=False)
+STREET = SemanticStyle(("road", "sidewalk", "sky"))  # 128,64,128; 244,35,232; 0,130,180 (behaviour.md 12.6)
+PLAIN = SemanticStyle(("road", "sidewalk", "sky"), legend=False)
 
 
 def grey(height=100, width=120) -> np.ndarray:
@@ -30,13 +37,13 @@ def found(pixels, **more) -> Results:
     return Results(ImageInfo(0, "a.jpg", Geometry(hw, hw)), semantic=torch.from_numpy(pixels), **more)
 
 
-def test_shares_fall_and_ignored_pixels_do_not_count():
+def test_class_fractions():
     classes = np.array([[0, 0, 3, 255], [0, 3, 7, 255]], np.uint8)
-    assert list(class_shares(classes).items()) == [(0, 3 / 6), (3, 2 / 6), (7, 1 / 6)]
-    assert class_shares(np.full((2, 2), 255, np.uint8)) == {}
+    assert list(class_fractions(classes).items()) == [(0, 3 / 6), (3, 2 / 6), (7, 1 / 6)]
+    assert class_fractions(np.full((2, 2), 255, np.uint8)) == {}
 
 
-def test_four_tenths_of_the_class_colour_lie_over_the_picture_and_ignored_pixels_stay():
+def test_overlay_blending():
     classes = halves()
     classes[:10] = 255
     drawn = annotate(grey(), found(classes), (), DrawStyle(semantic=PLAIN))
@@ -47,35 +54,35 @@ def test_four_tenths_of_the_class_colour_lie_over_the_picture_and_ignored_pixels
 
 
 @pytest.mark.parametrize(("opacity", "wanted"), [(0.0, (90, 90, 90)), (1.0, (128, 64, 128))])
-def test_opacity_goes_from_the_picture_to_the_colours(opacity, wanted):
+def test_opacity(opacity, wanted):
     canvas = grey()
-    draw_classes(canvas, halves(), SemanticLook(STREET.names, opacity=opacity))
+    overlay_semantic_map(canvas, halves(), SemanticStyle(STREET.names, opacity=opacity))
     assert tuple(canvas[50, 10]) == wanted
 
 
-def test_a_part_of_a_larger_array_is_drawn_in_place_from_a_map_of_another_size():
+def test_draw_into_view():
     large = grey(200, 240)
-    draw_classes(large[50:150, 60:180], halves(20, 24), SemanticLook(STREET.names, opacity=1.0))
+    overlay_semantic_map(large[50:150, 60:180], halves(20, 24), SemanticStyle(STREET.names, opacity=1.0))
     assert tuple(large[100, 70]) == (128, 64, 128) and tuple(large[100, 170]) == (180, 130, 0)
     assert (large[:50] == 90).all() and (large[:, 180:] == 90).all()
 
 
-def test_colours_of_the_data_set_come_first_and_classes_without_a_name_have_one_too():
-    own = SemanticLook(("a", "b"), given=((1, 2, 3), (4, 5, 6)))
-    picture = coloured(np.array([[0, 1, 2, 254, 255]], np.uint8), own)
+def test_data_set_colours():
+    own = SemanticStyle(("a", "b"), given=((1, 2, 3), (4, 5, 6)))
+    picture = colourize(np.array([[0, 1, 2, 254, 255]], np.uint8), own)
     assert picture[0, :2].tolist() == [[3, 2, 1], [6, 5, 4]]
     assert picture[0, 2:4].any() and not picture[0, 4].any()
 
 
-def test_boxes_and_masks_lie_above_the_classes():
+def test_boxes_and_masks_above_semantic_map():
     mask = torch.zeros(1, 100, 120, dtype=torch.bool)
     mask[0, 40:60, 40:60] = True
     boxes = {"boxes": torch.tensor([[40.0, 40, 60, 60]]), "scores": torch.tensor([0.9]), "classes": torch.tensor([4])}
     style = DrawStyle(line_px=1, labels=False, semantic=PLAIN)
     drawn = annotate(grey(), found(halves(), **boxes, masks=mask), ["x"] * 5, style)
     below = np.array((105.2, 79.6, 105.2))
-    assert tuple(drawn[40, 50]) == colour_of(4)
-    assert np.abs(drawn[50, 50] - (below + colour_of(4)) / 2).max() <= 1.5
+    assert tuple(drawn[40, 50]) == palette_colour(4)
+    assert np.abs(drawn[50, 50] - (below + palette_colour(4)) / 2).max() <= 1.5
     assert np.abs(drawn[50, 20] - below).max() <= 1
 
 
@@ -83,12 +90,12 @@ def test_boxes_and_masks_lie_above_the_classes():
 # Legends
 
 
-def patches(picture: np.ndarray, look: SemanticLook, count: int) -> set[int]:
+def patches(picture: np.ndarray, look: SemanticStyle, count: int) -> set[int]:
     """Return the classes whose pure colour shows somewhere in the picture."""
     return {i for i in range(count) if (picture == np.array(class_colour(i, look), np.uint8)).all(axis=2).any()}
 
 
-def test_the_legend_shows_exactly_the_classes_that_are_there():
+def test_legend_lists_present_classes():
     classes = halves(300, 400)
     canvas = grey(300, 400)
     draw_legend(canvas, classes, STREET, 12)
@@ -100,9 +107,9 @@ def test_the_legend_shows_exactly_the_classes_that_are_there():
 
 
 @pytest.mark.parametrize("size_hw", [(360, 480), (1080, 1920), (240, 240)])
-def test_the_legend_leaves_most_of_the_picture_free_however_many_classes_there_are(size_hw):
+def test_legend_size(size_hw):
     classes = (np.arange(size_hw[0] * size_hw[1]).reshape(size_hw) * 150 // (size_hw[0] * size_hw[1])).astype(np.uint8)
-    look = SemanticLook(tuple(f"class {i}" for i in range(150)))
+    look = SemanticStyle(tuple(f"class {i}" for i in range(150)))
     canvas = grey(*size_hw)
     draw_legend(canvas, classes, look, 12)
     changed = (canvas != 90).any(axis=2)
@@ -111,24 +118,24 @@ def test_the_legend_leaves_most_of_the_picture_free_however_many_classes_there_a
     assert len(rows) <= 0.45 * size_hw[0] and len(columns) <= 0.45 * size_hw[1]
 
 
-def test_where_not_all_fit_the_largest_are_named_and_the_others_counted():
+def test_legend_truncation():
     classes = np.zeros((240, 400), np.uint8)  # room for four lines of the nine
     for index in range(1, 9):
         classes[:, 300 + 10 * index :] = index
     names = tuple(f"number {i}" for i in range(9))
-    look, canvas = SemanticLook(names), grey(240, 400)
+    look, canvas = SemanticStyle(names), grey(240, 400)
     draw_legend(canvas, classes, look, 16)
     assert patches(canvas, look, 9) == {0, 1, 8}  # and a line `+ 6`; the last class reaches the border
 
 
-def test_pictures_too_small_for_words_have_no_legend():
+def test_no_legend_on_small_images():
     canvas = grey(24, 32)
     draw_legend(canvas, halves(24, 32), STREET, 11)
     assert (canvas == 90).all()
     assert annotate(grey(1, 1), found(np.zeros((1, 1), np.uint8)), ()).shape == (1, 1, 3)
 
 
-def test_the_legend_makes_room_for_boxes():
+def test_legend_avoids_boxes():
     free, taken = grey(300, 400), grey(300, 400)
     draw_legend(free, halves(300, 400), STREET, 12)
     draw_legend(taken, halves(300, 400), STREET, 12, np.array([[0.0, 200, 300, 300]]))
@@ -136,15 +143,15 @@ def test_the_legend_makes_room_for_boxes():
     assert (taken[200:, :300] == 90).all() and (taken[280:, 380:] != 90).any()
 
 
-def test_no_legend_when_not_wanted():
+def test_legend_disabled():
     with_legend, without = (
         annotate(grey(300, 400), found(halves(300, 400)), (), DrawStyle(semantic=look)) for look in (STREET, PLAIN)
     )
     assert patches(with_legend, STREET, 3) == {0, 2} and patches(without, STREET, 3) == set()
 
 
-def test_a_strip_takes_as_many_lines_as_it_needs():
-    look = SemanticLook(tuple(f"name {i}" for i in range(30)))
+def test_legend_strip_lines():
+    look = SemanticStyle(tuple(f"name {i}" for i in range(30)))
     wide, narrow = legend_strip(range(30), look, 4000), legend_strip(range(30), look, 300)
     assert wide.shape[1] == 4000 and narrow.shape[1] == 300 and narrow.shape[0] > 4 * wide.shape[0]
     assert patches(narrow, look, 30) == set(range(30))
@@ -155,7 +162,7 @@ def test_a_strip_takes_as_many_lines_as_it_needs():
 # Batches
 
 
-def test_a_map_of_the_original_is_shown_where_the_network_saw_it():
+def test_map_in_network_coordinates():
     # 100 x 200 at half size is 50 x 100; borders of 7 and 14 make it 64 x 128. Column 100 becomes 100 / 2 + 14 = 64
     geometry = Geometry((100, 200), (64, 128), (0.5, 0.5), (14.0, 7.0))
     shown = map_in_network(halves(100, 200), geometry, (64, 128))
@@ -175,7 +182,7 @@ def scored_batch() -> Batch:
     return Batch(images, torch.zeros(0, 6), info, semantic=maps)
 
 
-def test_labels_and_predictions_of_scored_batches_are_drawn_at_the_originals_place(tmp_path):
+def test_validation_batch_plots(tmp_path):
     batch = scored_batch()
     results = [Results(info, semantic=torch.full((100, 200), 1, dtype=torch.uint8)) for info in batch.info]
     draw_batch(batch, tmp_path / "labels.png", (), None, STREET)
@@ -190,7 +197,7 @@ def test_labels_and_predictions_of_scored_batches_are_drawn_at_the_originals_pla
     assert patches(predicted[64:], STREET, 3) == {1}
 
 
-def test_maps_of_training_have_the_networks_size_whatever_the_geometry_says(tmp_path):
+def test_training_map_plots(tmp_path):
     info = [ImageInfo(0, "0.jpg", Geometry((64, 128), (64, 128), (3.0, 3.0), (-40.0, 9.0)))]
     images = torch.full((1, 3, 64, 128), 90, dtype=torch.uint8)
     batch = Batch(images, torch.zeros(0, 6), info, semantic=torch.from_numpy(halves(64, 128))[None])

@@ -17,7 +17,7 @@ from utils.core.data_config import DataConfig, SemanticConfig
 from utils.core.errors import UserError
 from utils.engine.predict import PredictSettings, predict, shares_in_words
 from utils.plots.prediction_sinks import JoinSink, WindowSink
-from utils.plots.semantic_overlay import SemanticLook
+from utils.plots.semantic_overlay import SemanticStyle
 from utils.plots.semantic_sinks import ClassMapSink, SubmitSink, cityscapes_ids
 from utils.plots.video_writer import count_frames
 from utils.postprocess import POSTPROCESS
@@ -107,11 +107,11 @@ def write(sink, *pairs):
 # Sinks
 
 
-def test_class_maps_come_back_as_they_were_and_coloured(tmp_path):
+def test_semantic_map_round_trip(tmp_path):
     classes = np.random.default_rng(0).integers(0, 19, (64, 128)).astype(np.uint8)
     classes[:5] = 255
     film = Frame(still().image, "/a/film.mp4", "", 7, 9)
-    text = write(ClassMapSink(tmp_path, SemanticLook(CITYSCAPES)), (still(), seen(classes)), (film, seen(classes)))
+    text = write(ClassMapSink(tmp_path, SemanticStyle(CITYSCAPES)), (still(), seen(classes)), (film, seen(classes)))
     assert text == f"2 class maps in {tmp_path / 'masks'}, coloured in {tmp_path / 'masks_colour'}"
     for name in ("bus.png", "film_7.png"):
         written = cv2.imread(str(tmp_path / "masks" / name), cv2.IMREAD_UNCHANGED)
@@ -121,7 +121,7 @@ def test_class_maps_come_back_as_they_were_and_coloured(tmp_path):
     assert (colours[:5] == 0).all()
 
 
-def test_submitted_ids_become_the_train_ids_they_were(tmp_path):
+def test_submission_ids_round_trip(tmp_path):
     classes = np.random.default_rng(0).integers(0, 19, (64, 128)).astype(np.uint8)
     frame = still("/a/berlin_000000_000019_leftImg8bit.png")
     write(SubmitSink(tmp_path, cityscapes_ids(CITYSCAPES, 19)), (frame, seen(classes)))
@@ -131,7 +131,7 @@ def test_submitted_ids_become_the_train_ids_they_were(tmp_path):
     assert np.array_equal(np.vectorize(TRAIN_ID.get)(ids), classes)
 
 
-def test_a_real_frames_ids_follow_from_its_train_ids(shared, tmp_path):
+def test_real_frame_ids(shared, tmp_path):
     folder = shared / "datasets" / "cityscapes_sample" / "gtFine" / "val" / "frankfurt"
     if not folder.is_dir():
         pytest.skip(f"no Cityscapes frame at {folder}")
@@ -146,7 +146,7 @@ def test_a_real_frames_ids_follow_from_its_train_ids(shared, tmp_path):
     assert (written[train == 255] == 0).all()
 
 
-def test_classes_are_submitted_by_their_names_in_any_order():
+def test_submission_class_order():
     assert cityscapes_ids(("sky", "Traffic_Light"), 2)[:2].tolist() == [23, 19]
     assert cityscapes_ids((), 19)[:3].tolist() == [7, 8, 11]
     assert cityscapes_ids(tuple(map(str, range(19))), 19)[18] == 33
@@ -156,12 +156,12 @@ def test_classes_are_submitted_by_their_names_in_any_order():
     ("names", "count", "says"),
     [(("road", "crack"), 2, "not so: crack"), ((), 2, "have no names"), (("0",), 1, "no names")],
 )
-def test_other_classes_cannot_be_submitted(names, count, says):
+def test_submission_of_other_classes(names, count, says):
     with pytest.raises(UserError, match=f"--submit: the {count} classes.*{says}"):
         cityscapes_ids(names, count)
 
 
-def test_pictures_are_joined_to_thirty_frames_a_second(tmp_path):
+def test_images_to_video(tmp_path):
     frames = [Frame(np.full((64, 96, 3), 40 * i, np.uint8), f"/a/{i}.png", "") for i in range(5)]
     text = write(JoinSink(tmp_path / "out.mp4"), *((frame, None) for frame in frames))
     assert text == f"5 pictures in {tmp_path / 'out.mp4'}"
@@ -174,7 +174,7 @@ def test_pictures_are_joined_to_thirty_frames_a_second(tmp_path):
     assert shades == pytest.approx([0, 40, 80, 120, 160], abs=6)
 
 
-def test_a_picture_of_another_size_ends_the_film_without_a_file(tmp_path):
+def test_video_needs_equal_image_sizes(tmp_path):
     sink = JoinSink(tmp_path / "out.mp4")
     sink.write(still("/a/first.png"), None, lambda: still().image)
     message = r"/a/odd\.png: 100 x 64 pixels, but /a/first\.png has 128 x 64"
@@ -183,7 +183,7 @@ def test_a_picture_of_another_size_ends_the_film_without_a_file(tmp_path):
     assert sink.close() == "" and list(tmp_path.iterdir()) == []
 
 
-def test_a_window_shows_the_picture_and_another_one_the_classes(monkeypatch):
+def test_view_windows(monkeypatch):
     shown, closed = {}, []
     monkeypatch.setenv("DISPLAY", ":9")
     for name in ("namedWindow", "resizeWindow"):
@@ -201,7 +201,7 @@ def test_a_window_shows_the_picture_and_another_one_the_classes(monkeypatch):
 # The loop
 
 
-def test_the_largest_classes_are_said_in_words():
+def test_largest_classes_text():
     assert shares_in_words({3: 0.414, 0: 0.3, 7: 0.2, 1: 0.08}, ("a", "b", "c", "d")) == "d 41 %, a 30 %, class 7 20 %"
     assert shares_in_words({0: 0.995, 1: 0.005}, ("a", "b")) == "a 100 %"
     assert shares_in_words({0: 0.5, 1: 0.5}, ("0",)) == "class 0 50 %, class 1 50 %"
@@ -212,7 +212,7 @@ def test_the_largest_classes_are_said_in_words():
     ("boxes", "line", "last"),
     [(False, "64x128 road 50 %, sky 50 %, ", "post-process"), (True, "64x128 1 person; road 50 %, sky 50 %, ", "NMS")],
 )
-def test_console_lines_name_the_classes_of_pixels(caplog, boxes, line, last):
+def test_semantic_console_lines(caplog, boxes, line, last):
     caplog.set_level("INFO", logger="polyolo")
     runner = PixelRunner(("road", "sky"), boxes)
     report = predict(runner, FakeSource([still()]), PredictSettings(image_hw=(64, 128)))
@@ -223,7 +223,7 @@ def inference_ms(report) -> float:
     return float(report.speed().split(" pre-process, ")[1].split(" ms")[0])
 
 
-def test_first_batches_of_a_shape_do_not_count_in_the_speed_unless_there_are_no_others():
+def test_speed_excludes_first_batches():
     frames = [still(hw=(64, 128))] * 4 + [still(hw=(128, 64))] * 4
     report = predict(PixelRunner(slow_start=0.4), FakeSource(frames), PredictSettings(image_hw=(128, 128)))
     assert report.frames == 8 and report.first_frames == 2 and inference_ms(report) < 100  # with them it is over 100
@@ -253,7 +253,7 @@ def detect(monkeypatch, tmp_path):
     return run
 
 
-def test_by_default_the_picture_with_classes_and_boxes_is_written_under_the_images_name(detect):
+def test_default_outputs(detect):
     report, folder = detect(PixelRunner(boxes=True), no_legend=True, line_thickness=1, hide_labels=True)
     assert sorted(path.name for path in folder.iterdir()) == ["0.png", "1.png", "2.png"]
     picture = cv2.imread(str(folder / "1.png")).astype(float)
@@ -262,7 +262,7 @@ def test_by_default_the_picture_with_classes_and_boxes_is_written_under_the_imag
     assert report.found == {"person": 3}
 
 
-def test_everything_for_classes_of_pixels_is_written_on_request(detect):
+def test_semantic_outputs(detect):
     options = {"save_mask": True, "submit": True, "save_as_video": True, "nosave": True}
     report, folder = detect(PixelRunner(), **options)
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
@@ -279,12 +279,12 @@ def test_everything_for_classes_of_pixels_is_written_on_request(detect):
     assert count_frames(folder / "out.mp4") == 3
 
 
-def test_opacity_reaches_the_picture(detect):
+def test_opacity_option(detect):
     _, folder = detect(PixelRunner(), mask_opacity=1.0, no_legend=True)
     assert (cv2.imread(str(folder / "0.png"))[16, 16] == (128, 64, 128)).all()
 
 
-def test_colours_of_the_data_set_reach_the_picture(detect, monkeypatch, tmp_path):
+def test_data_set_colours(detect, monkeypatch, tmp_path):
     def load_data(text):
         own = SemanticConfig(("crack", "rest"), {}, palette=((10, 20, 30), (40, 50, 60)))
         return DataConfig(Path(text), tmp_path, (), {}, semantic=own)
@@ -295,21 +295,21 @@ def test_colours_of_the_data_set_reach_the_picture(detect, monkeypatch, tmp_path
     assert picture[16, 16].tolist() == [30, 20, 10] and picture[16, 590].tolist() == [60, 50, 40]
 
 
-def test_a_data_set_that_is_gone_costs_only_its_colours(detect):
+def test_missing_data_set_loses_colours_only(detect):
     _, folder = detect(PixelRunner(), mask_opacity=1.0, no_legend=True)  # the checkpoint names none
     assert (cv2.imread(str(folder / "0.png"))[16, 16] == (128, 64, 128)).all()
     with pytest.raises(UserError, match=r"no-such\.yaml: no such data-set YAML"):
         detect(PixelRunner(), data="no-such.yaml")
 
 
-def test_an_image_of_another_size_is_found_before_anything_is_written(detect, tmp_path):
+def test_image_sizes_checked_before_writing(detect, tmp_path):
     cv2.imwrite(str(tmp_path / "in" / "1b.png"), np.zeros((32, 64, 3), np.uint8))
     with pytest.raises(UserError, match=r"1b\.png: 64 x 32 pixels, but .*0\.png has 608 x 32"):
         detect(PixelRunner(), save_as_video=True)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_video_is_not_joined(detect, tmp_path):
+def test_videos_are_not_joined(detect, tmp_path):
     writer = cv2.VideoWriter(str(tmp_path / "film.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 5, (64, 32))
     writer.write(np.zeros((32, 64, 3), np.uint8))
     writer.release()
@@ -327,14 +327,14 @@ class BoxRunner(PixelRunner):
 
 
 @pytest.mark.parametrize("option", ["save_mask", "submit"])
-def test_a_network_without_classes_of_pixels_refuses_options_for_them(detect, tmp_path, option):
+def test_semantic_options_need_semantic_head(detect, tmp_path, option):
     flag = f"--{option.replace('_', '-')}"
     with pytest.raises(UserError, match=rf"{flag}: .*some\.pt finds no classes of pixels \(its heads: detect\)"):
         detect(BoxRunner(), **{option: True})
     assert not (tmp_path / "runs").exists()
 
 
-def test_classes_that_cannot_be_submitted_leave_no_run_folder(detect, tmp_path):
+def test_invalid_submission_leaves_no_run_folder(detect, tmp_path):
     with pytest.raises(UserError, match="--submit: the 2 classes of pixels"):
         detect(PixelRunner(("crack", "rest")), submit=True)
     assert not (tmp_path / "runs").exists()
@@ -346,23 +346,23 @@ def warnings(caplog, monkeypatch):
     return lambda: [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
-def test_label_files_of_a_network_without_boxes_are_warned_about_and_not_written(detect, warnings, tmp_path):
+def test_save_txt_without_boxes(detect, warnings, tmp_path):
     detect(PixelRunner(), save_txt=True, nosave=True)
     assert len(warnings()) == 1 and "--save-txt does nothing" in warnings()[0] and "--save-mask" in warnings()[0]
     assert not (tmp_path / "runs").exists()
 
 
-def test_options_that_change_nothing_are_warned_about(detect, warnings):
+def test_ineffective_options_warn(detect, warnings):
     detect(BoxRunner(), no_legend=True, mask_opacity=0.3)
     assert [text.split(" does nothing")[0] for text in warnings()] == ["--no-legend", "--mask-opacity"]
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5])
-def test_an_opacity_out_of_range_is_refused(detect, value):
+def test_invalid_opacity(detect, value):
     with pytest.raises(UserError, match="--mask-opacity"):
         detect(PixelRunner(), mask_opacity=value)
 
 
-def test_segment_predict_keeps_to_networks_with_masks(detect):
+def test_segment_predict_needs_masks(detect):
     with pytest.raises(UserError, match=r"finds no masks .*use detect\.py"):
         detect(PixelRunner(), script="segment.predict")

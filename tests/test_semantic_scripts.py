@@ -41,7 +41,7 @@ def pixels(tmp_path_factory, data):
     return folder
 
 
-def test_both_heads_are_learned_scored_and_drawn(both):
+def test_multitask_training(both):
     folder, text = both
     rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines(), skipinitialspace=True))
     columns = {name.strip() for name in rows[0]}
@@ -59,7 +59,7 @@ def test_both_heads_are_learned_scored_and_drawn(both):
     assert "validating detect" in text and "validating semantic" in text
 
 
-def test_val_finds_what_training_found_with_every_head_and_so_do_two_processes(both, data, tmp_path):
+def test_val_matches_training_on_one_and_two_processes(both, data, tmp_path):
     best = both[0] / "weights" / "best.pt"
     options = ("--weights", best, "--data", data, "--img", 64, "--batch", 8, "--workers", 0, "--project", tmp_path)
     script("val.py", *options, "--name", "one")
@@ -72,7 +72,7 @@ def test_val_finds_what_training_found_with_every_head_and_so_do_two_processes(b
         assert one[name] == pytest.approx(trained[name], abs=1e-6), name
 
 
-def test_masks_of_objects_and_pixels_are_learned_together(data, tmp_path):
+def test_instance_and_semantic_training(data, tmp_path):
     write_yaml(tmp_path / "dice.yaml", {"seg_dice": 0.5, "warmup_epochs": 0})
     options = ("--data", data, "--cfg", "yolov5n-seg", "--semantic", "base", *TINY[:-1], 1, "--noplots")
     options += ("--hyp", tmp_path / "dice.yaml")
@@ -87,7 +87,7 @@ def test_masks_of_objects_and_pixels_are_learned_together(data, tmp_path):
     assert all(value > 0 for value in losses.values()) and losses["train/seg_loss"] != losses["train/semantic_seg_loss"]
 
 
-def test_careful_scoring_takes_sizes_mirrors_and_windows(both, data, tmp_path):
+def test_multi_scale_flip_and_window_scoring(both, data, tmp_path):
     best = both[0] / "weights" / "best.pt"
     options = ("--weights", best, "--data", data, "--img", 64, "--workers", 0, "--project", tmp_path, "--noplots")
     script("val.py", *options, "--name", "a", "--seg-scales", 0.75, 1, "--seg-flip")
@@ -99,13 +99,13 @@ def test_careful_scoring_takes_sizes_mirrors_and_windows(both, data, tmp_path):
     assert len({one["detect/map50"] for one in found}) == 1  # boxes are scored as always
 
 
-def test_fitness_weighs_the_scores_that_rank_epochs(data, tmp_path):
+def test_fitness_weights(data, tmp_path):
     options = ("--data", data, "--semantic", "psp", *TINY, "--noplots", "--project", tmp_path, "--name", "run")
     script("train.py", *options, "--fitness", 0, 0, 0, 0, 1, 0)
     assert "needs" not in script("train.py", *options, "--fitness", 1, 2, status=2)
 
 
-def test_pixels_alone_are_learned_without_boxes_and_shown(pixels, tmp_path):
+def test_semantic_only_training(pixels, tmp_path):
     found = results(pixels / "run")
     assert "semantic/miou" in found and not any(name.startswith(("detect/", "coco/")) for name in found)
     best = pixels / "run" / "weights" / "best.pt"
@@ -118,7 +118,7 @@ def test_pixels_alone_are_learned_without_boxes_and_shown(pixels, tmp_path):
     assert mask.shape == (80, 120) and mask.max() < 8 and "%" in text
 
 
-def test_val_scores_only_heads_that_the_data_has_labels_for(both, pixels, data, tmp_path):
+def test_val_scores_labelled_heads_only(both, pixels, data, tmp_path):
     best = both[0] / "weights" / "best.pt"
     values = {key: value for key, value in read_yaml(data).items() if key != "semantic"}
     values["path"] = str(data.parent / "tiny")
@@ -145,12 +145,12 @@ def test_val_scores_only_heads_that_the_data_has_labels_for(both, pixels, data, 
         (("--fitness", 1, 2), "--fitness"),
     ],
 )
-def test_what_cannot_be_trained_is_one_line(data, tmp_path, options, says):
+def test_invalid_trainings(data, tmp_path, options, says):
     text = script("train.py", "--data", data, *TINY, "--project", tmp_path, *options, status=2)
     assert says in text
 
 
-def test_a_detector_cannot_learn_from_pixels_alone(pixels, tmp_path):
+def test_detector_needs_boxes(pixels, tmp_path):
     text = script(
         "train.py", "--data", pixels / "pixels.yaml", "--cfg", "yolov5n", *TINY, "--project", tmp_path, status=2
     )

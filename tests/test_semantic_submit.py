@@ -94,7 +94,7 @@ def street(request, tmp_path):
     return tree
 
 
-def test_the_written_ids_score_what_val_prints(street, tmp_path, caplog, monkeypatch):
+def test_submission_matches_val_score(street, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("polyolo"), "propagate", True)
     caplog.set_level(logging.INFO, logger="polyolo")
     best = overfitted(street, tmp_path / "street.pt")

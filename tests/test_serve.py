@@ -76,7 +76,7 @@ def alone(networks, name, data, **attributes):
 # Answers
 
 
-def test_boxes_are_those_of_the_python_interface(client, networks):
+def test_boxes_match_python_api(client, networks):
     data = picture()
     (image,) = predicted(client, data, model="boxes", max_det=5)
     assert (image["name"], image["width"], image["height"]) == ("0.png", 64, 48)
@@ -89,7 +89,7 @@ def test_boxes_are_those_of_the_python_interface(client, networks):
         assert thing["class"] == row[5] and thing["name"] == NETWORKS["boxes"][1][int(row[5])]
 
 
-def test_thresholds_classes_and_number_of_boxes_are_obeyed(client):
+def test_query_parameters(client):
     data = picture()
     scores = [thing["confidence"] for thing in predicted(client, data)[0]["detections"]]
     middle = sorted(scores)[len(scores) // 2]
@@ -102,7 +102,7 @@ def test_thresholds_classes_and_number_of_boxes_are_obeyed(client):
     assert predicted(client, data, conf=1)[0]["detections"] == []
 
 
-def test_a_raw_body_and_a_form_give_the_same_and_images_keep_their_order(client):
+def test_raw_body_and_form(client):
     first, second = picture(1), picture(2, 40, 80)
     together = predicted(client, first, second)
     raw = client.post("/v1/predict", content=second, headers={"Content-Type": "image/png"}).json()["images"][0]
@@ -112,7 +112,7 @@ def test_a_raw_body_and_a_form_give_the_same_and_images_keep_their_order(client)
 
 
 @pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of pycocotools
-def test_masks_come_as_outlines_and_as_run_lengths(client, networks):
+def test_mask_formats(client, networks):
     data = picture()
     options = {"model": "masks", "max_det": 4}
     things = predicted(client, data, masks="both", **options)[0]["detections"]
@@ -135,7 +135,7 @@ def test_masks_come_as_outlines_and_as_run_lengths(client, networks):
     assert not {"rle", "polygon"} & predicted(client, data, masks="none", **options)[0]["detections"][0].keys()
 
 
-def test_whole_images_get_their_five_likeliest_classes(client, networks):
+def test_classification_top5(client, networks):
     data = picture(height=80, width=80)
     (image,) = predicted(client, data, model="whole")
     probabilities = alone(networks, "whole", data).results[0].probabilities
@@ -146,7 +146,7 @@ def test_whole_images_get_their_five_likeliest_classes(client, networks):
     assert "detections" not in image and "semantic" not in image
 
 
-def test_classes_of_pixels_come_as_png_with_shares_and_the_usual_colours(client, networks):
+def test_semantic_response(client, networks):
     data = picture()
     (image,) = predicted(client, data, model="pixels")
     png = np.frombuffer(base64.b64decode(image["semantic"]["png"]), np.uint8)
@@ -161,7 +161,7 @@ def test_classes_of_pixels_come_as_png_with_shares_and_the_usual_colours(client,
     assert "png" not in predicted(client, data, model="pixels", pixels=False)[0]["semantic"]
 
 
-def test_models_health_and_measures_are_told(client):
+def test_models_health_and_metrics(client):
     about = {one["name"]: one for one in client.get("/v1/models").json()["models"]}
     assert list(about) == list(NETWORKS) and about["boxes"]["size"] == 64
     assert about["masks"]["heads"] == {"segment": {"classes": ["cat", "dog"], "masks": True}}
@@ -175,7 +175,7 @@ def test_models_health_and_measures_are_told(client):
     assert 'route="elsewhere",status="404"} ' in client.get("/metrics").text  # not one counter per address
 
 
-def test_yolov5s_rest_api_is_answered(client):
+def test_yolov5_rest_api(client):
     answer = client.post("/v1/object-detection/boxes", files=form(picture()))
     rows = documented(client, answer, "/v1/object-detection/{model}")
     keys = ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
@@ -184,7 +184,7 @@ def test_yolov5s_rest_api_is_answered(client):
     assert client.post("/v1/object-detection/nothing", files=form(picture())).status_code == 404
 
 
-def test_pages_load_nothing_from_elsewhere(client):
+def test_pages_are_self_contained(client):
     for path in ("/", "/docs"):
         answer = client.get(path)
         assert answer.status_code == 200 and "default-src 'none'" in answer.headers["content-security-policy"]
@@ -213,7 +213,7 @@ def test_pages_load_nothing_from_elsewhere(client):
         ({"model": "none such"}, 404, "no model 'none such'; there are: boxes, masks"),
     ],
 )
-def test_wrong_parameters_are_named(client, parameters, status, says):
+def test_invalid_parameters(client, parameters, status, says):
     answer = client.post("/v1/predict", params=parameters, files=form(picture()))
     assert documented(client, answer)["detail"].startswith(says) and answer.status_code == status
 
@@ -242,19 +242,19 @@ BROKEN = {"Content-Type": "multipart/form-data; boundary=x"}
         ({"content": bytes(2**20 + 1), "headers": {"Content-Type": "image/png"}}, 413, "larger than 1 MiB"),
     ],
 )
-def test_wrong_bodies_are_refused_each_with_its_own_status(client, request_, status, says):
+def test_invalid_bodies(client, request_, status, says):
     answer = client.post("/v1/predict", **request_)
     assert says in documented(client, answer)["detail"] and answer.status_code == status
 
 
 @pytest.mark.parametrize("charset", ["nonsense", "idna", "undefined", "hex", "utf-16"])
-def test_odd_character_sets_of_forms_are_no_fault_of_the_service(client, charset):
+def test_form_character_sets(client, charset):
     text = b'--x\r\nContent-Disposition: form-data; name="\xff\xfe"; filename="\xff"\r\n\r\nhello\r\n--x--\r\n'
     kind = f"multipart/form-data; boundary=x; charset={charset}"
     assert client.post("/v1/predict", content=text, headers={"Content-Type": kind}).status_code == 400
 
 
-def test_a_body_that_grows_too_large_unannounced_is_refused_while_it_comes(client):
+def test_chunked_body_limit(client):
     taken = 0
 
     def endless():
@@ -269,11 +269,11 @@ def test_a_body_that_grows_too_large_unannounced_is_refused_while_it_comes(clien
     assert taken > 16
 
 
-def test_only_methods_that_are_there_are_taken(client):
+def test_allowed_methods(client):
     assert client.get("/v1/predict").status_code == 405 and client.delete("/v1/models").status_code == 405
 
 
-def test_large_files_stay_in_memory(client, monkeypatch):
+def test_uploads_stay_in_memory(client, monkeypatch):
     def refuse(*_):
         raise AssertionError("a file was written")
 
@@ -286,7 +286,7 @@ def test_large_files_stay_in_memory(client, monkeypatch):
     assert predicted(client, data)[0]["width"] == 560
 
 
-def test_addresses_are_fetched_once_allowed_and_never_from_private_networks(networks, monkeypatch):
+def test_url_inputs(networks, monkeypatch):
     with serving([networks["boxes"]], allow_urls=True, max_images=2) as client:
         body = b'--x\r\nContent-Disposition: form-data; name="url"\r\n\r\nhttp://127.0.0.1/a.png\r\n--x--\r\n'
         answer = client.post("/v1/predict", content=body, headers=BROKEN)
@@ -305,7 +305,7 @@ def test_addresses_are_fetched_once_allowed_and_never_from_private_networks(netw
         assert asked == [("https://example.com/a.png", False, 16 * 2**20)]
 
 
-def test_the_key_guards_what_models_say_and_nothing_else(networks):
+def test_api_key(networks):
     with serving([networks["boxes"]], api_key="secret") as client:
         for given in ({}, {"X-API-Key": "wrong"}, {"X-API-Key": "sécret".encode()}):
             answer = client.post("/v1/predict", params={"conf": 9}, files=form(picture()), headers=given)
@@ -338,7 +338,7 @@ class Slow:
         predictor.work = held
 
 
-def test_concurrent_requests_share_batches_and_nobody_notices(networks):
+def test_concurrent_requests_share_batches(networks):
     slow = Slow()
     pictures = [picture(seed) for seed in range(5)] + [picture(9, 64, 40)]
     with serving([networks["boxes"]], slow, max_batch=4) as client, ThreadPoolExecutor(6) as crew:
@@ -360,12 +360,12 @@ def test_concurrent_requests_share_batches_and_nobody_notices(networks):
                 assert one["box"] == pytest.approx(other["box"], abs=0.02) and one["class"] == other["class"]
 
 
-def test_large_images_go_in_smaller_batches(networks):
+def test_large_images_use_smaller_batches(networks):
     predictor = Predictor(ServiceSettings(weights=(str(networks["boxes"]),), device="cpu", max_batch=8))
     assert [predictor.most(("boxes", (side, side))) for side in (64, 640, 1280, 4096)] == [8, 8, 2, 1]
 
 
-def test_free_memory_is_given_back_every_so_many_batches(networks, monkeypatch):
+def test_memory_trim_interval(networks, monkeypatch):
     calls = []
     monkeypatch.setattr("tools.service.predictor.TRIM", 3)
     monkeypatch.setattr("tools.service.predictor.give_back", lambda: calls.append(1))
@@ -377,7 +377,7 @@ def test_free_memory_is_given_back_every_so_many_batches(networks, monkeypatch):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
-def test_level_memory_gives_large_blocks_back_at_once():
+def test_level_memory():
     program = """
 import sys
 from pathlib import Path
@@ -402,7 +402,7 @@ print(held() - before)
     assert found[1] < 40 < found[0]  # MiB; 11 of them are the small ones
 
 
-def test_a_full_house_refuses_before_it_reads_and_recovers(networks):
+def test_full_queue_is_503(networks):
     slow = Slow()
     with serving([networks["boxes"]], slow, max_queue=2, max_images=2) as client, ThreadPoolExecutor(2) as crew:
         first = crew.submit(predicted, client, picture(), picture())
@@ -414,7 +414,7 @@ def test_a_full_house_refuses_before_it_reads_and_recovers(networks):
         assert len(predicted(client, picture())) == 1
 
 
-def test_a_slow_network_is_504_and_its_queue_is_dropped(networks):
+def test_inference_timeout_is_504(networks):
     slow = Slow()
     with serving([networks["boxes"]], slow, timeout=0.3, max_batch=1) as client, ThreadPoolExecutor(2) as crew:
         late = [crew.submit(client.post, "/v1/predict", files=form(picture())) for _ in range(2)]
@@ -425,7 +425,7 @@ def test_a_slow_network_is_504_and_its_queue_is_dropped(networks):
         assert slow.sizes == [1, 1]  # the second of the late ones never went through
 
 
-def test_masks_that_take_too_long_to_tell_are_504_too(networks, monkeypatch):
+def test_encoding_timeout_is_504(networks, monkeypatch):
     later = SimpleNamespace(monotonic=lambda: time.monotonic() + 1000)
     monkeypatch.setattr("tools.service.responses.time", later)
     with serving([networks["masks"]]) as client:
@@ -433,7 +433,7 @@ def test_masks_that_take_too_long_to_tell_are_504_too(networks, monkeypatch):
         assert client.post("/v1/predict?masks=none", files=form(picture())).status_code == 200
 
 
-def test_a_slow_sender_is_408_and_one_who_leaves_costs_nothing(networks):
+def test_slow_client_is_408(networks):
     settings = ServiceSettings(weights=(str(networks["boxes"]),), device="cpu", timeout=0.3)
     part, end = ({"type": "http.request", "body": picture()[:99], "more_body": more} for more in (True, False))
     whole = {"type": "http.request", "body": picture(), "more_body": False}
@@ -454,7 +454,7 @@ def test_a_slow_sender_is_408_and_one_who_leaves_costs_nothing(networks):
     assert driven(fresh(), [part, {"type": "http.disconnect"}]) == 499
 
 
-def test_a_network_that_fails_is_500_in_json_and_the_service_goes_on(networks, caplog):
+def test_failing_network_is_500(networks, caplog):
     def spoil(predictor):
         work = predictor.work
 
@@ -474,7 +474,7 @@ def test_a_network_that_fails_is_500_in_json_and_the_service_goes_on(networks, c
         assert len(predicted(client, picture())) == 1
 
 
-def test_a_fault_that_nobody_foresaw_is_500_in_json(networks, monkeypatch):
+def test_unexpected_error_is_500(networks, monkeypatch):
     with serving([networks["boxes"]]) as client:
         monkeypatch.setattr("tools.service.app.answer", lambda *_: {"no": object()})
         answer = client.post("/v1/predict", files=form(picture()))
@@ -501,12 +501,12 @@ def test_a_fault_that_nobody_foresaw_is_500_in_json(networks, monkeypatch):
         ({"max_images": 9, "max_queue": 8}, "--max-images 9: more than --max-queue 8"),
     ],
 )
-def test_settings_that_cannot_be_are_named(wrong, says):
+def test_invalid_settings(wrong, says):
     with pytest.raises(UserError, match=re.escape(says)):
         ServiceSettings(**wrong)
 
 
-def test_models_are_called_after_their_file_or_run_and_two_of_a_name_are_refused(networks, tmp_path):
+def test_model_names(networks, tmp_path):
     assert model_name("a/yolov5n.pt") == "yolov5n" and model_name("runs/train/exp3/weights/best.pt") == "exp3"
     twin = tmp_path / "boxes.pt"
     twin.write_bytes(networks["boxes"].read_bytes())
@@ -514,7 +514,7 @@ def test_models_are_called_after_their_file_or_run_and_two_of_a_name_are_refused
         Predictor(ServiceSettings(weights=(str(networks["boxes"]), str(twin)), device="cpu"))
 
 
-def test_json_of_answers_is_compact_and_utf8(networks, tmp_path):
+def test_json_encoding(networks, tmp_path):
     weights = tmp_path / "größe.pt"
     weights.write_bytes(networks["whole"].read_bytes())
     with serving([weights]) as client:

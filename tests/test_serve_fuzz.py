@@ -68,7 +68,7 @@ def harmless(service, name):
     assert statuses and max(statuses) < 500
 
 
-def test_requests_made_from_the_description_are_answered_as_it_says(service):
+def test_openapi_requests(service):
     schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
     import hypothesis
     import requests
@@ -103,7 +103,7 @@ def test_requests_made_from_the_description_are_answered_as_it_says(service):
                     ask()
 
 
-def test_broken_images_are_answered_in_json(service):
+def test_broken_images(service):
     files = sorted(path for path in BAD.rglob("*") if path.is_file())
     if not files:
         pytest.skip(f"no broken images at {BAD}")
@@ -149,7 +149,7 @@ def mutated(rng, data):
     return bytes(data)
 
 
-def test_random_bodies_forms_and_parameters_are_answered_in_json(service):
+def test_random_requests(service):
     rng = np.random.default_rng(0)
     good = [picture(suffix=suffix) for suffix in (".png", ".jpg", ".bmp", ".tiff", ".webp")]
     with harmless(service, "random requests") as statuses:
@@ -167,7 +167,7 @@ def test_random_bodies_forms_and_parameters_are_answered_in_json(service):
     assert {200, 400, 422} <= set(statuses)
 
 
-def test_bytes_that_are_hardly_http_close_the_connection_or_are_refused(service):
+def test_malformed_http(service):
     rng = np.random.default_rng(0)
     body = picture()
     whole = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: image/png\r\n"

@@ -69,7 +69,7 @@ def pixels(page):
 
 
 @pytest.mark.parametrize("model", ["boxes", "masks", "whole", "pixels"])
-def test_a_dropped_image_is_shown_with_all_that_was_found(page, photo, model):
+def test_drop_image(page, photo, model):
     answer = shown(page, model, photo)
     assert (answer["width"], answer["height"]) == (320, 240)
     assert page.run("[canvas.width, canvas.height]") == [320, 240]
@@ -89,7 +89,7 @@ def test_a_dropped_image_is_shown_with_all_that_was_found(page, photo, model):
     )
 
 
-def test_sliders_start_where_the_service_does_and_the_keyboard_moves_them(page, photo):
+def test_sliders(page, photo):
     assert page.run("[$('conf').value, $('iou').value]") == ["0", "0.6"]
     things = shown(page, "masks", photo)["detections"]
     middle = sorted(thing["confidence"] for thing in things)[len(things) // 2]
@@ -106,7 +106,7 @@ def test_sliders_start_where_the_service_does_and_the_keyboard_moves_them(page, 
     assert pixels(page) != before and len(page.addresses()) == asked  # drawn anew without asking
 
 
-def test_results_can_be_copied_and_saved(page, photo, service, tmp_path):
+def test_copy_and_save_results(page, photo, service, tmp_path):
     answer = shown(page, "boxes", photo)
     origin = f"http://127.0.0.1:{service.port}"
     page.send("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"], origin=origin)
@@ -125,7 +125,7 @@ def test_results_can_be_copied_and_saved(page, photo, service, tmp_path):
     assert saved.shape == (240, 320, 3) and not np.array_equal(saved, cv2.imread(str(photo)))
 
 
-def test_what_cannot_be_shown_or_is_refused_is_said_in_words(page, photo, tmp_path):
+def test_page_error_messages(page, photo, tmp_path):
     text = tmp_path / "words.txt"
     text.write_text("no image")
     page.drop("#stage", text)
@@ -142,7 +142,7 @@ def test_what_cannot_be_shown_or_is_refused_is_said_in_words(page, photo, tmp_pa
     page.events[:] = [event for event in page.events if "422" not in json.dumps(event)]  # the browser logs that too
 
 
-def test_the_keyboard_reaches_everything_and_opens_files(page, photo):
+def test_keyboard_navigation(page, photo):
     page.send("Page.setInterceptFileChooserDialog", enabled=True)
     page.run("document.querySelector('header a').focus()")
     page.key("Tab", 9)
@@ -161,7 +161,7 @@ def test_the_keyboard_reaches_everything_and_opens_files(page, photo):
     page.send("Page.setInterceptFileChooserDialog", enabled=False)
 
 
-def test_a_camera_is_looked_through_until_it_is_stopped(page):
+def test_camera(page):
     page.click("#camera")
     page.until("answer !== null && live")
     first = pixels(page)
@@ -172,7 +172,7 @@ def test_a_camera_is_looked_through_until_it_is_stopped(page):
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_a_phone_shows_it_without_scrolling_sideways_and_text_stands_out(chrome, service, photo, dark):
+def test_phone_layout_and_contrast(chrome, service, photo, dark):
     chrome.open(f"http://127.0.0.1:{service.port}/", width=390, height=844, dark=dark, phone=True)
     chrome.until("known.length")
     shown(chrome, "masks", photo)

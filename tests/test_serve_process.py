@@ -38,7 +38,7 @@ def asked(port, answers):
     connection.close()
 
 
-def test_sigterm_lets_requests_finish_and_leaves_with_zero(weights, tmp_path):
+def test_sigterm_finishes_requests(weights, tmp_path):
     key = {"API_KEY": HEADERS["X-API-Key"]}
     with running([weights], tmp_path / "empty", "--max-wait-ms", "1500", **key) as service:
         assert service.ask("GET", "/v1/models")[0] == 401
@@ -54,7 +54,7 @@ def test_sigterm_lets_requests_finish_and_leaves_with_zero(weights, tmp_path):
         assert service.files() == []
 
 
-def test_a_taken_port_and_missing_weights_are_one_line(weights):
+def test_used_port_and_missing_weights(weights):
     before = signal.getsignal(signal.SIGTERM)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -67,7 +67,7 @@ def test_a_taken_port_and_missing_weights_are_one_line(weights):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_missing_packages_are_named(monkeypatch):
+def test_missing_packages(monkeypatch):
     def missing(name):
         raise ImportError(name)
 
@@ -77,7 +77,7 @@ def test_missing_packages_are_named(monkeypatch):
     assert os.environ.get("API_KEY") is None
 
 
-def test_the_load_program_counts_answers_batches_and_faults(weights, tmp_path, monkeypatch, capsys):
+def test_load_benchmark(weights, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(machine, "RESULTS", tmp_path / "results")
     line = ["--weights", str(weights), "--seconds", "0.6", "--rounds", "1", "--clients", "3", "--write"]
     one, several = serve_load.main(line)
@@ -89,7 +89,7 @@ def test_the_load_program_counts_answers_batches_and_faults(weights, tmp_path, m
     assert "| 3 |" in (tmp_path / "results" / "serve_load.md").read_text()
 
 
-def test_batches_between_two_looks_are_told_by_size():
+def test_batch_size_histogram():
     name = 'polyolo_batch_images_bucket{le="%s"}'
     before = {name % "1.0": 1.0, name % "2.0": 1.0, name % "4.0": 2.0}
     now = {name % "1.0": 4.0, name % "2.0": 4.0, name % "4.0": 7.0, "polyolo_batch_images_count": 7.0}

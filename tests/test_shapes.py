@@ -40,20 +40,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_the_yaml_names_the_folder_beside_the_project_files():
+def test_generated_folder():
     data = load_data("shapes")
     assert data.root == ROOT / "datasets" / "shapes"
     assert data.names == NAMES
     assert data.splits == {"train": (data.root / "images/train",), "val": (data.root / "images/val",)}
 
 
-def test_a_second_folder_gets_the_same_bytes(made, tmp_path):
+def test_generation_is_deterministic(made, tmp_path):
     ensure(small(tmp_path / "again"))
     assert contents(tmp_path / "again") == contents(made)
     assert len(contents(made)) == 3 * (9 + 7) + 7 * (2 + 2) + 2  # marker and lock
 
 
-def test_two_processes_that_begin_at_once_make_it_once(made, tmp_path):
+def test_concurrent_generation(made, tmp_path):
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, 'tests'); from test_shapes import small, ensure; "
         "ensure(small(Path(sys.argv[1])))"
@@ -64,19 +64,19 @@ def test_two_processes_that_begin_at_once_make_it_once(made, tmp_path):
     assert contents(tmp_path / "set") == contents(made)
 
 
-def test_another_seed_gives_other_pictures(made, tmp_path):
+def test_seed_changes_images(made, tmp_path):
     ensure(small(tmp_path / "other", seed=1))
     first, other = contents(made), contents(tmp_path / "other")
     assert all(first[name] != other[name] for name in first if name.startswith("images/"))
 
 
-def test_a_whole_set_is_not_touched(made):
+def test_complete_set_is_not_rewritten(made):
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     ensure(small(made))
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
 
 
-def test_label_files_hold_polygons_inside_the_image(made):
+def test_label_polygons_inside_image(made):
     for path in made.glob("labels/*/*.txt"):
         for line in path.read_text().splitlines():
             label, *points = line.split()
@@ -88,7 +88,7 @@ def test_label_files_hold_polygons_inside_the_image(made):
             assert values.max() <= 1
 
 
-def test_every_class_is_in_both_splits_and_no_class_folder_is_empty(made):
+def test_every_class_in_both_splits(made):
     for split in ("train", "val"):
         lines = [line for path in made.glob(f"labels/{split}/*.txt") for line in path.read_text().splitlines()]
         assert {int(line.split()[0]) for line in lines} == set(range(len(NAMES)))
@@ -96,7 +96,7 @@ def test_every_class_is_in_both_splits_and_no_class_folder_is_empty(made):
             assert len(list(made.glob(f"classes/{split}/{name}/*.jpg"))) == 2
 
 
-def test_pictures_masks_and_labels_have_one_size_and_vary_in_shape(made):
+def test_image_and_mask_sizes(made):
     sizes = set()
     for path in made.glob("images/*/*.jpg"):
         picture = cv2.imread(str(path))
@@ -108,7 +108,7 @@ def test_pictures_masks_and_labels_have_one_size_and_vary_in_shape(made):
     assert len(sizes) > 3
 
 
-def test_boxes_agree_with_what_the_masks_show():
+def test_boxes_match_masks():
     gaps = []  # between box and visible pixels, of things with nothing in front
     for index in range(40):
         scene = image_scene(Settings(size=320), list(NAMES), "train", index)
@@ -129,7 +129,7 @@ def test_boxes_agree_with_what_the_masks_show():
     assert np.quantile(gaps, 0.95) < 2  # the points of stars and crescents are thinner than a pixel
 
 
-def test_one_image_in_forty_is_empty_and_has_an_empty_label_file(tmp_path):
+def test_background_images(tmp_path):
     files = GENERATORS.get("shapes")(small(tmp_path, train=40)).make(39)
     assert files["labels/train/shapes_000039.txt"] == b""
     mask = cv2.imdecode(np.frombuffer(files["masks/train/shapes_000039.png"], np.uint8), cv2.IMREAD_UNCHANGED)
@@ -137,7 +137,7 @@ def test_one_image_in_forty_is_empty_and_has_an_empty_label_file(tmp_path):
 
 
 @pytest.mark.parametrize("step", [0, 5, 20])
-def test_an_interrupted_set_is_completed_to_the_same_bytes(made, tmp_path, monkeypatch, step):
+def test_interrupted_generation_is_completed(made, tmp_path, monkeypatch, step):
     data = small(tmp_path / "cut")
     replace_file = prepare._replace
     calls = iter(range(10_000))
@@ -156,7 +156,7 @@ def test_an_interrupted_set_is_completed_to_the_same_bytes(made, tmp_path, monke
     assert contents(data.root) == contents(made)
 
 
-def test_a_missing_file_is_made_again(tmp_path):
+def test_missing_file_is_regenerated(tmp_path):
     data = small(tmp_path / "set")
     ensure(data)
     whole = contents(data.root)
@@ -165,7 +165,7 @@ def test_a_missing_file_is_made_again(tmp_path):
     assert contents(data.root) == whole
 
 
-def test_changed_settings_replace_our_files_and_no_others(tmp_path):
+def test_changed_settings_regenerate(tmp_path):
     data = small(tmp_path / "set")
     ensure(data)
     mine = data.root / "images/train/mine.jpg"
@@ -178,7 +178,7 @@ def test_changed_settings_replace_our_files_and_no_others(tmp_path):
     assert not (data.root / ".making").exists()
 
 
-def test_what_a_killed_process_left_is_removed(made, tmp_path):
+def test_leftovers_are_removed(made, tmp_path):
     data = small(tmp_path / "set")
     left = data.root / ".making" / "1.jpg"
     left.parent.mkdir(parents=True)
@@ -188,7 +188,7 @@ def test_what_a_killed_process_left_is_removed(made, tmp_path):
     assert contents(data.root) == contents(made)
 
 
-def test_a_damaged_marker_counts_as_none(tmp_path):
+def test_damaged_marker(tmp_path):
     data = small(tmp_path / "set")
     ensure(data)
     for text in ("", "[]", "{", '{"settings": 1}'):
@@ -197,7 +197,7 @@ def test_a_damaged_marker_counts_as_none(tmp_path):
         assert json.loads((data.root / MARKER).read_text())["settings"]["size"] == 96
 
 
-def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
+def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot write the generated data there .*set another `path:`"):
         ensure(small(tmp_path / "file" / "set"))
@@ -215,32 +215,32 @@ def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
         ({"seed": True}, "whole number"),
     ],
 )
-def test_bad_settings_are_user_errors(tmp_path, settings, message):
+def test_invalid_settings(tmp_path, settings, message):
     with pytest.raises(UserError, match=message) as caught:
         ensure(small(tmp_path / "set", **settings))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "set").exists()
 
 
-def test_a_class_that_cannot_be_drawn_is_a_user_error(tmp_path):
+def test_unknown_shape_class(tmp_path):
     with pytest.raises(UserError, match="no shape is called 'hexagon'"):
         ensure(replace(small(tmp_path / "set"), names=("circle", "hexagon")))
 
 
-def test_data_sets_of_other_kinds_are_left_alone(tmp_path):
+def test_other_data_is_untouched(tmp_path):
     ensure(replace(small(tmp_path / "set"), generate={}))
     assert not (tmp_path / "set").exists()
 
 
 @pytest.mark.parametrize("name", OUTLINES)
-def test_outlines_do_not_cross_themselves_and_have_the_size_asked_for(name):
+def test_outlines_are_simple(name):
     polygon = placed(OUTLINES[name](), 100, 1.0, 30, (60, 60))
     filled = cv2.fillPoly(np.zeros((120, 120), np.uint8), [np.round(polygon).astype(np.int32)], 1)
     assert filled.sum() == pytest.approx(polygon_area(polygon), rel=0.08)  # crossing edges would cancel in the formula
     assert 75 < np.ptp(polygon, axis=0).max() < 115
 
 
-def test_clipping_a_square_at_a_corner_leaves_a_quarter():
+def test_polygon_clipping():
     square = np.array([[-1.0, -1], [1, -1], [1, 1], [-1, 1]])
     cut = clipped(square, 10, 10)
     assert polygon_area(cut) == pytest.approx(1.0)

@@ -46,7 +46,7 @@ def paths(source) -> list[str]:
     return list(dict.fromkeys(Path(frame.path).name for frames in source for frame in frames))
 
 
-def test_one_image(folder):
+def test_single_image(folder):
     (frames,) = open_source(str(folder / "b.jpg"))
     (frame,) = frames
     assert frame.image.shape == (24, 32, 3) and frame.image.dtype == np.uint8
@@ -54,28 +54,28 @@ def test_one_image(folder):
     assert not frame.is_video and frame.text == f"image 1/1 {folder / 'b.jpg'}"
 
 
-def test_folder_gives_images_first_then_videos_each_sorted(folder):
+def test_folder_order(folder):
     assert paths(open_source(str(folder))) == ["b.jpg", "c.PNG", "a.mp4"]
 
 
-def test_patterns_and_recursion(folder):
+def test_glob_patterns(folder):
     assert paths(open_source(str(folder / "*.jpg"))) == ["b.jpg"]
     assert paths(open_source(str(folder / "**" / "*.p*"))) == ["d.png"]
     assert paths(open_source(str(folder / "**" / "*.[pP]*"))) == ["c.PNG", "d.png"]
 
 
-def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path):
+def test_file_named_like_a_pattern(tmp_path):
     cv2.imwrite(str(tmp_path / "a[1].png"), picture(9))
     assert paths(open_source(str(tmp_path / "a[1].png"))) == ["a[1].png"]
 
 
-def test_list_file_keeps_its_order_and_finds_files_beside_itself(folder):
+def test_list_file(folder):
     listing = folder / "list.txt"
     listing.write_text(f"# comment\n./c.PNG\n\nb.jpg\n{folder / 'a.mp4'}\n")
     assert paths(open_source(str(listing))) == ["c.PNG", "b.jpg", "a.mp4"]
 
 
-def test_list_of_numbers_and_urls_is_a_list_of_streams(tmp_path):
+def test_stream_list(tmp_path):
     (tmp_path / "a.txt").write_text("0\nrtsp://host/one\n")
     (tmp_path / "b.streams").write_text("film.mp4\n")
     assert isinstance(open_source(str(tmp_path / "a.txt")), StreamSource)
@@ -84,7 +84,7 @@ def test_list_of_numbers_and_urls_is_a_list_of_streams(tmp_path):
     assert isinstance(open_source("rtsp://user:secret@host/x"), StreamSource)
 
 
-def test_video_frames_are_numbered_and_carry_the_frame_rate(folder):
+def test_video_frames(folder):
     frames = [frame for (frame,) in open_source(str(folder / "a.mp4"))]
     assert [frame.number for frame in frames] == [1, 2, 3, 4, 5, 6]
     assert {frame.count for frame in frames} == {6} and frames[0].fps == pytest.approx(10)
@@ -92,13 +92,13 @@ def test_video_frames_are_numbered_and_carry_the_frame_rate(folder):
     assert all(abs(int(frame.image.mean()) - 40 * i) < 6 for i, frame in enumerate(frames))
 
 
-def test_stride_takes_every_nth_frame(folder):
+def test_video_stride(folder):
     frames = [frame for (frame,) in open_source(str(folder / "a.mp4"), vid_stride=4)]
     assert [frame.number for frame in frames] == [4]  # frame 8 is not there
     assert abs(int(frames[0].image.mean()) - 120) < 6 and frames[0].fps == pytest.approx(2.5)
 
 
-def test_animated_gif_gives_all_frames(tmp_path):
+def test_animated_gif(tmp_path):
     shots = [Image.fromarray(picture(shade)) for shade in (10, 120, 240)]
     shots[0].save(tmp_path / "a.gif", save_all=True, append_images=shots[1:], duration=100)
     frames = [frame for (frame,) in open_source(str(tmp_path / "a.gif"))]
@@ -117,7 +117,7 @@ def test_animated_gif_gives_all_frames(tmp_path):
         ("screen 1 2", "expected `screen`"),
     ],
 )
-def test_sources_that_cannot_be_are_one_line_errors(folder, monkeypatch, text, message):
+def test_invalid_sources(folder, monkeypatch, text, message):
     monkeypatch.chdir(folder.parent)
     (folder / "empty").mkdir()
     (folder / "empty.txt").write_text("\n# nothing\n")
@@ -126,12 +126,12 @@ def test_sources_that_cannot_be_are_one_line_errors(folder, monkeypatch, text, m
     assert "\n" not in str(caught.value)
 
 
-def test_stride_below_one_is_refused(folder):
+def test_invalid_stride(folder):
     with pytest.raises(UserError, match="--vid-stride 0"):
         open_source(str(folder), vid_stride=0)
 
 
-def test_bad_files_among_good_ones_are_counted(folder, caplog):
+def test_bad_files_are_counted(folder, caplog):
     (folder / "bad.jpg").write_bytes(b"not an image")
     (folder / "bad.mp4").write_bytes(b"not a video" * 50)
     source = open_source(str(folder))
@@ -140,7 +140,7 @@ def test_bad_files_among_good_ones_are_counted(folder, caplog):
     assert "bad.jpg" in caplog.text and "bad.mp4" in caplog.text
 
 
-def test_nothing_readable_is_an_error(tmp_path):
+def test_no_readable_file(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="empty"):
         list(open_source(str(tmp_path / "a.jpg")))
@@ -149,20 +149,20 @@ def test_nothing_readable_is_an_error(tmp_path):
         list(open_source(str(tmp_path)))
 
 
-def test_bombs_are_refused_before_decoding(tmp_path, monkeypatch):
+def test_decompression_bombs(tmp_path, monkeypatch):
     write_video(tmp_path / "a.mp4")
     monkeypatch.setattr("utils.datasets.sources.frame_sources.MAX_PIXELS", 1000)
     with pytest.raises(UserError, match="more than 1000"):
         list(open_source(str(tmp_path / "a.mp4")))
 
 
-def test_missing_file_of_a_list_is_counted(folder):
+def test_missing_file_in_list(folder):
     source = FileSource([str(folder / "gone.jpg"), str(folder / "b.jpg")])
     assert paths(source) == ["b.jpg"] and source.faults == 1
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
-def test_damaged_reference_images_never_raise_anything_but_user_errors(shared):
+def test_damaged_images_only_raise_user_errors(shared):
     source = open_source(str(shared / "badimages" / "**" / "*"))
     seen = sum(len(frames) for frames in source)
     assert source.faults > 5 and seen > 30
@@ -192,7 +192,7 @@ class FakeCamera:
         pass
 
 
-def test_streams_give_their_newest_frames_together_and_come_back_after_a_loss():
+def test_streams_reconnect():
     opened = []
 
     def opener(address):
@@ -210,13 +210,13 @@ def test_streams_give_their_newest_frames_together_and_come_back_after_a_loss():
     assert max(seen[0]) == 15
 
 
-def test_streams_that_never_open_are_an_error():
+def test_streams_that_never_open():
     source = StreamSource(["rtsp://one", "7"], opener=lambda address: FakeCamera([], opens=False), pause_s=0.0)
     with pytest.raises(UserError, match=r"rtsp://one: cannot be opened; camera 7"):
         list(source)
 
 
-def test_an_http_image_is_fetched_and_a_missing_one_is_an_error(folder):
+def test_http_image(folder):
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     handler.func.log_message = lambda *_: None
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -232,17 +232,17 @@ def test_an_http_image_is_fetched_and_a_missing_one_is_an_error(folder):
         server.server_close()
 
 
-def test_screen_without_mss_names_the_package(monkeypatch):
+def test_screen_needs_mss(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mss", None)
     with pytest.raises(UserError, match="pip install mss"):
         list(ScreenSource("screen"))
 
 
-def test_youtube_without_its_package_names_it(monkeypatch):
+def test_youtube_needs_package(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "yt_dlp", None)
     with pytest.raises(UserError, match="pip install yt-dlp"):
         list(open_source("https://youtu.be/abc"))
 
 
-def test_passwords_are_taken_out_of_addresses():
+def test_passwords_are_hidden():
     assert without_password("rtsp://user:pass@host/x@y") == "rtsp://host/x@y"

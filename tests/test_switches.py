@@ -51,7 +51,7 @@ def changed(first, second, prefix):
     return any(not torch.equal(first[name], second[name]) for name in first if name.startswith(prefix))
 
 
-def test_geometry_cache_and_checkpoints(data, tmp_path):
+def test_geometry_cache_and_checkpoint_options(data, tmp_path):
     chosen = {
         "cache": "ram",
         "save_period": 1,
@@ -66,7 +66,7 @@ def test_geometry_cache_and_checkpoints(data, tmp_path):
     assert all(math.isfinite(value) for row in rows for value in row.values()) and len(rows) == 2
 
 
-def test_frozen_layers_stay_and_others_move(data, tmp_path):
+def test_freeze(data, tmp_path):
     folder, rows = train(
         data, tmp_path, freeze=[10], freeze_bn=True, noval=True, save_period=1, hyp={"nominal_batch": 4}
     )
@@ -80,7 +80,7 @@ def test_frozen_layers_stay_and_others_move(data, tmp_path):
     assert changed(first, last, "model.10.") and changed(first, last, "model.24.")
 
 
-def test_weights_that_batchnorm_is_folded_into_keep_their_function(tmp_path, images, network_file, caplog):
+def test_fused_weights_train(tmp_path, images, network_file, caplog):
     """Statistics of batches would ruin them; so do those of a network that is merely new not count as folded."""
     checkpoint = load_checkpoint(network_file)
     assert not has_folded_statistics(checkpoint.network)
@@ -95,7 +95,7 @@ def test_weights_that_batchnorm_is_folded_into_keep_their_function(tmp_path, ima
     assert all(float(value.abs().max()) == 0 for name, value in state.items() if name.endswith("running_mean"))
 
 
-def test_one_class_for_all_with_rectangles_and_image_weights(data, tmp_path):
+def test_single_cls_rect_and_image_weights(data, tmp_path):
     chosen = {
         "single_cls": True,
         "rect": True,
@@ -119,20 +119,18 @@ def test_one_class_for_all_with_rectangles_and_image_weights(data, tmp_path):
     assert numbers["detect/map50"] == pytest.approx(results(folder)["detect/map50"], abs=1e-6)
 
 
-def test_quad_focal_autobalance_and_workers(data, tmp_path):
+def test_quad_focal_autobalance(data, tmp_path):
     hyp = {"fl_gamma": 1.5, "cls_pw": 2.0, "obj_pw": 0.5, "label_smoothing": 0.2}
     _, rows = train(data, tmp_path, hyp=hyp, quad=True, autobalance=True, workers=2, amp="bf16")
     assert all(math.isfinite(value) for value in losses(rows))
 
 
-def test_anchors_are_learned_in_the_number_asked_for(data, tmp_path):
+def test_anchor_count(data, tmp_path):
     folder, _ = train(data, tmp_path, hyp={"anchors": 2.0}, epochs=1)
     assert weights(folder / "weights" / "best.pt")["model.24.anchors"].shape == (3, 2, 2)
 
 
-def test_anchors_of_weights_are_replaced_where_they_do_not_fit_unless_told_otherwise(
-    tmp_path, images, network_file, caplog
-):
+def test_autoanchor(tmp_path, images, network_file, caplog):
     """Boxes of 58 x 2 pixels: no anchor matches."""
     for path in (images.parent / "labels").rglob("*.txt"):
         path.write_text("0 0.5 0.5 0.9 0.05\n")
@@ -146,7 +144,7 @@ def test_anchors_of_weights_are_replaced_where_they_do_not_fit_unless_told_other
     assert "replaced by" in caplog.text and "give --noautoanchor" in caplog.text
 
 
-def test_patience_ends_a_run_that_does_not_get_better(data, tmp_path):
+def test_patience(data, tmp_path):
     folder, rows = train(
         data, tmp_path, hyp={"lr0": 1e-9, "warmup_epochs": 0.0, "warmup_bias_lr": 0.0}, patience=2, epochs=30
     )
@@ -157,12 +155,12 @@ def test_patience_ends_a_run_that_does_not_get_better(data, tmp_path):
     assert (folder / "results.json").is_file()
 
 
-def test_patience_does_not_count_epochs_that_nobody_scored(data, tmp_path):
+def test_patience_ignores_unscored_epochs(data, tmp_path):
     _, rows = train(data, tmp_path, noval=True, nosave=True, patience=1, epochs=4)
     assert len(rows) == 4
 
 
-def test_one_image_one_class_and_a_batch_of_sixteen(data, tmp_path):
+def test_tiny_data_set(data, tmp_path):
     import cv2
     import numpy as np
 
@@ -189,7 +187,7 @@ def test_one_image_one_class_and_a_batch_of_sixteen(data, tmp_path):
     assert found.frames == 1 and len(list((tmp_path / "found" / "exp" / "crops" / "a_b_ ü").iterdir())) == 3
 
 
-def test_old_spellings_through_the_command_line(data, tmp_path):
+def test_old_spellings(data, tmp_path):
     old = "--batch 4 --img-size 64 --adam --notest --cache-images --linear-lr --bbox_iou_optim --multi_tensor_optimize"
     line = ("--data", data, *old.split(), "--local_rank", -1, "--weights", " ", "--cfg", "models/yolov5n.yaml")
     options = (*line, "--hyp", "hyp.scratch.yaml", "--epochs", 1, "--noplots", "--workers", 0, "--project", tmp_path)

@@ -20,7 +20,7 @@ from tools.search.mutation import choose_parent, mutated
 from tools.search.search_options import task_in, tune
 from tools.search.shared_study import SearchSettings
 from tools.search.space import choose_genes, default_genes, start_value
-from utils.core.cli import given
+from utils.core.cli import explicit_options
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.yaml_file import read_yaml, write_yaml
@@ -42,7 +42,7 @@ def genes_of(folder, keys=(), space="", task="detect", **values):
     return {gene.name: gene for gene in choose_genes(task, Hyp.from_file(path), path, space, keys)}
 
 
-def test_what_varies_by_itself_is_what_the_task_reads(tmp_path):
+def test_default_search_space(tmp_path):
     found = genes_of(tmp_path)
     assert (
         len(found) == 23 and not {"anchors", "copy_paste", "perspective", "fliplr", "fl_gamma", "iou_t"} & found.keys()
@@ -56,13 +56,13 @@ def test_what_varies_by_itself_is_what_the_task_reads(tmp_path):
             Hyp(**{gene.name: gene.low}), Hyp(**{gene.name: gene.high})
 
 
-def test_a_range_is_widened_to_what_the_search_begins_with(tmp_path):
+def test_range_includes_default(tmp_path):
     found = genes_of(tmp_path, keys=("lr0", "weight_decay", "anchors"), lr0=0.5, weight_decay=0.002)
     assert found["lr0"].high == 0.5 and found["weight_decay"].high == 0.002
     assert start_value(Hyp(lr0=0.5), found["lr0"]) == 0.5 and start_value(Hyp(), found["anchors"]) == 3
 
 
-def test_ranges_stand_in_the_hyp_file_or_in_one_of_their_own(tmp_path):
+def test_range_files(tmp_path):
     block = {
         "lr0": [0.001, 0.05],
         "seg_loss": {"choices": ["ce", "ohem"]},
@@ -86,12 +86,12 @@ def test_ranges_stand_in_the_hyp_file_or_in_one_of_their_own(tmp_path):
         ({"lr0": {"choices": [0.1], "low": 1}}, "without a range"), ({"lr0": {"step": 1}}, "choices"),
     ],
 )  # fmt: skip
-def test_mistakes_in_ranges_name_file_and_key(tmp_path, block, says):
+def test_invalid_ranges(tmp_path, block, says):
     with pytest.raises(UserError, match=f"hyp.yaml.*{says}"):
         genes_of(tmp_path, search=block)
 
 
-def test_an_unknown_key_is_named(tmp_path):
+def test_unknown_key(tmp_path):
     with pytest.raises(UserError, match=r"--keys.*momentun.*momentum"):
         genes_of(tmp_path, keys=("momentun",))
 
@@ -100,7 +100,7 @@ def test_an_unknown_key_is_named(tmp_path):
 # Mutation
 
 
-def test_parents_are_among_the_five_best_and_mostly_the_best():
+def test_evolution_parents():
     rng = np.random.default_rng(0)
     drawn = [choose_parent([0.1, 0.9, 0.2, 0.3, 0.4, 0.5, 0.0], rng) for _ in range(2000)]
     counts = np.bincount(drawn, minlength=7)
@@ -108,7 +108,7 @@ def test_parents_are_among_the_five_best_and_mostly_the_best():
     assert counts[1] / 2000 == pytest.approx(0.7 / 1.3, abs=0.04)  # 0.9 - 0.2 of all that is above the fifth
 
 
-def test_children_differ_a_little_and_stay_in_range(tmp_path):
+def test_evolution_mutation(tmp_path):
     genes = list(genes_of(tmp_path).values())
     parent = {gene.name: start_value(Hyp(), gene) for gene in genes}
     rng = np.random.default_rng(1)
@@ -135,7 +135,7 @@ def trains(hyp, folder, watcher):
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes", "nsga2", "random", "mutation"])
-def test_every_sampler_begins_with_the_defaults_and_finds_better(tmp_path, sampler):
+def test_samplers(tmp_path, sampler):
     search = build(tmp_path, 10, trains, sampler=sampler)
     search.run()
     story = report.story_of(search.study)
@@ -148,7 +148,7 @@ def test_every_sampler_begins_with_the_defaults_and_finds_better(tmp_path, sampl
     assert f"*{story.best.number:>6}" in report.table(story)
 
 
-def test_defaults_that_nobody_beats_are_said_to_be_best(tmp_path):
+def test_defaults_remain_best(tmp_path):
     def worse(hyp, folder, watcher):
         watcher.task = TASK
         return {"score": -abs(read_yaml(hyp)["lr0"] - 0.01)}
@@ -158,7 +158,7 @@ def test_defaults_that_nobody_beats_are_said_to_be_best(tmp_path):
     assert "no trial is better than the defaults (trial 0" in report.verdict(report.story_of(search.study))
 
 
-def test_several_goals_end_in_a_front(tmp_path):
+def test_pareto_front(tmp_path):
     def two(hyp, folder, watcher):
         watcher.task = TASK
         return {"score": read_yaml(hyp)["lr0"], "other": -read_yaml(hyp)["lr0"]}
@@ -169,7 +169,7 @@ def test_several_goals_end_in_a_front(tmp_path):
     assert len(story.front) == 6 and "in every goal: none" in report.verdict(story)
 
 
-def test_bad_trainings_end_early_but_never_the_defaults(tmp_path):
+def test_pruner(tmp_path):
     from utils.core.contracts import StopTraining
 
     def falling(hyp, folder, watcher):
@@ -193,7 +193,7 @@ def test_bad_trainings_end_early_but_never_the_defaults(tmp_path):
     assert (last / "epochs1").is_file() and (tmp_path / "trials" / "0000" / "epochs9").is_file()
 
 
-def test_what_fails_is_named_and_ends_a_search_that_has_nothing_else(tmp_path):
+def test_failed_trials(tmp_path):
     def fails(hyp, folder, watcher):
         raise UserError("no memory left")
 
@@ -201,7 +201,7 @@ def test_what_fails_is_named_and_ends_a_search_that_has_nothing_else(tmp_path):
         build(tmp_path, 3, fails).run()
 
 
-def test_checkpoints_of_all_but_the_best_are_removed(tmp_path):
+def test_only_best_checkpoints_are_kept(tmp_path):
     def leaves(hyp, folder, watcher):
         (folder / "weights").mkdir()
         return trains(hyp, folder, watcher)
@@ -212,7 +212,7 @@ def test_checkpoints_of_all_but_the_best_are_removed(tmp_path):
     assert kept == [f"{report.story_of(search.study).best.number:04d}"]
 
 
-def test_others_that_join_must_search_the_same(tmp_path):
+def test_joining_workers_must_match(tmp_path):
     build(tmp_path, 2, trains).run()
     with pytest.raises(UserError, match="maximizes fitness, not score"):
         build(tmp_path, 2, trains, maximize=("score",))
@@ -224,12 +224,12 @@ def test_others_that_join_must_search_the_same(tmp_path):
         open_study(SearchSettings(pruner="none"), tmp_path, genes, [{}], 10, 0)
 
 
-def test_a_database_that_is_none_is_one_line(tmp_path):
+def test_invalid_database(tmp_path):
     with pytest.raises(UserError, match=r"--storage .*cannot be opened"):
         build(tmp_path, 2, trains, storage=f"sqlite:///{tmp_path}/no/such/folder/x.db")
 
 
-def test_ctrl_c_puts_the_trial_back_and_the_next_run_goes_on_with_it(tmp_path):
+def test_ctrl_c_requeues_trial(tmp_path):
     places = []
 
     def interrupted(hyp, folder, watcher):
@@ -254,7 +254,7 @@ def worker(folder, hang="none", trials=8):
     )
 
 
-def test_two_processes_share_a_study_and_a_killed_one_is_continued(tmp_path):
+def test_shared_study(tmp_path):
     """SIGKILL in the middle of a trial: it is marked failed and done again in its folder; none is lost or doubled."""
     folder = tmp_path / "hunt"
     first = worker(folder, hang="0002")
@@ -289,13 +289,13 @@ def test_two_processes_share_a_study_and_a_killed_one_is_continued(tmp_path):
         ([(0.1, 0.3), (0.3, 0.1)], "not told apart"), ([(0.1, 0.2)], "one more seed proves little"),
     ],
 )  # fmt: skip
-def test_repeated_trainings_are_compared_in_pairs(pairs, says):
+def test_paired_comparison(pairs, says):
     import re
 
     assert re.search(says, compared(pairs, "fitness"))
 
 
-def test_confirming_trains_both_with_every_seed_once(tmp_path):
+def test_confirm(tmp_path):
     search = build(tmp_path, 6, trains)
     search.run()
     story, calls = report.story_of(search.study), []
@@ -324,7 +324,7 @@ def data(tmp_path_factory):
 BASE = {"cfg": "yolov5n", "imgsz": [64], "batch_size": 4, "workers": 0}
 
 
-def test_a_whole_search_is_continued_and_leaves_its_files(data, tmp_path):
+def test_search_resume_and_files(data, tmp_path):
     program = importlib.import_module("tune")
     keys = ["lr0", "hsv_h"]
     options = BASE | {"data": str(data), "project": str(tmp_path), "epochs": 2, "keys": keys, "seed": 5}
@@ -343,7 +343,7 @@ def test_a_whole_search_is_continued_and_leaves_its_files(data, tmp_path):
     assert read_yaml(folder / "trials" / "0001" / "hyp.yaml")["lr0"] == float(rows[1]["lr0"])
 
 
-def test_evolve_writes_yolov5s_files(data, tmp_path):
+def test_evolve_files(data, tmp_path):
     program = importlib.import_module("train")
     write_yaml(tmp_path / "some" / "own.yaml", {"lr0": 0.02})
     options = BASE | {"data": str(data), "project": str(tmp_path / "evolve"), "epochs": 1}
@@ -365,10 +365,10 @@ def test_evolve_writes_yolov5s_files(data, tmp_path):
 
 def parsed(line):
     words = line.split()
-    return given(importlib.import_module("tune").build_parser(task_in(words)), words)
+    return explicit_options(importlib.import_module("tune").build_parser(task_in(words)), words)
 
 
-def test_every_task_has_the_options_of_its_own_training():
+def test_task_options():
     assert parsed("--task segment --mask-ratio 2")["mask_ratio"] == 2
     assert parsed("--task classify --model yolov5n-cls --lr0 0.1")["model"] == "yolov5n-cls"
     assert parsed("--task=semantic --base-size 64")["base_size"] == 64
@@ -389,7 +389,7 @@ def test_every_task_has_the_options_of_its_own_training():
         ("--resume no/such", "no search.yaml"), ("--space no.yaml", "no.yaml"), ("--resume", "no search under"),
     ],
 )  # fmt: skip
-def test_wrong_options_are_one_line_and_leave_nothing(tmp_path, data, monkeypatch, line, says):
+def test_invalid_options(tmp_path, data, monkeypatch, line, says):
     options = parsed(line) | {"project": str(tmp_path / "runs")}
     if "resume" not in options:
         options |= {"data": str(data)}
@@ -398,14 +398,14 @@ def test_wrong_options_are_one_line_and_leave_nothing(tmp_path, data, monkeypatc
     assert not (tmp_path / "runs").exists()
 
 
-def test_several_processes_of_a_launcher_are_refused(data, tmp_path, monkeypatch):
+def test_launcher_is_refused(data, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for options in ({"evolve": 2}, {"evolve": 2, "batch_size": 8}):
         with pytest.raises(UserError, match="without torchrun"):
             importlib.import_module("train").run(data=str(data), project=str(tmp_path / "runs"), **options)
 
 
-def test_what_belongs_to_an_evolution_is_refused_without_one(tmp_path):
+def test_evolve_options_need_evolve(tmp_path):
     program = importlib.import_module("train")
     with pytest.raises(UserError, match="goes with --evolve"):
         program.run(evolve_population=str(tmp_path))
@@ -417,7 +417,7 @@ def test_what_belongs_to_an_evolution_is_refused_without_one(tmp_path):
         program.run(resume_evolve=str(tmp_path))
 
 
-def test_those_who_go_on_may_change_little(tmp_path):
+def test_resume_restrictions(tmp_path):
     write_yaml(tmp_path / "search.yaml", {"task": "detect", "training": {}, "search": {}, "evolves": False})
     with pytest.raises(UserError, match="--epochs: everything but"):
         importlib.import_module("tune").run(resume=str(tmp_path), epochs=3)
@@ -426,7 +426,7 @@ def test_those_who_go_on_may_change_little(tmp_path):
         importlib.import_module("tune").run(resume=str(tmp_path))
 
 
-def test_the_missing_package_is_named(monkeypatch):
+def test_missing_package(monkeypatch):
     from tools.search.shared_study import require_optuna
 
     monkeypatch.setitem(sys.modules, "cmaes", None)

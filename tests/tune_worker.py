@@ -11,7 +11,7 @@ from tools.search.trial import Search
 from utils.core.hyp import Hyp
 from utils.core.yaml_file import read_yaml
 
-TASK = SimpleNamespace(headline={"score": 1.0}, columns={"metrics/score": "score"})
+TASK = SimpleNamespace(fitness={"score": 1.0}, columns={"metrics/score": "score"})
 
 
 def build(folder: Path, trials: int, train, **options: object) -> Search:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.layers.common import being_exported
+from models.layers.common import is_exporting
 from utils.core.contracts import HeadSpec, Raw
 
 OBJECTS_PER_IMAGE, IMAGE_PX = 8, 640  # what the initial objectness expects
@@ -47,7 +47,7 @@ def decode_level(raw: Tensor, anchors_px: Tensor, stride: int, num_classes: int)
     images do not fit fp16.
     """
     raw = as_full(raw)
-    if being_exported():
+    if is_exporting():
         decode = _decode_whole_columns if _WHOLE_COLUMNS.get() else _decode_in_channels
         return decode(raw, anchors_px, stride, num_classes)
     height, width = raw.shape[2], raw.shape[3]
@@ -162,7 +162,7 @@ class BoxHead(nn.Module):
         """Return (B, A, H, W, columns) per level, finest first, as level0, level1, …"""
         maps = {}
         for index, (convolution, feature) in enumerate(zip(self.m, features, strict=True)):
-            if being_exported() and _WHOLE_COLUMNS.get():
+            if is_exporting() and _WHOLE_COLUMNS.get():
                 maps[f"level{index}"] = _of_each_anchor(convolution, feature, self.num_anchors)
                 continue
             values = convolution(feature)

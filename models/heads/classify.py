@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -47,18 +49,20 @@ class Classify(ClassHead):
     plan = staticmethod(_plan)
 
     def __init__(
-        self, c1: int, c2: int, k: int = 1, s: int = 1, p: int | None = None, g: int = 1, dropout: float = 0.0,
-        hidden: int = HIDDEN,
+        self, in_channels: int, num_classes: int, kernel: Any = 1, stride: Any = 1, padding: Any = None,
+        groups: int = 1, dropout: float = 0.0, hidden: int = HIDDEN,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.num_classes, self.hidden = c2, hidden
+        self.num_classes = num_classes
         self.pool = nn.AdaptiveAvgPool2d(1)
+        self.hidden = hidden
         if hidden:
-            self.conv: nn.Module = Conv(c1, hidden, k, s, p, g)
-            self.drop = nn.Dropout(p=dropout)
-            self.linear = nn.Linear(hidden, c2)
+            self.conv: nn.Module = Conv(in_channels, hidden, kernel, stride, padding, groups)
+            self.drop = nn.Dropout(dropout)
+            self.linear = nn.Linear(hidden, num_classes)
         else:
-            self.conv = nn.Conv2d(c1, c2, k, s, same_padding(k) if p is None else p, groups=g)
+            border = same_padding(kernel) if padding is None else padding
+            self.conv = nn.Conv2d(in_channels, num_classes, kernel, stride, border, groups=groups)
 
     def set_up(self, strides: tuple[int, ...]) -> None:
         """Give the head's normalisation torch's own settings, which YOLOv5's classification files were made with."""
@@ -67,9 +71,9 @@ class Classify(ClassHead):
                 module.eps, module.momentum = 1e-5, 0.1
 
     def forward(self, features: list[Tensor]) -> Raw:
-        """Take maps of one size, return logits (B, C)."""
+        """Compute logits (B, num_classes) from maps (B, C, H, W), of one size if `hidden` is not 0."""
         if not self.hidden:
-            pooled = torch.cat([self.pool(feature) for feature in features], dim=1)
-            return {"logits": self.conv(pooled).flatten(1)}
-        joined = features[0] if len(features) == 1 else torch.cat(features, dim=1)
-        return {"logits": self.linear(self.drop(self.pool(self.conv(joined)).flatten(1)))}
+            means = torch.cat([self.pool(feature) for feature in features], dim=1)
+            return {"logits": self.conv(means).flatten(1)}
+        mapped = self.conv(torch.cat(features, dim=1))
+        return {"logits": self.linear(self.drop(self.pool(mapped).flatten(1)))}

@@ -1,4 +1,4 @@
-"""The instance-mask head: boxes, mask coefficients and the prototypes they mix (YOLACT, arXiv 1904.02689)."""
+"""The instance segmentation head: boxes, mask coefficients and mask prototypes (YOLACT, arXiv 1904.02689)."""
 
 from __future__ import annotations
 
@@ -14,23 +14,28 @@ from utils.core.contracts import Decoded, Raw
 
 
 class Proto(nn.Module):
-    """Mask prototypes at twice the size of the finest level."""
+    """Mask prototypes at twice the size of the finest level.
 
-    def __init__(self, c1: int, c_: int = 256, c2: int = 32) -> None:
+    Args:
+        in_channels: channels of the finest level.
+        hidden_channels: channels of the two 3x3 convolutions.
+        out_channels: number of prototypes.
+    """
+
+    def __init__(self, in_channels: int, hidden_channels: int = 256, out_channels: int = 32) -> None:
         super().__init__()
-        self.cv1 = Conv(c1, c_, 3)
-        self.cv2 = Conv(c_, c_, 3)
-        self.cv3 = Conv(c_, c2)
+        self.cv1, self.cv2 = (Conv(channels, hidden_channels, 3) for channels in (in_channels, hidden_channels))
+        self.cv3 = Conv(hidden_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take (B, c1, H, W), return (B, c2, 2H, 2W)."""
-        doubled = functional.interpolate(self.cv1(x), scale_factor=2.0, mode="nearest")
-        return self.cv3(self.cv2(doubled))
+        """Map (B, in_channels, H, W) to (B, out_channels, 2H, 2W)."""
+        enlarged = functional.interpolate(self.cv1(x), scale_factor=2, mode="nearest")
+        return self.cv3(self.cv2(enlarged))
 
 
 def _plan(row: Row) -> Plan:
     if not 2 <= len(row.arguments) <= 4:
-        raise ValueError(f"takes [nc, anchors, masks, prototype channels]; {len(row.arguments)} arguments are there")
+        raise ValueError(f"expected [nc, anchors, masks, prototype channels], got {len(row.arguments)} arguments")
     num_masks = row.arguments[2] if len(row.arguments) > 2 else 32
     width = row.arguments[3] if len(row.arguments) > 3 else 256
     return Plan((row.arguments[0], row.arguments[1], num_masks, row.scale_width(width), row.channels), 0)

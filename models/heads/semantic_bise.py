@@ -12,7 +12,7 @@ from models.kernels.winograd import WideConv
 from models.layer_plan import HEADS, Plan, Row
 from models.layers.common import Conv
 from models.layers.context import RFB2
-from models.layers.fusion import FFM, broadcast
+from models.layers.fusion import FFM, resize_like
 from utils.core.contracts import Raw
 
 WIDTH = 128  # of each path, for every model size
@@ -36,11 +36,13 @@ class SegMaskBiSe(SemanticHead):
         super().__init__(num_classes)
         fine, middle, coarse = in_channels
         self.m8 = nn.Sequential(Conv(fine, WIDTH))
-        self.m16 = nn.Sequential(RFB2(middle, WIDTH, map_reduce=4, d=(2, 3)))
-        self.m32 = nn.Sequential(RFB2(coarse, WIDTH, map_reduce=8, d=(2, 3), has_global=True))
+        self.m16 = nn.Sequential(RFB2(middle, WIDTH, reduction=4, dilation=(2, 3)))
+        self.m32 = nn.Sequential(RFB2(coarse, WIDTH, reduction=8, dilation=(2, 3), with_global_pool=True))
         self.up16 = nn.Sequential(WideConv(WIDTH, WIDTH))
         self.up32 = nn.Sequential(WideConv(WIDTH, WIDTH))
-        self.out = nn.Sequential(FFM(2 * WIDTH, 2 * WIDTH, k=3), nn.Dropout(0.1), nn.Conv2d(2 * WIDTH, num_classes, 1))
+        self.out = nn.Sequential(
+            FFM(2 * WIDTH, 2 * WIDTH, kernel=3), nn.Dropout(0.1), nn.Conv2d(2 * WIDTH, num_classes, 1)
+        )
         self.aux16 = _auxiliary(num_classes)
         self.aux32 = _auxiliary(num_classes)
 
@@ -50,12 +52,12 @@ class SegMaskBiSe(SemanticHead):
         In training also aux16 at that size and aux32 at the size of the second.
         """
         fine, middle, coarse = features
-        from_coarse = broadcast(self.up32(self.m32(coarse)), middle, "bilinear")
-        context = broadcast(self.up16(self.m16(middle) + from_coarse), fine, "bilinear")
+        from_coarse = resize_like(self.up32(self.m32(coarse)), middle, "bilinear")
+        context = resize_like(self.up16(self.m16(middle) + from_coarse), fine, "bilinear")
         parts: Any = self.out
         fusion, dropout, classify = parts
         fused = fusion.convblk(self.m8(fine), context)
         if not self.training:
-            return {"logits": fusion.classified(fused, classify)}
-        logits = classify(dropout(fusion.weighed(fused)))
+            return {"logits": fusion.classify(fused, classify)}
+        logits = classify(dropout(fusion.reweight(fused)))
         return {"logits": logits, "aux16": self.aux16(context), "aux32": self.aux32(from_coarse)}

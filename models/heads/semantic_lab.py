@@ -13,7 +13,7 @@ from models.kernels.winograd import WideConv
 from models.layer_plan import HEADS, Plan, Row
 from models.layers.common import Conv
 from models.layers.context import ASPP
-from models.layers.fusion import FFM, classified
+from models.layers.fusion import FFM, classify_pixels
 from utils.core.contracts import Raw
 
 DETAIL, CONTEXT = 48, 256  # channels, for every model size
@@ -32,15 +32,15 @@ class SegMaskLab(SemanticHead):
 
     plan = staticmethod(_plan)
 
-    def __init__(self, num_classes: int, in_channels: Sequence[int], hidden: int, map_reduce: int) -> None:
+    def __init__(self, num_classes: int, in_channels: Sequence[int], hidden: int, reduction: int) -> None:
         super().__init__(num_classes)
         fine, coarse = in_channels
         self.detail = nn.Sequential(Conv(fine, DETAIL), Conv(DETAIL, DETAIL, 3))
         self.encoder = nn.Sequential(
-            Conv(coarse, 2 * hidden), ASPP(2 * hidden, CONTEXT, (3, 6, 9), has_global=False, map_reduce=map_reduce)
+            Conv(coarse, 2 * hidden), ASPP(2 * hidden, CONTEXT, (3, 6, 9), with_global_pool=False, reduction=reduction)
         )
         self.decoder = nn.Sequential(
-            FFM(DETAIL + CONTEXT, CONTEXT, k=1), WideConv(CONTEXT, hidden), nn.Conv2d(hidden, num_classes, 1)
+            FFM(DETAIL + CONTEXT, CONTEXT, kernel=1), WideConv(CONTEXT, hidden), nn.Conv2d(hidden, num_classes, 1)
         )
 
     def forward(self, features: list[Tensor]) -> Raw:
@@ -48,4 +48,4 @@ class SegMaskLab(SemanticHead):
         parts: Any = self.decoder
         fusion, refine, classify = parts
         joined = pointwise(fusion.convblk, [self.detail(features[0]), self.encoder(features[1])])
-        return {"logits": classified(classify, refine(joined, factors=fusion.factors(joined)))}
+        return {"logits": classify_pixels(classify, refine(joined, factors=fusion.channel_factors(joined)))}

@@ -31,9 +31,9 @@ class SegMaskPSP(SemanticHead):
         super().__init__(num_classes)
         self.m8, self.m16, self.m32 = (nn.Sequential(Conv(c, hidden)) for c in in_channels)
         self.out = nn.Sequential(
-            RFB2(3 * hidden, hidden, map_reduce=6, d=(2, 3)),
+            RFB2(3 * hidden, hidden, reduction=6, dilation=(2, 3)),
             PyramidPooling(hidden),
-            FFM(hidden + 4 * (hidden // 4), hidden, is_cat=False, k=3),
+            FFM(hidden + 4 * (hidden // 4), hidden, inputs_are_a_list=False, kernel=3),
             nn.Conv2d(hidden, num_classes, 1),
         )
 
@@ -42,6 +42,6 @@ class SegMaskPSP(SemanticHead):
         parts: Any = self.out
         block, pyramid, fusion, classify = parts
         levels = [m(x) for m, x in zip((self.m8, self.m16, self.m32), features, strict=True)]
-        field = block.of_levels(levels)
+        field = block.forward_levels(levels)
         fused = with_levels(fusion.convblk, field, pyramid.levels(field))
-        return {"logits": fusion.classified(fused, classify)}
+        return {"logits": fusion.classify(fused, classify)}

@@ -15,26 +15,26 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.kernels.winograd import WideConv
-from models.layers.common import Conv, on_cpu
-from models.layers.fusion import broadcast
+from models.layers.common import Conv, use_cpu_kernels
+from models.layers.fusion import resize_like
 
 
 def pointwise(block: Conv, maps: Sequence[Tensor]) -> Tensor:
     """Return what a 1x1 `Conv` gives for maps brought to the size of the first and joined, (B, c2, H, W)."""
     first = maps[0]
-    if not on_cpu(first):
-        return block(torch.cat([broadcast(part, first, "bilinear") for part in maps], dim=1))
+    if not use_cpu_kernels(first):
+        return block(torch.cat([resize_like(part, first, "bilinear") for part in maps], dim=1))
     weights = block.conv.weight.split([part.shape[1] for part in maps], dim=1)
     total = functional.conv2d(first, weights[0], block.conv.bias)
     for part, weight in zip(maps[1:], weights[1:], strict=True):
         total = _with_resized(total, functional.conv2d(part, weight))
-    return block.finish(total)
+    return block.norm_act(total)
 
 
 def _with_resized(total: Tensor, part: Tensor) -> Tensor:
     """Return the sum of (B, c, H, W), which may be overwritten, and of (B, c, h, w) resized to it."""
     if total.shape[2:] == part.shape[2:] or not _can_add(total):
-        return total + broadcast(part, total, "bilinear")
+        return total + resize_like(part, total, "bilinear")
     down, along = (
         resizing(small, large, total.dtype) for small, large in zip(part.shape[2:], total.shape[2:], strict=True)
     )
@@ -44,10 +44,10 @@ def _with_resized(total: Tensor, part: Tensor) -> Tensor:
 
 def with_levels(block: WideConv, x: Tensor, levels: Sequence[Tensor]) -> Tensor:
     """Return what a 3x3 `Conv` gives for `x` (B, c, H, W) joined with small maps brought to its size, (B, c2, H, W)."""
-    if not on_cpu(x):
-        return block(torch.cat([x, *(broadcast(level, x, "bilinear") for level in levels)], dim=1))
+    if not use_cpu_kernels(x):
+        return block(torch.cat([x, *(resize_like(level, x, "bilinear") for level in levels)], dim=1))
     _, *others = block.conv.weight.split([x.shape[1], *(level.shape[1] for level in levels)], dim=1)
-    return block.finish(_with_resized_after(block.convolve_first(x), levels, others))
+    return block.norm_act(_with_resized_after(block.convolve_first(x), levels, others))
 
 
 def _with_resized_after(total: Tensor, levels: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:

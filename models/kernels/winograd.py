@@ -140,8 +140,8 @@ class WideConv(Conv):
         if not pays(maps[0], self.conv.weight):
             joined = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
             return super().forward(joined if factors is None else joined * factors)
-        found = convolved(maps, self._kernel(self.conv.weight), self.conv.bias, factors, silu=self.is_folded)
-        return found if self.is_folded else self.finish(found)
+        found = convolved(maps, self._kernel(self.conv.weight), self.conv.bias, factors, silu=self.is_fused_silu)
+        return found if self.is_fused_silu else self.norm_act(found)
 
     def convolve_first(self, x: Tensor) -> Tensor:
         """Return (B, c2, H, W), not normalised, for the first channels of the input, (B, c, H, W)."""

@@ -1,8 +1,9 @@
-"""Activation functions, and how the text of a YAML's `activation:` key becomes one (behaviour.md 1.1, 1.4)."""
+"""Activation functions, and the parser of a model YAML's `activation:` text."""
 
 from __future__ import annotations
 
 import ast
+import difflib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,72 +12,90 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-MAX_TEXT = 200  # an activation is a name and a few numbers
+MAX_TEXT = 200  # characters; an activation is a name and a few numbers
 
 
 class Mish(nn.Module):
-    """x * tanh(softplus(x))."""
+    """x * tanh(softplus(x)) (arXiv 1908.08681), written out for runtimes without an operator of that name."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a tensor of the input's shape."""
+        """Activate a tensor of any shape."""
         return functional.mish(x)
 
 
 class Hardswish(nn.Module):
-    """x * relu6(x + 3) / 6, written out so that every export format has it."""
+    """x * relu6(x + 3) / 6 (arXiv 1905.02244), written out for runtimes without an operator of that name."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a tensor of the input's shape."""
-        return x * functional.hardtanh(x + 3, 0.0, 6.0) / 6.0
+        """Activate a tensor of any shape."""
+        return x * functional.relu6(x + 3) / 6
 
 
 class FReLU(nn.Module):
-    """max(x, BN(depth-wise 3x3 convolution of x)) (funnel activation, arXiv 2007.11824)."""
+    """Funnel activation: max(x, T(x)) with T a depth-wise convolution and normalisation (arXiv 2007.11824).
 
-    def __init__(self, c1: int, k: int = 3) -> None:
+    Args:
+        in_channels: channels of the input.
+        kernel: size of the depth-wise kernel, odd.
+    """
+
+    def __init__(self, in_channels: int, kernel: int = 3) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(c1, c1, k, 1, k // 2, groups=c1, bias=False)
-        self.bn = nn.BatchNorm2d(c1)
+        self.conv = nn.Conv2d(in_channels, in_channels, kernel, padding=kernel // 2, groups=in_channels, bias=False)
+        self.bn = nn.BatchNorm2d(in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a (B, C, H, W) tensor of the input's shape."""
-        return torch.max(x, self.bn(self.conv(x)))
+        """Activate (B, in_channels, H, W)."""
+        return torch.maximum(x, self.bn(self.conv(x)))
 
 
-class AconC(nn.Module):
-    """(p1 - p2) x sigmoid(beta (p1 - p2) x) + p2 x with learned p1, p2, beta per channel (arXiv 2009.04759)."""
+class _Acon(nn.Module):
+    """Smooth maximum of p1 x and p2 x: (p1 - p2) x sigmoid(beta (p1 - p2) x) + p2 x, p1 and p2 learned."""
 
-    def __init__(self, c1: int) -> None:
+    def __init__(self, in_channels: int) -> None:
         super().__init__()
-        self.p1 = nn.Parameter(torch.randn(1, c1, 1, 1))
-        self.p2 = nn.Parameter(torch.randn(1, c1, 1, 1))
-        self.beta = nn.Parameter(torch.ones(1, c1, 1, 1))
+        self.p1, self.p2 = (nn.Parameter(torch.randn(1, in_channels, 1, 1)) for _ in range(2))
+
+    def smooth_maximum(self, x: Tensor, beta: Tensor) -> Tensor:
+        difference = (self.p1 - self.p2) * x
+        return difference * (beta * difference).sigmoid() + self.p2 * x
+
+
+class AconC(_Acon):
+    """ACON-C: the smooth maximum with one learned beta per channel (arXiv 2009.04759)."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(in_channels)
+        self.beta = nn.Parameter(torch.ones(1, in_channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a (B, C, H, W) tensor of the input's shape."""
-        scaled = (self.p1 - self.p2) * x
-        return scaled * torch.sigmoid(self.beta * scaled) + self.p2 * x
+        """Activate (B, in_channels, H, W)."""
+        return self.smooth_maximum(x, self.beta)
 
 
-class MetaAconC(nn.Module):
-    """AconC whose beta comes from the global mean through two 1x1 convolutions."""
+class MetaAconC(_Acon):
+    """Meta-ACON: the smooth maximum whose beta two 1x1 convolutions compute from the channel means (arXiv 2009.04759).
 
-    def __init__(self, c1: int, k: int = 1, s: int = 1, r: int = 16) -> None:
-        super().__init__()
-        reduced = max(r, c1 // r)
-        self.p1 = nn.Parameter(torch.randn(1, c1, 1, 1))
-        self.p2 = nn.Parameter(torch.randn(1, c1, 1, 1))
-        self.fc1 = nn.Conv2d(c1, reduced, k, s, bias=True)
-        self.fc2 = nn.Conv2d(reduced, c1, k, s, bias=True)
+    Args:
+        in_channels: channels of the input.
+        kernel: kernel size of the two convolutions.
+        stride: their stride.
+        reduction: divides `in_channels` to give their inner channels, and is the least number of those.
+    """
+
+    def __init__(self, in_channels: int, kernel: int = 1, stride: int = 1, reduction: int = 16) -> None:
+        super().__init__(in_channels)
+        inner = max(reduction, in_channels // reduction)
+        self.fc1 = nn.Conv2d(in_channels, inner, kernel, stride)
+        self.fc2 = nn.Conv2d(inner, in_channels, kernel, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a (B, C, H, W) tensor of the input's shape."""
-        beta = torch.sigmoid(self.fc2(self.fc1(x.mean(dim=(2, 3), keepdim=True))))
-        scaled = (self.p1 - self.p2) * x
-        return scaled * torch.sigmoid(beta * scaled) + self.p2 * x
+        """Activate (B, in_channels, H, W)."""
+        means = x.mean(dim=(2, 3), keepdim=True)
+        return self.smooth_maximum(x, self.fc2(self.fc1(means)).sigmoid())
 
 
-_PLAIN: dict[str, type[nn.Module]] = {
+_TORCH: dict[str, type[nn.Module]] = {
     name: getattr(nn, name)
     for name in (
         "SiLU", "ReLU", "ReLU6", "LeakyReLU", "Hardswish", "Hardsigmoid", "GELU", "Mish", "ELU", "CELU", "SELU",
@@ -85,7 +104,7 @@ _PLAIN: dict[str, type[nn.Module]] = {
 }  # fmt: skip
 _OWN: dict[str, type[nn.Module]] = {"Mish": Mish, "MemoryEfficientMish": Mish, "Hardswish": Hardswish}
 _PER_CHANNEL: dict[str, type[nn.Module]] = {"FReLU": FReLU, "AconC": AconC, "MetaAconC": MetaAconC}
-# shared by every block of a network: they hold no numbers, and the table of layers stays short
+# every block gets its own instance of these; the others have no parameters and are shared by the whole network
 _STATEFUL = {"PReLU", *_PER_CHANNEL}
 
 
@@ -94,45 +113,54 @@ def _dotted(node: ast.expr) -> str:
         return node.id
     if isinstance(node, ast.Attribute):
         return f"{_dotted(node.value)}.{node.attr}"
-    raise ValueError("an activation is a name like nn.LeakyReLU(0.1)")
+    raise ValueError("expected a name like nn.LeakyReLU(0.1)")
 
 
 def _parse(text: str) -> tuple[str, list[Any], dict[str, Any]]:
-    """Return name, positional and keyword arguments; arguments are literals. Anything else raises ValueError."""
+    """Split the text into name, positional and keyword arguments, which must be literals."""
     if len(text) > MAX_TEXT:
-        raise ValueError(f"activation: {len(text)} characters are too many")
+        raise ValueError(f"activation: expected at most {MAX_TEXT} characters, got {len(text)}")
     try:
         node = ast.parse(text.strip(), mode="eval").body
         if not isinstance(node, ast.Call):
             return _dotted(node), [], {}
+        name = _dotted(node.func)
         arguments = [ast.literal_eval(argument) for argument in node.args]
         named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
     except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"activation {text!r}: not a name like nn.LeakyReLU(0.1)") from error
+        raise ValueError(f"activation {text!r}: expected a name like nn.LeakyReLU(0.1)") from error
     if any(isinstance(value, float) and not math.isfinite(value) for value in (*arguments, *named.values())):
         raise ValueError(f"activation {text!r}: its numbers must be finite")
-    return _dotted(node.func), arguments, named
+    return name, arguments, named
 
 
 def parse_activation(text: str) -> Callable[[int], nn.Module]:
-    """Return a function from channels to the activation that `text` names; the text is looked up, never run.
+    """Parse an activation's text by table look-up; nothing of it is evaluated as code.
 
-    `nn.X(numbers)` for torch's element-wise activations, or a name of this library; `FReLU`, `AconC` and `MetaAconC`
-    get the channels of the block they stand in. An unknown name or bad arguments raise ValueError.
+    Args:
+        text: `nn.X(numbers)` for the element-wise activations of torch, or a name of this module: `Mish`,
+            `MemoryEfficientMish`, `Hardswish`, `FReLU`, `AconC`, `MetaAconC`.
+
+    Returns:
+        A function from a block's channels to its activation. Activations without parameters are one shared module.
+
+    Raises:
+        ValueError: The name is unknown or the arguments do not fit.
     """
     name, arguments, named = _parse(text)
     word = name.removeprefix("torch.").removeprefix("nn.")
     if word in _PER_CHANNEL and name == word:
-        kind = _PER_CHANNEL[word]
-        return lambda channels: kind(channels)
-    own = _OWN.get(word) if name == word else None
-    found = own or _PLAIN.get(word)
-    if found is None or (own is None and name == word and word not in _PLAIN):
-        raise ValueError(f"activation {text!r}: known are nn.{', nn.'.join(_PLAIN)}, {', '.join(_PER_CHANNEL)}")
+        return _PER_CHANNEL[word]
+    kind = _OWN.get(word) if name == word else None
+    kind = kind or _TORCH.get(word)
+    if kind is None:
+        near = difflib.get_close_matches(word, [*_TORCH, *_PER_CHANNEL], n=3, cutoff=0)
+        near = [other if other in _PER_CHANNEL else f"nn.{other}" for other in near]
+        raise ValueError(f"activation {text!r}: unknown; the nearest are {', '.join(near)}")
     try:
-        shared = found(*arguments, **named)
+        shared = kind(*arguments, **named)
     except (TypeError, ValueError) as error:
         raise ValueError(f"activation {text!r}: {error}") from error
     if word in _STATEFUL:
-        return lambda channels: found(*arguments, **named)
+        return lambda channels: kind(*arguments, **named)
     return lambda channels: shared

@@ -1,4 +1,4 @@
-"""Transformer blocks over feature maps (ViT without layer normalisation, arXiv 2010.11929)."""
+"""Transformer encoder layers over the pixels of a feature map (after ViT, arXiv 2010.11929)."""
 
 from __future__ import annotations
 
@@ -8,57 +8,66 @@ from models.layer_plan import LAYERS, channel_plan
 from models.layers.common import Conv
 from models.layers.csp import C3
 
-HEADS_IN_C3 = 4
+NUM_HEADS = 4  # of the transformer inside `C3TR`
 
 
 @LAYERS.register("TransformerLayer")
 class TransformerLayer(nn.Module):
-    """Self-attention and a linear pair, each with a residual; on (sequence, B, c)."""
+    """Encoder layer without normalisation: multi-head self-attention, then two linear layers, each residual.
+
+    Args:
+        channels: length of each token.
+        num_heads: attention heads; must divide `channels`.
+    """
 
     plan = staticmethod(channel_plan)
 
-    def __init__(self, c: int, num_heads: int) -> None:
+    def __init__(self, channels: int, num_heads: int) -> None:
         super().__init__()
-        self.q = nn.Linear(c, c, bias=False)
-        self.k = nn.Linear(c, c, bias=False)
-        self.v = nn.Linear(c, c, bias=False)
-        self.ma = nn.MultiheadAttention(embed_dim=c, num_heads=num_heads)
-        self.fc1 = nn.Linear(c, c, bias=False)
-        self.fc2 = nn.Linear(c, c, bias=False)
+        self.q, self.k, self.v = (nn.Linear(channels, channels, bias=False) for _ in range(3))
+        self.ma = nn.MultiheadAttention(channels, num_heads)
+        self.fc1, self.fc2 = (nn.Linear(channels, channels, bias=False) for _ in range(2))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Take and return (sequence, B, c)."""
-        attended, _ = self.ma(self.q(x), self.k(x), self.v(x), need_weights=False)
-        x = attended + x
-        return self.fc2(self.fc1(x)) + x
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens (N, B, channels) to tokens of the same shape."""
+        attended, _ = self.ma(self.q(tokens), self.k(tokens), self.v(tokens), need_weights=False)
+        tokens = tokens + attended
+        return tokens + self.fc2(self.fc1(tokens))
 
 
 @LAYERS.register("TransformerBlock")
 class TransformerBlock(nn.Module):
-    """Transformer layers over the pixels of a map, with a learned linear position term."""
+    """Transformer layers over the pixels of a feature map; a learned linear layer stands in for position embeddings.
+
+    Args:
+        in_channels: channels of the input; a 1x1 convolution adapts them where they differ from `out_channels`.
+        out_channels: channels of the output.
+        num_heads: attention heads of each layer.
+        num_layers: number of layers.
+    """
 
     plan = staticmethod(channel_plan)
 
-    def __init__(self, c1: int, c2: int, num_heads: int, num_layers: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, num_heads: int, num_layers: int) -> None:
         super().__init__()
-        self.conv = Conv(c1, c2) if c1 != c2 else None
-        self.linear = nn.Linear(c2, c2)
-        self.tr = nn.Sequential(*(TransformerLayer(c2, num_heads) for _ in range(num_layers)))
+        self.conv = None if in_channels == out_channels else Conv(in_channels, out_channels)
+        self.linear = nn.Linear(out_channels, out_channels)
+        self.tr = nn.Sequential(*(TransformerLayer(out_channels, num_heads) for _ in range(num_layers)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take (B, c1, H, W), return (B, c2, H, W)."""
+        """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
         if self.conv is not None:
             x = self.conv(x)
-        height_width = x.shape[2:]
-        sequence = x.flatten(2).permute(2, 0, 1)  # (H*W, B, c2)
-        sequence = self.tr(sequence + self.linear(sequence))
-        return sequence.permute(1, 2, 0).unflatten(2, height_width)
+        height, width = x.shape[2:]
+        tokens = x.flatten(2).movedim(2, 0)  # (H * W, B, channels)
+        tokens = self.tr(self.linear(tokens) + tokens)  # in this order the sum is contiguous
+        return tokens.movedim(0, 2).unflatten(2, (height, width))
 
 
 @LAYERS.register("C3TR")
 class C3TR(C3):
-    """C3 with a transformer block of `n` layers inside."""
+    """`C3` with a transformer in its deep branch, of as many layers as the row has repeats."""
 
-    def inner(self, hidden: int, n: int, shortcut: bool, g: int) -> nn.Module:
-        """Return a transformer block with four heads."""
-        return TransformerBlock(hidden, hidden, HEADS_IN_C3, n)
+    def deep_branch(self, width: int, repeats: int, shortcut: bool, groups: int) -> nn.Module:
+        """Build the deep branch, a transformer of `repeats` layers."""
+        return TransformerBlock(width, width, NUM_HEADS, repeats)

@@ -1,9 +1,9 @@
-"""Convolution blocks, and the plain torch layers that model YAMLs name."""
+"""Convolution blocks, tensor joins, and the plain torch layers that model YAMLs name."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,82 +12,104 @@ from torch.nn import functional
 
 from models.layer_plan import LAYERS, Plan, Row, channel_plan, same_plan, single_input
 
-Kernel = int | tuple[int, ...] | list[int]
+Size = int | Sequence[int]  # one number, or height and width
 
 
-def same_padding(kernel: Kernel, dilation: int = 1) -> Any:
-    """Return the padding that keeps the size at stride 1: half the effective kernel, per dimension."""
+def same_padding(kernel: Size, dilation: int = 1) -> Any:
+    """Compute the padding that keeps the size at stride 1: half the dilated kernel, per dimension."""
     if isinstance(kernel, int):
         return (dilation * (kernel - 1) + 1) // 2
-    return tuple((dilation * (k - 1) + 1) // 2 for k in kernel)
+    return tuple((dilation * (side - 1) + 1) // 2 for side in kernel)
 
 
-def _pair(kernel: Kernel) -> Any:
-    return kernel if isinstance(kernel, int) else tuple(kernel)
+def _as_torch_size(size: Size) -> Any:
+    return size if isinstance(size, int) else tuple(size)
+
+
+def is_exporting() -> bool:
+    """Check whether the network is being traced, exported or compiled."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def use_cpu_kernels(x: Tensor) -> bool:
+    """Check whether a tensor should take the CPU code paths.
+
+    GPUs run the plain operation as one fast kernel, and exported graphs keep it for their own runtimes.
+    """
+    return x.device.type == "cpu" and not is_exporting()
+
+
+def apply_activation(activation: nn.Module, x: Tensor) -> Tensor:
+    """Apply an activation to a tensor that is not used afterwards.
+
+    CPU inference applies SiLU in place: for large maps, memory traffic costs more than the computation. Training does
+    not, since autograd would have to copy the input.
+    """
+    if type(activation) is nn.SiLU and use_cpu_kernels(x) and not torch.is_grad_enabled():
+        return functional.silu(x, inplace=True)
+    return activation(x)
+
+
+def run_conv_sequence(branch: nn.Sequential, x: Tensor) -> Tensor:
+    """Run a Sequential that begins with a convolution, applying its activations in place where allowed."""
+    for layer in branch:
+        x = apply_activation(layer, x)
+    return x
 
 
 @LAYERS.register("Conv")
 class Conv(nn.Module):
-    """Convolution without bias, batch normalisation, activation (SiLU unless the model YAML says otherwise).
+    """Convolution without bias, batch normalisation and activation.
 
-    `act`: True for the default activation, a module for that one, anything else for none.
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel: kernel size, one number or (height, width).
+        stride: one number or (height, width).
+        padding: None keeps the size at stride 1.
+        groups: groups of the convolution.
+        dilation: spacing of the kernel's points. A bool is taken as the activation, which older model YAMLs have in
+            this position.
+        activation: True for the model's default (SiLU unless its YAML names another), a module for that one, anything
+            else for none.
     """
 
     plan = staticmethod(channel_plan)
+    conv: nn.Conv2d
+    bn: nn.Module
+    act: nn.Module
 
     def __init__(
-        self, c1: int, c2: int, k: Kernel = 1, s: Kernel = 1, p: Kernel | None = None, g: int = 1, d: int = 1,
-        act: Any = True,
+        self, in_channels: int, out_channels: int, kernel: Size = 1, stride: Size = 1, padding: Size | None = None,
+        groups: int = 1, dilation: int = 1, activation: Any = True,
     ) -> None:  # fmt: skip
         super().__init__()
-        if isinstance(d, bool):  # up to YOLOv5 v6.2 this place was the activation's
-            d, act = 1, d
-        padding = same_padding(k, d) if p is None else _pair(p)
-        self.conv = nn.Conv2d(c1, c2, _pair(k), _pair(s), padding, groups=g, dilation=d, bias=False)
-        self.bn: nn.Module = nn.BatchNorm2d(c2)
-        self.has_default_activation = act is True
-        self.act: nn.Module = nn.SiLU() if act is True else act if isinstance(act, nn.Module) else nn.Identity()
+        if isinstance(dilation, bool):
+            activation, dilation = dilation, 1
+        border = same_padding(kernel, dilation) if padding is None else _as_torch_size(padding)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, _as_torch_size(kernel), _as_torch_size(stride), border,
+            dilation=dilation, groups=groups, bias=False,
+        )  # fmt: skip
+        self.bn = nn.BatchNorm2d(out_channels)
+        self.has_default_activation = activation is True
+        if self.has_default_activation:
+            self.act = nn.SiLU()
+        else:
+            self.act = activation if isinstance(activation, nn.Module) else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take (B, c1, H, W), return (B, c2, H/s, W/s)."""
-        return self.finish(self.conv(x))
+        """Map (B, in_channels, H, W) to (B, out_channels, H', W')."""
+        return self.norm_act(self.conv(x))
+
+    def norm_act(self, x: Tensor) -> Tensor:
+        """Normalise and activate the convolution's output (B, out_channels, H, W), which may be overwritten."""
+        return apply_activation(self.act, self.bn(x))
 
     @property
-    def is_folded(self) -> bool:
-        """Tell whether nothing but SiLU follows the convolution."""
+    def is_fused_silu(self) -> bool:
+        """Whether the normalisation is folded into the convolution and SiLU follows."""
         return type(self.bn) is nn.Identity and type(self.act) is nn.SiLU
-
-    def finish(self, x: Tensor) -> Tensor:
-        """Return what becomes of the convolution's output (B, c2, H, W); it may be overwritten."""
-        return activated(self.act, self.bn(x))
-
-
-def on_cpu(x: Tensor) -> bool:
-    """Tell whether detours that save work pay: on GPUs the plain way is one fast kernel; exports keep it, too."""
-    return x.device.type == "cpu" and not being_exported()
-
-
-def being_exported() -> bool:
-    """Tell whether the network is being recorded: traced, exported or compiled."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
-
-
-def activated(act: nn.Module, x: Tensor) -> Tensor:
-    """Return the activation of a tensor nobody else needs.
-
-    In inference on CPUs SiLU takes its place: memory for large maps costs more than the computation. In training that
-    would be slower, since autograd would keep a copy.
-    """
-    if type(act) is nn.SiLU and on_cpu(x) and not torch.is_grad_enabled():
-        return functional.silu(x, inplace=True)
-    return act(x)
-
-
-def sparingly(branch: nn.Sequential, x: Tensor) -> Tensor:
-    """Return what a Sequential that begins with a convolution makes of `x`; its activations are `activated`."""
-    for layer in branch:
-        x = activated(layer, x)
-    return x
 
 
 def set_activation(module: nn.Module, factory: Callable[[int], nn.Module]) -> None:
@@ -99,44 +121,57 @@ def set_activation(module: nn.Module, factory: Callable[[int], nn.Module]) -> No
 
 @LAYERS.register("DWConv")
 class DWConv(Conv):
-    """`Conv` in as many groups as both channel counts allow."""
+    """Depth-wise `Conv`: as many groups as both channel counts allow."""
 
-    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, d: int = 1, act: Any = True) -> None:
-        super().__init__(c1, c2, k, s, g=math.gcd(c1, c2), d=d, act=act)
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: Size = 1, stride: Size = 1, dilation: int = 1,
+        activation: Any = True,
+    ) -> None:  # fmt: skip
+        groups = math.gcd(in_channels, out_channels)
+        super().__init__(
+            in_channels, out_channels, kernel, stride, groups=groups, dilation=dilation, activation=activation
+        )
 
 
 class PooledNorm(nn.BatchNorm2d):
-    """Batch normalisation of global means. A batch of one image has one value per channel: it uses what is known."""
+    """Batch normalisation of globally pooled maps; a single value per channel uses the running statistics."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take and return (B, c, H, W)."""
+        """Normalise (B, C, H, W)."""
         if self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
             return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return super().forward(x)
 
 
 class PooledConv(Conv):
-    """1x1 `Conv` of global means, which trains with a single image, too."""
+    """1x1 `Conv` of globally pooled maps, which can train on a single image."""
 
-    def __init__(self, c1: int, c2: int, act: Any = True) -> None:
-        super().__init__(c1, c2, act=act)
-        self.bn = PooledNorm(c2)
+    def __init__(self, in_channels: int, out_channels: int, activation: Any = True) -> None:
+        super().__init__(in_channels, out_channels, activation=activation)
+        self.bn = PooledNorm(out_channels)
 
 
-def plain_convolution(c1: int, c2: int, k: int = 3, d: int = 1) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Return convolution, normalisation and activation as members of a Sequential, which are numbered there."""
-    convolution = nn.Conv2d(c1, c2, k, padding=same_padding(k, d), dilation=d, bias=False)
-    return convolution, nn.BatchNorm2d(c2), nn.SiLU()
+def conv_bn_silu(
+    in_channels: int, out_channels: int, kernel: int = 3, dilation: int = 1
+) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Build convolution, normalisation and SiLU as separate members for a Sequential, which numbers them."""
+    padding = same_padding(kernel, dilation)
+    convolution = nn.Conv2d(in_channels, out_channels, kernel, padding=padding, dilation=dilation, bias=False)
+    return convolution, nn.BatchNorm2d(out_channels), nn.SiLU()
 
 
 @LAYERS.register("DWConvTranspose2d")
 class DWConvTranspose2d(nn.ConvTranspose2d):
-    """Transposed convolution in as many groups as both channel counts allow."""
+    """Depth-wise transposed convolution with bias: as many groups as both channel counts allow."""
 
     plan = staticmethod(channel_plan)
 
-    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, p1: int = 0, p2: int = 0) -> None:
-        super().__init__(c1, c2, k, s, p1, p2, groups=math.gcd(c1, c2))
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, padding: int = 0,
+        output_padding: int = 0,
+    ) -> None:  # fmt: skip
+        groups = math.gcd(in_channels, out_channels)
+        super().__init__(in_channels, out_channels, kernel, stride, padding, output_padding, groups=groups)
 
 
 def _concat_plan(row: Row) -> Plan:
@@ -145,7 +180,7 @@ def _concat_plan(row: Row) -> Plan:
 
 @LAYERS.register("Concat")
 class Concat(nn.Module):
-    """Join tensors along a dimension."""
+    """Concatenate tensors along a dimension."""
 
     plan = staticmethod(_concat_plan)
     takes_list = True
@@ -155,62 +190,68 @@ class Concat(nn.Module):
         self.dimension = dimension
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Take tensors that differ in one dimension only."""
+        """Concatenate tensors that differ at most in that dimension."""
         return torch.cat(features, self.dimension)
 
 
 def _sum_plan(row: Row) -> Plan:
     if len(set(row.channels)) != 1:
-        raise ValueError(f"adds inputs of equal channels, these have {list(row.channels)}")
+        raise ValueError(f"adds inputs of equal channels, got {list(row.channels)}")
     if row.arguments and row.arguments[0] != len(row.channels):
-        raise ValueError(f"the first argument is the number of inputs: {len(row.channels)}, not {row.arguments[0]!r}")
+        raise ValueError(f"the first argument is the number of inputs, {len(row.channels)}, got {row.arguments[0]!r}")
     return Plan((len(row.channels), *row.arguments[1:]), row.channels[0])
 
 
 @LAYERS.register("Sum")
 class Sum(nn.Module):
-    """Add tensors; `weight` multiplies all but the first by 2 sigmoid(w), learned."""
+    """Add tensors of one shape, optionally weighted.
+
+    Args:
+        repeats: number of tensors.
+        weighted: multiply each tensor after the first by 2 * sigmoid(w), where w is learned.
+    """
 
     plan = staticmethod(_sum_plan)
     takes_list = True
 
-    def __init__(self, n: int, weight: bool = False) -> None:
+    def __init__(self, repeats: int, weighted: bool = False) -> None:
         super().__init__()
-        self.w = nn.Parameter(-torch.arange(1.0, n) / 2) if weight else None
+        self.w = nn.Parameter(torch.arange(1, repeats) * -0.5) if weighted else None
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Take tensors of one shape, return that shape."""
-        total = features[0]
-        factors = None if self.w is None else 2 * torch.sigmoid(self.w)
-        for index, feature in enumerate(features[1:]):
-            total = total + (feature if factors is None else feature * factors[index])
+        """Add the tensors."""
+        total, *others = features
+        if self.w is not None:
+            others = [factor * feature for factor, feature in zip(2 * self.w.sigmoid(), others, strict=True)]
+        for feature in others:
+            total = total + feature
         return total
 
 
 @LAYERS.register("nn.Upsample")
 class Upsample(nn.Upsample):
-    """torch's Upsample."""
+    """`torch.nn.Upsample`."""
 
     plan = staticmethod(same_plan)
 
 
 @LAYERS.register("nn.MaxPool2d")
 class MaxPool2d(nn.MaxPool2d):
-    """torch's MaxPool2d."""
+    """`torch.nn.MaxPool2d`."""
 
     plan = staticmethod(same_plan)
 
 
 @LAYERS.register("nn.AvgPool2d")
 class AvgPool2d(nn.AvgPool2d):
-    """torch's AvgPool2d."""
+    """`torch.nn.AvgPool2d`."""
 
     plan = staticmethod(same_plan)
 
 
 @LAYERS.register("nn.ZeroPad2d")
 class ZeroPad2d(nn.ZeroPad2d):
-    """torch's ZeroPad2d; the four borders may be written as a list."""
+    """`torch.nn.ZeroPad2d`; the four borders may be written as a list."""
 
     plan = staticmethod(same_plan)
 
@@ -221,28 +262,28 @@ class ZeroPad2d(nn.ZeroPad2d):
 
 @LAYERS.register("nn.Identity")
 class Identity(nn.Identity):
-    """torch's Identity."""
+    """`torch.nn.Identity`."""
 
     plan = staticmethod(same_plan)
 
 
 @LAYERS.register("nn.Dropout2d")
 class Dropout2d(nn.Dropout2d):
-    """torch's Dropout2d."""
+    """`torch.nn.Dropout2d`."""
 
     plan = staticmethod(same_plan)
 
 
 @LAYERS.register("nn.Conv2d")
 class Conv2d(nn.Conv2d):
-    """torch's Conv2d, with bias; the input's channels are put before the written arguments."""
+    """`torch.nn.Conv2d` with bias; the input's channels precede the arguments of the row."""
 
     plan = staticmethod(channel_plan)
 
 
 @LAYERS.register("nn.ConvTranspose2d")
 class ConvTranspose2d(nn.ConvTranspose2d):
-    """torch's ConvTranspose2d; the input's channels are put before the written arguments."""
+    """`torch.nn.ConvTranspose2d` with bias; the input's channels precede the arguments of the row."""
 
     plan = staticmethod(channel_plan)
 
@@ -254,6 +295,6 @@ def _norm_plan(row: Row) -> Plan:
 
 @LAYERS.register("nn.BatchNorm2d")
 class BatchNorm2d(nn.BatchNorm2d):
-    """torch's BatchNorm2d over the input's channels."""
+    """`torch.nn.BatchNorm2d` over the input's channels."""
 
     plan = staticmethod(_norm_plan)

@@ -1,4 +1,4 @@
-"""Blocks that weigh channels by the whole image and join maps for per-pixel classes (behaviour.md 12.3)."""
+"""Blocks that re-weight channels by global context and fuse feature maps, for the semantic heads."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ from torch.nn import functional
 
 from models.kernels.winograd import WideConv
 from models.layer_plan import LAYERS, Plan, Row, channel_plan, single_input
-from models.layers.common import Conv, PooledConv, PooledNorm, on_cpu
+from models.layers.common import Conv, PooledConv, PooledNorm, use_cpu_kernels
 
 
-def broadcast(x: Tensor, like: Tensor, mode: str = "nearest") -> Tensor:
-    """Return `x` at the height and width of `like`; bilinear resizing joins corners to corners."""
+def resize_like(x: Tensor, like: Tensor, mode: str = "nearest") -> Tensor:
+    """Resize `x` (B, C, h, w) to the height and width of `like`; bilinear resizing aligns the corners."""
     if x.shape[2:] == like.shape[2:]:
         return x
-    if x.shape[2] == 1 and x.shape[3] == 1:  # not one with the other: an exported graph would keep the answer
+    if x.shape[2] == 1 and x.shape[3] == 1:  # compared one by one: a tuple comparison becomes a constant in exports
         return x.expand(-1, -1, like.shape[2], like.shape[3])
     size = (like.shape[2], like.shape[3])
     if mode == "bilinear":
         return functional.interpolate(x, size=size, mode="bilinear", align_corners=True)
     return functional.interpolate(x, size=size, mode=mode)
+
+
+def _check_reduction(channels: int, reduction: int) -> None:
+    if not isinstance(reduction, int) or not 1 <= reduction <= channels:
+        raise ValueError(f"{channels} channels cannot be divided by {reduction!r}")
 
 
 def _joined_plan(row: Row) -> Plan:
@@ -29,72 +34,91 @@ def _joined_plan(row: Row) -> Plan:
 
 @LAYERS.register("FFM")
 class FFM(nn.Module):
-    """Join maps by a convolution, then add each channel weighed by the whole image (BiSeNet, arXiv 1808.00897)."""
+    """Feature fusion module: a convolution over joined maps plus its channel-weighted copy (BiSeNet, arXiv 1808.00897).
+
+    Args:
+        in_channels: channels of all inputs together.
+        out_channels: channels of the output.
+        reduction: divides `out_channels` to give the inner channels of the channel attention.
+        inputs_are_a_list: has no effect, since lists and tensors are both accepted; kept for model YAMLs.
+        kernel: kernel size of the convolution.
+    """
 
     plan = staticmethod(_joined_plan)
     takes_list = True
 
-    def __init__(self, c1: int, c2: int, reduction: int = 1, is_cat: bool = True, k: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, reduction: int = 1, inputs_are_a_list: bool = True, kernel: int = 1
+    ) -> None:
         super().__init__()
-        if not isinstance(reduction, int) or not 1 <= reduction <= c2:
-            raise ValueError(f"{c2} channels cannot be divided by {reduction!r}")
-        self.is_cat = is_cat
-        self.convblk = WideConv(c1, c2) if k == 3 else Conv(c1, c2, k)
+        _check_reduction(out_channels, reduction)
+        wide = kernel == 3
+        self.convblk = WideConv(in_channels, out_channels) if wide else Conv(in_channels, out_channels, kernel)
         self.channel_attention = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(c2, c2 // reduction, 1, bias=False),
+            nn.Conv2d(out_channels, out_channels // reduction, 1, bias=False),
             nn.SiLU(),
-            nn.Conv2d(c2 // reduction, c2, 1, bias=False),
+            nn.Conv2d(out_channels // reduction, out_channels, 1, bias=False),
             nn.Sigmoid(),
         )
 
     def forward(self, features: list[Tensor] | Tensor) -> Tensor:
-        """Take maps of one size with c1 channels in all, return (B, c2, H, W)."""
+        """Map one or several (B, C, H, W) of one size to (B, out_channels, H, W)."""
         joined = features if isinstance(features, Tensor) else torch.cat(features, dim=1)
-        return self.weighed(self.convblk(joined))
+        return self.reweight(self.convblk(joined))
 
-    def factors(self, x: Tensor) -> Tensor:
-        """Take (B, c2, H, W), return one plus its channel weights, (B, c2, 1, 1)."""
+    def channel_factors(self, x: Tensor) -> Tensor:
+        """Compute one plus the channel weights, (B, out_channels, 1, 1), of the convolved map."""
         return 1 + self.channel_attention(x)
 
-    def weighed(self, x: Tensor) -> Tensor:
-        """Take (B, c2, H, W), return it times its `factors`; without gradients it is overwritten."""
-        factors = self.factors(x)
-        return x.mul_(factors) if on_cpu(x) and not torch.is_grad_enabled() else x * factors
+    def reweight(self, x: Tensor) -> Tensor:
+        """Multiply the convolved map by its `channel_factors`; CPU inference overwrites it."""
+        factors = self.channel_factors(x)
+        return x.mul_(factors) if use_cpu_kernels(x) and not torch.is_grad_enabled() else x * factors
 
-    def classified(self, x: Tensor, classify: nn.Conv2d) -> Tensor:
-        """Return what a 1x1 convolution makes of the `weighed` map; outside training its weights take the factors."""
-        return classified(classify, x, self.factors(x))
+    def classify(self, x: Tensor, classifier: nn.Conv2d) -> Tensor:
+        """Apply a 1x1 convolution to the re-weighted map; in inference its weights absorb the factors."""
+        return classify_pixels(classifier, x, self.channel_factors(x))
 
 
-def classified(classify: nn.Conv2d, x: Tensor, factors: Tensor | None = None) -> Tensor:
-    """Return what a 1x1 convolution to a few classes makes of (B, c, H, W) times `factors` (B, c, 1, 1), if any.
+def classify_pixels(classifier: nn.Conv2d, x: Tensor, factors: Tensor | None = None) -> Tensor:
+    """Apply a 1x1 convolution to a map whose channels may have factors.
 
-    Outside training on CPUs as a product, which for so few channels is faster.
+    CPU inference uses a matrix product, which is faster for a few output channels.
+
+    Args:
+        classifier: a 1x1 convolution from C channels to the classes.
+        x: (B, C, H, W).
+        factors: (B, C, 1, 1), multiplied with `x` first.
+
+    Returns:
+        Logits (B, classes, H, W).
     """
-    if classify.training or not on_cpu(x):
-        return classify(x if factors is None else x * factors)
-    weights = classify.weight[None, :, :, 0, 0]  # (1, C, c)
+    if classifier.training or not use_cpu_kernels(x):
+        return classifier(x if factors is None else x * factors)
+    weights = classifier.weight[None, :, :, 0, 0]  # (1, classes, C)
     if factors is not None:
         weights = weights * factors[:, None, :, 0, 0]
-    pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H * W, c), no copy in channels-last memory
+    pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H * W, C), no copy in channels-last memory
     logits = torch.matmul(pixels, weights.transpose(1, 2)).unflatten(1, (x.shape[2], x.shape[3]))
-    return (logits if classify.bias is None else logits + classify.bias).permute(0, 3, 1, 2)
+    return (logits if classifier.bias is None else logits + classifier.bias).permute(0, 3, 1, 2)
 
 
 @LAYERS.register("ARM")
 class ARM(nn.Module):
-    """A 3x3 convolution whose channels are weighed by the whole image (BiSeNet, arXiv 1808.00897)."""
+    """Attention refinement module: a 3x3 convolution times its channel weights (BiSeNet, arXiv 1808.00897)."""
 
     plan = staticmethod(channel_plan)
 
-    def __init__(self, c1: int, c2: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = Conv(c1, c2, 3)
-        self.channel_attention = nn.Sequential(nn.AdaptiveAvgPool2d(1), PooledConv(c2, c2, act=False), nn.Sigmoid())
+        self.conv = Conv(in_channels, out_channels, 3)
+        self.channel_attention = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), PooledConv(out_channels, out_channels, activation=False), nn.Sigmoid()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take (B, c1, H, W), return (B, c2, H, W)."""
+        """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
         x = self.conv(x)
         return x * self.channel_attention(x)
 
@@ -106,58 +130,69 @@ def _attention_plan(row: Row) -> Plan:
 
 @LAYERS.register("Attention")
 class Attention(nn.Module):
-    """Weigh channels by the whole image (squeeze and excitation, arXiv 1709.01507)."""
+    """Channel attention from globally pooled features (squeeze and excitation, arXiv 1709.01507).
+
+    Args:
+        in_channels: channels of the input and of the output.
+        reduction: divides them to give the inner channels; 1 leaves the squeezing convolution out.
+    """
 
     plan = staticmethod(_attention_plan)
 
-    def __init__(self, c1: int, reduction: int = 1) -> None:
+    def __init__(self, in_channels: int, reduction: int = 1) -> None:
         super().__init__()
-        if not isinstance(reduction, int) or not 1 <= reduction <= c1:
-            raise ValueError(f"{c1} channels cannot be divided by {reduction!r}")
-        squeeze = [PooledConv(c1, c1 // reduction)] if reduction > 1 else []
-        self.channel_attention = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), *squeeze, PooledConv(c1 // reduction, c1, act=False), nn.Sigmoid()
-        )
+        _check_reduction(in_channels, reduction)
+        squeeze = [PooledConv(in_channels, in_channels // reduction)] if reduction > 1 else []
+        excite = PooledConv(in_channels // reduction, in_channels, activation=False)
+        self.channel_attention = nn.Sequential(nn.AdaptiveAvgPool2d(1), *squeeze, excite, nn.Sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take and return (B, c1, H, W)."""
+        """Weight the channels of (B, in_channels, H, W)."""
         return x * self.channel_attention(x)
 
 
-def _before(c1: int, c2: int, k: int = 1) -> list[nn.Module]:
-    """Return normalisation and activation before a convolution."""
-    return [PooledNorm(c1), nn.SiLU(), nn.Conv2d(c1, c2, k, padding=k // 2, bias=False)]
+def _bn_silu_conv(in_channels: int, out_channels: int, kernel: int = 1) -> list[nn.Module]:
+    """Build a convolution that follows its normalisation and activation."""
+    convolution = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
+    return [PooledNorm(in_channels), nn.SiLU(), convolution]
 
 
 def _dappm_plan(row: Row) -> Plan:
     if len(row.arguments) != 2:
-        raise ValueError(f"takes [output channels, branch channels]; {len(row.arguments)} arguments are there")
-    out_channels, branch = (row.scale_width(argument) for argument in row.arguments)
-    return Plan((single_input(row), branch, out_channels), out_channels, copies=1)
+        raise ValueError(f"expected [output channels, branch channels], got {len(row.arguments)} arguments")
+    out_channels, branch_channels = (row.scale_width(argument) for argument in row.arguments)
+    return Plan((single_input(row), branch_channels, out_channels), out_channels, copies=1)
 
 
 @LAYERS.register("DAPPM")
 class DAPPM(nn.Module):
-    """Means over growing windows, refined from small to large (DDRNet, arXiv 2101.06085)."""
+    """Deep aggregation pyramid pooling: averages over growing windows, refined in turn (DDRNet, arXiv 2101.06085).
+
+    Args:
+        in_channels: channels of the input.
+        branch_channels: channels of each window's branch.
+        out_channels: channels of the output.
+    """
 
     plan = staticmethod(_dappm_plan)
-    WINDOWS = ((5, 2, 2), (9, 4, 4), (17, 8, 8))  # size, stride, border
+    WINDOWS = ((5, 2, 2), (9, 4, 4), (17, 8, 8))  # size, stride and padding in pixels, as in the paper
 
-    def __init__(self, c1: int, branch: int, c2: int) -> None:
+    def __init__(self, in_channels: int, branch_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.scale0 = nn.Sequential(*_before(c1, branch))
+        self.scale0 = nn.Sequential(*_bn_silu_conv(in_channels, branch_channels))
         for number, window in enumerate(self.WINDOWS, start=1):
-            self.add_module(f"scale{number}", nn.Sequential(nn.AvgPool2d(*window), *_before(c1, branch)))
-        self.scale4 = nn.Sequential(nn.AdaptiveAvgPool2d(1), *_before(c1, branch))
+            pool = nn.AvgPool2d(*window)
+            self.add_module(f"scale{number}", nn.Sequential(pool, *_bn_silu_conv(in_channels, branch_channels)))
+        self.scale4 = nn.Sequential(nn.AdaptiveAvgPool2d(1), *_bn_silu_conv(in_channels, branch_channels))
         for number in range(1, 5):
-            self.add_module(f"process{number}", nn.Sequential(*_before(branch, branch, 3)))
-        self.compression = nn.Sequential(*_before(5 * branch, c2))
-        self.shortcut = nn.Sequential(*_before(c1, c2))
+            self.add_module(f"process{number}", nn.Sequential(*_bn_silu_conv(branch_channels, branch_channels, 3)))
+        self.compression = nn.Sequential(*_bn_silu_conv(5 * branch_channels, out_channels))
+        self.shortcut = nn.Sequential(*_bn_silu_conv(in_channels, out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take (B, c1, H, W), return (B, c2, H, W)."""
+        """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
         parts = [self.scale0(x)]
         for number in range(1, 5):
             level = self.get_submodule(f"scale{number}")(x)
-            parts.append(self.get_submodule(f"process{number}")(broadcast(level, x, "bilinear") + parts[-1]))
+            parts.append(self.get_submodule(f"process{number}")(resize_like(level, x, "bilinear") + parts[-1]))
         return self.compression(torch.cat(parts, dim=1)) + self.shortcut(x)

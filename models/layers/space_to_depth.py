@@ -9,41 +9,64 @@ import torch
 from torch import Tensor, nn
 
 from models.layer_plan import LAYERS, Plan, Row, channel_plan, single_input
-from models.layers.common import Conv
+from models.layers.common import Conv, Size
+
+
+def _split_cells(x: Tensor, size: int) -> Tensor:
+    """View (B, C, H, W) as square cells of pixels, (B, C, H / size, size, W / size, size)."""
+    return x.unflatten(3, (-1, size)).unflatten(2, (-1, size))
 
 
 @LAYERS.register("Focus")
 class Focus(nn.Module):
-    """Every second pixel into channels of its own, then a convolution over the four blocks."""
+    """Space to depth by 2, then a convolution: the stem of the first YOLOv5 networks.
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: channels of the output.
+        kernel: kernel size of the convolution, at half of the image's size.
+        stride: stride of the convolution.
+        padding: as in `Conv`.
+        groups: groups of the convolution.
+        activation: as in `Conv`.
+    """
 
     plan = staticmethod(channel_plan)
 
     def __init__(
-        self, c1: int, c2: int, k: int = 1, s: int = 1, p: int | None = None, g: int = 1, act: Any = True
-    ) -> None:
+        self, in_channels: int, out_channels: int, kernel: Size = 1, stride: Size = 1, padding: Size | None = None,
+        groups: int = 1, activation: Any = True,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.conv = Conv(c1 * 4, c2, k, s, p, g, act=act)
+        self.conv = Conv(4 * in_channels, out_channels, kernel, stride, padding, groups, activation=activation)
 
     @staticmethod
     def blocks(x: Tensor) -> Tensor:
-        """Take (B, c, H, W), return (B, 4c, H/2, W/2): even/even, odd/even, even/odd, odd/odd (row/column)."""
-        parts = (x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2])
-        return torch.cat(parts, dim=1)
+        """Rearrange (B, C, H, W) to (B, 4C, H / 2, W / 2).
+
+        Each 2x2 cell contributes four blocks of C channels in the order top left, bottom left, top right, bottom right.
+        The memory layout, contiguous or channels-last, stays.
+        """
+        layout = torch.contiguous_format
+        if x.is_contiguous(memory_format=torch.channels_last):
+            layout = torch.channels_last
+        cells = _split_cells(x, 2).movedim((5, 3), (1, 2))  # (B, column, row, C, H / 2, W / 2)
+        return cells.flatten(1, 3).contiguous(memory_format=layout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take (B, c1, H, W), return (B, c2, H/2s, W/2s)."""
+        """Map (B, in_channels, H, W) to (B, out_channels, H / 2, W / 2) at stride 1; H and W must be even."""
         return self.conv(self.blocks(x))
 
     @torch.no_grad()
     def as_convolution(self) -> Conv:
-        """Return one block that computes the same from the image itself: twice the kernel and stride, no slices.
+        """Build one equivalent `Conv` over the image, with twice the kernel size and stride and no slicing.
 
-        Of every two by two weights one block of input channels has each; with more than one group: ValueError.
+        Raises:
+            ValueError: The convolution has groups, which span the four blocks.
         """
         inner = self.conv.conv
-        assert isinstance(inner, nn.Conv2d)
         if inner.groups != 1 or isinstance(inner.padding, str):
-            raise ValueError("groups reach across the four blocks")
+            raise ValueError("a Focus layer with groups has no equivalent convolution")
         out_channels, channels, (height, width) = inner.out_channels, inner.in_channels // 4, inner.kernel_size
         even = inner.weight.view(out_channels, 2, 2, channels, height, width)  # column and row offsets, outermost first
         weight = even.permute(0, 3, 4, 2, 5, 1).reshape(out_channels, channels, 2 * height, 2 * width)
@@ -63,7 +86,7 @@ class Focus(nn.Module):
 def _gain(row: Row) -> int:
     gain = row.arguments[0] if row.arguments else 2
     if isinstance(gain, bool) or not isinstance(gain, int) or gain < 1:
-        raise ValueError(f"the argument is a whole factor, not {gain!r}")
+        raise ValueError(f"the argument must be a whole factor, got {gain!r}")
     return gain
 
 
@@ -77,7 +100,7 @@ def _expand_plan(row: Row) -> Plan:
 
 @LAYERS.register("Contract")
 class Contract(nn.Module):
-    """Space to channels: (B, c, H, W) to (B, c*gain^2, H/gain, W/gain)."""
+    """Space to depth: each cell of gain x gain pixels becomes channels, cell position first."""
 
     plan = staticmethod(_contract_plan)
 
@@ -86,16 +109,13 @@ class Contract(nn.Module):
         self.gain = gain
 
     def forward(self, x: Tensor) -> Tensor:
-        """Blocks of channels belong to one offset each, row offsets outermost."""
-        b, c, h, w = x.shape
-        g = self.gain
-        split = x.reshape(b, c, h // g, g, w // g, g).permute(0, 3, 5, 1, 2, 4)
-        return split.reshape(b, c * g * g, h // g, w // g)
+        """Map (B, C, H, W) to (B, C * gain^2, H / gain, W / gain)."""
+        return _split_cells(x, self.gain).movedim((3, 5), (1, 2)).flatten(1, 3)
 
 
 @LAYERS.register("Expand")
 class Expand(nn.Module):
-    """Channels to space: (B, c, H, W) to (B, c/gain^2, H*gain, W*gain)."""
+    """Depth to space, the inverse of `Contract`."""
 
     plan = staticmethod(_expand_plan)
 
@@ -104,8 +124,6 @@ class Expand(nn.Module):
         self.gain = gain
 
     def forward(self, x: Tensor) -> Tensor:
-        """Undo `Contract`."""
-        b, c, h, w = x.shape
-        g = self.gain
-        split = x.reshape(b, g, g, c // g**2, h, w).permute(0, 3, 4, 1, 5, 2)
-        return split.reshape(b, c // g**2, h * g, w * g)
+        """Map (B, C, H, W) to (B, C / gain^2, H * gain, W * gain)."""
+        cells = x.unflatten(1, (self.gain, self.gain, -1)).movedim((1, 2), (3, 5))
+        return cells.flatten(4).flatten(2, 3)

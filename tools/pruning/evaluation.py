@@ -19,10 +19,11 @@ from models.network_runner import NetworkRunner
 from tools.pruning.calibration import gather_gradients, renew_statistics
 from tools.pruning.channel_groups import Group
 from tools.pruning.importance import TaylorImportance, by_normalisation, by_weights
-from utils.core.contracts import EvalSettings, Loader, LoadRequest, Task
+from utils.core.contracts import EvalSettings, Loader, Task
 from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
+from utils.core.load_request import LoadRequest
 from utils.core.log import LOGGER
 from utils.core.timing import in_turns
 from utils.datasets.fetch.dataset_download import provide
@@ -112,7 +113,7 @@ class Judge:
         runner = NetworkRunner(fuse(network).eval().to(self.device), self.device)
         loader = self._loader("val", rect=runner.fixed_hw is None and self.task.name != "classify")
         report = evaluate(runner, loader, EvalSettings(names=self.data.names), self.device)
-        return {name: round(report.numbers[name], 4) for name in self.task.headline}
+        return {name: round(report.metrics[name], 4) for name in self.task.fitness}
 
     @torch.inference_mode()
     def milliseconds(self, *networks: Network) -> tuple[float, ...]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.core import distributed as dist
-from utils.core.cli import explain, resolve_training
 from utils.core.contracts import Logger
 from utils.core.errors import UserError
 from utils.core.files import run_folder
 from utils.core.log import LOGGER
+from utils.core.train_options import format_origins, resolve_training
 from utils.core.train_settings import TrainSettings
 from utils.core.yaml_file import read_yaml, write_yaml
 from utils.datasets.fetch.dataset_download import provide
@@ -115,7 +115,7 @@ def search(
     bare = replace(settings, lr0=None, decay=None, label_smoothing=None, autobalance=False, noplots=True)
     trainings = Trainings(plan.task, bare, loggers)
     run = _open(plan, folder, goals, settings, trainings)
-    LOGGER.info(explain(settings, origin))
+    LOGGER.info(format_origins(settings, origin))
     LOGGER.info(f"{', '.join(gene.name for gene in run.genes)} vary; the search is in {run.folder}")
     try:
         run.run()

@@ -57,7 +57,7 @@ class Watcher:
         """Return by which weights the columns of results.csv make the goal."""
         if self.task is None:
             return {}
-        wanted = self.task.headline if self._goal == FITNESS else {self._goal: 1.0}
+        wanted = self.task.fitness if self._goal == FITNESS else {self._goal: 1.0}
         columns = {number: column for column, number in self.task.columns.items()}
         return {columns[name]: weight for name, weight in wanted.items() if name in columns}
 
@@ -71,7 +71,7 @@ class Watcher:
             self.pruned = True
             raise StopTraining("others were better by now (pruned)")
 
-    def picture(self, path: Path, epoch: int) -> None:
+    def image(self, path: Path, epoch: int) -> None:
         """Pictures are for people."""
 
     def finish(self, numbers: Mapping[str, float], checkpoints: Sequence[Path]) -> None:
@@ -218,7 +218,7 @@ def trained(train: Train, hyp: Hyp, folder: Path, watcher: Watcher) -> dict[str,
     write_yaml(hyp_file, hyp.to_dict())
     numbers = dict(train(hyp_file, folder, watcher))
     if watcher.task is not None:
-        numbers[FITNESS] = weighted_sum(numbers, watcher.task.headline)
+        numbers[FITNESS] = weighted_sum(numbers, watcher.task.fitness)
     return numbers
 
 

@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 
 from utils.core.contracts import HeadSpec, Results
-from utils.ops.class_fractions import class_shares
-from utils.ops.masks import largest_outline, run_lengths
-from utils.plots.draw import class_name, colour_of
-from utils.plots.semantic_overlay import SemanticLook, class_colour
+from utils.ops.class_fractions import class_fractions
+from utils.ops.masks import encode_rle, largest_contour
+from utils.plots.draw import class_name, palette_colour
+from utils.plots.semantic_overlay import SemanticStyle, class_colour
 
 TOP = 5
 MASKS = ("polygon", "rle", "both", "none")
@@ -67,16 +67,16 @@ def _detections(result: Results, form: Form) -> list[dict[str, Any]]:
             "name": class_name(form.names, index),
             "confidence": round(score, 5),
             "box": [round(side, 2) for side in box],
-            "color": _hex(colour_of(index)),
+            "color": _hex(palette_colour(index)),
         }
         if result.fine_masks is not None and form.masks != "none":
             if time.monotonic() > form.until:
                 raise TimeoutError
             mask = result.fine_masks.original(row)
             if form.masks != "rle":
-                found["polygon"] = largest_outline(mask).astype(int).tolist()
+                found["polygon"] = largest_contour(mask).astype(int).tolist()
             if form.masks != "polygon":
-                found["rle"] = run_lengths(mask)
+                found["rle"] = encode_rle(mask)
         rows.append(found)
     return rows
 
@@ -88,7 +88,7 @@ def _hex(colour: tuple[int, int, int]) -> str:
 
 def _semantic(classes: np.ndarray, names: tuple[str, ...], pixels: bool) -> dict[str, Any]:
     """Return the share of each class that occurs, and the map as a grey PNG of class numbers."""
-    look = SemanticLook(names)
+    look = SemanticStyle(names)
     said: dict[str, Any] = {
         "classes": [
             {
@@ -97,7 +97,7 @@ def _semantic(classes: np.ndarray, names: tuple[str, ...], pixels: bool) -> dict
                 "share": round(share, 5),
                 "color": _hex(class_colour(index, look)),
             }
-            for index, share in class_shares(classes).items()
+            for index, share in class_fractions(classes).items()
         ]
     }
     if pixels:

@@ -1,5 +1,6 @@
 """One backend per file, found by name."""
 
+from utils.core.contracts import Backend
 from utils.core.registry import Registry
 
-BACKENDS = Registry("backend", "utils.backends")
+BACKENDS: Registry[type[Backend]] = Registry("backend", "utils.backends")

@@ -36,7 +36,8 @@ class HalfRunner(NetworkRunner):
 class PyTorchBackend:
     """Runs .pt and .safetensors files of ours and official .pt files."""
 
-    suffixes = (".pt", ".safetensors")
+    title, suffixes = "PyTorch", (".pt", ".safetensors")
+    can: frozenset[str] = frozenset()
 
     @staticmethod
     def open(

@@ -1,25 +1,27 @@
-"""The page to read first: the data that travels between parts, and what each kind of part promises.
+"""Data structures and protocols shared by all packages; the page to read first.
 
-Letters in shapes: B images in a batch, N boxes in the whole batch, n objects in one image, C classes, H and W pixels of
-the network's input, L feature levels, A anchors per level. Boxes say their format: `cxcywh` and `xyxy` are pixels,
-`cxcywhn` is divided by image width and height.
+Shapes use these letters: B images in a batch, N boxes in a batch, n objects in one image, C classes, H and W height and
+width of the network input in pixels, L feature levels, A anchors per level. Box formats: `cxcywh` and `xyxy` are in
+pixels, `cxcywhn` is normalised by image width and height.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-if TYPE_CHECKING:  # so that scripts can build their parsers without loading torch
+if TYPE_CHECKING:  # keeps --help fast: parsers are built without loading torch
     import numpy as np
     from torch import Tensor, device
+    from typing_extensions import Self
 
     from utils.core.data_config import DataConfig
     from utils.core.hyp import Hyp
+    from utils.core.load_request import LoadRequest
 
-IGNORED_PIXEL = 255  # in semantic maps: no label here
+IGNORED_PIXEL = 255  # value of unlabelled pixels in semantic maps
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -28,17 +30,17 @@ IGNORED_PIXEL = 255  # in semantic maps: no label here
 
 @dataclass(frozen=True)
 class Geometry:
-    """How one image was put into the network's input: resize by `scale_xy`, then shift by `pad_xy` pixels."""
+    """Letterbox transform of one image: resize by `scale_xy`, then pad by `pad_xy`."""
 
     original_hw: tuple[int, int]
     network_hw: tuple[int, int]
     scale_xy: tuple[float, float] = (1.0, 1.0)
-    pad_xy: tuple[float, float] = (0.0, 0.0)  # un-rounded halves of the border (behaviour.md 4.4)
+    pad_xy: tuple[float, float] = (0.0, 0.0)  # left and top padding in pixels, not rounded
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """Where an image of a batch came from. `index` is its place in the data set, the same on every rank."""
+    """Identity of an image in a batch: index in the data set (the same on every rank), file and transform."""
 
     index: int
     path: str
@@ -47,30 +49,31 @@ class ImageInfo:
 
 @dataclass
 class Batch:
-    """Images with their labels.
+    """Images and their labels.
 
-    A batch may hold images that carry some kinds of label and not others: `boxes_known` says for which images the
-    absence of a box means background, and `IGNORED_PIXEL` marks pixels nobody labelled.
+    Images of one batch may carry different kinds of labels: `boxes_known` marks the images whose missing boxes mean
+    background, and `IGNORED_PIXEL` marks unlabelled pixels.
     """
 
-    images: Tensor  # (B, 3, H, W) RGB; uint8 from the loader, float in [0, 1] on the device. Memory is channels-last
-    boxes: (
-        Tensor  # (N, 6) float: image index (rising), class, cx, cy, w, h, these four normalised to the network's input
-    )
-    info: list[ImageInfo]  # B of them
-    boxes_known: Tensor | None = None  # (B,) bool; None: all images carry box labels
-    masks: Tensor | None = (
-        None  # of instances: (N, h, w) bool, or (B, h, w) integers that number an image's boxes from 1
-    )
-    classes: Tensor | None = None  # (B,) int64 class of each whole image, -1 = no label
-    semantic: Tensor | None = None  # (B, H, W) uint8 class of each pixel, IGNORED_PIXEL: nobody labelled it. Has the
-    # network's input size in training; for scoring the originals' size, which then all images of a batch share
+    # (B, 3, H, W) RGB in channels-last memory; uint8 from the loader, float in [0, 1] on the device
+    images: Tensor
+    # (N, 6) float: image index (ascending), class, cx, cy, w, h; the last four normalised by the network input size
+    boxes: Tensor
+    info: list[ImageInfo]  # of length B
+    # (B,) bool, True where boxes are labelled; None: in all images
+    boxes_known: Tensor | None = None
+    # Instance masks: (N, h, w) bool, or (B, h, w) integers that number the boxes of each image from 1
+    masks: Tensor | None = None
+    # (B,) int64 class of each image, -1 for unlabelled images
+    classes: Tensor | None = None
+    # (B, H, W) uint8 class of each pixel; in evaluation at the original size, common to all images of the batch
+    semantic: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.info)
 
     def num_labelled(self, labels: str) -> Tensor | int:
-        """Return how many images carry labels of a kind: `boxes`, `classes` or `semantic`."""
+        """Count the images with labels of one kind: `boxes`, `classes` or `semantic`."""
         if labels == "boxes":
             return len(self) if self.boxes_known is None else self.boxes_known.sum()
         if labels == "classes":
@@ -79,7 +82,7 @@ class Batch:
 
     @property
     def instances(self) -> int:
-        """Return how many things are labelled: boxes, and images with a class of their own."""
+        """Number of labelled instances: boxes plus images with a class."""
         return len(self.boxes) + (0 if self.classes is None else int((self.classes >= 0).sum()))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -88,292 +91,303 @@ class Batch:
         return replace(self, **changed)
 
     def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory; the data loader calls this."""
+        """Copy the batch to page-locked memory (called by the data loader)."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def to(self, target: device) -> Batch:
-        """Return the batch on `target`; images stay uint8 so that a quarter of the bytes cross the bus."""
+        """Move the batch to `target`; images stay uint8 to transfer a quarter of the bytes."""
         return self._map(lambda tensor: tensor.to(target, non_blocking=True))
 
 
 class FineMasks(Protocol):
-    """Makes the masks of an image's n objects at larger sizes, few at a time: all at once may not fit into memory."""
+    """Masks of one image's n objects at full resolution, computed on demand to limit memory."""
 
     def __len__(self) -> int: ...
-
     def cpu(self) -> FineMasks: ...
 
     def network(self, rows: slice) -> Tensor:
-        """Return (k, H, W) bool masks of some objects in the network's input."""
-        ...
+        """Compute the (k, H, W) bool masks of some objects at the network input size."""
 
     def original(self, row: int) -> np.ndarray:
-        """Return the (H, W) bool mask of one object in the original image."""
-        ...
+        """Compute the (H, W) bool mask of one object at the original image size."""
 
 
 @dataclass
 class Results:
-    """Everything found in one image, in pixels of the original image. A field is None when no head produces it."""
+    """Predictions for one image, in pixels of the original image; None for kinds that no head predicts."""
 
     info: ImageInfo
-    boxes: Tensor | None = None  # (n, 4) xyxy, clipped to the image, sorted by falling score
+    boxes: Tensor | None = None  # (n, 4) xyxy, clipped to the image, in descending order of score
     scores: Tensor | None = None  # (n,)
     classes: Tensor | None = None  # (n,) int64
-    masks: Tensor | None = None  # (n, h, w) bool over the network's input, borders and all, usually a quarter its size
-    fine_masks: FineMasks | None = None  # the same n objects at the size of the network's input or of the original
+    masks: Tensor | None = None  # (n, h, w) bool over the padded network input, usually at a quarter of its size
+    fine_masks: FineMasks | None = None  # the same n masks at the network input size or the original size
     semantic: Tensor | None = None  # (H, W) uint8 class of each pixel
     probabilities: Tensor | None = None  # (C,) of the whole image
-    candidates_cut: bool = False  # more candidates than the cap entered suppression
+    candidates_cut: bool = False  # there were more NMS candidates than the limit
 
     def cpu(self) -> Results:
-        """Return the same with every tensor on the CPU."""
+        """Copy the results with all tensors on the CPU."""
         names = ("boxes", "scores", "classes", "masks", "fine_masks", "semantic", "probabilities")
         return replace(self, **{n: t.cpu() for n in names if (t := getattr(self, n)) is not None})
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture to predict on, and its place in the source it came from."""
+    """One image to predict on and its position in the source."""
 
     image: np.ndarray  # (H, W, 3) BGR uint8
-    path: str  # the file, or the address of a stream without its password
-    text: str  # what the console calls it: `image 1/2 path`
-    number: int = 0  # in its video or stream, from 1; 0: a still image
-    count: int = 0  # frames in the video; 0: a still image, or nobody knows
-    fps: float = 30.0  # at which what is made of it should be played
-    stream: int = 0  # which of several streams that run at the same time
+    path: str  # file, or URL of a stream without its password
+    text: str  # its name in log lines: `image 1/2 path`
+    number: int = 0  # position in the video or stream, from 1; 0: a still image
+    count: int = 0  # number of frames in the video; 0: a still image or unknown
+    fps: float = 30.0  # frame rate for written videos
+    stream: int = 0  # index among streams that run in parallel
 
     @property
     def is_video(self) -> bool:
-        """Tell whether it is one of many frames of the same thing."""
+        """Whether the frame belongs to a video or stream."""
         return self.number > 0
 
 
 class FrameSource(Protocol):
-    """Groups of frames that are predicted on together: one frame of a file, or the newest of several streams."""
+    """Iterable of frame groups to predict in one batch: one frame of a file, or the latest frame of each stream."""
 
-    live: bool  # has no end of its own
-    faults: int  # files that could not be read, so far
+    live: bool  # endless, like a camera
+    faults: int  # number of unreadable files so far
 
     def __iter__(self) -> Iterator[list[Frame]]: ...
-
     def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What losses, post-processing and evaluators need to know of a head."""
+    """Static description of a head for its loss, post-processing and evaluator."""
 
-    name: str  # the key in the network's output, and in the registries
+    name: str  # key in the network output and in the registries
     num_classes: int
     strides: tuple[int, ...] = ()  # per level, finest first
-    anchors: tuple[tuple[tuple[float, float], ...], ...] = ()  # L x A x (w, h), in PIXELS of the network's input
+    anchors: tuple[tuple[tuple[float, float], ...], ...] = ()  # L x A x (w, h) in pixels of the network input
     num_masks: int = 0  # mask coefficients per box
-    names: tuple[str, ...] = ()  # of its classes: heads beside each other may know different ones
-    fit: str = "letterbox"  # how images become its input: whole with a border, or `centre`, their middle square
-    usual_px: int = 640  # size of the input where nobody says which
+    names: tuple[str, ...] = ()  # class names of this head
+    fit: str = "letterbox"  # how images are fitted to the input: `letterbox`, or `centre` (centre crop)
+    usual_px: int = 640  # default input size
 
 
-Raw = dict[str, "Tensor"]  # one head's output as the loss wants it
-Decoded = dict[str, "Tensor"]  # the same in the user's units: pixels, probabilities
+Raw = dict[str, "Tensor"]  # raw output of one head, input of its loss
+Decoded = dict[str, "Tensor"]  # decoded output of one head, in pixels and probabilities
 
 
 @dataclass
 class Outputs:
-    """What a runner returns for a batch: per head name, decoded tensors and, if the runner can, raw ones."""
+    """Outputs of a runner for one batch, by head name; `raw` is empty for exported networks."""
 
     decoded: dict[str, Decoded]
     raw: dict[str, Raw] = field(default_factory=dict)
 
 
+@dataclass
+class Scores:
+    """Result of an evaluator. Names of `metrics` lack the head: the engine adds the prefix `detect/`."""
+
+    metrics: dict[str, float]
+    columns: tuple[str, ...] = ()  # of the printed table
+    rows: list[tuple[str, dict[str, float]]] = field(default_factory=list)  # "all" first, then one row per class
+    per_class: dict[int, float] = field(default_factory=dict)  # main metric of each class that has labels
+    note: str = ""  # printed below the table
+    details: Any = None  # curves and matrices to plot: a dataclass of the evaluator's module
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """Settings of post-processing and evaluators, one record for all heads."""
+
+    names: tuple[str, ...] = ()  # class names
+    confidence: float = 0.001  # minimum score
+    iou: float = 0.6  # NMS threshold
+    max_detections: int = 300  # per image
+    multi_label: bool = True  # several classes per box
+    agnostic: bool = False  # class-agnostic NMS
+    single_class: bool = False  # count every detection as class 0
+    classes: tuple[int, ...] | None = None  # keep only these classes
+    max_candidates: int = 30000  # boxes per image that enter NMS
+    fine_masks: bool = False  # fill `Results.fine_masks` and evaluate masks at the network input size
+    native_masks: bool = False  # scale masks to the original image directly from the prototypes
+    annotations: Path | None = None  # COCO JSON of the split
+    save_json: Path | None = None  # output file for COCO-format predictions
+    absent_as_zero: bool = False  # count classes absent from the data set as 0 in the mean IoU
+
+
 # ----------------------------------------------------------------------------------------------------------------------
-# Parts
+# Parts of a model
 
 
 class Head(Protocol):
-    """The end of a network. `forward` returns one type in training, evaluation and export; `decode` is apart."""
+    """Output layer of a network, an `nn.Module` in the registry `HEADS`.
+
+    `forward` maps feature maps to raw tensors, the same in training, evaluation and export; `decode` converts raw
+    tensors to pixels and probabilities.
+    """
 
     name: str
     num_classes: int
 
     def __call__(self, features: list[Tensor]) -> Raw: ...
-
     def decode(self, raw: Raw) -> Decoded: ...
-
     @property
     def spec(self) -> HeadSpec: ...
 
 
 class Loss(Protocol):
-    """An `nn.Module` built as `LOSSES.get(head_name)(spec, hyp)`, called as `loss(raw, batch) -> {term: scalar}`.
+    """Loss of a head: an `nn.Module`, called as `loss(raw, batch)`, that returns scalar terms by name.
 
-    Terms carry their gains and are means over the *global* batch (all ranks): the same sum on one process and on many.
-    Without labels a term is exactly zero and still reaches every parameter of the head. State that changes during
-    training lives in buffers, so that it is saved and restored. `hyp` is already scaled (`Hyp.scaled`).
+    Terms include their gains and are means over the global batch (all ranks), so that the sum over ranks does not
+    depend on the number of processes. Without labels a term is exactly zero but connected to all parameters of the
+    head. State that changes during training lives in buffers and is saved with the run. The `hyp` of the constructor
+    has scaled gains (`Hyp.scaled`).
     """
 
-    per_image: bool  # True: the engine multiplies the sum by the number of images with such labels (behaviour.md 3.7)
-    labels: str  # what it learns from: boxes (masks among them), classes or semantic
+    per_image: bool  # the engine multiplies the sum of terms by the number of labelled images
+    labels: str  # kind of labels it reads: boxes (with masks), classes or semantic
+    extra_terms: tuple[str, ...]  # terms that are switched on by hyper-parameters
 
+    def __init__(self, spec: HeadSpec, hyp: Hyp) -> None: ...
     def __call__(self, raw: Raw, batch: Batch) -> dict[str, Tensor]: ...
+    def to(self, target: device) -> Self: ...
+    def train(self, mode: bool = True) -> Self: ...
+    def eval(self) -> Self: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
 
 
 class PostProcess(Protocol):
-    """Built as `POSTPROCESS.get(head_name)(spec, settings)`; fills its fields of `results`, one per image."""
+    """Post-processing of a head: writes predictions to its fields of `results`, one per image."""
 
+    def __init__(self, spec: HeadSpec, settings: EvalSettings) -> None: ...
     def __call__(self, decoded: Decoded, results: list[Results]) -> None: ...
 
 
 class Evaluator(Protocol):
-    """Built as `EVALUATORS.get(head_name)(spec, settings)`. Collects on every rank, gathers in `compute`."""
+    """Metrics of a head: `update` collects predictions of one rank, `compute` gathers all ranks."""
 
+    def __init__(self, spec: HeadSpec, settings: EvalSettings) -> None: ...
     def update(self, results: list[Results], batch: Batch) -> None: ...
-
     def compute(self) -> Scores: ...
 
 
-@dataclass
-class Scores:
-    """What an evaluator found. `numbers` have names without the head's: the engine puts `detect/` before them."""
-
-    numbers: dict[str, float]
-    columns: tuple[str, ...] = ()  # of `rows`, for the printed table
-    rows: list[tuple[str, dict[str, float]]] = field(default_factory=list)  # ("all" first, then classes)
-    per_class: dict[int, float] = field(default_factory=dict)  # the headline score of each class that has labels
-    remark: str = ""  # printed below the table
-    details: Any = None  # curves and matrices for the task's plots; a dataclass of the evaluator's module
-
-
-@dataclass(frozen=True)
-class EvalSettings:
-    """What post-processing and evaluators are told. One object for all heads; each reads what it needs."""
-
-    names: tuple[str, ...] = ()
-    confidence: float = 0.001
-    iou: float = 0.6
-    max_detections: int = 300
-    multi_label: bool = True  # several classes per box (behaviour.md 5.1 step 4)
-    agnostic: bool = False
-    single_class: bool = False  # every detection counts as class 0, whatever the network calls it
-    classes: tuple[int, ...] | None = None  # keep only these
-    max_candidates: int = 30000
-    fine_masks: bool = False  # fill Results.fine_masks; evaluators then compare masks at the network's resolution
-    native_masks: bool = False  # masks in the original image come straight from the network's own (behaviour.md 2.3)
-    annotations: Path | None = None  # COCO JSON that belongs to the split
-    save_json: Path | None = None  # where to write COCO-format predictions
-    absent_as_zero: bool = False  # mean IoU counts classes that occur nowhere as 0, as multiyolov5 does
-
-
 class Runner(Protocol):
-    """Something that turns images into outputs: a network, an ensemble, an exported file."""
+    """Callable network: a PyTorch network, an ensemble or an exported file."""
 
-    specs: dict[str, HeadSpec]  # with the names of each head's classes
-    names: tuple[str, ...]  # of the main head's classes
+    specs: dict[str, HeadSpec]  # by head name
+    names: tuple[str, ...]  # class names of the main head
     stride: int
-    fixed_hw: tuple[int, int] | None  # the only input size it takes, None: any multiple of the stride
+    fixed_hw: tuple[int, int] | None  # the only supported input size; None: any multiple of the stride
 
     def run(self, images: Tensor) -> Outputs:
-        """Take (B, 3, H, W) uint8 or float images."""
-        ...
+        """Run (B, 3, H, W) uint8 or float images."""
 
 
-class StopTraining(Exception):  # noqa: N818 - a wish, not a fault
-    """A logger given to `run(loggers=...)` raises it in `epoch`: the training ends as if patience had run out."""
+class Backend(Protocol):
+    """File format that can be run: a class with static methods in the registry `BACKENDS`, used without an instance."""
+
+    title: str  # display name
+    suffixes: tuple[str, ...]  # of the files that it opens
+    can: frozenset[str]  # supported options of export.py
+
+    @staticmethod
+    def open(
+        paths: Sequence[Path], device: device, half: bool = False, augment: bool = False
+    ) -> tuple[Runner, dict[str, Any]]:
+        """Open one file, or several as an ensemble; also return the metadata of the first file."""
+
+
+class ExportBackend(Backend, Protocol):
+    """Backend that can also write files: everything but `pytorch`."""
+
+    ending: str  # of the files that it writes
+    packages: tuple[str, ...]  # that it needs
+
+    @staticmethod
+    def write(job: Any, path: Path) -> None:
+        """Export the network of an `ExportJob` (utils/backends/flat_outputs.py) to `path`."""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Parts of a run
+
+
+class Sink(Protocol):
+    """Destination of predictions."""
+
+    stopped: bool  # the user closed the destination to stop the prediction
+
+    def write(self, frame: Frame, results: Results, picture: Callable[[], np.ndarray]) -> None:
+        """Write one frame; `picture()` draws the annotated image, once for all sinks."""
+
+    def close(self) -> str:
+        """Finish the files and return a log text about them, or an empty string."""
+
+
+class StopTraining(Exception):  # noqa: N818 - a request, not an error
+    """Raised by the `epoch` method of a logger to end the training, like early stopping does."""
 
 
 class Logger(Protocol):
-    """One destination. A logger that fails says so once and never stops the run.
+    """Destination of training metrics. A failing logger is disabled with one warning; the run continues.
 
-    `start` comes first, `finish` last; it has no numbers and checkpoints when the run was interrupted, and a resumed
-    run starts again in the same folder. `epoch` gets the columns of results.csv after every epoch (from 0), `picture`
-    the file of one that has been drawn. Those named in `--log` are called in a thread of their own, unless the class
-    says `direct = True`.
+    `start` is called first and `finish` last, with empty arguments if the run was interrupted; a resumed run starts
+    again in the same folder. `epoch` receives the columns of results.csv after every epoch (from 0), `image` the file
+    of a plot. Loggers of `--log` run in a thread of their own unless their class sets `direct = True`.
 
-    Two more methods are called where a logger has them: `batch(step, numbers)` after every batch of the training,
-    counted from 1 over the run, with its loss terms (`train/detect/box`); this makes the loop wait for the device.
-    `checkpoint(path, epoch, best)` when `last.pt`, a better `best.pt` or one of `--save-period` has been written.
+    Two more methods are optional: `batch(step, metrics)` after every training batch (from 1) with its loss terms
+    (`train/detect/box`), which synchronises the device; `checkpoint(path, epoch, best)` after `last.pt`, a better
+    `best.pt` or a checkpoint of `--save-period` was written.
     """
 
     def start(self, run_dir: Path, settings: Mapping[str, Any]) -> None: ...
-
     def epoch(self, epoch: int, numbers: Mapping[str, float]) -> None: ...
-
-    def picture(self, path: Path, epoch: int) -> None: ...
-
+    def image(self, path: Path, epoch: int) -> None: ...
     def finish(self, numbers: Mapping[str, float], checkpoints: Sequence[Path]) -> None: ...
 
 
 class Loader(Protocol):
-    """Batches of one split. Every epoch and every position in it is reproducible (decisions.md, Determinism)."""
+    """Batches of one split; every batch is a function of seed, epoch and position alone."""
 
-    heads: tuple[str, ...]  # the heads its labels are for; empty: all
+    heads: tuple[str, ...]  # heads that its labels are for; empty: all
     num_images: int
     num_batches: int  # on this rank
     class_counts: np.ndarray  # (C,) boxes or images per class
-    shapes_hw: np.ndarray  # (num_images, 2) pixels of the originals
+    shapes_hw: np.ndarray  # (num_images, 2) original sizes in pixels
 
     @property
-    def parts(self) -> Sequence[Loader]: ...  # scored one after the other, each for its own heads; mostly just itself
+    def parts(self) -> Sequence[Loader]:
+        """Loaders that are evaluated one after the other, each for its own heads; usually only this one."""
 
     @property
-    def labels(self) -> list[np.ndarray]: ...  # per image (n, 5): class, cx, cy, w, h, normalised
+    def labels(self) -> list[np.ndarray]:
+        """Per image an (n, 5) array of class and cxcywhn."""
 
-    def epoch(self, epoch: int, start: int = 0, image_weights: np.ndarray | None = None) -> Iterator[Batch]: ...
-
-
-@dataclass(frozen=True)
-class SemanticRequest:
-    """How images with a class per pixel are loaded and shared with others."""
-
-    base_size: int = 0  # long side of whole images when scoring, and around which training draws sizes; 0: image_size
-    mode: str = "whole"  # of scoring: whole (at base size), native (at the original's), crop (the centre)
-    share: float = 0.5  # of a training batch, when boxes and pixels come from two data sets
-    mosaic: bool = False  # boxes and pixels of one data set: the map rides along in the mosaic
-    fixed_hw: tuple[int, int] | None = None  # scoring: the only size the network takes; images get a border
-
-
-@dataclass(frozen=True)
-class LoadRequest:
-    """What a task's `load` is asked for."""
-
-    data: DataConfig
-    split: str  # train, val or test
-    training: bool
-    image_size: int
-    batch_size: int  # on this rank
-    stride: int
-    hyp: Hyp
-    workers: int = 8
-    seed: int = 0
-    rect: bool = False
-    rect_group: int | None = None  # images that share a rectangular shape; None: batch_size
-    pad: float = 0.0  # in strides, added to rectangular shapes
-    cache: str | None = None  # ram or disk
-    single_class: bool = False
-    quad: bool = False
-    allow_label_faults: bool = False  # go on when more than 1 % of the label files are faulty
-    masks: bool = False  # make Batch.masks of polygons
-    mask_ratio: int = 4  # pixels of the network's input per pixel of the masks, in each direction
-    overlap: bool = True  # one map of numbers per image instead of a mask per object
-    mosaic_window: int = 64  # partners of a mosaic come from this many neighbours in the epoch's order; 0: from all
-    semantic: SemanticRequest = field(default_factory=lambda: SemanticRequest())
+    def epoch(self, epoch: int, start: int = 0, image_weights: np.ndarray | None = None) -> Iterator[Batch]:
+        """Iterate over an epoch from batch `start`; `image_weights` are sampling weights."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one family of scripts trains: a record, not a class with a life of its own."""
+    """What a family of scripts trains: heads, data, plots and fitness."""
 
     name: str
-    heads: tuple[str, ...]  # the heads it needs
-    headline: Mapping[str, float]  # weights of the numbers whose sum ranks epochs
+    heads: tuple[str, ...]  # required heads
+    fitness: Mapping[str, float]  # weights of the metrics whose sum ranks epochs
     load: Callable[[LoadRequest], Loader]
-    columns: Mapping[str, str]  # results.csv column -> name of the number
+    columns: Mapping[str, str]  # results.csv column -> metric name
     draw_batch: Callable[[Batch, Path, DataConfig, Sequence[Results] | None], None]
     draw_labels: Callable[[Loader, Path, DataConfig], None]
     draw_scores: Callable[[Mapping[str, Scores], Path, DataConfig], Iterable[Path]]
-    seldom: tuple[str, ...] = ()  # heads that are not scored in every epoch (`--seg-interval`)
-    gains: Callable[[Hyp], Mapping[str, float]] = lambda hyp: {}  # by which losses of heads are multiplied; else 1
-    data: str = "data/shapes.yaml"  # what is scored when neither the user nor the checkpoint says
-    cfg: str = "yolov5n"  # the network that is trained when neither weights nor a model YAML are given
+    periodic_heads: tuple[str, ...] = ()  # heads that are evaluated every `--seg-interval` epochs only
+    gains: Callable[[Hyp], Mapping[str, float]] = lambda hyp: {}  # loss weights by head, default 1
+    data: str = "data/shapes.yaml"  # default data set of validation
+    cfg: str = "yolov5n"  # default architecture
     fit_anchors: bool = False  # labels are boxes that anchors can be fitted to
+
+
+SelectTask = Callable[[Collection[str]], Task]  # head names of a network -> the task that trains or evaluates it

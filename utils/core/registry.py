@@ -1,38 +1,46 @@
-"""Names to implementations, loaded on first use."""
+"""Registries that map names to implementations and import them at the first lookup."""
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
-from utils.core.errors import UserError
+from utils.core.errors import UserError, did_you_mean
 
 Entry = TypeVar("Entry")
+Added = TypeVar("Added")  # keeps the type of the decorated object; test_contracts.py checks that it is an `Entry`
 
 
-class Registry:
-    """A table of implementations, filled by importing every module of one package at the first lookup.
+class Registry(Generic[Entry]):
+    """Table of implementations, filled by importing every module of one package at the first lookup.
 
-    Adding an implementation is adding a file whose class or function carries `@REGISTRY.register("name")`.
-    Packages that only one entry needs must be imported inside the function that uses them.
+    To add an implementation, add a file whose class or function carries `@REGISTRY.register("name")`. A package that
+    only one entry needs must be imported inside the function that uses it.
+
+    Args:
+        kind: What the entries are, in the singular, for error messages ("loss").
+        package: Import name of the package whose modules register the entries ("utils.losses").
     """
 
     def __init__(self, kind: str, package: str) -> None:
         self.kind, self.package = kind, package
-        self._entries: dict[str, Any] = {}
+        self._entries: dict[str, Entry] = {}
         self._loaded = False
 
-    def register(self, name: str) -> Callable[[Entry], Entry]:
-        """Return a decorator that enters its argument under `name`; a name that is taken raises ValueError."""
+    def register(self, name: str) -> Callable[[Added], Added]:
+        """Create a decorator that registers its argument under `name`.
 
-        def enter(entry: Entry) -> Entry:
+        Raises:
+            ValueError: If the name is registered already.
+        """
+
+        def add(entry: Added) -> Added:
             if name in self._entries:
                 raise ValueError(f"{self.kind} {name!r} is registered already, by {self._entries[name]!r}")
-            self._entries[name] = entry
+            self._entries[name] = cast(Any, entry)
             return entry
 
-        return enter
+        return add
 
     def _load(self) -> None:
         if self._loaded:
@@ -43,7 +51,7 @@ class Registry:
         self._loaded = True
 
     def names(self) -> list[str]:
-        """Return every registered name, sorted."""
+        """List all registered names in alphabetical order."""
         self._load()
         return sorted(self._entries)
 
@@ -51,12 +59,19 @@ class Registry:
         self._load()
         return name in self._entries
 
-    def get(self, name: str, source: object = "") -> Any:
-        """Return the entry called `name`; else UserError with the nearest name, and `source`, which asked for it."""
+    def get(self, name: str, source: object = "") -> Entry:
+        """Look up the entry registered under `name`.
+
+        Args:
+            name: The registered name.
+            source: The file or option that asked for it, for the error message.
+
+        Raises:
+            UserError: If there is no such entry; the message suggests the most similar names.
+        """
         self._load()
-        if name not in self._entries:
-            close = difflib.get_close_matches(name, self._entries, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            place = f"{source}: " if source else ""
-            raise UserError(f"{place}unknown {self.kind} {name!r}{hint} (known: {', '.join(self.names())})")
-        return self._entries[name]
+        if name in self._entries:
+            return self._entries[name]
+        hint = did_you_mean(name, self._entries) or ";"
+        fault = f"unknown {self.kind} {name!r}{hint} all of them are in {self.package.replace('.', '/')}/"
+        raise UserError(f"{source}: {fault}" if source else fault)

@@ -1,7 +1,17 @@
 """Images and labels to batches."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from utils.core.data_config import DataConfig
 from utils.core.registry import Registry
 
-READERS = Registry("label format", "utils.datasets.labels.readers")
-SEMANTIC_READERS = Registry("layout of class maps", "utils.datasets.labels.semantic_layouts")
-GENERATORS = Registry("data generator", "utils.datasets.generators")
+if TYPE_CHECKING:
+    from utils.datasets.labels.label_index import Listing
+    from utils.datasets.labels.semantic_layout import Layout
+
+READERS: Registry[Callable[[DataConfig, str], Listing]] = Registry("label format", "utils.datasets.labels.readers")
+SEMANTIC_READERS: Registry[Layout] = Registry("layout of class maps", "utils.datasets.labels.semantic_layouts")
+GENERATORS: Registry[Callable[[DataConfig], Any]] = Registry("data generator", "utils.datasets.generators")

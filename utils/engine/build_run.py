@@ -21,12 +21,13 @@ from models.pretrained import starting_point
 from models.transfer import transfer
 from models.weight_download import on_disk
 from utils.core import distributed as dist
-from utils.core.contracts import Loader, LoadRequest, Logger, SemanticRequest, Task
+from utils.core.contracts import Loader, Logger, Task
 from utils.core.data_config import DataConfig, load_data
 from utils.core.device import autocast_dtype, describe, select_device
 from utils.core.errors import UserError
 from utils.core.files import run_folder
 from utils.core.hyp import Hyp, find_hyp
+from utils.core.load_request import LoadRequest, SemanticRequest
 from utils.core.log import LOGGER
 from utils.core.seed import generator, seed_everything
 from utils.core.train_settings import TrainSettings

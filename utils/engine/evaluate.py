@@ -22,7 +22,7 @@ MANY_CLASSES = 50  # so many are printed only on request
 class Report:
     """What one scoring found. `numbers` are flat, with the head's name before each."""
 
-    numbers: dict[str, float]
+    metrics: dict[str, float]
     scores: dict[str, Scores]
     milliseconds: dict[str, float]  # per image: preprocess, inference, postprocess
     images: int = 0
@@ -35,7 +35,7 @@ class Report:
             name: (value * self.images + other.milliseconds[name] * other.images) / images
             for name, value in self.milliseconds.items()
         }
-        return Report(self.numbers | other.numbers, self.scores | other.scores, times, images, self.last_step)
+        return Report(self.metrics | other.metrics, self.scores | other.scores, times, images, self.last_step)
 
 
 @dataclass
@@ -148,7 +148,7 @@ def _report(sums: _Sums, watches: Mapping[str, Stopwatch], scores: dict[str, Sco
     images = sum(part.images for part, _ in gathered)
     numbers: dict[str, float] = {}
     for head, score in scores.items():
-        numbers |= {key if key.startswith("coco/") else f"{head}/{key}": v for key, v in score.numbers.items()}
+        numbers |= {key if key.startswith("coco/") else f"{head}/{key}": v for key, v in score.metrics.items()}
     for name in dict.fromkeys(name for part, _ in gathered for name in part.losses):
         batches = sum(part.batches.get(name, 0) for part, _ in gathered)
         numbers[name] = sum(part.losses.get(name, 0.0) for part, _ in gathered) / batches
@@ -167,7 +167,7 @@ def table(scores: Scores, verbose: bool) -> str:
             for column in scores.columns
         )
         lines.append(f"{name[:22]:>22}{cells}")
-    return "\n".join([*lines, scores.remark] if scores.remark else lines)
+    return "\n".join([*lines, scores.note] if scores.note else lines)
 
 
 def speed_line(report: Report, shape: tuple[int, ...]) -> str:

@@ -100,7 +100,7 @@ def _draw_training_batches(run: Run) -> None:
             break
         path = run.folder / f"train_batch{index}.jpg"
         run.task.draw_batch(batch, path, run.data, None)
-        run.loggers.picture(path, 0)
+        run.loggers.image(path, 0)
 
 
 def _save_last(run: Run) -> None:
@@ -137,7 +137,7 @@ def _validate(run: Run, interrupt: Interrupt) -> Report | None:
             without=run.left_out(epoch),
         )
     for path in pictures.drawn:
-        run.loggers.picture(path, epoch)
+        run.loggers.image(path, epoch)
     return report
 
 
@@ -152,8 +152,8 @@ def _finish_epoch(run: Run, numbers: dict[str, float], report: Report | None) ->
     state, settings = run.state, run.settings
     epoch, score = state.epoch, -1.0
     if report is not None:
-        numbers = numbers | report.numbers
-        score = weighted_sum(numbers, run.task.headline)
+        numbers = numbers | report.metrics
+        score = weighted_sum(numbers, run.task.fitness)
         for head, scores in report.scores.items():
             LOGGER.info(table(scores, verbose=False))
             if head in run.task.heads and scores.per_class:
@@ -170,7 +170,7 @@ def _finish_epoch(run: Run, numbers: dict[str, float], report: Report | None) ->
     row = {column: numbers.get(name, float("nan")) for column, name in _columns(run).items()}
     if dist.is_main():
         run.loggers.epoch(epoch, row)
-    if reason := run.loggers.stop_wanted():
+    if reason := run.loggers.stop_requested():
         LOGGER.info(f"stopping after epoch {epoch + 1}: {reason}")
         stop = True
     with run.phase("checkpoint"):
@@ -222,17 +222,17 @@ def _conclude(run: Run) -> dict[str, float]:
         report = evaluate(runner, run.val_loader, run.eval_settings(), run.device, run.losses, on_batch=pictures)
     for scores in report.scores.values():
         LOGGER.info(table(scores, verbose=run.settings.verbose or run.data.num_classes < MANY_CLASSES))
-    if line := coco_line(report.numbers):
+    if line := coco_line(report.metrics):
         LOGGER.info(line)
     LOGGER.info(speed_line(report, (1, 3, run.settings.imgsz[-1], run.settings.imgsz[-1])))
     if dist.is_main():
         write_results(run.folder / "results.json", report, {"epochs": run.state.epoch, "checkpoint": best.name})
         if not run.settings.noplots:
             for path in (*pictures.drawn, *run.task.draw_scores(report.scores, run.folder, run.data)):
-                run.loggers.picture(path, run.state.epoch)
-        run.loggers.finish(report.numbers, [best, weights / "last.pt"])
+                run.loggers.image(path, run.state.epoch)
+        run.loggers.finish(report.metrics, [best, weights / "last.pt"])
         LOGGER.info(f"done; everything is in {run.folder}")
-    return report.numbers
+    return report.metrics
 
 
 class BatchPictures:
@@ -260,5 +260,5 @@ class BatchPictures:
 def write_results(path: Path, report: Report, about: Mapping[str, Any]) -> None:
     """Write the numbers of a scoring as JSON: metrics by name, speeds in milliseconds per image."""
     speeds = {f"speed/{name}_ms": round(value, 3) for name, value in report.milliseconds.items()}
-    numbers = {name: None if value != value else value for name, value in report.numbers.items()}  # NaN is no JSON
+    numbers = {name: None if value != value else value for name, value in report.metrics.items()}  # NaN is no JSON
     write_text(path, json.dumps({**about, "images": report.images, **numbers, **speeds}, indent=2) + "\n")

@@ -51,7 +51,7 @@ def study(
             def run(size: int, one: ScoreSettings = one, found: tuple = (task, subject, data)) -> list[float]:
                 nonlocal numbers
                 report = score_at(found[0], one, found[1], found[2], device, folder, size)
-                numbers = report.numbers
+                numbers = report.metrics
                 scores = [numbers[name] for column, name in found[0].columns.items() if column.startswith("metrics/")]
                 return [size, *scores, *(report.milliseconds[name] for name in TIMES)]
 

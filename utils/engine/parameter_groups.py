@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.core.hyp import Hyp
-from utils.engine.optimizers import OPTIMIZERS, Plan
+from utils.engine.optimizers import OPTIMIZERS, OptimizerOptions
 
 
 def parameter_groups(network: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -79,8 +79,8 @@ def build_optimizer(
     groups = _grouped(network, layer_decay, backbone_apart)
     for group in groups:
         group["weight_decay"] = decay if group["role"] == "decay" else 0.0
-    plan = Plan(hyp.lr0, hyp.momentum, fused=device.type in {"cuda", "cpu"})
-    return OPTIMIZERS.get(name)(groups, plan)
+    options = OptimizerOptions(hyp.lr0, hyp.momentum, fused=device.type in {"cuda", "cpu"})
+    return OPTIMIZERS.get(name)(groups, options)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float = 10.0) -> Tensor:

@@ -6,21 +6,30 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.core.contracts import EvalSettings, Frame, FrameSource, Geometry, ImageInfo, PostProcess, Results, Runner
+from utils.core.contracts import (
+    EvalSettings,
+    Frame,
+    FrameSource,
+    Geometry,
+    ImageInfo,
+    PostProcess,
+    Results,
+    Runner,
+    Sink,
+)
 from utils.core.errors import UserError
 from utils.core.log import LOGGER, Once, progress
 from utils.core.timing import Stopwatch
 from utils.core.train_settings import MAX_IMAGE_PX
 from utils.engine.evaluate import last_step
-from utils.ops.class_fractions import class_shares
-from utils.ops.crop import centre_square
+from utils.ops.class_fractions import class_fractions
+from utils.ops.crop import centre_crop
 from utils.ops.letterbox import letterbox
 from utils.ops.nms import non_maximum_suppression
 from utils.postprocess import POSTPROCESS
@@ -30,20 +39,6 @@ LONG_VIDEO = 100  # frames; longer ones show a bar instead of a line per frame
 SHOWN_SHARES = 3  # classes of pixels in a line
 
 Draw = Callable[[np.ndarray, Results], np.ndarray]
-
-
-class Sink(Protocol):
-    """A destination for predictions."""
-
-    stopped: bool  # the user asked, through this destination, to stop
-
-    def write(self, frame: Frame, results: Results, picture: Callable[[], np.ndarray]) -> None:
-        """Take one frame; `picture` makes the annotated image, once for all destinations."""
-        ...
-
-    def close(self) -> str:
-        """Finish files; return what was written as words for the user, empty if nothing was."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -235,7 +230,7 @@ class _Looker:
         runner = self.runner
         target_hw = runner.fixed_hw or self.settings.image_hw
         if all(spec.fit == "centre" for spec in runner.specs.values()):
-            boxed = [centre_square(frame.image, target_hw) for frame in frames]
+            boxed = [centre_crop(frame.image, target_hw) for frame in frames]
         else:
             same = len({frame.image.shape for frame in frames}) == 1
             auto = runner.fixed_hw is None and same  # the smallest rectangle only where all images share it
@@ -265,7 +260,7 @@ class _Console:
         height, width = results.info.geometry.network_hw
         found = [words] if results.semantic is None or results.boxes is not None else []
         if results.semantic is not None:
-            found.append(shares_in_words(class_shares(results.semantic.numpy()), self._pixel_names))
+            found.append(shares_in_words(class_fractions(results.semantic.numpy()), self._pixel_names))
         LOGGER.info(f"{frame.text}: {height}x{width} {'; '.join(found)}, {report.infer.last * 1000:.1f}ms")
 
     def close(self) -> None:

@@ -92,7 +92,7 @@ class Profile:
         """Write the table of what has been timed so far."""
         self._write()
 
-    def picture(self, path: Path, epoch: int) -> None:
+    def image(self, path: Path, epoch: int) -> None:
         """Do nothing: pictures are of no interest here."""
 
     def finish(self, numbers: Mapping[str, float], checkpoints: Sequence[Path]) -> None:

@@ -89,7 +89,7 @@ class Run:
     def left_out(self, epoch: int) -> tuple[str, ...]:
         """Return the heads that are not scored after this epoch (behaviour.md 12.8)."""
         interval, last = self.settings.seg_interval, self.settings.epochs - epoch < ALWAYS_SCORED
-        return () if last or epoch % interval == 0 else self.task.seldom
+        return () if last or epoch % interval == 0 else self.task.periodic_heads
 
     def runner(self) -> NetworkRunner:
         """Return the averaged network, ready to be scored."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from utils.core.hyp import Hyp
 from utils.core.train_settings import TrainSettings
-from utils.engine.schedules import SCHEDULES, Moment
+from utils.engine.schedules import SCHEDULES, SchedulePoint
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Schedule:
     steps_per_epoch: int
     batch_size: int
     curve: str = "linear"  # a name in SCHEDULES
-    steps: tuple[int, ...] = ()  # what some curves are told: see Moment
+    steps: tuple[int, ...] = ()  # what some curves are told: see SchedulePoint
     gamma: float = 0.1
     cycles: int = 3
     power: float = 0.9
@@ -50,7 +50,7 @@ class Schedule:
 
     def factor(self, epoch: int) -> float:
         """Return the multiplier of the learning rate in `epoch`."""
-        now = Moment(epoch, self.epochs, self.hyp.lrf, self.steps, self.gamma, self.cycles, self.power)
+        now = SchedulePoint(epoch, self.epochs, self.hyp.lrf, self.steps, self.gamma, self.cycles, self.power)
         return float(SCHEDULES.get(self.curve)(now))
 
     def _warm(self, step: int, start: float, end: float) -> float:

@@ -73,7 +73,7 @@ def train_one_epoch(run: Run, interrupt: Interrupt, save_last: Any) -> dict[str,
         updated = _maybe_update(run, batch)
         state.step += 1
         state.global_step += 1
-        if run.loggers.follows_batches:
+        if run.loggers.wants_batches:
             _tell_batch(run, names, values)
         save_due |= settings.save_steps > 0 and state.global_step % settings.save_steps == 0
         stop = updated and _asked_to_stop(run, interrupt)

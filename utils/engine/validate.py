@@ -13,23 +13,13 @@ from torch import Tensor
 
 from models.semantic_inference import MultiScale, SlidingWindow
 from utils.core import distributed as dist
-from utils.core.contracts import (
-    Batch,
-    EvalSettings,
-    HeadSpec,
-    Loader,
-    LoadRequest,
-    Outputs,
-    Results,
-    Runner,
-    SemanticRequest,
-    Task,
-)
+from utils.core.contracts import Batch, EvalSettings, HeadSpec, Loader, Outputs, Results, Runner, Task
 from utils.core.data_config import DataConfig, find_semantic, load_data
 from utils.core.device import select_device
 from utils.core.errors import UserError
 from utils.core.files import drop_if_empty, run_folder, write_text
 from utils.core.hyp import Hyp
+from utils.core.load_request import LoadRequest, SemanticRequest
 from utils.core.log import LOGGER
 from utils.core.train_settings import ScoreSettings
 from utils.engine.build_run import require_heads
@@ -82,7 +72,7 @@ def score(
             }
             write_results(folder / "results.json", report, about)
             LOGGER.info(f"results are in {folder}")
-        return report.numbers
+        return report.metrics
     finally:
         if dist.is_main():
             drop_if_empty(folder)  # nothing came of it
@@ -240,7 +230,7 @@ def score_at(
     verbose = data.num_classes < MANY_CLASSES if settings.verbose is None else settings.verbose
     for scores in report.scores.values():
         LOGGER.info(table(scores, verbose=verbose))
-    if line := coco_line(report.numbers):
+    if line := coco_line(report.metrics):
         LOGGER.info(line)
     LOGGER.info(speed_line(report, (settings.batch_size, 3, size, size)))
     if dist.is_main() and not settings.noplots and not speed:

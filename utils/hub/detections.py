@@ -20,8 +20,8 @@ from utils.core.files import run_folder
 from utils.core.log import LOGGER
 from utils.engine.predict import count_classes, in_words
 from utils.ops.boxes import xyxy_to_cxcywh
-from utils.ops.class_fractions import class_shares
-from utils.ops.masks import largest_outline, run_lengths
+from utils.ops.class_fractions import class_fractions
+from utils.ops.masks import encode_rle, largest_contour
 from utils.plots.draw import annotate, class_name
 from utils.plots.figure_io import write_image
 from utils.plots.prediction_sinks import cut_out, safe_name
@@ -92,7 +92,7 @@ class Detections:
         if result.boxes is not None:
             told.append(in_words(count_classes(result, self.runner.names)))
         if result.semantic is not None:
-            count = len(class_shares(result.semantic.numpy()))
+            count = len(class_fractions(result.semantic.numpy()))
             told.append(f"{count} class{'es' if count != 1 else ''} of pixels")
         if result.probabilities is not None:
             told += [f"{name} {score:.2f}" for name, score in self._top(result)]
@@ -111,9 +111,9 @@ class Detections:
     def render(self, labels: bool = True) -> list[np.ndarray]:
         """Return the images with everything drawn on them, (H, W, 3) uint8 RGB."""
         from utils.plots.draw import DrawStyle
-        from utils.plots.semantic_overlay import SemanticLook
+        from utils.plots.semantic_overlay import SemanticStyle
 
-        look = SemanticLook(self._names_of_pixels())
+        look = SemanticStyle(self._names_of_pixels())
         style = DrawStyle(labels=labels, outline_masks=True, semantic=look)
         drawn = [
             annotate(image[:, :, ::-1], result, self.runner.names, style)
@@ -183,7 +183,7 @@ class Detections:
     def pixel_classes(self, number: int) -> list[dict[str, Any]]:
         """Return class, name and share of the pixels of image `number`, the largest first; [] without such a head."""
         classes, names = self.results[number].semantic, self._names_of_pixels()
-        shares = {} if classes is None else class_shares(classes.numpy())
+        shares = {} if classes is None else class_fractions(classes.numpy())
         return [{"class": index, "name": class_name(names, index), "share": part} for index, part in shares.items()]
 
     def records(self, number: int) -> list[dict[str, Any]]:
@@ -202,8 +202,8 @@ class Detections:
             record: dict[str, Any] = dict(zip(_CORNERS, (*row[:5], int(row[5]), name), strict=True))
             if result.fine_masks is not None:
                 mask = result.fine_masks.original(index)
-                record["segments"] = largest_outline(mask).tolist()
-                record["rle"] = run_lengths(mask)
+                record["segments"] = largest_contour(mask).tolist()
+                record["rle"] = encode_rle(mask)
             rows.append(record)
         return rows
 
@@ -256,7 +256,7 @@ class Detections:
 
     def _regions(self, package: ModuleType, classes: np.ndarray) -> Any:
         """Return a class per pixel as supervision's record: a mask and its box per class, the largest first."""
-        numbers = np.array(list(class_shares(classes)), int)
+        numbers = np.array(list(class_fractions(classes)), int)
         if not len(numbers):
             return package.Detections.empty()
         masks = np.stack([classes == number for number in numbers])

@@ -18,7 +18,7 @@ from utils.core.timing import Stopwatch
 from utils.core.train_settings import MAX_IMAGE_PX
 from utils.hub.detections import Detections
 from utils.hub.image_inputs import Picture, common_shape, pictures
-from utils.ops.crop import centre_square
+from utils.ops.crop import centre_crop
 from utils.ops.letterbox import letterbox
 from utils.postprocess import POSTPROCESS
 
@@ -134,7 +134,7 @@ class Model:
 def fitted(images: Sequence[np.ndarray], shape_hw: tuple[int, int], model: Model) -> tuple[Tensor, list[Geometry]]:
     """Return (H, W, 3) BGR images as the network sees them, (B, 3, H, W) uint8 RGB, and how each was fitted."""
     if model.square:
-        placed = [centre_square(image, shape_hw) for image in images]
+        placed = [centre_crop(image, shape_hw) for image in images]
     else:
         placed = [letterbox(image, shape_hw, auto=False, stride=model.stride) for image in images]
     pixels = np.stack([np.ascontiguousarray(image[:, :, ::-1]) for image, _ in placed])

@@ -1,4 +1,4 @@
-"""One logger per file, found by name; `Loggers` calls those a run asked for."""
+"""Training loggers: one destination per file, found by name in `LOGGERS`; `Loggers` calls those selected for a run."""
 
 from __future__ import annotations
 
@@ -9,28 +9,33 @@ from typing import Any
 from utils.core.contracts import Logger, StopTraining
 from utils.core.distributed import from_main, is_main
 from utils.core.errors import UserError
-from utils.core.log import LOGGER
 from utils.core.registry import Registry
-from utils.loggers.async_logger import Call, Courier, reason_of
+from utils.loggers.async_logger import AsyncLogger, LoggerCall, log_failure
 
-LOGGERS = Registry("logger", "utils.loggers")
+LOGGERS: Registry[type[Logger]] = Registry("logger", "utils.loggers")
 
-_FAILURES = (OSError, RuntimeError, ValueError)
+_EXPECTED_ERRORS = (OSError, RuntimeError, ValueError)  # of loggers that run in the training's own thread
 
 
 class Loggers:
-    """Several loggers as one, on the first rank only.
+    """All loggers of a run, called on rank 0 only.
 
-    Loggers by name work in threads of their own (`Courier`), but those with an attribute `direct`, and those that are
-    given in `own`: these are called where the run is. A logger that fails is named in one warning and switched off; the
-    others and the run go on. The exception is `start`, where what the user can put right, such as a missing package,
-    is a UserError: nothing is lost yet.
+    Loggers selected by name run in background threads (`AsyncLogger`) unless their class sets `direct = True`; the
+    loggers in `own` run in the calling thread. A logger that fails is reported once and disabled, while the others and
+    the run continue. The only error that stops the run is a `UserError` raised by `start`.
+
+    Args:
+        names: Names in the registry `LOGGERS`, as given by `--log`.
+        own: Logger objects of the caller.
+
+    Raises:
+        UserError: If a name is unknown.
     """
 
     def __init__(self, names: Iterable[str], own: Sequence[Logger] = ()) -> None:
         self._direct: dict[str, Logger] = {}
-        self._couriers: list[Courier] = []
-        self._stop = ""
+        self._async: list[AsyncLogger] = []
+        self._stop_reason = ""
         for name in dict.fromkeys(names):  # an unknown name is an error on every rank
             make = LOGGERS.get(name)
             if is_main():
@@ -42,65 +47,72 @@ class Loggers:
         if getattr(logger, "direct", False):
             self._direct[name] = logger
         else:
-            self._couriers.append(Courier(name, logger))
+            self._async.append(AsyncLogger(name, logger))
 
     @property
     def active(self) -> list[str]:
-        """Return the names of the loggers that have not failed."""
-        return [*self._direct, *(courier.name for courier in self._couriers if courier.active)]
+        """Names of the loggers that have not failed."""
+        return [*self._direct, *(worker.name for worker in self._async if worker.active)]
 
-    def _all(self) -> list[Logger]:
-        return [*self._direct.values(), *(courier.logger for courier in self._couriers if courier.active)]
-
-    def _each(self, call: Call, hand_over: Callable[[Courier, Call], None] = Courier.send) -> None:
+    def _call_all(
+        self, call: LoggerCall, dispatch: Callable[[AsyncLogger, LoggerCall], None] = AsyncLogger.send
+    ) -> None:
         for name, logger in list(self._direct.items()):
             try:
                 call(logger)
             except StopTraining as stop:
-                self._stop = str(stop) or name
-            except (*_FAILURES, UserError) as error:
-                if isinstance(error, UserError) and hand_over is Courier.start:
+                self._stop_reason = str(stop) or name
+            except (*_EXPECTED_ERRORS, UserError) as error:
+                if isinstance(error, UserError) and dispatch is AsyncLogger.start:
                     raise
-                LOGGER.warning(f"logger {name} failed and is switched off: {reason_of(error)}")
+                log_failure(name, error)
                 del self._direct[name]
-        for courier in self._couriers:
-            hand_over(courier, call)
+        for worker in self._async:
+            dispatch(worker, call)
 
     def start(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
-        """Tell every logger where the run writes and what its settings are."""
-        self._each(lambda logger: logger.start(run_dir, settings), Courier.start)
+        """Start every logger.
+
+        Args:
+            run_dir: Folder of the run.
+            settings: Options of the run.
+
+        Raises:
+            UserError: If a logger cannot start for a reason the user can fix, such as a missing package.
+        """
+        self._call_all(lambda logger: logger.start(run_dir, settings), AsyncLogger.start)
 
     def epoch(self, epoch: int, numbers: Mapping[str, float]) -> None:
-        """Pass on the numbers of an epoch, counted from 0."""
-        self._each(lambda logger: logger.epoch(epoch, numbers))
+        """Log the results of an epoch, counted from 0."""
+        self._call_all(lambda logger: logger.epoch(epoch, numbers))
 
-    def picture(self, path: Path, epoch: int) -> None:
-        """Pass on a picture that was written to `path`."""
-        self._each(lambda logger: logger.picture(path, epoch))
+    def image(self, path: Path, epoch: int) -> None:
+        """Log the image file at `path`."""
+        self._call_all(lambda logger: logger.image(path, epoch))
 
     @property
-    def follows_batches(self) -> bool:
-        """Tell whether somebody wants the numbers of every batch."""
-        return any(hasattr(logger, "batch") for logger in self._all())
+    def wants_batches(self) -> bool:
+        """Whether an active logger has a `batch` method."""
+        active = [*self._direct.values(), *(worker.logger for worker in self._async if worker.active)]
+        return any(hasattr(logger, "batch") for logger in active)
 
     def batch(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Pass on the loss terms of a batch, counted from 1 over the run, to those who want them."""
-        self._each(lambda logger: _told(logger, "batch", step, numbers))
+        """Log the loss terms of a batch, counted from 1 over the run, with the loggers that have a `batch` method."""
+        self._call_all(lambda logger: _call_optional(logger, "batch", step, numbers))
 
     def checkpoint(self, path: Path, epoch: int, best: bool) -> None:
-        """Pass on that a checkpoint was written after an epoch, counted from 0, to those who want to know."""
-        self._each(lambda logger: _told(logger, "checkpoint", path, epoch, best))
+        """Log a checkpoint that was written after an epoch, with the loggers that have a `checkpoint` method."""
+        self._call_all(lambda logger: _call_optional(logger, "checkpoint", path, epoch, best))
 
     def finish(self, numbers: Mapping[str, float], checkpoints: Sequence[Path]) -> None:
-        """Pass on the final numbers and checkpoints, and close everything; without any, the run was interrupted."""
-        self._each(lambda logger: logger.finish(numbers, checkpoints), Courier.finish)
+        """Log the final results and checkpoints and close every logger; both are empty if the run was interrupted."""
+        self._call_all(lambda logger: logger.finish(numbers, checkpoints), AsyncLogger.finish)
 
-    def stop_wanted(self) -> str:
-        """Return why a logger wants the training to end, empty if none does; the same on every rank."""
-        return str(from_main(self._stop))
+    def stop_requested(self) -> str:
+        """Return why a logger raised `StopTraining`, empty if none did; the same on every rank."""
+        return str(from_main(self._stop_reason))
 
 
-def _told(logger: Logger, hook: str, *what: Any) -> None:
-    """Call a method that a logger may have."""
-    if method := getattr(logger, hook, None):
-        method(*what)
+def _call_optional(logger: Logger, method: str, *args: Any) -> None:
+    if function := getattr(logger, method, None):
+        function(*args)

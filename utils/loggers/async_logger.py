@@ -1,111 +1,110 @@
-"""A logger in a thread of its own: one that waits for a network, or fails, costs the run nothing."""
+"""Run a logger in a background thread, so that a slow or failing one never delays or stops the training."""
 
 from __future__ import annotations
 
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable
-from types import TracebackType
 
 from utils.core.contracts import Logger
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
 
-WAITING = 256  # messages that may wait; more are left out
-START_SECONDS = 60.0  # for which a run waits for a logger to start
-FINISH_SECONDS = 300.0  # and to send what is left at the end
+QUEUE_SIZE = 256  # pending calls per logger; further calls are dropped
+START_TIMEOUT_S = 60.0  # how long the run waits for a logger to start
+FINISH_TIMEOUT_S = 300.0  # how long the run waits at its end for pending calls
+_POLL_S = 0.005
+_NOTICE_S = 2.0  # a wait longer than this is announced
 
-Call = Callable[[Logger], None]
-
-
-class _Fault:
-    """A `with` block that ends at any error of the logger's and keeps it for the report."""
-
-    def __init__(self) -> None:
-        self.error: Exception | None = None
-
-    def __enter__(self) -> _Fault:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        self.error = error if isinstance(error, Exception) else None
-        return self.error is not None
+LoggerCall = Callable[[Logger], None]
 
 
-class Courier:
-    """Hand calls to `logger` in their order. After an error it gets no more; the user is told once."""
+class AsyncLogger:
+    """Queue of calls to one logger, executed in order by a daemon thread.
+
+    The first exception that the logger raises is logged at once and disables the logger: later calls are ignored and
+    the run continues. Only a `UserError` raised by the first call (for example a missing package) is re-raised in
+    `start`, because nothing has been trained yet.
+
+    Args:
+        name: Name of the logger in messages.
+        logger: Logger to call. It must not be used by another thread.
+    """
 
     def __init__(self, name: str, logger: Logger) -> None:
         self.name, self.logger = name, logger
         self.active = True
-        self._left_out = 0
-        self._calls: queue.Queue[Call] = queue.Queue(WAITING)
-        self._fault: Exception | None = None
+        self._starting = False
+        self._error: Exception | None = None
+        self._dropped = 0
+        self._calls: queue.Queue[LoggerCall] = queue.Queue(QUEUE_SIZE)
         threading.Thread(target=self._work, name=f"logger {name}", daemon=True).start()
 
     def _work(self) -> None:
         while True:
             call = self._calls.get()
             if self.active:
-                with _Fault() as fault:
+                try:
                     call(self.logger)
-                if fault.error is not None:
-                    self.active, self._fault = False, fault.error
+                except Exception as error:  # noqa: BLE001 - packages of services raise whatever they like
+                    self.active, self._error = False, error
+                    if not (self._starting and isinstance(error, UserError)):  # `start` re-raises that one
+                        log_failure(self.name, error)
             self._calls.task_done()
 
-    def _report(self) -> None:
-        if self._fault is not None:
-            error, self._fault = self._fault, None
-            LOGGER.warning(f"logger {self.name} failed and is switched off: {reason_of(error)}")
+    def start(self, call: LoggerCall) -> None:
+        """Execute the first call and wait for it, `START_TIMEOUT_S` seconds at most.
 
-    def send(self, call: Call) -> None:
-        """Hand over a call, at once; where too many wait already, it is left out."""
-        self._report()
+        Raises:
+            UserError: If the call raised one, that is, if the user can fix the problem.
+        """
+        self._starting = True
+        self._calls.put(call)
+        self._wait(START_TIMEOUT_S)
+        self._starting = False
+        if isinstance(self._error, UserError):
+            raise self._error
+
+    def send(self, call: LoggerCall) -> None:
+        """Queue a call without waiting; it is dropped if the queue is full or the logger is disabled."""
         if not self.active:
             return
         try:
             self._calls.put_nowait(call)
         except queue.Full:
-            if not self._left_out:
-                LOGGER.warning(f"logger {self.name} is too slow for this run; some of what it should get is left out")
-            self._left_out += 1
+            if not self._dropped:
+                LOGGER.warning(f"logger {self.name}: too slow, {QUEUE_SIZE} calls are pending; new ones are dropped")
+            self._dropped += 1
 
-    def wait(self, seconds: float, say: str = "") -> bool:
-        """Wait until every call has been answered, `seconds` at most; return whether it was. `say` is what for."""
-        start, told = time.monotonic(), not say
-        while self._calls.unfinished_tasks and time.monotonic() - start < seconds:
-            if not told and time.monotonic() - start > 2:
-                LOGGER.info(f"logger {self.name}: {say} (Ctrl-C leaves it)")
-                told = True
-            time.sleep(0.005)
-        answered = not self._calls.unfinished_tasks
-        self._report()
-        return answered
-
-    def start(self, call: Call) -> None:
-        """Hand over the first call; what the user can put right is raised here, as nothing is lost yet."""
-        self._calls.put(call)
-        end = time.monotonic() + START_SECONDS
-        while self._calls.unfinished_tasks and time.monotonic() < end:
-            time.sleep(0.005)
-        if isinstance(self._fault, UserError):
-            raise self._fault
-        self._report()
-
-    def finish(self, call: Call) -> None:
-        """Hand over the last call and wait, though not for ever."""
+    def finish(self, call: LoggerCall) -> None:
+        """Queue the last call and wait until all pending calls are done, `FINISH_TIMEOUT_S` seconds at most."""
         self.send(call)
-        if not self.wait(FINISH_SECONDS, "sending what is left"):
+        if not self._wait(FINISH_TIMEOUT_S, notice="sending the remaining data"):
             LOGGER.warning(
-                f"logger {self.name} did not finish in {FINISH_SECONDS:.0f} s; what it wrote may lack the end"
+                f"logger {self.name}: not finished after {FINISH_TIMEOUT_S:.0f} s; the end of its log may be missing"
             )
-        if self._left_out:
-            LOGGER.warning(f"logger {self.name}: {self._left_out} messages were left out")
+        if self._dropped:
+            LOGGER.warning(f"logger {self.name}: {self._dropped} calls were dropped")
+
+    def _wait(self, timeout_s: float, notice: str = "") -> bool:
+        """Wait until no call is pending; return False on timeout."""
+        start, announced = time.monotonic(), not notice
+        while self._calls.unfinished_tasks:
+            waited = time.monotonic() - start
+            if waited >= timeout_s:
+                return False
+            if not announced and waited > _NOTICE_S:
+                LOGGER.info(f"logger {self.name}: {notice} (Ctrl-C skips this)")
+                announced = True
+            time.sleep(_POLL_S)
+        return True
 
 
-def reason_of(error: Exception) -> str:
-    """Return an error in one line; with its kind, unless it is one whose text speaks for itself."""
-    text = next(iter(str(error).splitlines()), "")
-    plain = isinstance(error, (OSError, RuntimeError, ValueError, UserError))
-    return text if text and plain else f"{type(error).__name__}: {text}".rstrip(": ")
+def log_failure(name: str, error: Exception) -> None:
+    """Warn that a logger failed and is disabled; the traceback follows at debug level."""
+    message = next(iter(str(error).splitlines()), "")
+    reason = f"{type(error).__name__}: {message}".rstrip(": ")
+    LOGGER.warning(f"logger {name} failed and is switched off: {reason}")
+    LOGGER.debug("".join(traceback.format_exception(error)))

@@ -10,7 +10,7 @@ from typing import Any
 
 from utils.core.errors import UserError
 from utils.loggers import LOGGERS
-from utils.loggers.run_id import keep_id, kept_id, project_of
+from utils.loggers.run_id import load_run_id, project_name, save_run_id
 
 _CACHE = "CLEARML_CACHE_DIR"
 
@@ -47,7 +47,7 @@ class ClearMl:
         except ImportError as error:
             raise UserError("--log clearml needs a package: pip install clearml") from error
         online = os.environ.get("CLEARML_OFFLINE_MODE", "1") == "0"
-        known = kept_id(run_dir, "clearml") if online else None
+        known = load_run_id(run_dir, "clearml") if online else None
         Task.set_offline(not online)
         # its reporting process can keep close() waiting for ever when offline (2.1.12); a thread of it reports as well
         internals: Any = Task
@@ -56,7 +56,7 @@ class ClearMl:
         news._package_version_checked = True  # else it asks updates.clear.ml for a newer version, offline too (2.1.12)
         with _cache_below(run_dir / "clearml"):
             self._task = Task.init(
-                project_name=project_of(settings),
+                project_name=project_name(settings),
                 task_name=run_dir.name,
                 continue_last_task=known or False,
                 reuse_last_task_id=False,
@@ -65,7 +65,7 @@ class ClearMl:
                 auto_connect_streams=False,
                 auto_resource_monitoring=False,
             )
-        keep_id(run_dir, "clearml", self._task.id)
+        save_run_id(run_dir, "clearml", self._task.id)
         self._task.connect(dict(settings))
         self._numbers = self._task.get_logger()
 
@@ -75,7 +75,7 @@ class ClearMl:
             title, _, series = name.rpartition("/")
             self._numbers.report_scalar(title or series, series, float(value), epoch)
 
-    def picture(self, path: Path, epoch: int) -> None:
+    def image(self, path: Path, epoch: int) -> None:
         """Add the picture under its file's name."""
         self._numbers.report_image(path.stem, path.stem, epoch, local_path=str(path))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from utils.core.errors import UserError
 from utils.loggers import LOGGERS
-from utils.loggers.run_id import keep_id, kept_id, project_of
+from utils.loggers.run_id import load_run_id, project_name, save_run_id
 
 _QUIET = {  # nothing is recorded that the user did not ask for, and no errors are reported home
     "COMET_DISABLE_AUTO_LOGGING": "1",
@@ -35,7 +35,7 @@ class Comet:
             raise UserError("--log comet needs a package: pip install comet_ml") from error
         online = os.environ.get("COMET_MODE", "offline").lower() == "online"
         options: dict[str, Any] = {
-            "project_name": os.environ.get("COMET_PROJECT_NAME") or project_of(settings),
+            "project_name": os.environ.get("COMET_PROJECT_NAME") or project_name(settings),
             "log_code": False,
             "log_graph": False,
             "log_git_metadata": False,
@@ -47,7 +47,7 @@ class Comet:
             "parse_args": False,
             "display_summary_level": 0,
         }
-        known = kept_id(run_dir, "comet")
+        known = load_run_id(run_dir, "comet")
         names = {(True, False): "Experiment", (True, True): "ExistingExperiment"} | {
             (False, False): "OfflineExperiment",
             (False, True): "ExistingOfflineExperiment",
@@ -61,13 +61,13 @@ class Comet:
         if known is None:
             self._experiment.set_name(run_dir.name)
             self._experiment.log_parameters(dict(settings))
-            keep_id(run_dir, "comet", self._experiment.get_key())
+            save_run_id(run_dir, "comet", self._experiment.get_key())
 
     def epoch(self, epoch: int, numbers: Mapping[str, float]) -> None:
         """Log the epoch's numbers."""
         self._experiment.log_metrics({name: float(value) for name, value in numbers.items()}, step=epoch, epoch=epoch)
 
-    def picture(self, path: Path, epoch: int) -> None:
+    def image(self, path: Path, epoch: int) -> None:
         """Log the picture under its file's name."""
         self._experiment.log_image(str(path), name=path.stem, step=epoch)
 

@@ -47,7 +47,7 @@ class CsvFile:
             lines.append(",".join([f"{number:>20}", *(f"{float(value):20.5g}" for value in values)]))
         write_text(self._path, "\n".join(lines) + "\n")
 
-    def picture(self, path: Path, epoch: int) -> None:
+    def image(self, path: Path, epoch: int) -> None:
         """Pictures lie in the run folder anyway."""
 
     def finish(self, numbers: Mapping[str, float], checkpoints: Sequence[Path]) -> None:

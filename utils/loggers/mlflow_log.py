@@ -10,7 +10,7 @@ from typing import Any
 
 from utils.core.errors import UserError
 from utils.loggers import LOGGERS
-from utils.loggers.run_id import keep_id, kept_id, project_of
+from utils.loggers.run_id import load_run_id, project_name, save_run_id
 
 _LONGEST = 500  # characters of a parameter
 
@@ -38,10 +38,10 @@ class Mlflow:
         own = f"sqlite:///{(run_dir.parent / 'mlflow.db').resolve().as_posix()}"
         address = os.environ.get("MLFLOW_TRACKING_URI") or own
         self._client = MlflowClient(tracking_uri=address)
-        known = kept_id(run_dir, "mlflow")
+        known = load_run_id(run_dir, "mlflow")
         if known is None:
-            self._run_id = self._new_run(project_of(settings), run_dir, local=address == own)
-            keep_id(run_dir, "mlflow", self._run_id)
+            self._run_id = self._new_run(project_name(settings), run_dir, local=address == own)
+            save_run_id(run_dir, "mlflow", self._run_id)
             values = {name: str(value)[:_LONGEST] for name, value in settings.items()}
             params = [self._entities.Param(name, value) for name, value in values.items()]
             for first in range(0, len(params), 100):  # what one call takes
@@ -65,7 +65,7 @@ class Mlflow:
         """Log the epoch's numbers as one step; what is not a number is left out."""
         self._log({name: value for name, value in numbers.items() if value == value}, epoch)
 
-    def picture(self, path: Path, epoch: int) -> None:
+    def image(self, path: Path, epoch: int) -> None:
         """Keep a copy of the picture with the run."""
         self._client.log_artifact(self._run_id, str(path), "pictures")
 

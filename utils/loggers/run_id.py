@@ -9,17 +9,17 @@ from typing import Any
 from utils.core.files import write_text
 
 
-def kept_id(run_dir: Path, service: str) -> str | None:
+def load_run_id(run_dir: Path, service: str) -> str | None:
     """Return the service's name of the run in `run_dir`, None for a new one."""
     path = run_dir / f"{service}_id.txt"
     return path.read_text(encoding="utf-8").strip() or None if path.is_file() else None
 
 
-def keep_id(run_dir: Path, service: str, name: str) -> None:
+def save_run_id(run_dir: Path, service: str, name: str) -> None:
     """Remember the service's name of the run."""
     write_text(run_dir / f"{service}_id.txt", f"{name}\n")
 
 
-def project_of(settings: Mapping[str, Any]) -> str:
+def project_name(settings: Mapping[str, Any]) -> str:
     """Return the name under which a service lists the runs: the last folder of --project."""
     return Path(str(settings.get("project") or "polyolo")).name or "polyolo"

@@ -37,7 +37,7 @@ class TensorBoard:
             writer.add_scalar(name, float(value), epoch)
         writer.flush()
 
-    def picture(self, path: Path, epoch: int) -> None:
+    def image(self, path: Path, epoch: int) -> None:
         """Add the picture under its file's name."""
         bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if bgr is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from utils.core.errors import UserError
 from utils.loggers import LOGGERS
-from utils.loggers.run_id import keep_id, kept_id, project_of
+from utils.loggers.run_id import load_run_id, project_name, save_run_id
 
 
 @LOGGERS.register("wandb")
@@ -30,22 +30,22 @@ class Wandb:
         self._package = wandb
         mode: Any = os.environ.get("WANDB_MODE") or "offline"
         self._run = wandb.init(
-            project=project_of(settings),
+            project=project_name(settings),
             entity=settings.get("entity") or None,
             name=run_dir.name,
-            id=kept_id(run_dir, "wandb"),
+            id=load_run_id(run_dir, "wandb"),
             resume="allow",
             dir=str(run_dir),
             config=dict(settings),
             mode=mode,
         )
-        keep_id(run_dir, "wandb", self._run.id)
+        save_run_id(run_dir, "wandb", self._run.id)
 
     def epoch(self, epoch: int, numbers: Mapping[str, float]) -> None:
         """Log the epoch's numbers as one step."""
         self._run.log({name: float(value) for name, value in numbers.items()}, step=epoch)
 
-    def picture(self, path: Path, epoch: int) -> None:
+    def image(self, path: Path, epoch: int) -> None:
         """Log the picture with the numbers of its epoch."""
         self._run.log({path.stem: self._package.Image(str(path))}, step=epoch)
 

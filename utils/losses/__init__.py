@@ -1,5 +1,6 @@
 """One loss per file, found by name."""
 
+from utils.core.contracts import Loss
 from utils.core.registry import Registry
 
-LOSSES = Registry("loss", "utils.losses")
+LOSSES: Registry[type[Loss]] = Registry("loss", "utils.losses")

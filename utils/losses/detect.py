@@ -16,7 +16,7 @@ from utils.core.distributed import sum_over_ranks
 from utils.core.hyp import Hyp
 from utils.losses import LOSSES
 from utils.losses.anchor_assignment import Assignment, assign_level
-from utils.losses.focal import binary_loss
+from utils.losses.focal import binary_focal_loss
 from utils.ops.iou import paired_iou
 
 _BALANCE = (4.0, 1.0, 0.25, 0.06, 0.02)  # weight of each level's objectness, finest first
@@ -33,7 +33,7 @@ class LevelTerms(NamedTuple):
     counts: Tensor  # (2,) pairs, cells
 
 
-class Detected(NamedTuple):
+class DetectLossDetails(NamedTuple):
     """What the loss computed on the way; a loss that extends this one reads it instead of doing it again."""
 
     terms: dict[str, Tensor]
@@ -61,6 +61,7 @@ class DetectLoss(nn.Module):
 
     per_image = True
     labels = "boxes"
+    extra_terms: tuple[str, ...] = ()
     anchors: Tensor
     balance: Tensor
     cls_positive: Tensor
@@ -97,10 +98,10 @@ class DetectLoss(nn.Module):
         """Return the terms of one batch as float32 scalars."""
         return self.detailed(raw, batch).terms
 
-    def detailed(self, raw: Raw, batch: Batch) -> Detected:
+    def detailed(self, raw: Raw, batch: Batch) -> DetectLossDetails:
         """Return the terms together with the assignment and the outputs of the assigned cells."""
         maps = [raw[f"level{index}"] for index in range(len(self.spec.strides))]
-        with without_autocast(maps[0].device.type):
+        with autocast_disabled(maps[0].device.type):
             assignments, rows, parts = [], [], []
             for index, level in enumerate(maps):
                 assignment = self._assign(batch, index, level)
@@ -113,7 +114,7 @@ class DetectLoss(nn.Module):
                 counts = sum_over_ranks(counts)
             counts = counts.clamp(min=1)
             terms = self._gather_terms(parts, counts)
-        return Detected(terms, assignments, rows, counts[:, 0].clamp(min=1))
+        return DetectLossDetails(terms, assignments, rows, counts[:, 0].clamp(min=1))
 
     def _assign(self, batch: Batch, index: int, level: Tensor) -> Assignment:
         usable = None
@@ -156,7 +157,7 @@ class DetectLoss(nn.Module):
         return torch.where(assignment.valid, losses.sum(dim=1), 0).sum() / classes
 
     def _binary(self, logits: Tensor, wanted: Tensor, weight: float, positive: Tensor) -> Tensor:
-        return binary_loss(logits, wanted, None if weight == 1 else positive, self.hyp.fl_gamma)
+        return binary_focal_loss(logits, wanted, None if weight == 1 else positive, self.hyp.fl_gamma)
 
     def _gather_terms(self, parts: list[LevelTerms], counts: Tensor) -> dict[str, Tensor]:
         """Return sums over levels of the means over all ranks' pairs and cells, times the gains."""
@@ -180,7 +181,7 @@ class DetectLoss(nn.Module):
         self.balance = moved / moved[self._reference_level]
 
 
-def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+def autocast_disabled(device_type: str) -> AbstractContextManager[Any]:
     """Return a context in which arithmetic has the precision of its inputs."""
     if torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)

@@ -9,7 +9,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 FOCAL_ALPHA = 0.25
 
 
-def binary_loss(logits: Tensor, targets: Tensor, positive_weight: Tensor | None = None, gamma: float = 0.0) -> Tensor:
+def binary_focal_loss(
+    logits: Tensor, targets: Tensor, positive_weight: Tensor | None = None, gamma: float = 0.0
+) -> Tensor:
     """Return the cross-entropy of every element, shaped like `logits`.
 
     `targets` lie in [0, 1]. `positive_weight`, a scalar or one value per last dimension, multiplies the part of the

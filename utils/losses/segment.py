@@ -14,14 +14,14 @@ from utils.core.contracts import Batch, HeadSpec, Raw
 from utils.core.distributed import sum_over_ranks
 from utils.core.hyp import Hyp
 from utils.losses import LOSSES
-from utils.losses.detect import Detected, DetectLoss, without_autocast
+from utils.losses.detect import DetectLoss, DetectLossDetails, autocast_disabled
 from utils.ops.boxes import cxcywhn_to_xyxy
 from utils.ops.masks import inside_boxes
 
 _CHUNK = 2**21  # mask pixels that are computed at a time
 
 
-class Pairs(NamedTuple):
+class MaskPairs(NamedTuple):
     """P pairs of a prediction and a labelled mask on all levels, ordered by label and so by image."""
 
     coefficients: Tensor  # (P, M)
@@ -49,6 +49,7 @@ class SegmentLoss(nn.Module):
 
     per_image = True
     labels = "boxes"
+    extra_terms: tuple[str, ...] = ()
 
     def __init__(self, spec: HeadSpec, hyp: Hyp, **options: Any) -> None:
         super().__init__()
@@ -61,12 +62,12 @@ class SegmentLoss(nn.Module):
     def forward(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
         """Return the terms of one batch as float32 scalars."""
         found = self.boxes.detailed(raw, batch)
-        with without_autocast(raw["prototypes"].device.type):
+        with autocast_disabled(raw["prototypes"].device.type):
             seg = self._masks(raw["prototypes"].float(), found, batch)
         terms = found.terms
         return {"box": terms["box"], "seg": seg, "obj": terms["obj"], "cls": terms["cls"]}
 
-    def _masks(self, prototypes: Tensor, found: Detected, batch: Batch) -> Tensor:
+    def _masks(self, prototypes: Tensor, found: DetectLossDetails, batch: Batch) -> Tensor:
         size_hw = (prototypes.shape[2], prototypes.shape[3])
         masks = batch.masks
         if masks is None:
@@ -81,7 +82,7 @@ class SegmentLoss(nn.Module):
             images = sum_over_ranks(images)
         return _MaskEntropy.apply(prototypes, pairs.coefficients, pairs, masks) * (self.gain / images)
 
-    def _pairs(self, found: Detected, batch: Batch, size_hw: tuple[int, int], numbered: bool) -> Pairs:
+    def _pairs(self, found: DetectLossDetails, batch: Batch, size_hw: tuple[int, int], numbered: bool) -> MaskPairs:
         image = torch.cat([level.image for level in found.assignments])
         target = torch.cat([level.target for level in found.assignments])
         valid = torch.cat([level.valid for level in found.assignments])
@@ -96,7 +97,7 @@ class SegmentLoss(nn.Module):
         # rows of one image stand together, so its first row tells the numbers of all
         numbers = torch.arange(len(batch), device=image.device, dtype=batch.boxes.dtype)
         starts = torch.searchsorted(batch.boxes[:, 0].contiguous(), numbers)
-        return Pairs(
+        return MaskPairs(
             coefficients=torch.cat(found.rows)[chosen, self.first :],
             boxes_xyxy=cxcywhn_to_xyxy(boxes, size_hw),
             weights=torch.cat(weights)[chosen] / (boxes[:, 2] * boxes[:, 3]) / (size_hw[0] * size_hw[1]),
@@ -106,7 +107,7 @@ class SegmentLoss(nn.Module):
         )
 
 
-class Piece(NamedTuple):
+class MaskChunk(NamedTuple):
     """Pairs of one image that are computed together, and the part of the map that they are computed on."""
 
     image: int
@@ -115,7 +116,7 @@ class Piece(NamedTuple):
     same: bool  # all belong to one label, whose box is the part
 
 
-def by_label(pairs: Pairs, size_hw: tuple[int, int]) -> Iterator[Piece]:
+def chunks_by_label(pairs: MaskPairs, size_hw: tuple[int, int]) -> Iterator[MaskChunk]:
     """Yield all pairs label by label, each on the pixels of its box."""
     counts = torch.unique_consecutive(pairs.target, return_counts=True)[1]
     ends = counts.cumsum(0)
@@ -128,31 +129,31 @@ def by_label(pairs: Pairs, size_hw: tuple[int, int]) -> Iterator[Piece]:
         part = (slice(y1, y2), slice(x1, x2))
         step = max(1, _CHUNK // max(1, (x2 - x1) * (y2 - y1)))
         for first in range(end - count, end, step):
-            yield Piece(image, slice(first, min(first + step, end)), part, same=True)
+            yield MaskChunk(image, slice(first, min(first + step, end)), part, same=True)
 
 
-def by_image(pairs: Pairs, size_hw: tuple[int, int]) -> Iterator[Piece]:
+def chunks_by_image(pairs: MaskPairs, size_hw: tuple[int, int]) -> Iterator[MaskChunk]:
     """Yield all pairs image by image, on the whole map."""
     step = max(1, _CHUNK // (size_hw[0] * size_hw[1]))
     end = 0
     for image, count in enumerate(pairs.counts):
         start, end = end, end + count
         for first in range(start, end, step):
-            yield Piece(image, slice(first, min(first + step, end)), (slice(None), slice(None)), same=False)
+            yield MaskChunk(image, slice(first, min(first + step, end)), (slice(None), slice(None)), same=False)
 
 
 class _MaskEntropy(torch.autograd.Function):
     """The weighted sum of all masks' cross-entropies; gradients are made on the way, a few masks at a time."""
 
     @staticmethod
-    def forward(ctx: Any, prototypes: Tensor, coefficients: Tensor, pairs: Pairs, masks: Tensor) -> Tensor:
+    def forward(ctx: Any, prototypes: Tensor, coefficients: Tensor, pairs: MaskPairs, masks: Tensor) -> Tensor:
         """Return a scalar. `coefficients` are those of `pairs`: autograd does not look into tuples."""
         learning = any(ctx.needs_input_grad)
         maps = prototypes.permute(0, 2, 3, 1)  # how they lie in memory
         grad_maps = torch.zeros_like(maps) if learning else None
         grad_coefficients = torch.zeros_like(coefficients) if learning else None
         size_hw = (maps.shape[1], maps.shape[2])
-        split = by_label if maps.device.type == "cpu" else by_image
+        split = chunks_by_label if maps.device.type == "cpu" else chunks_by_image
         total = maps.new_zeros(())
         for piece in split(pairs, size_hw):
             patch, rows = maps[piece.image][piece.part], piece.rows
@@ -176,7 +177,7 @@ class _MaskEntropy(torch.autograd.Function):
         return (maps * grad).permute(0, 3, 1, 2), coefficients * grad, None, None
 
 
-def _wanted(piece: Piece, pairs: Pairs, masks: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _wanted(piece: MaskChunk, pairs: MaskPairs, masks: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Return what the masks of a piece should be, and what each pixel counts: (k or 1, pixels) and (k, pixels or 1)."""
     image, rows, part, same = piece
     weights = pairs.weights[rows, None]

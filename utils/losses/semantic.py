@@ -10,30 +10,30 @@ from utils.core.distributed import sum_over_ranks
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.losses import LOSSES
-from utils.losses.detect import without_autocast
+from utils.losses.detect import autocast_disabled
 from utils.losses.semantic_terms import (
     CLASS_WEIGHTS,
-    Measure,
-    PixelCosts,
-    Smoothing,
-    dice,
-    entropy_sum,
-    hard_pixels,
-    improbable_pixels,
-    labelled,
-    lovasz,
-    overlap_sum,
-    true_entropy,
-    wide,
+    ClassWeighting,
+    PixelWeights,
+    RegionLoss,
+    accumulation_dtype,
+    cross_entropy_sum,
+    dice_loss,
+    labelled_mask,
+    lovasz_softmax_loss,
+    ohem_mask,
+    pixel_cross_entropy,
+    prob_ohem_mask,
+    region_loss_sum,
 )
-from utils.ops.semantic_maps import Enlarging, even_enlarging, original_grid
+from utils.ops.semantic_maps import BilinearUpsampler, aligned_upsampler, original_grid
 
 _THRESHOLDS = {"ohem": 0.7, "prob_ohem": 0.5}
 _AUX_WEIGHTS = {  # by the number of auxiliary outputs
     **{kind: {1: (0.1,), 2: (0.15, 0.05)} for kind in ("ce", "ohem", "focal")},
     "prob_ohem": {1: (0.4,), 2: (0.4, 0.4)},
 }
-_MEASURES: dict[str, Measure] = {"dice": dice, "lovasz": lovasz}
+_MEASURES: dict[str, RegionLoss] = {"dice": dice_loss, "lovasz": lovasz_softmax_loss}
 
 
 @LOSSES.register("semantic")
@@ -69,20 +69,20 @@ class SemanticLoss(nn.Module):
     def forward(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
         """Return the terms of one batch as float32 scalars."""
         logits, labels = raw["logits"], batch.semantic
-        if labels is None:  # as if nobody had labelled any pixel
+        if labels is None:  # as if nobody had labelled_mask any pixel
             labels = torch.full(
                 (len(logits), *logits.shape[2:]), IGNORED_PIXEL, dtype=torch.uint8, device=logits.device
             )
         names = sorted(name for name in raw if name.startswith("aux"))
         shares = dict(zip(names, self._aux_weights(names), strict=True)) | {"logits": 1.0}
-        with without_autocast(logits.device.type):
+        with autocast_disabled(logits.device.type):
             seg = torch.zeros((), device=logits.device)
-            smoothing = Smoothing(self.class_weights, self.hyp.seg_label_smoothing)
+            smoothing = ClassWeighting(self.class_weights, self.hyp.seg_label_smoothing)
             costs = self._plain_costs(labels) if self.hyp.seg_loss == "ce" else None  # the same for all outputs
             for name in ("logits", *names):
                 grids = self._grids(raw[name], batch, labels)
                 mine = costs or self._hard_costs(raw[name], labels, grids)
-                seg = seg + entropy_sum(raw[name], labels, grids, mine, smoothing) * shares[name]
+                seg = seg + cross_entropy_sum(raw[name], labels, grids, mine, smoothing) * shares[name]
             terms = {"seg": seg * self.hyp.seg}
             for name, measure in _MEASURES.items():
                 if weight := getattr(self.hyp, f"seg_{name}"):
@@ -101,47 +101,47 @@ class SemanticLoss(nn.Module):
             )
         return weights[: len(names)]
 
-    def _plain_costs(self, labels: Tensor) -> PixelCosts:
+    def _plain_costs(self, labels: Tensor) -> PixelWeights:
         """Return what each pixel counts: all labelled ones alike, divided by what all ranks have."""
-        known = labelled(labels)
-        return PixelCosts(known * self._one_over(self._weight_of(known, labels)))
+        known = labelled_mask(labels)
+        return PixelWeights(known * self._one_over(self._weight_of(known, labels)))
 
-    def _hard_costs(self, maps: Tensor, labels: Tensor, grids: list[Enlarging]) -> PixelCosts:
+    def _hard_costs(self, maps: Tensor, labels: Tensor, grids: list[BilinearUpsampler]) -> PixelWeights:
         """Return what each pixel counts where that depends on how well its class was found."""
-        kind, known = self.hyp.seg_loss, labelled(labels)
-        entropy = true_entropy(maps, labels, grids)
+        kind, known = self.hyp.seg_loss, labelled_mask(labels)
+        entropy = pixel_cross_entropy(maps, labels, grids)
         if kind == "focal":
             return self._focal(entropy, known, labels)
         threshold = self.hyp.seg_threshold or _THRESHOLDS[kind]
         if kind == "ohem":
-            counted = hard_pixels(entropy, known, threshold)
+            counted = ohem_mask(entropy, known, threshold)
         else:
-            counted = improbable_pixels(entropy, known, threshold, round(self.hyp.seg_min_kept))
-        return PixelCosts(counted * self._one_over(self._weight_of(counted, labels)))
+            counted = prob_ohem_mask(entropy, known, threshold, round(self.hyp.seg_min_kept))
+        return PixelWeights(counted * self._one_over(self._weight_of(counted, labels)))
 
-    def _focal(self, entropy: Tensor, known: Tensor, labels: Tensor) -> PixelCosts:
+    def _focal(self, entropy: Tensor, known: Tensor, labels: Tensor) -> PixelWeights:
         """Return the costs of (mean cross-entropy) x (mean of (1 - p)^gamma), whose gradient has two parts."""
         gamma, probability = self.hyp.seg_gamma, torch.exp(-entropy)
         missed = (1 - probability).clamp(min=0)
         weighed = known if self.class_weights is None else known * self.class_weights[_safe(labels)]
         shown = known.amax(dim=(1, 2), keepdim=True).expand_as(known)  # all pixels of images that have labels
         parts = (entropy * weighed, weighed, missed**gamma * shown, shown)
-        sums = self._over_ranks(torch.stack([part.sum(dtype=wide(known)) for part in parts]))
+        sums = self._over_ranks(torch.stack([part.sum(dtype=accumulation_dtype(known)) for part in parts]))
         entropies, pixels, powers, count = sums.float().unbind()
         mean = entropies * _inverse(pixels)
         # the derivative of (1 - p)^gamma by -log p is gamma (1 - p)^(gamma - 1) p
         slope = gamma * missed.clamp(min=1e-12) ** (gamma - 1) * probability
         extra = slope * shown * (mean * _inverse(count))
-        return PixelCosts(known * (_inverse(pixels) * powers * _inverse(count)), extra)
+        return PixelWeights(known * (_inverse(pixels) * powers * _inverse(count)), extra)
 
-    def _overlap(self, maps: Tensor, batch: Batch, labels: Tensor, measure: Measure) -> Tensor:
-        images = (labels != IGNORED_PIXEL).flatten(1).any(dim=1).sum().to(wide(maps))
-        return overlap_sum(maps, labels, self._grids(maps, batch, labels), measure) * self._one_over(images)
+    def _overlap(self, maps: Tensor, batch: Batch, labels: Tensor, measure: RegionLoss) -> Tensor:
+        images = (labels != IGNORED_PIXEL).flatten(1).any(dim=1).sum().to(accumulation_dtype(maps))
+        return region_loss_sum(maps, labels, self._grids(maps, batch, labels), measure) * self._one_over(images)
 
     def _weight_of(self, counted: Tensor, labels: Tensor) -> Tensor:
         if self.class_weights is not None:
             counted = counted * self.class_weights[_safe(labels)]
-        return counted.sum(dtype=wide(counted))
+        return counted.sum(dtype=accumulation_dtype(counted))
 
     def _one_over(self, total: Tensor) -> Tensor:
         return _inverse(self._over_ranks(total)).float()
@@ -150,16 +150,18 @@ class SemanticLoss(nn.Module):
         # in validation every rank has batches of its own, and not equally many: waiting for each other would hang
         return sum_over_ranks(total) if self.training else total
 
-    def _grids(self, maps: Tensor, batch: Batch, labels: Tensor) -> list[Enlarging]:
+    def _grids(self, maps: Tensor, batch: Batch, labels: Tensor) -> list[BilinearUpsampler]:
         """Return where the labels' pixels lie on the maps, one per image."""
         size_hw, map_hw = (labels.shape[1], labels.shape[2]), (maps.shape[2], maps.shape[3])
-        plain = even_enlarging(size_hw, map_hw, maps.device)
+        plain = aligned_upsampler(size_hw, map_hw, maps.device)
         if self.training:
             return [plain] * len(maps)
         grids = []
         for info in batch.info:
             bordered = info is not None and info.geometry.original_hw == size_hw and _has_border(info.geometry)
-            grids.append(Enlarging(*original_grid(info.geometry, map_hw), map_hw, maps.device) if bordered else plain)
+            grids.append(
+                BilinearUpsampler(*original_grid(info.geometry, map_hw), map_hw, maps.device) if bordered else plain
+            )
         return grids
 
 

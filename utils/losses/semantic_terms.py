@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from utils.core.contracts import IGNORED_PIXEL
-from utils.ops.semantic_maps import Enlarging
+from utils.ops.semantic_maps import BilinearUpsampler
 
 # Of the 19 classes of Cityscapes (behaviour.md 12.4)
 CLASS_WEIGHTS = {
@@ -29,7 +29,7 @@ CLASS_WEIGHTS = {
 _DICE_SMOOTH = 1.0
 
 
-class PixelCosts(NamedTuple):
+class PixelWeights(NamedTuple):
     """What the cross-entropy of every pixel counts. K pixels stand for the labels' shape (B, H, W)."""
 
     value: Tensor  # (K) factor of its weighted cross-entropy, in the result and in the gradient; 0: left out
@@ -37,19 +37,19 @@ class PixelCosts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Smoothing:
+class ClassWeighting:
     """Weights of the classes and how much of a label is spread over all of them."""
 
     weights: Tensor | None = None  # (C,)
     share: float = 0.0
 
 
-def wide(tensor: Tensor) -> torch.dtype:
+def accumulation_dtype(tensor: Tensor) -> torch.dtype:
     """Return the type in which sums over many pixels are taken: Apple's GPUs have no float64."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
-def true_entropy(maps: Tensor, labels: Tensor, grids: Sequence[Enlarging]) -> Tensor:
+def pixel_cross_entropy(maps: Tensor, labels: Tensor, grids: Sequence[BilinearUpsampler]) -> Tensor:
     """Return (B, H, W) float32: minus the logarithm of the probability of each pixel's class.
 
     `maps` is (B, C, h, w) scores, `labels` (B, H, W) uint8; unlabelled pixels count as class 0, and images without any
@@ -77,8 +77,8 @@ def _target(labels: Tensor) -> Tensor:
     return torch.where(labels == IGNORED_PIXEL, 0, labels).long()
 
 
-def entropy_sum(
-    maps: Tensor, labels: Tensor, grids: Sequence[Enlarging], costs: PixelCosts, smoothing: Smoothing
+def cross_entropy_sum(
+    maps: Tensor, labels: Tensor, grids: Sequence[BilinearUpsampler], costs: PixelWeights, smoothing: ClassWeighting
 ) -> Tensor:
     """Return the sum of the pixels' cross-entropies times their costs, a float32 scalar with gradient.
 
@@ -94,9 +94,9 @@ class _Pixels:
     """All that `_EntropySum` needs beside the maps: autograd does not look into it."""
 
     labels: Tensor
-    grids: Sequence[Enlarging]
-    costs: PixelCosts
-    smoothing: Smoothing
+    grids: Sequence[BilinearUpsampler]
+    costs: PixelWeights
+    smoothing: ClassWeighting
 
 
 class _EntropySum(torch.autograd.Function):
@@ -104,7 +104,7 @@ class _EntropySum(torch.autograd.Function):
     def forward(ctx: Any, maps: Tensor, pixels: _Pixels) -> Tensor:
         """Return the sum; the gradient is made here, where the probabilities are at hand."""
         slope = _zeros_like(maps) if ctx.needs_input_grad[0] else None
-        total = torch.zeros((), dtype=wide(maps), device=maps.device)
+        total = torch.zeros((), dtype=accumulation_dtype(maps), device=maps.device)
         for image, grid in enumerate(pixels.grids):
             if _without_use(pixels.labels[image] != IGNORED_PIXEL):  # its costs are 0, too
                 continue
@@ -146,9 +146,9 @@ def _tile_entropy(scores: Tensor, pixels: _Pixels, place: tuple[int, slice, slic
     odds = scores.sub_(top).exp_()
     total = odds.sum(dim=0)
     norm = top + total.log()  # logsumexp
-    found = (main * (norm - true)).sum(dtype=wide(scores))
+    found = (main * (norm - true)).sum(dtype=accumulation_dtype(scores))
     if weighed is not None:
-        found = found + (part * (spread.sum() * norm - weighed)).sum(dtype=wide(scores))
+        found = found + (part * (spread.sum() * norm - weighed)).sum(dtype=accumulation_dtype(scores))
     if not learning:
         return found
     if pixels.costs.extra is not None:
@@ -164,12 +164,12 @@ def _tile_entropy(scores: Tensor, pixels: _Pixels, place: tuple[int, slice, slic
 # Which pixels count
 
 
-def labelled(labels: Tensor) -> Tensor:
-    """Return (B, H, W) float32: 1 where somebody labelled the pixel, else 0."""
+def labelled_mask(labels: Tensor) -> Tensor:
+    """Return (B, H, W) float32: 1 where somebody labelled_mask the pixel, else 0."""
     return (labels != IGNORED_PIXEL).float()
 
 
-def hard_pixels(entropy: Tensor, known: Tensor, threshold: float) -> Tensor:
+def ohem_mask(entropy: Tensor, known: Tensor, threshold: float) -> Tensor:
     """Return (B, H, W) float32, 1 for pixels that count in OHEM: the true class is less probable than `threshold`.
 
     If these are fewer than a sixteenth of the labelled ones, that many with the greatest (B, H, W) `entropy` count
@@ -183,11 +183,11 @@ def hard_pixels(entropy: Tensor, known: Tensor, threshold: float) -> Tensor:
     return torch.zeros_like(known).flatten().index_fill_(0, ranked, 1.0).view_as(known)
 
 
-def improbable_pixels(entropy: Tensor, known: Tensor, threshold: float, least: int) -> Tensor:
+def prob_ohem_mask(entropy: Tensor, known: Tensor, threshold: float, least: int) -> Tensor:
     """Return (B, H, W) float32, 1 for pixels that count in ProbOhem.
 
     These are those whose true class has at most the probability `threshold`, or at most that of the `least`-th smallest
-    if this is larger; all if fewer than `least` are labelled.
+    if this is larger; all if fewer than `least` are labelled_mask.
     """
     probability = torch.where(known > 0, torch.exp(-entropy), math.inf).flatten()
     count = min(least, len(probability))
@@ -199,10 +199,10 @@ def improbable_pixels(entropy: Tensor, known: Tensor, threshold: float, least: i
 # Overlap
 
 
-Measure = Callable[[Tensor, Tensor], Tensor]  # (C, n) probabilities and (n,) classes of labelled pixels to a scalar
+RegionLoss = Callable[[Tensor, Tensor], Tensor]  # (C, n) probabilities and (n,) classes of labelled pixels to a scalar
 
 
-def dice(probabilities: Tensor, classes: Tensor) -> Tensor:
+def dice_loss(probabilities: Tensor, classes: Tensor) -> Tensor:
     """Return 1 - the mean Dice coefficient (arXiv 1606.04797, without squares) of the classes that occur."""
     wanted = torch.zeros_like(probabilities).scatter_(0, classes[None], 1.0)
     shared, size = (probabilities * wanted).sum(dim=1), wanted.sum(dim=1)
@@ -210,7 +210,7 @@ def dice(probabilities: Tensor, classes: Tensor) -> Tensor:
     return 1 - scores[size > 0].mean()
 
 
-def lovasz(probabilities: Tensor, classes: Tensor) -> Tensor:
+def lovasz_softmax_loss(probabilities: Tensor, classes: Tensor) -> Tensor:
     """Return the Lovasz-Softmax loss (arXiv 1705.08790) over the classes that occur."""
     losses = []
     for label in classes.unique().tolist():
@@ -223,7 +223,7 @@ def lovasz(probabilities: Tensor, classes: Tensor) -> Tensor:
     return torch.stack(losses).mean()
 
 
-def overlap_sum(maps: Tensor, labels: Tensor, grids: Sequence[Enlarging], measure: Measure) -> Tensor:
+def region_loss_sum(maps: Tensor, labels: Tensor, grids: Sequence[BilinearUpsampler], measure: RegionLoss) -> Tensor:
     """Return the sum of `measure` over the images that have labels, a float32 scalar with gradient.
 
     One image is enlarged at a time, and autograd's memory of it is given back before the next. The host waits for the
@@ -234,7 +234,9 @@ def overlap_sum(maps: Tensor, labels: Tensor, grids: Sequence[Enlarging], measur
 
 class _OverlapSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, maps: Tensor, labels: Tensor, grids: Sequence[Enlarging], measure: Measure) -> Tensor:
+    def forward(
+        ctx: Any, maps: Tensor, labels: Tensor, grids: Sequence[BilinearUpsampler], measure: RegionLoss
+    ) -> Tensor:
         """Return the sum; gradients are made here."""
         learning = ctx.needs_input_grad[0]
         slope = _zeros_like(maps) if learning else None

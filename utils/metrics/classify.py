@@ -59,7 +59,7 @@ class ClassifyEvaluator:
             per_class[label] = row["top1_acc"]
         overall = rows[0][1]
         return Scores(
-            numbers={"top1": overall["top1_acc"], "top5": overall["top5_acc"]},
+            metrics={"top1": overall["top1_acc"], "top5": overall["top5_acc"]},
             columns=COLUMNS,
             rows=rows,
             per_class=per_class,

@@ -19,14 +19,14 @@ from utils.core.files import atomic_path
 from utils.core.log import LOGGER
 from utils.ops.boxes import xyxy_to_xywh
 
-Shapes = dict[int, list[dict[str, Any]]]  # image index -> run lengths of its objects, in the order of the boxes
+ImageRles = dict[int, list[dict[str, Any]]]  # image index -> run lengths of its objects, in the order of the boxes
 COCO_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 _ALL, _SMALL, _MEDIUM, _LARGE = range(4)  # size ranges in COCO's arrays
 _AT_1, _AT_10, _AT_100 = range(3)  # detections per image
 
 
 @dataclass(frozen=True)
-class CocoTruth:
+class CocoGroundTruth:
     """Labels in COCO's form and how this project's indices translate to its ids."""
 
     data: Any  # hotcoco.COCO
@@ -43,18 +43,18 @@ def _coco_class() -> Any:
     return COCO
 
 
-def file_id(path: str) -> int | str:
+def coco_image_id(path: str) -> int | str:
     """Return how COCO-format predictions call an image: its stem, as a number if it is one (behaviour.md 6.4)."""
     stem = Path(path).stem
     return int(stem) if stem.isascii() and stem.isdecimal() else stem
 
 
-def truth_from_labels(
+def ground_truth_from_labels(
     names: Sequence[str],
     images: dict[int, tuple[str, tuple[int, int]]],
     labels: dict[int, tuple[np.ndarray, np.ndarray]],
-    shapes: Shapes | None = None,
-) -> CocoTruth:
+    shapes: ImageRles | None = None,
+) -> CocoGroundTruth:
     """Return the truth of `labels`, (n, 4) xyxy in original pixels and (n,) classes per image index.
 
     `images` maps indices to path and (height, width). Areas are those of the masks `shapes`, without them of the boxes;
@@ -75,8 +75,8 @@ def truth_from_labels(
         np.concatenate(boxes or [np.zeros((0, 4))]),
         **_segmentation([shape for index in images for shape in shapes[index]] if shapes is not None else None),
     )
-    json_ids = {index: file_id(path) for index, (path, _) in images.items()}
-    return CocoTruth(data, {index: index for index in images}, tuple(range(len(names))), json_ids)
+    json_ids = {index: coco_image_id(path) for index, (path, _) in images.items()}
+    return CocoGroundTruth(data, {index: index for index in images}, tuple(range(len(names))), json_ids)
 
 
 def _segmentation(shapes: list[dict[str, Any]] | None) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _segmentation(shapes: list[dict[str, Any]] | None) -> dict[str, Any]:
     return {"segmentation": shapes, "area": np.array([float(area(shape)) for shape in shapes])}
 
 
-def truth_from_file(path: Path, names: Sequence[str], images: dict[int, str]) -> CocoTruth:
+def ground_truth_from_file(path: Path, names: Sequence[str], images: dict[int, str]) -> CocoGroundTruth:
     """Return the truth of a COCO JSON for `images`, index -> path; crowds count as COCO has it.
 
     Classes are matched by name, in whole or, with as many categories as classes, by order; images by file name. A
@@ -104,7 +104,7 @@ def truth_from_file(path: Path, names: Sequence[str], images: dict[int, str]) ->
     by_stem = {Path(image.get("file_name") or str(key)).stem: key for key, image in data.imgs.items()}
     image_ids = {}
     for index, image_path in images.items():
-        called = file_id(image_path)
+        called = coco_image_id(image_path)
         found = by_stem.get(Path(image_path).stem, called if isinstance(called, int) and called in data.imgs else None)
         if found is not None:
             image_ids[index] = found
@@ -116,8 +116,8 @@ def truth_from_file(path: Path, names: Sequence[str], images: dict[int, str]) ->
             f"{path}: {len(images) - len(image_ids)} of {len(images)} images are not in it, leaving them out"
         )
     # The file's own ids in predictions, too: what is saved can then be evaluated against this file.
-    json_ids = {index: image_ids.get(index, file_id(image_path)) for index, image_path in images.items()}
-    return CocoTruth(data, image_ids, category_ids, json_ids)
+    json_ids = {index: image_ids.get(index, coco_image_id(image_path)) for index, image_path in images.items()}
+    return CocoGroundTruth(data, image_ids, category_ids, json_ids)
 
 
 def _one_line(error: Exception) -> str:
@@ -125,7 +125,7 @@ def _one_line(error: Exception) -> str:
 
 
 def prediction_rows(
-    truth: CocoTruth, found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]], shapes: Shapes | None = None
+    truth: CocoGroundTruth, found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]], shapes: ImageRles | None = None
 ) -> list[dict[str, Any]]:
     """Return COCO-format predictions of `found`: per image index (n, 4) xyxy, (n,) scores, (n,) classes (6.4)."""
     rows: list[dict[str, Any]] = []
@@ -153,8 +153,8 @@ def write_predictions(path: Path, rows: list[dict[str, Any]]) -> None:
         temporary.write_text(json.dumps(rows, separators=(",", ":")), encoding="utf-8")
 
 
-def coco_numbers(
-    truth: CocoTruth, found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]], shapes: Shapes | None = None
+def coco_metrics(
+    truth: CocoGroundTruth, found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]], shapes: ImageRles | None = None
 ) -> dict[str, float]:
     """Return COCO's twelve numbers of `found`: per image index (n, 4) xyxy, (n,) scores, (n,) classes.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from utils.metrics.matching import pairs_by_overlap
+from utils.metrics.matching import match_one_to_one
 from utils.ops.iou import pairwise_iou_numpy
 
 CONFIDENCE, IOU = 0.25, 0.45
@@ -36,7 +36,7 @@ class ConfusionMatrix:
         sure = scores > self.confidence
         detections_xyxy, classes = detections_xyxy[sure], classes[sure].astype(np.int64)
         truth = label_classes.astype(np.int64)
-        pairs = pairs_by_overlap(pairwise_iou_numpy(labels_xyxy, detections_xyxy), self.iou)
+        pairs = match_one_to_one(pairwise_iou_numpy(labels_xyxy, detections_xyxy), self.iou)
         background = self.num_classes
         predicted_as = np.full(len(truth), background)
         made_of = np.full(len(classes), background)

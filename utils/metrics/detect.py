@@ -11,15 +11,15 @@ from utils.core.distributed import gather, is_main
 from utils.metrics import EVALUATORS
 from utils.metrics.average_precision import CONFIDENCES, PrecisionRecall, evaluate_detections
 from utils.metrics.coco import (
-    CocoTruth,
-    coco_numbers,
+    CocoGroundTruth,
+    coco_metrics,
+    ground_truth_from_file,
+    ground_truth_from_labels,
     prediction_rows,
-    truth_from_file,
-    truth_from_labels,
     write_predictions,
 )
 from utils.metrics.confusion import ConfusionMatrix
-from utils.metrics.matching import IOU_THRESHOLDS, match
+from utils.metrics.matching import IOU_THRESHOLDS, match_detections
 from utils.ops.boxes import cxcywhn_to_xyxy, to_original
 from utils.ops.iou import pairwise_iou_numpy
 
@@ -93,27 +93,27 @@ class DetectEvaluator:
 
     def score(self, records: list[ImageRecord]) -> Scores:
         """Return the scores of `records`; writes predictions if asked to."""
-        table = table_of(records)
+        table = evaluate_records(records)
         truth = self.truth(records)
         found = {record.index: (record.boxes, record.scores, record.classes) for record in records}
         if self.settings.save_json is not None and is_main():
             write_predictions(self.settings.save_json, prediction_rows(truth, found))
-        numbers = overall(table)
-        numbers |= {f"coco/{name}": value for name, value in coco_numbers(truth, found).items()}
+        numbers = mean_scores(table)
+        numbers |= {f"coco/{name}": value for name, value in coco_metrics(truth, found).items()}
         return Scores(
-            numbers=numbers,
+            metrics=numbers,
             columns=COLUMNS,
             rows=self.rows(table, records, numbers),
             per_class={int(label): float(row.mean()) for label, row in zip(table.classes, table.ap, strict=True)},
             details=self.details(table, records),
         )
 
-    def truth(self, records: list[ImageRecord]) -> CocoTruth:
+    def truth(self, records: list[ImageRecord]) -> CocoGroundTruth:
         """Return what COCO's numbers are counted against: the annotations file that was given, else the labels."""
         if self.settings.annotations is not None:
             images = {record.index: record.path for record in records}
-            return truth_from_file(self.settings.annotations, self.names, images)
-        return truth_from_labels(
+            return ground_truth_from_file(self.settings.annotations, self.names, images)
+        return ground_truth_from_labels(
             self.names,
             {record.index: (record.path, record.original_hw) for record in records},
             {record.index: (record.label_boxes, record.label_classes) for record in records},
@@ -160,7 +160,7 @@ class DetectEvaluator:
         )
 
 
-def table_of(records: list[ImageRecord]) -> PrecisionRecall:
+def evaluate_records(records: list[ImageRecord]) -> PrecisionRecall:
     """Return the scores of every class over all `records`."""
     return evaluate_detections(
         _joined([record.correct for record in records], (0, len(IOU_THRESHOLDS)), bool),
@@ -170,7 +170,7 @@ def table_of(records: list[ImageRecord]) -> PrecisionRecall:
     )
 
 
-def overall(table: PrecisionRecall) -> dict[str, float]:
+def mean_scores(table: PrecisionRecall) -> dict[str, float]:
     """Return the means over classes: precision, recall, map50, map50_95."""
     return {
         "precision": _mean(table.precision),
@@ -199,7 +199,7 @@ def make_record(result: Results, labels: np.ndarray) -> ImageRecord:
         classes=classes,
         label_boxes=label_boxes,
         label_classes=label_classes,
-        correct=match(overlap, label_classes[:, None] == classes[None]),
+        correct=match_detections(overlap, label_classes[:, None] == classes[None]),
     )
 
 

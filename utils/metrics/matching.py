@@ -7,7 +7,9 @@ import numpy as np
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
-def match(overlap: np.ndarray, same_class: np.ndarray, thresholds: np.ndarray = IOU_THRESHOLDS) -> np.ndarray:
+def match_detections(
+    overlap: np.ndarray, same_class: np.ndarray, thresholds: np.ndarray = IOU_THRESHOLDS
+) -> np.ndarray:
     """Return (D, T) bool: detection d is correct at threshold t.
 
     `overlap` and `same_class` are (L, D), labels by detections; detections come by falling score. At each threshold a
@@ -29,7 +31,7 @@ def match(overlap: np.ndarray, same_class: np.ndarray, thresholds: np.ndarray = 
     return correct
 
 
-def pairs_by_overlap(overlap: np.ndarray, threshold: float) -> list[tuple[int, int]]:
+def match_one_to_one(overlap: np.ndarray, threshold: float) -> list[tuple[int, int]]:
     """Return (label, detection) pairs above `threshold` where each is used once, the highest overlaps first.
 
     A detection takes the label it overlaps most, then a label keeps the detection that overlaps it most; what loses

@@ -14,10 +14,10 @@ from utils.core.contracts import Batch, EvalSettings, HeadSpec, Results, Scores
 from utils.core.distributed import gather, is_main
 from utils.core.log import LOGGER
 from utils.metrics import EVALUATORS
-from utils.metrics.coco import coco_numbers, prediction_rows, truth_from_labels, write_predictions
-from utils.metrics.detect import DetectDetails, DetectEvaluator, ImageRecord, overall, table_of
-from utils.metrics.matching import match
-from utils.ops.masks import chunks, mask_in_original, mask_iou, run_lengths
+from utils.metrics.coco import coco_metrics, ground_truth_from_labels, prediction_rows, write_predictions
+from utils.metrics.detect import DetectDetails, DetectEvaluator, ImageRecord, evaluate_records, mean_scores
+from utils.metrics.matching import match_detections
+from utils.ops.masks import chunk_slices, encode_rle, mask_in_original, mask_iou
 
 _SCORES = ("P", "R", "mAP50", "mAP50-95")  # columns of the boxes' table that masks have, too
 COLUMNS = ("Images", "Instances", *(f"Box {name[-5:]}" for name in _SCORES), *(f"Mask {name[-5:]}" for name in _SCORES))
@@ -69,12 +69,12 @@ class SegmentEvaluator:
         labels = label_masks(batch, place)
         classes = batch.boxes[mine, 1].cpu().numpy().astype(np.int32)
         same_class = classes[:, None] == result.classes.cpu().numpy().astype(np.int32)[None]
-        correct = match(overlaps(labels, result).numpy().astype(np.float64), same_class)
+        correct = match_detections(mask_overlaps(labels, result).numpy().astype(np.float64), same_class)
         if self.settings.save_json is None or result.fine_masks is None:
             return MaskRecord(result.info.index, correct, [], [])
         fine, geometry = result.fine_masks, result.info.geometry
-        shapes = [run_lengths(fine.original(row)) for row in range(len(fine))]
-        truth = [run_lengths(mask_in_original(label.float().numpy(), geometry)) for label in labels]
+        shapes = [encode_rle(fine.original(row)) for row in range(len(fine))]
+        truth = [encode_rle(mask_in_original(label.float().numpy(), geometry)) for label in labels]
         return MaskRecord(result.info.index, correct, shapes, truth)
 
     def compute(self) -> Scores:
@@ -82,10 +82,10 @@ class SegmentEvaluator:
         masks = {record.index: record for part in gather(list(self._masks.values())) for record in part}
         records = self.boxes.gathered()
         by_mask = [replace(record, correct=masks[record.index].correct) for record in records]
-        box, table = self.boxes.score(records), table_of(by_mask)
-        found = overall(table)
+        box, table = self.boxes.score(records), evaluate_records(by_mask)
+        found = mean_scores(table)
         numbers = {f"mask_{name}": value for name, value in found.items()}
-        for name, value in box.numbers.items():
+        for name, value in box.metrics.items():
             numbers[name if name.startswith("coco/") else f"box_{name}"] = value
         if self.settings.save_json is not None:
             numbers |= self._coco(records, masks)
@@ -95,7 +95,7 @@ class SegmentEvaluator:
             rows.append((name, dict(zip(COLUMNS, (first["Images"], first["Instances"], *scores), strict=True))))
         per_mask = {int(label): float(row.mean()) for label, row in zip(table.classes, table.ap, strict=True)}
         return Scores(
-            numbers=numbers,
+            metrics=numbers,
             columns=COLUMNS,
             rows=rows,
             per_class={label: (value + per_mask[label]) / 2 for label, value in box.per_class.items()},
@@ -109,7 +109,7 @@ class SegmentEvaluator:
         if self.settings.annotations is not None:
             truth = self.boxes.truth(records)
         else:
-            truth = truth_from_labels(
+            truth = ground_truth_from_labels(
                 self.boxes.names,
                 {record.index: (record.path, record.original_hw) for record in records},
                 {record.index: (record.label_boxes, record.label_classes) for record in records},
@@ -122,7 +122,7 @@ class SegmentEvaluator:
                 f"{self.settings.annotations}: holds objects without masks; COCO's numbers are of boxes only"
             )
             return {}
-        return {f"coco/segm/{name}": value for name, value in coco_numbers(truth, found, shapes).items()}
+        return {f"coco/segm/{name}": value for name, value in coco_metrics(truth, found, shapes).items()}
 
 
 def label_masks(batch: Batch, place: int) -> Tensor:
@@ -136,8 +136,8 @@ def label_masks(batch: Batch, place: int) -> Tensor:
     return masks[place] == torch.arange(1, int(mine.sum()) + 1, dtype=masks.dtype)[:, None, None]
 
 
-def overlaps(labels: Tensor, result: Results) -> Tensor:
-    """Return (L, D) overlaps of label masks with those found, at the resolution of the latter."""
+def mask_overlaps(labels: Tensor, result: Results) -> Tensor:
+    """Return (L, D) mask_overlaps of label masks with those found, at the resolution of the latter."""
     if result.masks is None:
         raise ValueError(f"{result.info.path}: no masks to evaluate")
     if result.fine_masks is None:
@@ -145,7 +145,9 @@ def overlaps(labels: Tensor, result: Results) -> Tensor:
         return mask_iou(_at(labels, (masks.shape[1], masks.shape[2])), masks)
     height, width = result.info.geometry.network_hw
     labels = _at(labels, (height, width))
-    parts = [mask_iou(labels, result.fine_masks.network(rows)) for rows in chunks(len(result.masks), height * width)]
+    parts = [
+        mask_iou(labels, result.fine_masks.network(rows)) for rows in chunk_slices(len(result.masks), height * width)
+    ]
     return torch.cat([torch.zeros((len(labels), 0)), *parts], dim=1)
 
 

@@ -64,7 +64,7 @@ class SemanticEvaluator:
 
     def _count(self, label: np.ndarray, found: np.ndarray, path: str) -> PixelCounts | None:
         """Return the pairs of one image, None if nobody labelled a pixel."""
-        table = pixel_pairs(label, found)
+        table = joint_histogram(label, found)
         table[IGNORED_PIXEL] = 0
         seen = np.flatnonzero(table.any(axis=1))
         if len(seen) and (wrong := int(seen[-1])) >= self.num_classes:
@@ -108,11 +108,11 @@ class SemanticEvaluator:
             row = self._row(int(showing[index]), int(labels[index]), float(iou[index]), share)
             rows.append((self.names[index], row))
         return Scores(
-            numbers=numbers,
+            metrics=numbers,
             columns=COLUMNS,
             rows=rows,
             per_class={int(index): float(iou[index]) for index in np.flatnonzero(labels)},
-            remark=_remark(numbers, float(iou[known].mean()) if known.any() else 0.0),
+            note=_remark(numbers, float(iou[known].mean()) if known.any() else 0.0),
             details=SemanticDetails(self.names, np.ascontiguousarray(confusion.T), iou),
         )
 
@@ -130,7 +130,7 @@ def _remark(numbers: dict[str, float], without_absent: float) -> str:
     )
 
 
-def pixel_pairs(label: np.ndarray, found: np.ndarray) -> np.ndarray:
+def joint_histogram(label: np.ndarray, found: np.ndarray) -> np.ndarray:
     """Return (256, 256) int64: how many pixels of two uint8 maps have each pair of values, [first, second]."""
     pairs = label.astype(np.uint16)
     pairs <<= 8

@@ -7,7 +7,7 @@ import numpy as np
 from utils.core.contracts import IGNORED_PIXEL
 
 
-def class_shares(classes: np.ndarray) -> dict[int, float]:
+def class_fractions(classes: np.ndarray) -> dict[int, float]:
     """Return the share of the labelled pixels that each class of an (H, W) uint8 map covers, the largest first.
 
     The shares add up to one; a map without a labelled pixel has none.

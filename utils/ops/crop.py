@@ -13,24 +13,24 @@ _TRIES = 10
 _ASPECTS = (3 / 4, 4 / 3)
 
 
-def centre_square(image: np.ndarray, new_hw: tuple[int, int]) -> tuple[np.ndarray, Geometry]:
-    """Return the middle square of an (H, W, 3) image, bilinearly resized to `new_hw`, and the geometry."""
+def centre_crop(image: np.ndarray, new_hw: tuple[int, int]) -> tuple[np.ndarray, Geometry]:
+    """Return the middle square of an (H, W, 3) image, bilinearly resize to `new_hw`, and the geometry."""
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     scale_xy = (new_hw[1] / side, new_hw[0] / side)
     geometry = Geometry((height, width), new_hw, scale_xy, (-left * scale_xy[0], -top * scale_xy[1]))
-    return resized(image[top : top + side, left : left + side], new_hw), geometry
+    return resize(image[top : top + side, left : left + side], new_hw), geometry
 
 
-def resized(image: np.ndarray, new_hw: tuple[int, int]) -> np.ndarray:
-    """Return the image bilinearly resized to `new_hw`; the same array if it has that size."""
+def resize(image: np.ndarray, new_hw: tuple[int, int]) -> np.ndarray:
+    """Return the image bilinearly resize to `new_hw`; the same array if it has that size."""
     if image.shape[:2] == new_hw:
         return image
     return cv2.resize(image, new_hw[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def random_area(rng: np.random.Generator, hw: tuple[int, int], least: float) -> tuple[int, int, int, int]:
+def random_resized_area(rng: np.random.Generator, hw: tuple[int, int], least: float) -> tuple[int, int, int, int]:
     """Return top, left, height and width of a random part of an image of `hw` pixels.
 
     Its area is `least` to all of the image's, its width / height 3/4 to 4/3 (Szegedy et al. 2015, section 6); where ten
@@ -49,7 +49,7 @@ def random_area(rng: np.random.Generator, hw: tuple[int, int], least: float) -> 
     return (height - part_h) // 2, (width - part_w) // 2, part_h, part_w
 
 
-def jittered(image: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarray:
+def colour_jitter(image: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarray:
     """Return the (H, W, 3) uint8 BGR image with brightness, contrast and saturation changed in random order.
 
     Each is multiplied by its own factor from 1 - share to 1 + share: pixels are moved away from, or towards, black, the

@@ -37,7 +37,7 @@ def pairwise_iou_numpy(a_xyxy: np.ndarray, b_xyxy: np.ndarray, eps: float = EPS)
     return shared / (area_a[:, None] + area_b[None, :] - shared + eps)
 
 
-def covered_share(box_xyxy: np.ndarray, others_xyxy: np.ndarray, eps: float = EPS) -> np.ndarray:
+def intersection_over_area(box_xyxy: np.ndarray, others_xyxy: np.ndarray, eps: float = EPS) -> np.ndarray:
     """Return (n,) intersection of one (4,) box with each of (n, 4) others, over the *other's* area (G1: ioa)."""
     overlap = np.minimum(box_xyxy[2:], others_xyxy[:, 2:]) - np.maximum(box_xyxy[:2], others_xyxy[:, :2])
     return overlap.clip(0).prod(axis=1) / ((others_xyxy[:, 2:] - others_xyxy[:, :2]).prod(axis=1) + eps)

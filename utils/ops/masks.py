@@ -51,7 +51,7 @@ def polygon_masks(
     return masks
 
 
-def overlap_map(
+def instance_map(
     polygons: Sequence[np.ndarray], image_hw: tuple[int, int], ratio: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return one map of all objects and the order it numbers them in.
@@ -91,14 +91,14 @@ def prototype_masks(
     small = boxes_xyxy * boxes_xyxy.new_tensor([mask_w / network_hw[1], mask_h / network_hw[0]] * 2)
     flat = prototypes.flatten(1)
     masks = torch.zeros((len(coefficients), mask_h, mask_w), dtype=torch.bool, device=prototypes.device)
-    for rows in chunks(len(coefficients), mask_h * mask_w):
+    for rows in chunk_slices(len(coefficients), mask_h * mask_w):
         # a sigmoid above one half is a sum above zero
         positive = (coefficients[rows] @ flat).view(-1, mask_h, mask_w) > 0
         masks[rows] = positive & inside_boxes(small[rows], (mask_h, mask_w))
     return masks
 
 
-def enlarged_masks(
+def upsampled_masks(
     prototypes: Tensor,
     coefficients: Tensor,
     boxes_xyxy: Tensor,
@@ -147,7 +147,7 @@ class PrototypeMasks:
         size_hw, boxes = self.geometry.network_hw, self.boxes_xyxy[rows].float()
         prototypes, coefficients = self.prototypes.float(), self.coefficients[rows].float()
         if prototypes.device.type != "cpu":
-            return enlarged_masks(prototypes, coefficients, boxes, size_hw)
+            return upsampled_masks(prototypes, coefficients, boxes, size_hw)
         # the same, one after the other and only the pixels of each box
         soft = (coefficients @ prototypes.flatten(1)).sigmoid_().view(-1, *prototypes.shape[1:]).numpy()
         masks = torch.zeros((len(soft), *size_hw), dtype=torch.bool)
@@ -195,7 +195,7 @@ def mask_in_original(
 # Comparing and writing
 
 
-def chunks(count: int, pixels: int) -> list[slice]:
+def chunk_slices(count: int, pixels: int) -> list[slice]:
     """Return slices of `count` masks of so many pixels that are held in memory at a time."""
     step = max(1, _CHUNK // max(1, pixels))
     return [slice(start, start + step) for start in range(0, count, step)]
@@ -206,14 +206,14 @@ def mask_iou(first: Tensor, second: Tensor) -> Tensor:
     flat = first.flatten(1).float()
     areas = flat.sum(dim=1)
     overlaps = torch.zeros((len(first), len(second)), device=first.device)
-    for rows in chunks(len(second), flat.shape[1]):
+    for rows in chunk_slices(len(second), flat.shape[1]):
         others = second[rows].flatten(1).float()
         shared = flat @ others.T
         overlaps[:, rows] = shared / (areas[:, None] + others.sum(dim=1)[None] - shared + 1e-7)
     return overlaps
 
 
-def largest_outline(mask: np.ndarray) -> np.ndarray:
+def largest_contour(mask: np.ndarray) -> np.ndarray:
     """Return (k, 2) float32 pixels: the outer contour with most points of an (H, W) mask; (0, 2) if it is empty."""
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     if not contours:
@@ -221,7 +221,7 @@ def largest_outline(mask: np.ndarray) -> np.ndarray:
     return max(contours, key=len).reshape(-1, 2).astype(np.float32)
 
 
-def run_lengths(mask: np.ndarray) -> dict[str, Any]:
+def encode_rle(mask: np.ndarray) -> dict[str, Any]:
     """Return an (H, W) mask as COCO's compressed run lengths: `size` and `counts`, ready for JSON."""
     from pycocotools.mask import encode
 

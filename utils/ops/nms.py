@@ -20,14 +20,14 @@ EXACT_OFFSET = 2.0**20  # beyond it float32 rounds coordinates to more than 1/16
 _BLOCK, _BLOCK_WITHOUT = 512, 256  # measured; the second where torchvision is missing
 
 
-class Suppressed(NamedTuple):
+class NmsResult(NamedTuple):
     """What is left of each image."""
 
     rows: list[Tensor]  # per image (n, 6 + masks): x1, y1, x2, y2, score, class, mask coefficients; falling scores
     cut: list[bool]  # per image: more candidates than the cap, the lowest scores were left out
 
 
-def suppress(predictions: Tensor, num_classes: int, settings: EvalSettings) -> Suppressed:
+def batched_nms(predictions: Tensor, num_classes: int, settings: EvalSettings) -> NmsResult:
     """Return the detections of (B, N, 5 + C + masks) decoded predictions: cxcywh in pixels, objectness, classes.
 
     Reads confidence, iou, max_detections, multi_label, agnostic, classes and max_candidates of `settings`. All
@@ -37,15 +37,15 @@ def suppress(predictions: Tensor, num_classes: int, settings: EvalSettings) -> S
     if predictions.ndim != 3 or predictions.shape[2] < 5 + num_classes:
         raise ValueError(f"predictions must be (B, N, {5 + num_classes} or more), got {tuple(predictions.shape)}")
     if predictions.device.type == "mps":  # its sort and its float64 are not to be relied on
-        moved = suppress(predictions.cpu(), num_classes, settings)
-        return Suppressed([rows.to(predictions.device) for rows in moved.rows], moved.cut)
+        moved = batched_nms(predictions.cpu(), num_classes, settings)
+        return NmsResult([rows.to(predictions.device) for rows in moved.rows], moved.cut)
     images, rows = _candidates(predictions, num_classes, settings)
     counts = torch.bincount(images, minlength=len(predictions)).tolist()
     kept, cut = [], []
     for candidates in rows.split(counts):
         cut.append(len(candidates) > settings.max_candidates)
-        kept.append(_suppress_image(candidates, num_classes, settings))
-    return Suppressed(kept, cut)
+        kept.append(_nms_one_image(candidates, num_classes, settings))
+    return NmsResult(kept, cut)
 
 
 def _candidates(predictions: Tensor, num_classes: int, settings: EvalSettings) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,7 @@ def _candidates(predictions: Tensor, num_classes: int, settings: EvalSettings) -
     return images[rows], joined
 
 
-def _suppress_image(candidates: Tensor, num_classes: int, settings: EvalSettings) -> Tensor:
+def _nms_one_image(candidates: Tensor, num_classes: int, settings: EvalSettings) -> Tensor:
     """Return what is left of one image's (K, 6 + masks) candidates, by falling score."""
     if not len(candidates):
         return candidates
@@ -141,7 +141,7 @@ def _overlap(boxes: Tensor, areas: Tensor, first: Tensor, second: Tensor) -> Ten
 
 
 def _settle(suppresses: Tensor) -> Tensor:
-    """Return (n,) bool: who stays, given the strictly upper triangular (n, n) matrix of who would suppress whom.
+    """Return (n,) bool: who stays, given the strictly upper triangular (n, n) matrix of who would batched_nms whom.
 
     Box i stays when no box before it that stays suppresses it. Repeating that rule for all at once is right for at
     least one more box each time, so it ends with the one answer that going through them in turn would give.

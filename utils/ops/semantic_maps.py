@@ -23,7 +23,7 @@ _PIXELS = 2**16  # of mixed cells, computed at a time
 # Where an image's pixels lie on a smaller map
 
 
-def even_grid(size_hw: tuple[int, int], map_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def aligned_grid(size_hw: tuple[int, int], map_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Return (H,) rows and (W,) columns on an (h, w) map that covers H x W pixels, corners on corners (float64)."""
     rows, columns = (_evenly(pixels, cells) for pixels, cells in zip(size_hw, map_hw, strict=True))
     return rows, columns
@@ -62,7 +62,7 @@ class Tile(NamedTuple):
     along: Tensor  # (small columns, large columns) weights
 
 
-class Enlarging:
+class BilinearUpsampler:
     """Bilinear enlarging of (C, h, w) maps as products with two small matrices, a tile at a time.
 
     `rows` (H,) and `columns` (W,) are the rising positions of the large map's pixels on the small one. Tiles keep what
@@ -111,9 +111,9 @@ class Enlarging:
 
 
 @lru_cache(maxsize=16)
-def even_enlarging(size_hw: tuple[int, int], map_hw: tuple[int, int], device: torch.device) -> Enlarging:
+def aligned_upsampler(size_hw: tuple[int, int], map_hw: tuple[int, int], device: torch.device) -> BilinearUpsampler:
     """Return what enlarges (C, h, w) maps to H x W pixels, corners on corners; kept for the next time."""
-    return Enlarging(*even_grid(size_hw, map_hw), map_hw, device)
+    return BilinearUpsampler(*aligned_grid(size_hw, map_hw), map_hw, device)
 
 
 def _matrix(positions: Tensor, cells: int) -> tuple[Tensor, Tensor]:
@@ -143,7 +143,7 @@ def class_map(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Return (H, W) uint8, the class with the greatest bilinearly interpolated score at every pixel.
 
     `logits` is (C, h, w) with at most 255 classes; `rows` (H,) and `columns` (W,) are rising positions on it, as
-    `even_grid` and `original_grid` give them. Of equal scores the first class wins. The result is on the device of
+    `aligned_grid` and `original_grid` give them. Of equal scores the first class wins. The result is on the device of
     `logits`.
 
     On a CPU only cells whose four corners disagree are interpolated: where one class wins all corners it wins
@@ -156,7 +156,7 @@ def class_map(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         raise UserError(f"{classes} classes per pixel: at most {IGNORED_PIXEL} fit into maps of 8 bits")
     logits = logits.detach().float()
     if logits.device.type != "cpu":
-        return _class_map_plain(logits, Enlarging(rows, columns, (height, width), logits.device))
+        return _class_map_plain(logits, BilinearUpsampler(rows, columns, (height, width), logits.device))
     axes = [
         _axis(positions.cpu().double().numpy().tobytes(), cells)
         for positions, cells in ((rows, height), (columns, width))
@@ -164,7 +164,7 @@ def class_map(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return torch.from_numpy(_class_map_cells(np.ascontiguousarray(logits.numpy()), axes[0], axes[1]))
 
 
-def _class_map_plain(logits: Tensor, enlarging: Enlarging) -> Tensor:
+def _class_map_plain(logits: Tensor, enlarging: BilinearUpsampler) -> Tensor:
     found = torch.empty(enlarging.size_hw, dtype=torch.uint8, device=logits.device)
     for tile in enlarging.tiles(len(logits)):
         found[tile.rows, tile.columns] = enlarging.enlarge(logits, tile).argmax(dim=0)

@@ -35,7 +35,7 @@ class Warp:
         return translate @ shear @ rotation @ perspective @ centre
 
 
-def draw_warp(
+def sample_warp(
     rng: np.random.Generator, degrees: float, translate: float, scale: float, shear: float, perspective: float
 ) -> Warp:
     """Return a random warp; each value is uniform within plus or minus its limit."""
@@ -98,7 +98,7 @@ def polygon_box(polygon_xy: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray
     return np.concatenate((kept.min(0), kept.max(0)))
 
 
-def survives(
+def usable_boxes(
     before_xyxy: np.ndarray,
     after_xyxy: np.ndarray,
     min_side_px: float = 2.0,

@@ -20,7 +20,7 @@ def pixel_flip(width: int, height: int, left_right: bool, up_down: bool) -> np.n
     return matrix
 
 
-def shift(x: float, y: float) -> np.ndarray:
+def translation_matrix(x: float, y: float) -> np.ndarray:
     """Return the matrix that moves by (x, y) pixels."""
     return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
 
@@ -52,7 +52,7 @@ def _warp_upright(canvas: np.ndarray, tile: np.ndarray, matrix: np.ndarray, inte
     top, bottom = _covered(matrix[1, 1], matrix[1, 2], tile.shape[0], canvas.shape[0])
     if left >= right or top >= bottom:
         return
-    moved = shift(-left, -top) @ matrix
+    moved = translation_matrix(-left, -top) @ matrix
     part = canvas[top:bottom, left:right]
     if moved[0, 0] == moved[1, 1] == 1 and moved[0, 2] == int(moved[0, 2]) and moved[1, 2] == int(moved[1, 2]):
         x, y = -int(moved[0, 2]), -int(moved[1, 2])
@@ -76,7 +76,7 @@ def _warp_masked(canvas: np.ndarray, tile: np.ndarray, matrix: np.ndarray, inter
         bottom = min(bottom, math.ceil(outline[:, 1].max()) + 1)
         if left >= right or top >= bottom:
             return
-    moved = shift(-left, -top) @ matrix
+    moved = translation_matrix(-left, -top) @ matrix
     size = (right - left, bottom - top)
     drawn = cv2.warpPerspective(tile, moved, size, flags=interpolation, borderMode=cv2.BORDER_REPLICATE)
     solid = np.full((height, width), 255, np.uint8)

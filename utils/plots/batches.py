@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from utils.core.contracts import IGNORED_PIXEL, Batch, Geometry, ImageInfo, Results
-from utils.ops.class_fractions import class_shares
-from utils.plots.draw import DrawStyle, colour_of, draw_boxes, draw_label, draw_masks, label_text
+from utils.ops.class_fractions import class_fractions
+from utils.plots.draw import DrawStyle, draw_boxes, draw_label, draw_masks, label_text, palette_colour
 from utils.plots.figure_io import write_image
-from utils.plots.semantic_overlay import SemanticLook, draw_classes, legend_strip
+from utils.plots.semantic_overlay import SemanticStyle, legend_strip, overlay_semantic_map
 
 MAX_IMAGES = 16
 MAX_SIDE_PX = 1920
@@ -26,25 +26,25 @@ def draw_batch(
     path: Path,
     names: Sequence[str],
     results: Sequence[Results] | None = None,
-    look: SemanticLook | None = None,
+    look: SemanticStyle | None = None,
 ) -> None:
     """Write up to 16 images of `batch` as a mosaic to `path`, with `results` drawn on them, else with the labels.
 
     `names` are those of the boxes; `look` has names and colours of the classes of pixels, without it they are numbered.
     Where there are such classes, a legend stands below the mosaic.
     """
-    look = look or SemanticLook()
+    look = look or SemanticStyle()
     network_hw = (int(batch.images.shape[2]), int(batch.images.shape[3]))
     shown: set[int] = set()  # classes of pixels
 
     def decorate(tile: np.ndarray, i: int) -> None:
         classes = _classes_of_pixels(batch, i, results, (tile.shape[0], tile.shape[1]))
         if classes is not None:
-            draw_classes(tile, classes, look)
-            shown.update(class_shares(classes))
+            overlay_semantic_map(tile, classes, look)
+            shown.update(class_fractions(classes))
         labels = _predicted(results[i], network_hw) if results is not None else _labelled(batch, i)
         masks = _found_masks(results[i]) if results is not None else _labelled_masks(batch, i)
-        draw_masks(tile, masks, [colour_of(index) for index in labels[1][: len(masks)]])
+        draw_masks(tile, masks, [palette_colour(index) for index in labels[1][: len(masks)]])
         _draw_on_tile(tile, labels, names, Path(batch.info[i].path).stem)
 
     def below(width: int) -> np.ndarray | None:
@@ -145,12 +145,12 @@ def _predicted(results: Results, network_hw: tuple[int, int]) -> Drawable:
     if results.boxes is None or results.classes is None or results.scores is None:
         return np.zeros((0, 4), np.float32), [], []
     shown = (results.scores > SHOWN_CONFIDENCE).cpu()
-    boxes = to_network_px(results.boxes.detach().cpu().float()[shown].numpy(), results.info)
+    boxes = boxes_to_network(results.boxes.detach().cpu().float()[shown].numpy(), results.info)
     size = np.array([network_hw[1], network_hw[0]] * 2, np.float32)
     return boxes / size, results.classes.cpu()[shown].tolist(), results.scores.cpu()[shown].tolist()
 
 
-def to_network_px(boxes_xyxy: np.ndarray, info: ImageInfo) -> np.ndarray:
+def boxes_to_network(boxes_xyxy: np.ndarray, info: ImageInfo) -> np.ndarray:
     """Return (n, 4) boxes in pixels of the original image as pixels of the network's input."""
     geometry = info.geometry
     return boxes_xyxy * np.array(geometry.scale_xy * 2, np.float32) + np.array(geometry.pad_xy * 2, np.float32)
@@ -178,5 +178,5 @@ def _draw_on_tile(tile: np.ndarray, found: Drawable, names: Sequence[str], title
     height, width = tile.shape[:2]
     texts = [label_text(names, index, score, DrawStyle()) for index, score in zip(classes, scores, strict=True)]
     pixels = boxes * np.array([width, height] * 2, np.float32)
-    draw_boxes(tile, pixels, [colour_of(index) for index in classes], texts, line_px=2)
+    draw_boxes(tile, pixels, [palette_colour(index) for index in classes], texts, line_px=2)
     draw_label(tile, title[:40], (4, 4), _GREY, max(10, min(18, height // 24)), line_px=0)

@@ -9,8 +9,8 @@ import numpy as np
 
 from utils.core.contracts import Batch, Loader, Results
 from utils.plots.batches import draw_grid
-from utils.plots.draw import PALETTE_BGR, class_name, colour_of, draw_label
-from utils.plots.figure_io import as_text, new_figure, save_figure
+from utils.plots.draw import PALETTE_BGR, class_name, draw_label, palette_colour
+from utils.plots.figure_io import escape_mathtext, new_figure, save_figure
 
 NAMED_CLASSES = 30
 TILE_PX = 160  # room for a name
@@ -23,7 +23,9 @@ def draw_class_batch(batch: Batch, path: Path, names: Sequence[str], results: Se
 
     def decorate(tile: np.ndarray, index: int) -> None:
         label = labels[index]
-        text, colour = (class_name(names, label), colour_of(label)) if label >= 0 else ("no label", (114, 114, 114))
+        text, colour = (
+            (class_name(names, label), palette_colour(label)) if label >= 0 else ("no label", (114, 114, 114))
+        )
         probabilities = results[index].probabilities if results is not None else None
         if probabilities is not None:
             found = int(probabilities.argmax())
@@ -43,7 +45,7 @@ def draw_class_counts(loader: Loader, folder: Path, names: Sequence[str]) -> Non
     axes.bar(np.arange(len(counts)), counts, color=colours)
     axes.set(ylabel="images", title=f"{int(counts.sum())} images of {len(counts)} classes")
     if len(names) <= NAMED_CLASSES:
-        axes.set_xticks(range(len(names)), [as_text(name) for name in names], rotation=90)
+        axes.set_xticks(range(len(names)), [escape_mathtext(name) for name in names], rotation=90)
     else:
         axes.set_xlabel("class")
     save_figure(figure, Path(folder) / "labels.jpg")

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from utils.plots.draw import class_name
-from utils.plots.figure_io import as_text, new_figure, save_figure
+from utils.plots.figure_io import escape_mathtext, new_figure, save_figure
 
 NAMED_CURVES = 20  # more classes than this are drawn as thin lines without a legend
 ANNOTATED_CLASSES = 30
@@ -51,7 +51,7 @@ def draw_confidence_curve(
     mean = _smoothed(values.mean(axis=0)) if len(values) else np.zeros_like(confidence)
     best = int(mean.argmax())
     text = f"all classes {mean[best]:.2f} at {confidence[best]:.3f}"
-    lines = [(as_text(name), row) for name, row in zip(names, values, strict=True)]
+    lines = [(escape_mathtext(name), row) for name, row in zip(names, values, strict=True)]
     return _draw(confidence, lines, (text, mean), path, ("Confidence", title))
 
 
@@ -62,7 +62,7 @@ def draw_pr_curve(
     mean = precision.mean(axis=0) if len(precision) else np.zeros_like(recall)
     overall = float(average_precision.mean()) if len(average_precision) else 0.0
     rows = zip(names, precision, average_precision, strict=True)
-    lines = [(f"{as_text(name)} {value:.3f}", row) for name, row, value in rows]
+    lines = [(f"{escape_mathtext(name)} {value:.3f}", row) for name, row, value in rows]
     return _draw(recall, lines, (f"all classes {overall:.3f} mAP50", mean), path, ("Recall", "Precision"))
 
 
@@ -112,7 +112,7 @@ def draw_confusion(matrix: np.ndarray, path: Path, names: Sequence[str]) -> Path
             colour = "white" if share > 0.45 else "black"
             axes.text(column, row, f"{share:.2f}", ha="center", va="center", color=colour, fontsize=font_size)
     if count <= NAMED_TICKS:
-        ticks = [as_text(name) for name in titles]
+        ticks = [escape_mathtext(name) for name in titles]
         font_size = max(5, min(11, 300 / count))
         axes.set_xticks(range(count), ticks, rotation=90, fontsize=font_size)
         axes.set_yticks(range(count), ticks, fontsize=font_size)

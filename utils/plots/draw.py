@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.core.contracts import Results
 from utils.ops.masks import mask_in_original
-from utils.plots.semantic_overlay import SemanticLook, draw_classes, draw_legend
+from utils.plots.semantic_overlay import SemanticStyle, draw_legend, overlay_semantic_map
 from utils.plots.text_rendering import Colour, class_name, put_text, text_mask
 
 # behaviour.md 5.3, as 0xRRGGBB; the colour of a class is its index modulo 20
@@ -34,10 +34,10 @@ class DrawStyle:
     scores: bool = True
     outline_masks: bool = False
     opacity: float = 0.5  # of objects' masks
-    semantic: SemanticLook = field(default_factory=SemanticLook)
+    semantic: SemanticStyle = field(default_factory=SemanticStyle)
 
 
-def colour_of(index: int) -> Colour:
+def palette_colour(index: int) -> Colour:
     """Return the colour of class `index`."""
     blue, green, red = (int(value) for value in PALETTE_BGR[index % len(PALETTE_BGR)])
     return blue, green, red
@@ -163,9 +163,9 @@ def annotate(
     found = results.cpu()
     boxes = None if found.boxes is None or found.classes is None else found.boxes.float().numpy()
     classes = [] if boxes is None or found.classes is None else [int(index) for index in found.classes]
-    colours = [colour_of(index) for index in classes]
+    colours = [palette_colour(index) for index in classes]
     if found.semantic is not None:
-        draw_classes(canvas, found.semantic.numpy(), style.semantic)
+        overlay_semantic_map(canvas, found.semantic.numpy(), style.semantic)
     _draw_found_masks(canvas, found, colours, style)
     if found.semantic is not None and style.semantic.legend:
         draw_legend(canvas, found.semantic.numpy(), style.semantic, font_height_px(canvas.shape[:2]), boxes)

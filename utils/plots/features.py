@@ -36,7 +36,7 @@ class FeatureSink:
             channels = values[results.info.index].float().cpu().numpy()
             with atomic_path(place / f"{name}.npy") as temporary:
                 np.save(temporary, channels)
-            write_image(place / f"{name}.png", feature_picture(channels))
+            write_image(place / f"{name}.png", feature_image(channels))
         self._count += 1
 
     def close(self) -> str:
@@ -44,7 +44,7 @@ class FeatureSink:
         return f"feature maps of {self._count} image(s) in {self.folder}" if self._count else ""
 
 
-def feature_picture(channels: np.ndarray) -> np.ndarray:
+def feature_image(channels: np.ndarray) -> np.ndarray:
     """Return the first 32 of (C, H, W) maps side by side, each from its small (dark) to its large values.
 
     The lowest and highest hundredth share the end's colour: single pixels would leave all others dark.

@@ -50,6 +50,6 @@ def save_figure(figure: Figure, path: Path, dpi: int = 200) -> Path:
     return path
 
 
-def as_text(name: str) -> str:
+def escape_mathtext(name: str) -> str:
     """Return a class name so that matplotlib does not take dollar signs for formulas."""
     return name.replace("$", r"\$")

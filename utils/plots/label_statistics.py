@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from utils.core.contracts import Loader
-from utils.plots.draw import PALETTE_BGR, colour_of
-from utils.plots.figure_io import as_text, new_figure, save_figure
+from utils.plots.draw import PALETTE_BGR, palette_colour
+from utils.plots.figure_io import escape_mathtext, new_figure, save_figure
 
 MAX_BOXES = 100_000  # of the scatter pictures; more take long and look the same
 OVERLAID_BOXES = 1000
@@ -34,7 +34,7 @@ def draw_label_overview(rows: np.ndarray, path: Path, names: Sequence[str]) -> P
     instances.bar(np.arange(len(counts)), counts, color=colours)
     instances.set(ylabel="instances")
     if len(names) <= NAMED_CLASSES:
-        instances.set_xticks(range(len(names)), [as_text(name) for name in names], rotation=90, fontsize=9)
+        instances.set_xticks(range(len(names)), [escape_mathtext(name) for name in names], rotation=90, fontsize=9)
     else:
         instances.set_xlabel("class")
     shown = _sample(rows, MAX_BOXES)
@@ -89,5 +89,5 @@ def _boxes_about_centre(rows: np.ndarray, side_px: int = 1000) -> np.ndarray:
         middle = side_px / 2
         first = (round(middle - half_w), round(middle - half_h))
         second = (round(middle + half_w), round(middle + half_h))
-        cv2.rectangle(canvas, first, second, colour_of(int(index)), 1)
+        cv2.rectangle(canvas, first, second, palette_colour(int(index)), 1)
     return np.ascontiguousarray(canvas[:, :, ::-1])

@@ -12,7 +12,7 @@ import numpy as np
 from utils.core.contracts import Frame, Results
 from utils.core.files import atomic_path
 from utils.ops.boxes import xyxy_to_xywh
-from utils.ops.masks import largest_outline, run_lengths
+from utils.ops.masks import encode_rle, largest_contour
 from utils.plots.draw import class_name
 from utils.plots.prediction_sinks import CropSink, Picture, TextSink, file_name
 
@@ -30,7 +30,7 @@ class OutlineSink(TextSink):
         scores = results.scores.tolist() if self.confidence and results.scores is not None else None
         lines = []
         for row, index in enumerate(results.classes.tolist()):
-            outline = largest_outline(results.fine_masks.original(row)) / (width, height)
+            outline = largest_contour(results.fine_masks.original(row)) / (width, height)
             if len(outline):
                 values = [*outline.ravel().tolist(), *([scores[row]] if scores is not None else [])]
                 lines.append(" ".join([str(index), *(f"{value:g}" for value in values)]))
@@ -74,7 +74,7 @@ class RunLengthSink:
                     "category": class_name(self.names, index),
                     "score": round(score, 5),
                     "bbox": boxes[row],
-                    "segmentation": run_lengths(results.fine_masks.original(row)),
+                    "segmentation": encode_rle(results.fine_masks.original(row)),
                 }
             )
 

@@ -20,7 +20,7 @@ def draw_results(csv_path: Path) -> Path | None:
     epochs = columns.get("epoch")
     if epochs is None or not len(epochs):
         return None
-    top, bottom = arrange(list(columns))
+    top, bottom = panel_rows(list(columns))
     width = max(len(top), len(bottom), 1)
     figure = new_figure(2.6 * width, 6)
     grid = figure.subplots(2, width, squeeze=False)
@@ -57,7 +57,7 @@ def _number(text: str) -> float:
         return float("nan")
 
 
-def arrange(names: list[str]) -> tuple[list[str], list[str]]:
+def panel_rows(names: list[str]) -> tuple[list[str], list[str]]:
     """Return which columns are drawn above and below; the epoch and learning rates (x/…) are not drawn."""
     metrics = [name for name in names if name.startswith("metrics/")]
     half = -(-len(metrics) // 2)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from utils.core.contracts import IGNORED_PIXEL
-from utils.ops.class_fractions import class_shares
+from utils.ops.class_fractions import class_fractions
 from utils.plots.palette import palette
 from utils.plots.text_rendering import Colour, class_name, put_text, text_mask
 
@@ -22,7 +22,7 @@ _LONGEST_NAME = 24  # characters; longer ones are cut
 
 
 @dataclass(frozen=True)
-class SemanticLook:
+class SemanticStyle:
     """How classes of pixels are shown: their names and colours, and how much of the picture shines through."""
 
     names: tuple[str, ...] = ()
@@ -41,18 +41,18 @@ def _table(names: tuple[str, ...], given: tuple[tuple[int, int, int], ...]) -> n
     return np.ascontiguousarray(table[:, ::-1])
 
 
-def class_colour(index: int, look: SemanticLook) -> Colour:
+def class_colour(index: int, look: SemanticStyle) -> Colour:
     """Return the colour of class `index`."""
     blue, green, red = (int(value) for value in _table(look.names, look.given)[index])
     return blue, green, red
 
 
-def coloured(classes: np.ndarray, look: SemanticLook) -> np.ndarray:
+def colourize(classes: np.ndarray, look: SemanticStyle) -> np.ndarray:
     """Return the (H, W, 3) uint8 BGR picture of an (H, W) uint8 map; ignored pixels are black."""
     return cv2.LUT(cv2.merge([classes] * 3), _table(look.names, look.given)[None])  # four times as fast as indexing
 
 
-def draw_classes(canvas: np.ndarray, classes: np.ndarray, look: SemanticLook) -> None:
+def overlay_semantic_map(canvas: np.ndarray, classes: np.ndarray, look: SemanticStyle) -> None:
     """Tint every pixel of `canvas` (H, W, 3) with the colour of its class, in place; ignored pixels stay.
 
     A map of another size than the canvas is resized to it.
@@ -62,7 +62,7 @@ def draw_classes(canvas: np.ndarray, classes: np.ndarray, look: SemanticLook) ->
     height, width = canvas.shape[:2]
     if classes.shape != (height, width):
         classes = cv2.resize(classes, (width, height), interpolation=cv2.INTER_NEAREST)
-    mixed = cv2.addWeighted(canvas, 1 - look.opacity, coloured(classes, look), look.opacity, 0)
+    mixed = cv2.addWeighted(canvas, 1 - look.opacity, colourize(classes, look), look.opacity, 0)
     labelled = (classes != IGNORED_PIXEL).view(np.uint8)
     cv2.copyTo(mixed, labelled, canvas)  # into the canvas, also where that is part of a larger array
 
@@ -90,13 +90,13 @@ class _Entry:
         put_text(canvas, self.text, (left, top), size_px, _INK)
 
 
-def _entry(index: int, look: SemanticLook) -> _Entry:
+def _entry(index: int, look: SemanticStyle) -> _Entry:
     name = class_name(look.names, index)
     short = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
     return _Entry(short, class_colour(index, look))
 
 
-def _layout(indices: Sequence[int], look: SemanticLook, limit_hw: tuple[int, int], size_px: int) -> list[list[_Entry]]:
+def _layout(indices: Sequence[int], look: SemanticStyle, limit_hw: tuple[int, int], size_px: int) -> list[list[_Entry]]:
     """Return the columns of a legend of the classes `indices`, the largest first, that fits into `limit_hw`.
 
     Where not all fit, the smallest are left out and counted; where none fits there are no columns.
@@ -124,7 +124,7 @@ def _row_px(size_px: int) -> int:
 def draw_legend(
     canvas: np.ndarray,
     classes: np.ndarray,
-    look: SemanticLook,
+    look: SemanticStyle,
     size_px: int,
     boxes_xyxy: np.ndarray | None = None,
 ) -> None:
@@ -134,7 +134,7 @@ def draw_legend(
     need the place there more than in another corner. Pictures too small for words get none.
     """
     height, width = canvas.shape[:2]
-    indices = [index for index, share in class_shares(classes).items() if share >= LEAST_SHARE]
+    indices = [index for index, share in class_fractions(classes).items() if share >= LEAST_SHARE]
     columns = _layout(indices, look, (int(height * LARGEST_PART), int(width * LARGEST_PART)), size_px)
     if not columns:
         return
@@ -174,7 +174,7 @@ def _corner(plate_hw: tuple[int, int], image_hw: tuple[int, int], boxes_xyxy: np
     )
 
 
-def legend_strip(indices: Sequence[int], look: SemanticLook, width_px: int, size_px: int = 14) -> np.ndarray:
+def legend_strip(indices: Sequence[int], look: SemanticStyle, width_px: int, size_px: int = 14) -> np.ndarray:
     """Return a (h, width_px, 3) BGR strip that names the classes `indices` line by line; of none it is empty."""
     row_px, gap_px = _row_px(size_px), size_px
     lines: list[list[_Entry]] = [[]]

@@ -12,7 +12,7 @@ from utils.core.contracts import IGNORED_PIXEL, Frame, Results
 from utils.core.errors import UserError
 from utils.plots.figure_io import write_image
 from utils.plots.prediction_sinks import Names, Picture, counted
-from utils.plots.semantic_overlay import SemanticLook, coloured
+from utils.plots.semantic_overlay import SemanticStyle, colourize
 
 # behaviour.md 12.6: the classes that are trained, in their order, and what Cityscapes' label files call them
 CITYSCAPES_IDS = {
@@ -36,7 +36,7 @@ class ClassMapSink:
 
     stopped = False
 
-    def __init__(self, folder: Path, look: SemanticLook) -> None:
+    def __init__(self, folder: Path, look: SemanticStyle) -> None:
         self.folder, self.look, self._names, self._count = folder, look, Names(), 0
 
     def write(self, frame: Frame, results: Results, picture: Picture) -> None:
@@ -46,13 +46,13 @@ class ClassMapSink:
         classes = results.semantic.numpy()
         name = f"{_stem(self._names, frame)}.png"
         write_image(self.folder / "masks" / name, classes)
-        write_image(self.folder / "masks_colour" / name, coloured(classes, self.look))
+        write_image(self.folder / "masks_colour" / name, colourize(classes, self.look))
         self._count += 1
 
     def close(self) -> str:
         """Return what was written."""
         text = counted(self._count, "class map", "class maps", self.folder / "masks")
-        return f"{text}, coloured in {self.folder / 'masks_colour'}" if text else ""
+        return f"{text}, colourize in {self.folder / 'masks_colour'}" if text else ""
 
 
 class SubmitSink:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from utils.plots.figure_io import as_text, new_figure, save_figure
+from utils.plots.figure_io import escape_mathtext, new_figure, save_figure
 
 
 def draw_study(curves: Mapping[str, Sequence[Sequence[float]]], columns: Sequence[str], path: Path) -> Path:
@@ -22,7 +22,7 @@ def draw_study(curves: Mapping[str, Sequence[Sequence[float]]], columns: Sequenc
     for number, (name, rows) in enumerate(curves.items()):
         milliseconds = [sum(row[1 + best :]) for row in rows]
         values = [row[best] for row in rows]
-        axes.plot(milliseconds, values, marker="o", markersize=5, color=f"C{number % 10}", label=as_text(name))
+        axes.plot(milliseconds, values, marker="o", markersize=5, color=f"C{number % 10}", label=escape_mathtext(name))
         for row, x, y in zip(rows, milliseconds, values, strict=True):
             axes.annotate(
                 f"{row[0]:g}", (x, y), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8,

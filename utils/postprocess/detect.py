@@ -6,7 +6,7 @@ from torch import Tensor
 
 from utils.core.contracts import Decoded, EvalSettings, HeadSpec, Results
 from utils.ops.boxes import to_original
-from utils.ops.nms import suppress
+from utils.ops.nms import batched_nms
 from utils.postprocess import POSTPROCESS
 
 
@@ -22,7 +22,7 @@ class DetectPostProcess:
         predictions = decoded["predictions"]
         if len(predictions) != len(results):
             raise ValueError(f"{len(predictions)} images were predicted, {len(results)} results are to be filled")
-        kept = suppress(predictions, self.spec.num_classes, self.settings)
+        kept = batched_nms(predictions, self.spec.num_classes, self.settings)
         for rows, cut, result in zip(kept.rows, kept.cut, results, strict=True):
             fill_boxes(result, rows, cut)
             if self.settings.single_class and result.classes is not None:

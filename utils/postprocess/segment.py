@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from utils.core.contracts import Decoded, EvalSettings, HeadSpec, Results
 from utils.ops.masks import PrototypeMasks, prototype_masks
-from utils.ops.nms import suppress
+from utils.ops.nms import batched_nms
 from utils.postprocess import POSTPROCESS
 from utils.postprocess.detect import fill_boxes
 
@@ -26,7 +26,7 @@ class SegmentPostProcess:
         predictions, prototypes = decoded["predictions"], decoded["prototypes"]
         if not len(predictions) == len(prototypes) == len(results):
             raise ValueError(f"{len(predictions)} images were predicted, {len(results)} results are to be filled")
-        kept = suppress(predictions, self.spec.num_classes, self.settings)
+        kept = batched_nms(predictions, self.spec.num_classes, self.settings)
         for rows, cut, maps, result in zip(kept.rows, kept.cut, prototypes, results, strict=True):
             fill_boxes(result, rows, cut)
             if self.settings.single_class and result.classes is not None:

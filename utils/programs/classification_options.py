@@ -7,56 +7,79 @@ from pathlib import Path
 from typing import Any
 
 from utils.core.cli import (
-    add_batch_size,
+    Options,
     add_device,
     add_download,
+    add_flag,
     add_image_size,
-    add_optimizer,
-    add_regime,
     add_run_folder,
-    add_running,
     add_runtime,
     new_parser,
-    switches,
 )
 from utils.core.errors import UserError
+from utils.core.train_options import (
+    add_batch_size,
+    add_cache,
+    add_freeze,
+    add_hardware,
+    add_label_smoothing,
+    add_optimizer,
+    add_output,
+    add_patience,
+    add_schedule,
+    add_slimming,
+)
 
 CHECKPOINTS = {".pt", ".pth", ".safetensors"}
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def class_training_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return the options of a script that trains classifiers (cli.md 2.10, and what all training scripts have)."""
+    """Create the parser of a program that trains classifiers."""
     parser = new_parser(description)
-    group = parser.add_argument_group("model and data")
-    add, switch = group.add_argument, switches(group)
-    add("--model", default="", help="checkpoint of a classifier or detector, or a name: yolov5s-cls, yolov5s, resnet50")
-    add("--weights", default="", help="checkpoint to start from; empty: from scratch")
-    add("--cfg", default="", help="model YAML or name; empty: the checkpoint's own, else yolov5n-cls")
-    add("--pretrained", nargs="?", const="True", default="True", help="False: take no weights over; or a file of them")
-    add("--cutoff", type=int, default=None, help="rows of a detector that are kept, the last one replaced; empty: 10")
-    add("--dropout", type=float, default=None, help="probability of all dropout layers; empty: the model's own")
-    add("--data", default="data/shapes-cls.yaml", help="folder with train/<class> and val/<class>, or a data-set YAML")
-    add("--hyp", default="hyp.classify.yaml", help="hyper-parameter YAML")
-    add_image_size(group, [224], "image size in pixels; a second number is the size for validation")  # type: ignore[arg-type]
-    add("--cache", nargs="?", const="ram", choices=["ram", "disk", "val"], help="keep decoded images in ram or on disk")
-    switch("--download", "fetch official or published weights that are not on disk")
-    group = parser.add_argument_group("schedule")
-    add, switch = group.add_argument, switches(group)
-    add("--epochs", type=int, default=10, help="passes over the training images")
-    add_batch_size(group, 64)
-    add_optimizer(group, "Adam")
-    add("--lr0", type=float, default=None, help="learning rate at the start; empty: the hyp file's (0.001)")
-    add("--decay", type=float, default=None, help="weight decay; empty: the hyp file's (0.00005)")
-    add("--label-smoothing", type=float, default=None, help="label smoothing epsilon; empty: the hyp file's (0.1)")
-    add("--patience", type=int, default=100, help="epochs without a better result before stopping; 0: never stop")
-    add("--freeze", nargs="+", type=int, default=[0], help="one number n: layers 0 to n-1; several: exactly those")
-    switch("--freeze-bn", "keep BatchNorm statistics as they are")
-    add_regime(parser)
-    add_running(parser)
-    parser.add_argument("--verbose", action="store_true", help="print every class also when there are many")
+    _add_model(parser.add_argument_group("model"))
+    group = parser.add_argument_group("data")
+    text = "folder with train/<class> and val/<class>, or data-set YAML"
+    group.add_argument("--data", default="data/shapes-cls.yaml", metavar="FILE", help=text)
+    add_image_size(group, [224], "image size in pixels; a second number is the size for validation")
+    add_cache(group)
+    add_download(group, "official or published weights")
+    _add_optimisation(parser.add_argument_group("optimisation"))
+    add_schedule(parser.add_argument_group("learning-rate schedule"))
+    add_output(parser)
+    add_flag(parser, "--verbose", "print the accuracy of every class, however many there are")
+    add_hardware(parser.add_argument_group("hardware and precision"))
     parser.set_defaults(project="runs/train-cls")
     return parser
+
+
+def _add_model(group: Options) -> None:
+    add = group.add_argument
+    text = "checkpoint of a classifier or detector, or a name: yolov5s-cls, yolov5s, resnet50"
+    add("--model", default="", metavar="NAME", help=f"{text} (default: from --cfg)")
+    add("--weights", default="", metavar="FILE", help="initial checkpoint (default: none, train from scratch)")
+    text = "model YAML or name (default: from the checkpoint, else yolov5n-cls)"
+    add("--cfg", default="", metavar="FILE", help=text)
+    text = "True: start from the weights of --model; False: from scratch; or a file of weights"
+    add("--pretrained", nargs="?", const="True", default="True", metavar="VALUE", help=text)
+    text = "number of layers of a detector that are retained, the last one replaced (default: 10)"
+    add("--cutoff", type=int, default=None, metavar="N", help=text)
+    text = "probability of all dropout layers (default: from the model)"
+    add("--dropout", type=float, default=None, metavar="P", help=text)
+    add_freeze(group)
+
+
+def _add_optimisation(group: Options) -> None:
+    add = group.add_argument
+    add("--epochs", type=int, default=10, metavar="N", help="number of training epochs")
+    add_batch_size(group, 64)
+    add("--hyp", default="hyp.classify.yaml", metavar="FILE", help="hyperparameter YAML")
+    add_optimizer(group, "Adam")
+    add("--lr0", type=float, default=None, metavar="LR", help="initial learning rate (default: from --hyp, 0.001)")
+    add("--decay", type=float, default=None, metavar="W", help="weight decay (default: from --hyp, 0.00005)")
+    add_label_smoothing(group)
+    add_slimming(group)
+    add_patience(group)
 
 
 def class_training_options(chosen: dict[str, Any]) -> dict[str, Any]:

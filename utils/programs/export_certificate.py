@@ -21,18 +21,19 @@ from models.network_runner import NetworkRunner
 from utils.backends.export_metadata import Description
 from utils.backends.exported_runner import as_bytes, as_floats
 from utils.backends.flat_outputs import ExportJob
-from utils.core.contracts import EvalSettings, LoadRequest, Runner, SemanticRequest
+from utils.core.contracts import EvalSettings, Runner
 from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
 from utils.core.files import write_text
 from utils.core.hyp import Hyp
+from utils.core.load_request import LoadRequest, SemanticRequest
 from utils.core.log import LOGGER, progress
 from utils.datasets.generators import ensure
 from utils.datasets.generators.shapes import Settings, image_scene
 from utils.datasets.sources.frame_sources import open_source
 from utils.engine.evaluate import evaluate
 from utils.engine.parity import Limits, Looking, compare
-from utils.ops.crop import centre_square
+from utils.ops.crop import centre_crop
 from utils.ops.letterbox import letterbox
 from utils.tasks.task_selection import task_of_heads
 
@@ -176,11 +177,11 @@ def accuracy(runner: Runner, data: DataConfig, size: int, batch: int = 16, squar
     )  # fmt: skip
     report = evaluate(runner, task.load(request), EvalSettings(names=data.names), torch.device("cpu"))
     most: dict[str, float] = {}
-    for name, weight in task.headline.items():
+    for name, weight in task.fitness.items():
         head = name.partition("/")[0]
         most[head] = max(weight, most.get(head, 0.0))
-    wanted = [name for name, weight in task.headline.items() if weight == most[name.partition("/")[0]]]
-    return {name: report.numbers[name] for name in wanted if name in report.numbers}
+    wanted = [name for name, weight in task.fitness.items() if weight == most[name.partition("/")[0]]]
+    return {name: report.metrics[name] for name in wanted if name in report.metrics}
 
 
 def _folders(place: Path) -> list[Path]:
@@ -217,7 +218,7 @@ def _fitted(picture: np.ndarray, about: Description, step: int | None = None) ->
     Networks that look at the middle of pictures get that.
     """
     if all(spec.fit == "centre" for spec in about.specs.values()):
-        boxed, _ = centre_square(picture, about.image_hw)
+        boxed, _ = centre_crop(picture, about.image_hw)
     else:
         boxed, _ = letterbox(picture, about.image_hw, auto=step is not None, stride=step or 32)
     return torch.from_numpy(np.ascontiguousarray(boxed[:, :, ::-1].transpose(2, 0, 1)))[None]

@@ -23,9 +23,9 @@ from utils.programs.semantic_options import (
 if TYPE_CHECKING:  # what needs torch is imported after parsing, so that --help answers at once
     import numpy as np
 
-    from utils.core.contracts import FrameSource, Results, Runner
-    from utils.engine.predict import PredictReport, PredictSettings, Sink
-    from utils.plots.semantic_overlay import SemanticLook
+    from utils.core.contracts import FrameSource, Results, Runner, Sink
+    from utils.engine.predict import PredictReport, PredictSettings
+    from utils.plots.semantic_overlay import SemanticStyle
 
 
 def prediction_parser(description: str | None, masks: bool = False, **defaults: Any) -> argparse.ArgumentParser:
@@ -220,7 +220,7 @@ def _source(options: argparse.Namespace, data_yaml: str) -> FrameSource:
 
 
 def _sinks(
-    options: argparse.Namespace, runner: Runner, needs: str, look: SemanticLook
+    options: argparse.Namespace, runner: Runner, needs: str, look: SemanticStyle
 ) -> tuple[Path | None, list[Sink]]:
     """Return the run folder, if anything is written, and where predictions go."""
     if needs == "classes" or set(runner.specs) == {"classify"}:
@@ -229,12 +229,12 @@ def _sinks(
     from functools import partial
 
     from utils.plots.prediction_sinks import JoinSink, PictureSink, VideoSink, WindowSink
-    from utils.plots.semantic_overlay import coloured
+    from utils.plots.semantic_overlay import colourize
 
     pixels = "semantic" in runner.specs
     sinks: list[Sink] = []
     if options.view_img:
-        sinks.append(WindowSink(partial(coloured, look=look) if pixels else None))
+        sinks.append(WindowSink(partial(colourize, look=look) if pixels else None))
     boxes = any(spec.strides for spec in runner.specs.values())
     wanted = [not options.nosave, options.visualize, options.save_mask, options.submit, options.save_as_video]
     wanted += [boxes and wish for wish in (options.save_txt, options.save_crop, options.save_csv)]

@@ -13,10 +13,9 @@ from utils.core.files import is_url
 from utils.core.log import LOGGER
 
 if TYPE_CHECKING:  # what needs torch is loaded by the functions that use it
-    from utils.core.contracts import FrameSource, Runner
-    from utils.engine.predict import Sink
+    from utils.core.contracts import FrameSource, Runner, Sink
     from utils.plots.draw import DrawStyle
-    from utils.plots.semantic_overlay import SemanticLook
+    from utils.plots.semantic_overlay import SemanticStyle
 
 
 def add_pixels(add: Any) -> None:
@@ -55,9 +54,9 @@ def check_wishes(options: argparse.Namespace, runner: Runner, path: Path) -> Non
 def style(options: argparse.Namespace, runner: Runner, meta: dict[str, Any]) -> DrawStyle:
     """Return how things are drawn; the colours of pixels are those of the data set, if it is there and has its own."""
     from utils.plots.draw import DrawStyle
-    from utils.plots.semantic_overlay import SemanticLook
+    from utils.plots.semantic_overlay import SemanticStyle
 
-    semantic = SemanticLook(legend=not options.no_legend)
+    semantic = SemanticStyle(legend=not options.no_legend)
     if "semantic" in runner.specs:
         given = _given_colours(options.data, str(meta.get("data") or ""), runner.specs["semantic"].num_classes)
         semantic = replace(semantic, names=runner.specs["semantic"].names, given=given)
@@ -107,7 +106,7 @@ def require_one_size(source: FrameSource) -> None:
             raise UserError(other_size(file, image_hw, *first))
 
 
-def semantic_sinks(options: argparse.Namespace, runner: Runner, look: SemanticLook) -> list[Callable[[Path], Sink]]:
+def semantic_sinks(options: argparse.Namespace, runner: Runner, look: SemanticStyle) -> list[Callable[[Path], Sink]]:
     """Return what makes, in a run folder, the destinations of classes of pixels."""
     from utils.plots.semantic_sinks import ClassMapSink, SubmitSink, cityscapes_ids
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from utils.core.cli import explain, resolve_training, training_parser
 from utils.core.contracts import Logger
 from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.core.files import ROOT
 from utils.core.log import LOGGER
+from utils.core.train_options import format_origins, resolve_training, training_parser
 from utils.datasets.fetch.dataset_download import provide
 from utils.programs.classification_options import class_training_parser
 
@@ -42,7 +42,7 @@ def train_task(
     data = provide(str(chosen.get("data", parser.get_default("data"))), bool(chosen.get("download")))
     settings, origin = resolve_training(parser, chosen, recommended_for(task, data), data.source)
     if not settings.resume:
-        LOGGER.info(explain(settings, origin))
+        LOGGER.info(format_origins(settings, origin))
 
     from utils.engine.fit import fit  # torch is loaded here, so that --help answers at once
     from utils.tasks.task_selection import task_for

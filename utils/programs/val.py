@@ -13,10 +13,10 @@ from utils.core.cli import (
     add_image_size,
     add_run_folder,
     add_runtime,
-    add_semantic_size,
     new_parser,
     to_namespace,
 )
+from utils.core.train_options import add_semantic_size
 from utils.core.train_settings import ScoreSettings
 from utils.datasets.fetch.dataset_download import provide
 

@@ -1,5 +1,6 @@
 """One task per file, found by name."""
 
+from utils.core.contracts import Task
 from utils.core.registry import Registry
 
-TASKS = Registry("task", "utils.tasks")
+TASKS: Registry[Task] = Registry("task", "utils.tasks")

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from utils.core.contracts import Batch, Loader, LoadRequest, Results, Scores, Task
+from utils.core.contracts import Batch, Loader, Results, Scores, Task
 from utils.core.data_config import DataConfig
+from utils.core.load_request import LoadRequest
 from utils.datasets.generators.prepare import ensure
 from utils.datasets.pipeline.classification_samples import open_class_loader
 from utils.plots.classification import draw_class_batch, draw_class_counts
@@ -49,7 +50,7 @@ TASKS.register("classify")(
     Task(
         name="classify",
         heads=("classify",),
-        headline={"classify/top1": 1.0},
+        fitness={"classify/top1": 1.0},
         load=load,
         columns=COLUMNS,
         draw_batch=draw_batch,

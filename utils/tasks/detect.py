@@ -3,15 +3,16 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from utils.core.contracts import Batch, Loader, LoadRequest, Results, Scores, Task
+from utils.core.contracts import Batch, Loader, Results, Scores, Task
 from utils.core.data_config import DataConfig
+from utils.core.load_request import LoadRequest
 from utils.datasets.generators.prepare import ensure
 from utils.datasets.pipeline.loader import open_loader
 from utils.plots.batches import draw_batch
 from utils.plots.curves import draw_confusion, draw_score_curves
 from utils.plots.label_statistics import draw_labels
 from utils.plots.results import draw_results
-from utils.plots.semantic_overlay import SemanticLook
+from utils.plots.semantic_overlay import SemanticStyle
 from utils.tasks import TASKS
 
 
@@ -23,7 +24,7 @@ def load(request: LoadRequest) -> Loader:
 
 def draw_labelled(batch: Batch, path: Path, data: DataConfig, results: Sequence[Results] | None = None) -> None:
     """Write a batch as one picture, with labels or results of every kind on it."""
-    look = SemanticLook(data.semantic.names, data.semantic.palette) if data.semantic else None
+    look = SemanticStyle(data.semantic.names, data.semantic.palette) if data.semantic else None
     draw_batch(batch, path, data.names, results, look)
 
 
@@ -64,7 +65,7 @@ TASKS.register("detect")(
     Task(
         name="detect",
         heads=("detect",),
-        headline={"detect/map50": 0.1, "detect/map50_95": 0.9},
+        fitness={"detect/map50": 0.1, "detect/map50_95": 0.9},
         load=load,
         columns=COLUMNS,
         draw_batch=draw_labelled,

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from utils.core.contracts import Loader, LoadRequest, Scores, Task
+from utils.core.contracts import Loader, Scores, Task
 from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
+from utils.core.load_request import LoadRequest
 from utils.datasets.generators.prepare import ensure
 from utils.datasets.pipeline.mixed_loader import Suite, open_mixed, same_images
 
@@ -34,7 +35,7 @@ def joined(boxes: Task, pixels: Task) -> Task:
     def gains(hyp: Hyp) -> Mapping[str, float]:
         return dict.fromkeys(boxes.heads, hyp.det)
 
-    kinds = {number.split("/")[1].rpartition("map50")[0] for number in boxes.headline}  # "" or "box_", "mask_"
+    kinds = {number.split("/")[1].rpartition("map50")[0] for number in boxes.fitness}  # "" or "box_", "mask_"
     weights = {
         f"{head}/{kind}{number}": weight / len(kinds)
         for head in boxes.heads
@@ -45,11 +46,11 @@ def joined(boxes: Task, pixels: Task) -> Task:
         boxes,
         name=f"{boxes.name}+{pixels.name}",
         heads=(*boxes.heads, *pixels.heads),
-        headline=weights | dict.fromkeys(pixels.headline, SEMANTIC_WEIGHT),
+        fitness=weights | dict.fromkeys(pixels.fitness, SEMANTIC_WEIGHT),
         load=load,
         columns={**boxes.columns, **_beside(pixels.columns, boxes.columns)},
         draw_scores=draw_scores,
-        seldom=pixels.heads,
+        periodic_heads=pixels.heads,
         gains=gains,
     )
 

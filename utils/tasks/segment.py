@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from utils.core.contracts import Loader, LoadRequest, Scores, Task
+from utils.core.contracts import Loader, Scores, Task
 from utils.core.data_config import DataConfig
+from utils.core.load_request import LoadRequest
 from utils.datasets.generators.prepare import ensure
 from utils.datasets.pipeline.loader import open_loader
 from utils.plots.curves import draw_confusion, draw_score_curves
@@ -50,7 +51,7 @@ TASKS.register("segment")(
     Task(
         name="segment",
         heads=("segment",),
-        headline={f"segment/{kind}_{n}": w for kind in ("box", "mask") for n, w in (("map50", 0.1), ("map50_95", 0.9))},
+        fitness={f"segment/{kind}_{n}": w for kind in ("box", "mask") for n, w in (("map50", 0.1), ("map50_95", 0.9))},
         load=load,
         columns=COLUMNS,
         draw_batch=draw_labelled,

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from utils.core.contracts import Loader, LoadRequest, Scores, Task
+from utils.core.contracts import Loader, Scores, Task
 from utils.core.data_config import DataConfig
+from utils.core.load_request import LoadRequest
 from utils.datasets.generators.prepare import ensure
 from utils.datasets.pipeline.semantic_loader import open_semantic_loader
 from utils.plots.results import draw_results
@@ -45,7 +46,7 @@ TASKS.register("semantic")(
     Task(
         name="semantic",
         heads=("semantic",),
-        headline={"semantic/miou": 1.0},
+        fitness={"semantic/miou": 1.0},
         load=load,
         columns=COLUMNS,
         draw_batch=draw_labelled,

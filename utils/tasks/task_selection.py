@@ -35,4 +35,4 @@ def task_for(name: str, settings: TrainSettings, heads: Collection[str]) -> Task
     scores = [number for column, number in task.columns.items() if column.startswith("metrics/")]
     if len(settings.fitness) != len(scores):
         raise UserError(f"--fitness: {len(settings.fitness)} weights, but the scores are {', '.join(scores)}")
-    return replace(task, headline=dict(zip(scores, settings.fitness, strict=True)))
+    return replace(task, fitness=dict(zip(scores, settings.fitness, strict=True)))

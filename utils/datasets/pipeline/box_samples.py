@@ -24,7 +24,7 @@ from utils.datasets.pipeline.image_cache import Pictures
 from utils.datasets.pipeline.mosaic import Tile, View, compose, mosaic4, mosaic9
 from utils.datasets.pipeline.sample import Sample
 from utils.ops.letterbox import letterbox, letterbox_geometry
-from utils.ops.transform import Warp, draw_warp
+from utils.ops.transform import Warp, sample_warp
 
 
 @dataclass
@@ -129,7 +129,7 @@ class SampleMaker:
         """Return the tiles through a random warp; objects are pasted on the canvas before."""
         rng, flips, paste = how
         hyp = self.hyp
-        warp: Warp = draw_warp(rng, hyp.degrees, hyp.translate, hyp.scale, hyp.shear, hyp.perspective)
+        warp: Warp = sample_warp(rng, hyp.degrees, hyp.translate, hyp.scale, hyp.shear, hyp.perspective)
         if paste and any(tile.sample.polygons for tile in tiles):
             whole = copy_paste(compose(tiles, View(canvas_hw, canvas_hw)), paste, rng)
             tiles = [Tile(whole, 0, 0)]

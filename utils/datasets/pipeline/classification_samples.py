@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 import cv2
 import numpy as np
 
-from utils.core.contracts import Geometry, LoadRequest
+from utils.core.contracts import Geometry
 from utils.core.distributed import rank as this_rank
 from utils.core.distributed import world_size
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
+from utils.core.load_request import LoadRequest
 from utils.core.log import LOGGER
 from utils.core.seed import generator
 from utils.datasets.labels.label_index import Index
@@ -21,7 +22,7 @@ from utils.datasets.pipeline.batch_plan import STREAM_SAMPLE, Item
 from utils.datasets.pipeline.image_cache import Pictures
 from utils.datasets.pipeline.loader import BatchLoader
 from utils.datasets.pipeline.sample import Sample
-from utils.ops.crop import centre_square, jittered, random_area, resized
+from utils.ops.crop import centre_crop, colour_jitter, random_resized_area, resize
 
 IMBALANCE = 10  # the largest class has so many times the images of the smallest: worth a word
 UNLABELLED = -1
@@ -80,18 +81,18 @@ class ClassSampleMaker:
         """Write a random part of the image, resized, mirrored and in other colours, into `out_rgb` (H, W, 3)."""
         rng, hyp = generator(self.seed, epoch, item.position, STREAM_SAMPLE), self.hyp
         sample, _ = self._load(item.index)
-        top, left, height, width = random_area(rng, sample.size_hw, hyp.crop)
-        image = resized(sample.image[top : top + height, left : left + width], shape_hw)
+        top, left, height, width = random_resized_area(rng, sample.size_hw, hyp.crop)
+        image = resize(sample.image[top : top + height, left : left + width], shape_hw)
         for chance, axis in ((hyp.fliplr, 1), (hyp.flipud, 0)):
             if rng.random() < chance:
                 image = cv2.flip(image, axis)
-        write_rgb(jittered(image, rng, hyp.jitter) if hyp.jitter else image, out_rgb, None)
+        write_rgb(colour_jitter(image, rng, hyp.jitter) if hyp.jitter else image, out_rgb, None)
         return sample
 
     def evaluate(self, item: Item, shape_hw: tuple[int, int], out_rgb: np.ndarray) -> tuple[Sample, Geometry]:
         """Write the image's middle square into `out_rgb` and say how it was cut."""
         sample, _ = self._load(item.index)
-        image, geometry = centre_square(sample.image, shape_hw)
+        image, geometry = centre_crop(sample.image, shape_hw)
         write_rgb(image, out_rgb, None)
         return sample, geometry
 

@@ -12,7 +12,7 @@ from torch.utils.data import get_worker_info
 
 from utils.core.contracts import Batch, Geometry, ImageInfo
 from utils.datasets.pipeline.sample import Sample
-from utils.ops.masks import overlap_map, polygon_masks
+from utils.ops.masks import instance_map, polygon_masks
 
 _EDGE_PX = 1e-3  # boxes end this far inside the image
 
@@ -56,7 +56,7 @@ def masks_of(samples: list[Sample], shape_hw: tuple[int, int], style: MaskStyle)
         return torch.from_numpy(np.concatenate(each)).bool(), samples
     maps, ordered = [], []
     for sample in samples:
-        joined, order = overlap_map(sample.polygons, shape_hw, style.ratio)
+        joined, order = instance_map(sample.polygons, shape_hw, style.ratio)
         maps.append(joined)
         polygons = [sample.polygons[row] for row in order]
         boxes, classes = sample.boxes_xyxy[order], sample.classes[order]

@@ -9,11 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import Dataset
 
-from utils.core.contracts import Batch, Geometry, ImageInfo, Loader, LoadRequest
+from utils.core.contracts import Batch, Geometry, ImageInfo, Loader
 from utils.core.device import usable_cpus
 from utils.core.distributed import rank as this_rank
 from utils.core.distributed import world_size
 from utils.core.errors import UserError
+from utils.core.load_request import LoadRequest
 from utils.core.seed import generator
 from utils.datasets.labels.label_index import Index
 from utils.datasets.labels.scan import build_index

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.core.contracts import IGNORED_PIXEL, Batch, ImageInfo, Loader, LoadRequest
+from utils.core.contracts import IGNORED_PIXEL, Batch, ImageInfo, Loader
 from utils.core.device import usable_cpus
 from utils.core.errors import UserError
+from utils.core.load_request import LoadRequest
 from utils.datasets.pipeline.loader import open_loader
 from utils.datasets.pipeline.semantic_loader import open_semantic_loader
 
@@ -42,13 +43,13 @@ def open_mixed(
     `place` is (rank, world), None: the launcher's. `open_boxes` opens the former where they need more than boxes. The
     workers are shared as the batches are.
     """
-    boxes, pixels = shared_batch_sizes(request.batch_size, request.semantic.share)
+    boxes, pixels = shared_batch_sizes(request.batch_size, request.semantic.fraction)
     if request.rect or request.quad:
         option = "--rect" if request.rect else "--quad"
         raise UserError(f"{option} is not possible with images of two data sets in a batch: all must be squares")
     rank, world = place or (None, None)
     helpers = min(request.workers, usable_cpus())
-    for_pixels = min(max(round(helpers * request.semantic.share), 1), max(helpers - 1, 1)) if helpers else 0
+    for_pixels = min(max(round(helpers * request.semantic.fraction), 1), max(helpers - 1, 1)) if helpers else 0
     for_boxes = max(helpers - for_pixels, 1) if helpers else 0
     own = replace(request, batch_size=boxes, workers=for_boxes)
     primary = open_boxes(own) if open_boxes else open_loader(own, rank, world)

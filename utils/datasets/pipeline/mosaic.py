@@ -16,11 +16,11 @@ from utils.ops.transform import (
     flip_matrix,
     polygon_box,
     resample_polygon,
-    survives,
     transform_boxes,
     transform_points,
+    usable_boxes,
 )
-from utils.ops.warp import pixel_flip, shift, warp_into
+from utils.ops.warp import pixel_flip, translation_matrix, warp_into
 
 AREA_RATIO, AREA_RATIO_POLYGON = 0.1, 0.01  # a smaller part of an object is not worth finding
 
@@ -109,7 +109,7 @@ def compose(tiles: Sequence[Tile], view: View) -> Sample:
         part = _crop(tile, view.canvas_hw)
         if part is None:
             continue
-        placed = pixels @ shift(tile.left + part[1].start, tile.top + part[0].start)
+        placed = pixels @ translation_matrix(tile.left + part[1].start, tile.top + part[0].start)
         warp_into(result.image, tile.sample.image[part], placed)
         if tile.sample.semantic is not None and result.semantic is not None:
             warp_into(result.semantic, tile.sample.semantic[part], placed, nearest=True)
@@ -160,5 +160,5 @@ def _warp_labels(
             moved[row] = polygon_box(outlines[row], view.output_hw)
             smallest[row] = AREA_RATIO_POLYGON
     scale = view.warp.scale if view.warp is not None else 1.0
-    keep = np.flatnonzero(survives(boxes * scale, moved, min_area_ratio=smallest))
+    keep = np.flatnonzero(usable_boxes(boxes * scale, moved, min_area_ratio=smallest))
     return moved[keep], classes[keep], [outlines[row] for row in keep] if polygons else []

@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.core.contracts import IGNORED_PIXEL
 from utils.datasets.labels.semantic_layout import Draws
-from utils.ops.warp import pixel_flip, shift, warp_into
+from utils.ops.warp import pixel_flip, translation_matrix, warp_into
 
 STEP = 32  # long sides are multiples of it
 _BELOW_BASE = 4  # steps from the base down to the likeliest long side
@@ -69,7 +69,7 @@ def place_into(
     scale_y, scale_x = placing.size_hw[0] / height, placing.size_hw[1] / width
     resize = np.array([[scale_x, 0, (scale_x - 1) / 2], [0, scale_y, (scale_y - 1) / 2], [0, 0, 1]])
     mirror = pixel_flip(placing.size_hw[1], placing.size_hw[0], placing.flip, False)
-    matrix = shift(-placing.left, -placing.top) @ mirror @ resize
+    matrix = translation_matrix(-placing.left, -placing.top) @ mirror @ resize
     out_image[:], out_classes[:] = 0, IGNORED_PIXEL
     warp_into(out_image, image, matrix)
     warp_into(out_classes, classes, matrix, nearest=True)

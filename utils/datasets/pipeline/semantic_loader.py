@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from utils.core.contracts import Batch, Geometry, ImageInfo, Loader, LoadRequest
+from utils.core.contracts import Batch, Geometry, ImageInfo, Loader
 from utils.core.device import usable_cpus
 from utils.core.distributed import rank as this_rank
 from utils.core.distributed import world_size
 from utils.core.errors import UserError
+from utils.core.load_request import LoadRequest
 from utils.datasets import SEMANTIC_READERS
 from utils.datasets.labels.semantic_layout import Draws, Layout, semantic_of
 from utils.datasets.labels.semantic_scan import SemanticIndex, build_semantic_index

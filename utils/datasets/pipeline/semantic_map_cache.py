@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.core.contracts import IGNORED_PIXEL, LoadRequest
+from utils.core.contracts import IGNORED_PIXEL
 from utils.core.distributed import world_size
 from utils.core.errors import UserError
+from utils.core.load_request import LoadRequest
 from utils.core.log import LOGGER, progress
 from utils.datasets.image_files import ImageFault
 from utils.datasets.labels.label_index import Index

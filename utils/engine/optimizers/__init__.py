@@ -1,18 +1,26 @@
-"""Optimizers, found by name: a function that takes groups of parameters and a `Plan`."""
+"""Registry of optimizers: functions that build an optimizer from parameter groups and `OptimizerOptions`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from utils.core.registry import Registry
 
-OPTIMIZERS = Registry("optimizer", "utils.engine.optimizers")
-
 
 @dataclass(frozen=True)
-class Plan:
-    """What an optimizer is built from besides its groups, which say their weight decay themselves."""
+class OptimizerOptions:
+    """Options common to all parameter groups; weight decay is set per group."""
 
-    rate: float  # at the start: the hyper-parameter lr0
-    momentum: float  # of SGD and RMSProp; the others' beta1
-    fused: bool  # the device has one kernel for all tensors; else the multi-tensor form
+    lr: float  # initial learning rate (hyper-parameter lr0)
+    momentum: float  # of SGD and RMSProp, beta1 of the others
+    fused: bool  # use the fused kernel of the device, else the foreach implementation
+
+
+ParamGroups = list[dict[str, Any]]
+OPTIMIZERS: Registry[Callable[[ParamGroups, OptimizerOptions], torch.optim.Optimizer]] = Registry(
+    "optimizer", "utils.engine.optimizers"
+)

@@ -1,54 +1,52 @@
-"""PyTorch's optimizers, each in the fastest form that it has on the device."""
+"""PyTorch optimizers, each with its fastest implementation for the device."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from utils.engine.optimizers import OPTIMIZERS, Plan
+from utils.engine.optimizers import OPTIMIZERS, OptimizerOptions, ParamGroups
 
 _BETA2 = 0.999
 
 
-def _form(plan: Plan) -> dict[str, bool]:
-    return {"fused": True} if plan.fused else {"foreach": True}
+def _implementation(options: OptimizerOptions) -> dict[str, bool]:
+    return {"fused": True} if options.fused else {"foreach": True}
 
 
 @OPTIMIZERS.register("SGD")
-def sgd(groups: list[dict[str, Any]], plan: Plan) -> torch.optim.Optimizer:
-    """Return SGD with Nesterov's momentum (behaviour.md 3.3)."""
-    momentum = plan.momentum
-    return torch.optim.SGD(groups, lr=plan.rate, momentum=momentum, nesterov=momentum > 0, **_form(plan))
+def sgd(groups: ParamGroups, options: OptimizerOptions) -> torch.optim.Optimizer:
+    """Build SGD with Nesterov momentum."""
+    momentum = options.momentum
+    return torch.optim.SGD(groups, lr=options.lr, momentum=momentum, nesterov=momentum > 0, **_implementation(options))
 
 
 @OPTIMIZERS.register("Adam")
-def adam(groups: list[dict[str, Any]], plan: Plan) -> torch.optim.Optimizer:
-    """Return Adam (Kingma and Ba 2015)."""
-    return torch.optim.Adam(groups, lr=plan.rate, betas=(plan.momentum, _BETA2), **_form(plan))
+def adam(groups: ParamGroups, options: OptimizerOptions) -> torch.optim.Optimizer:
+    """Build Adam (Kingma and Ba 2015)."""
+    return torch.optim.Adam(groups, lr=options.lr, betas=(options.momentum, _BETA2), **_implementation(options))
 
 
 @OPTIMIZERS.register("AdamW")
-def adamw(groups: list[dict[str, Any]], plan: Plan) -> torch.optim.Optimizer:
-    """Return Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
-    return torch.optim.AdamW(groups, lr=plan.rate, betas=(plan.momentum, _BETA2), **_form(plan))
+def adamw(groups: ParamGroups, options: OptimizerOptions) -> torch.optim.Optimizer:
+    """Build Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+    return torch.optim.AdamW(groups, lr=options.lr, betas=(options.momentum, _BETA2), **_implementation(options))
 
 
 @OPTIMIZERS.register("NAdam")
-def nadam(groups: list[dict[str, Any]], plan: Plan) -> torch.optim.Optimizer:
-    """Return Adam with Nesterov's momentum and decoupled weight decay (Dozat 2016); PyTorch has no fused form."""
-    betas = (plan.momentum, _BETA2)
-    return torch.optim.NAdam(groups, lr=plan.rate, betas=betas, decoupled_weight_decay=True, foreach=True)
+def nadam(groups: ParamGroups, options: OptimizerOptions) -> torch.optim.Optimizer:
+    """Build NAdam (Dozat 2016) with decoupled weight decay; PyTorch has no fused version."""
+    betas = (options.momentum, _BETA2)
+    return torch.optim.NAdam(groups, lr=options.lr, betas=betas, decoupled_weight_decay=True, foreach=True)
 
 
 @OPTIMIZERS.register("RAdam")
-def radam(groups: list[dict[str, Any]], plan: Plan) -> torch.optim.Optimizer:
-    """Return rectified Adam with decoupled weight decay (Liu et al. 2020); PyTorch has no fused form."""
-    betas = (plan.momentum, _BETA2)
-    return torch.optim.RAdam(groups, lr=plan.rate, betas=betas, decoupled_weight_decay=True, foreach=True)
+def radam(groups: ParamGroups, options: OptimizerOptions) -> torch.optim.Optimizer:
+    """Build RAdam (Liu et al. 2020) with decoupled weight decay; PyTorch has no fused version."""
+    betas = (options.momentum, _BETA2)
+    return torch.optim.RAdam(groups, lr=options.lr, betas=betas, decoupled_weight_decay=True, foreach=True)
 
 
 @OPTIMIZERS.register("RMSProp")
-def rmsprop(groups: list[dict[str, Any]], plan: Plan) -> torch.optim.Optimizer:
-    """Return RMSProp with momentum; PyTorch has no fused form."""
-    return torch.optim.RMSprop(groups, lr=plan.rate, momentum=plan.momentum, foreach=True)
+def rmsprop(groups: ParamGroups, options: OptimizerOptions) -> torch.optim.Optimizer:
+    """Build RMSProp with momentum; PyTorch has no fused version."""
+    return torch.optim.RMSprop(groups, lr=options.lr, momentum=options.momentum, foreach=True)

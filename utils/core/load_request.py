@@ -1,0 +1,48 @@
+"""Arguments of a task's `load`: which split of a data set to load, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from utils.core.data_config import DataConfig
+    from utils.core.hyp import Hyp
+
+
+@dataclass(frozen=True)
+class SemanticRequest:
+    """Options for loading semantic maps."""
+
+    base_size: int = 0  # long side of the image in evaluation, centre of the random sizes in training; 0: image_size
+    mode: str = "whole"  # evaluation: `whole` at base_size, `native` at the original size, `crop` the centre
+    fraction: float = 0.5  # of a training batch, if boxes and semantic maps come from different images
+    mosaic: bool = False  # apply mosaic to images with both boxes and semantic maps
+    fixed_hw: tuple[int, int] | None = None  # evaluation: the only input size of the network; images are padded
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """Arguments of `Task.load`: which split to load, and how."""
+
+    data: DataConfig
+    split: str  # train, val or test
+    training: bool
+    image_size: int
+    batch_size: int  # per process
+    stride: int
+    hyp: Hyp
+    workers: int = 8
+    seed: int = 0
+    rect: bool = False
+    rect_group: int | None = None  # number of images with a common rectangular shape; None: batch_size
+    pad: float = 0.0  # padding of rectangular shapes in strides
+    cache: str | None = None  # ram or disk
+    single_class: bool = False
+    quad: bool = False
+    allow_label_faults: bool = False  # continue when more than 1 % of the label files are faulty
+    masks: bool = False  # rasterise polygons to `Batch.masks`
+    mask_ratio: int = 4  # network input size divided by mask size
+    overlap: bool = True  # one index map per image instead of one mask per object
+    mosaic_window: int = 64  # mosaic partners come from this many neighbours in the epoch order; 0: from all images
+    semantic: SemanticRequest = field(default_factory=SemanticRequest)
