@@ -26,7 +26,7 @@ from utils.backends.openvino import OFTEN
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
 from utils.core.yaml_file import read_yaml, write_yaml
-from utils.engine.parity import Limits, Looking, compare
+from utils.engine.parity import Limits, MatchSettings, compare
 from utils.ops.crop import centre_crop
 from utils.programs.export_certificate import LIMITS
 
@@ -74,8 +74,8 @@ def test_every_head_matches_checkpoint(name, heads, checkpoints, tmp_path):
     path, runner = written(checkpoints[heads], tmp_path, name)
     ours = reference(checkpoints[heads])
     assert runner.specs == ours.specs and runner.names == ours.names
-    parity = compare(runner, ours, [noise(2, SIDE, SIDE)], Looking(0.05))
-    assert parity.faults(Limits(0.4, 1.0, 2e-3, 2e-2) if name == "ncnn" else NEAR) == []
+    parity = compare(runner, ours, [noise(2, SIDE, SIDE)], MatchSettings(0.05))
+    assert parity.violations(Limits(0.4, 1.0, 2e-3, 2e-2) if name == "ncnn" else NEAR) == []
     found = runner.run(noise(1, SIDE, SIDE)).decoded
     assert {head: set(part) for head, part in found.items()} == {
         head: set(part) for head, part in ours.run(noise(1, SIDE, SIDE)).decoded.items()
@@ -102,8 +102,8 @@ def test_sizes_are_dynamic_by_default(name, heads, options, checkpoints, tmp_pat
     assert runner.fixed_hw is None
     images = [noise(1, SIDE, SIDE), noise(3, SIDE, SIDE)]
     images += [] if heads == "classify" else [noise(2, 64, 160), noise(1, 224, 64)]
-    parity = compare(runner, reference(checkpoints[heads]), images, Looking(0.05))
-    assert parity.faults(NEAR) == []
+    parity = compare(runner, reference(checkpoints[heads]), images, MatchSettings(0.05))
+    assert parity.violations(NEAR) == []
 
 
 def test_static_shapes(checkpoints, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from models.builder import build_network, read_architecture
 from models.checkpoint import load_checkpoint, save_checkpoint
 from utils.backends.open_weights import find_weights, open_weights, strip_weights
-from utils.backends.pytorch import watch_layers
+from utils.backends.pytorch import record_feature_maps
 from utils.core.errors import UserError
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def test_ensemble_and_augment(weights):
     assert twice.run(IMAGES).decoded["detect"]["predictions"].shape == (1, 2 * alone, 7)
     more = open_weights([str(weights / "a.pt")], CPU, augment=True).runner
     assert more.run(IMAGES).decoded["detect"]["predictions"].shape[1] > alone
-    assert watch_layers(more) == {}
+    assert record_feature_maps(more) == {}
 
 
 def test_safetensors(weights):
@@ -59,7 +59,7 @@ def test_half_precision(weights):
 
 def test_recorded_layers(weights):
     runner = open_weights([str(weights / "a.pt")], CPU).runner
-    maps = watch_layers(runner)
+    maps = record_feature_maps(runner)
     runner.run(IMAGES)
     assert maps["00_Conv"].shape == (1, 16, 32, 48) and len(maps) == 24  # the head gives no single map
 

@@ -15,10 +15,10 @@ from utils.core import data_config as config
 from utils.core.contracts import Frame, Geometry, HeadSpec, ImageInfo, Outputs, Results
 from utils.core.data_config import DataConfig, SemanticConfig
 from utils.core.errors import UserError
-from utils.engine.predict import PredictSettings, predict, shares_in_words
-from utils.plots.prediction_sinks import JoinSink, WindowSink
+from utils.engine.predict import PredictSettings, format_class_fractions, predict
+from utils.plots.prediction_sinks import JoinedVideoSink, WindowSink
 from utils.plots.semantic_overlay import SemanticStyle
-from utils.plots.semantic_sinks import ClassMapSink, SubmitSink, cityscapes_ids
+from utils.plots.semantic_sinks import CityscapesSink, SemanticMapSink, cityscapes_ids
 from utils.plots.video_writer import count_frames
 from utils.postprocess import POSTPROCESS
 
@@ -111,7 +111,7 @@ def test_semantic_map_round_trip(tmp_path):
     classes = np.random.default_rng(0).integers(0, 19, (64, 128)).astype(np.uint8)
     classes[:5] = 255
     film = Frame(still().image, "/a/film.mp4", "", 7, 9)
-    text = write(ClassMapSink(tmp_path, SemanticStyle(CITYSCAPES)), (still(), seen(classes)), (film, seen(classes)))
+    text = write(SemanticMapSink(tmp_path, SemanticStyle(CITYSCAPES)), (still(), seen(classes)), (film, seen(classes)))
     assert text == f"2 class maps in {tmp_path / 'masks'}, coloured in {tmp_path / 'masks_colour'}"
     for name in ("bus.png", "film_7.png"):
         written = cv2.imread(str(tmp_path / "masks" / name), cv2.IMREAD_UNCHANGED)
@@ -124,7 +124,7 @@ def test_semantic_map_round_trip(tmp_path):
 def test_submission_ids_round_trip(tmp_path):
     classes = np.random.default_rng(0).integers(0, 19, (64, 128)).astype(np.uint8)
     frame = still("/a/berlin_000000_000019_leftImg8bit.png")
-    write(SubmitSink(tmp_path, cityscapes_ids(CITYSCAPES, 19)), (frame, seen(classes)))
+    write(CityscapesSink(tmp_path, cityscapes_ids(CITYSCAPES, 19)), (frame, seen(classes)))
     path = tmp_path / "berlin_000000_000019_leftImg8bit_pred.png"
     ids = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     assert ids.dtype == np.uint8 and ids.shape == (64, 128)
@@ -139,7 +139,7 @@ def test_real_frame_ids(shared, tmp_path):
         cv2.imread(str(folder / f"frankfurt_000000_000294_gtFine_label{kind}.png"), cv2.IMREAD_UNCHANGED)
         for kind in ("TrainIds", "Ids")
     )
-    write(SubmitSink(tmp_path, cityscapes_ids(CITYSCAPES, 19)), (still("/a/x.png", train.shape), seen(train)))
+    write(CityscapesSink(tmp_path, cityscapes_ids(CITYSCAPES, 19)), (still("/a/x.png", train.shape), seen(train)))
     written = cv2.imread(str(tmp_path / "x_pred.png"), cv2.IMREAD_UNCHANGED)
     for index in set(np.unique(train).tolist()) - {255}:  # the two files were made smaller in different ways
         assert (written[train == index] == np.bincount(ids[train == index]).argmax()).all(), CITYSCAPES[index]
@@ -163,7 +163,7 @@ def test_submission_of_other_classes(names, count, says):
 
 def test_images_to_video(tmp_path):
     frames = [Frame(np.full((64, 96, 3), 40 * i, np.uint8), f"/a/{i}.png", "") for i in range(5)]
-    text = write(JoinSink(tmp_path / "out.mp4"), *((frame, None) for frame in frames))
+    text = write(JoinedVideoSink(tmp_path / "out.mp4"), *((frame, None) for frame in frames))
     assert text == f"5 pictures in {tmp_path / 'out.mp4'}"
     capture = cv2.VideoCapture(str(tmp_path / "out.mp4"))
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(30)
@@ -175,7 +175,7 @@ def test_images_to_video(tmp_path):
 
 
 def test_video_needs_equal_image_sizes(tmp_path):
-    sink = JoinSink(tmp_path / "out.mp4")
+    sink = JoinedVideoSink(tmp_path / "out.mp4")
     sink.write(still("/a/first.png"), None, lambda: still().image)
     message = r"/a/odd\.png: 100 x 64 pixels, but /a/first\.png has 128 x 64"
     with pytest.raises(UserError, match=message):
@@ -202,10 +202,13 @@ def test_view_windows(monkeypatch):
 
 
 def test_largest_classes_text():
-    assert shares_in_words({3: 0.414, 0: 0.3, 7: 0.2, 1: 0.08}, ("a", "b", "c", "d")) == "d 41 %, a 30 %, class 7 20 %"
-    assert shares_in_words({0: 0.995, 1: 0.005}, ("a", "b")) == "a 100 %"
-    assert shares_in_words({0: 0.5, 1: 0.5}, ("0",)) == "class 0 50 %, class 1 50 %"
-    assert shares_in_words({}, ()) == "(no classes)"
+    assert (
+        format_class_fractions({3: 0.414, 0: 0.3, 7: 0.2, 1: 0.08}, ("a", "b", "c", "d"))
+        == "d 41 %, a 30 %, class 7 20 %"
+    )
+    assert format_class_fractions({0: 0.995, 1: 0.005}, ("a", "b")) == "a 100 %"
+    assert format_class_fractions({0: 0.5, 1: 0.5}, ("0",)) == "class 0 50 %, class 1 50 %"
+    assert format_class_fractions({}, ()) == "(no classes)"
 
 
 @pytest.mark.parametrize(
@@ -244,8 +247,8 @@ def detect(monkeypatch, tmp_path):
         cv2.imwrite(str(tmp_path / "in" / f"{i}.png"), np.full((32, 608, 3), 60 * i, np.uint8))
 
     def run(runner, script="detect", **options):
-        opened = opening.Opened(runner, "some", {"imgsz": 608}, (tmp_path / "some.pt",))
-        monkeypatch.setattr(opening, "open_subject", lambda *_: opened)
+        opened = opening.OpenedModel(runner, "some", {"imgsz": 608}, (tmp_path / "some.pt",))
+        monkeypatch.setattr(opening, "open_model", lambda *_: opened)
         options = {"source": str(tmp_path / "in"), "project": str(tmp_path / "runs"), "imgsz": [32, 608], **options}
         report = importlib.import_module(script).run(device="cpu", **options)
         return report, tmp_path / "runs" / "exp"

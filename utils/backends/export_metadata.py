@@ -146,9 +146,7 @@ def infer_metadata(file: ForeignFile, path: Path) -> ExportMetadata:
     try:
         stride = int(float(file.entries.get("stride", 32)))
     except ValueError as error:
-        raise UserError(
-            f"{path}: metadata entry `stride` is {file.entries['stride']!r}; expected a number"
-        ) from error
+        raise UserError(f"{path}: metadata entry `stride` is {file.entries['stride']!r}; expected a number") from error
     outputs: tuple[tuple[str, str], ...]
     if len(shapes[0]) == 2:
         spec = HeadSpec("classify", shapes[0][1], fit="centre", usual_px=224)

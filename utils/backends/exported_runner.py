@@ -25,7 +25,7 @@ InferFunction = Callable[[Tensor], Sequence[Tensor]]  # runs one batch; outputs 
 
 _IMAGENET_MEAN = [[[0.485]], [[0.456]], [[0.406]]]
 _IMAGENET_STD = [[[0.229]], [[0.224]], [[0.225]]]
-_MAX_REASON_LENGTH = 200  # characters of a library's error that are passed on
+MAX_REASON_LENGTH = 200  # characters of a library's error that are passed on
 
 
 class ExportedRunner:
@@ -180,7 +180,7 @@ def is_installed(*packages: str) -> bool:
 
 def first_line(error: BaseException) -> str:
     """Extract the first line of an error message, or its class name where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:_MAX_REASON_LENGTH]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:MAX_REASON_LENGTH]
 
 
 def warn_half_ignored(half: bool, path: Path) -> None:

@@ -1,19 +1,16 @@
-"""What backends export: a network with flat outputs, the job that describes a file, and the base of backends."""
+"""What backends export: a network with a tuple of outputs, and the description of the file to write."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.network import Network
 from utils.backends.export_metadata import ExportMetadata
-from utils.core.contracts import Runner
 
 
 class FlatNetwork(nn.Module):
@@ -89,53 +86,3 @@ class ExportJob:
             pixels = torch.randint(0, 256, (shape[0], height, width, 3), generator=random)
             return pixels.to(torch.uint8)
         return torch.rand(shape, generator=random)
-
-
-class ExportBackend:
-    """Base of the backends that export. The class itself is what the registry holds; it has no instances.
-
-    Attributes:
-        title: Name in messages and tables.
-        suffixes: Endings of the files and folders that the backend opens.
-        ending: Ending of what it writes.
-        packages: Modules that `write` needs.
-        capabilities: Options it supports: dynamic, half, int8, nms, preprocess, batch, opset, simplify, optimize,
-            per_tensor, timing_cache, mlmodel, verbose.
-        dynamic_by_default: Input sizes are dynamic unless the user chooses a size.
-        tolerance_factor: Multiplies the limits of the comparison with PyTorch, for runtimes that round more.
-    """
-
-    title: str
-    suffixes: tuple[str, ...]
-    ending: str
-    packages: tuple[str, ...] = ()
-    capabilities: frozenset[str] = frozenset()
-    dynamic_by_default = False
-    tolerance_factor = 1.0
-
-    @staticmethod
-    def unavailable_reason() -> str:
-        """Explain why files of this format cannot run on this machine; empty if they can."""
-        return ""
-
-    @staticmethod
-    def write(job: ExportJob, path: Path) -> None:
-        """Write the file or folder `path`; raise UserError if the network or an option is not supported."""
-        raise NotImplementedError
-
-    @staticmethod
-    def open(
-        paths: Sequence[Path], device: torch.device, half: bool = False, augment: bool = False
-    ) -> tuple[Runner, dict[str, Any]]:
-        """Open files as a runner, several as an ensemble.
-
-        Args:
-            paths: The files.
-            device: Where to run them.
-            half: Compute in half precision, where the format leaves the choice open.
-            augment: Apply test-time augmentation.
-
-        Returns:
-            The runner, and training metadata of the first file.
-        """
-        raise NotImplementedError

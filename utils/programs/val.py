@@ -84,13 +84,13 @@ def score_task(task: str, parser: argparse.ArgumentParser, chosen: dict[str, Any
     if settings.data:
         provide(settings.data, settings.download)
 
-    from utils.backends.open_weights import open_subject  # torch is loaded here, so that --help answers at once
+    from utils.backends.open_weights import open_model  # torch is loaded here, so that --help answers at once
     from utils.engine.image_size_study import study
     from utils.engine.validate import score
     from utils.plots.size_study import draw_study
     from utils.tasks.task_selection import task_of
 
-    choose, opener = partial(task_of, task), partial(open_subject, runs=Path(runs))
+    choose, opener = partial(task_of, task), partial(open_model, runs=Path(runs))
     if settings.task == "study":
         return study(choose, settings, opener, draw_study)
     return score(choose, settings, opener)
