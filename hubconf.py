@@ -67,8 +67,8 @@ def _create_entry(name: str) -> Callable[..., Any]:
 
     entry.__name__ = name
     entry.__doc__ = (
-        f"Create {name}. `pretrained` loads {name}.pt, which must exist unless `download` is set; with other `channels` "
-        "or `classes` only weights of equal shape are loaded."
+        f"Create {name}. `pretrained` loads {name}.pt, which must exist unless `download` is set; with other "
+        "`channels` or `classes` only weights of equal shape are loaded."
     )
     return entry
 

@@ -72,7 +72,7 @@ def plain_entropy(maps: Tensor, labels: Tensor, weights: Tensor | None = None, s
 
 
 def plain_ohem(maps: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Return the mean over hard pixels, at least a sixteenth of the labelled ones (behaviour.md 12.4, OHEM)."""
+    """Return the mean over hard pixels, at least a sixteenth of the labelled ones (OHEM)."""
     scores = plain_enlarged(maps, (labels.shape[1], labels.shape[2]))
     losses = cross_entropy(scores, labels.long(), ignore_index=IGNORED_PIXEL, reduction="none")
     losses = losses[labels != IGNORED_PIXEL]
@@ -82,7 +82,7 @@ def plain_ohem(maps: Tensor, labels: Tensor, threshold: float) -> Tensor:
 
 
 def plain_prob_ohem(maps: Tensor, labels: Tensor, threshold: float, least: int) -> Tensor:
-    """Return the mean over pixels whose true class is improbable (behaviour.md 12.4, ProbOhem)."""
+    """Return the mean over pixels whose true class is improbable (ProbOhem)."""
     scores = plain_enlarged(maps, (labels.shape[1], labels.shape[2]))
     losses = cross_entropy(scores, labels.long(), ignore_index=IGNORED_PIXEL, reduction="none")
     losses = losses[labels != IGNORED_PIXEL]
@@ -92,7 +92,7 @@ def plain_prob_ohem(maps: Tensor, labels: Tensor, threshold: float, least: int) 
 
 
 def plain_focal(maps: Tensor, labels: Tensor, gamma: float) -> Tensor:
-    """Return multiyolov5's product of the mean entropy and the mean of (1 - p)^gamma (behaviour.md 12.4)."""
+    """Return multiyolov5's product of the mean entropy and the mean of (1 - p)^gamma."""
     scores = plain_enlarged(maps, (labels.shape[1], labels.shape[2]))
     known = torch.where(labels == IGNORED_PIXEL, 0, labels).long()
     true = scores.softmax(dim=1).gather(1, known[:, None])[:, 0]

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.fuse import fuse
 from models.network import Network
 from utils.core.log import progress
-from utils.core.timing import Stopwatch, in_turns
+from utils.core.timing import Stopwatch, time_alternately
 
 WARM_UP = 3  # passes that do not count
 
@@ -34,7 +34,7 @@ def time_network(network: Network, size_hw: tuple[int, int], batch: int, device:
     """Return the median milliseconds of a pass over `batch` images, BatchNorm folded away."""
     folded, images = _ready(network, size_hw, batch, device)
     with torch.inference_mode():
-        seconds = in_turns({"network": lambda: folded(images)}, runs, WARM_UP, device)
+        seconds = time_alternately({"network": lambda: folded(images)}, runs, WARM_UP, device)
     return 1000 * statistics.median(seconds["network"])
 
 

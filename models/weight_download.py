@@ -1,19 +1,14 @@
-"""Fetch an official weight file, only when the user asked for it with --download."""
+"""Download of YOLOv5's official weight files, only where the user asked for it with --download."""
 
 from __future__ import annotations
 
-import hashlib
-import http.client
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from models.checkpoint import OFFICIAL_NAME, RELEASE
 from utils.core.errors import UserError
-from utils.core.files import atomic_path
-from utils.core.log import LOGGER, progress
+from utils.core.http_client import RemoteFile, download_file, file_digest
+from utils.core.log import LOGGER
 
-TIMEOUT_S, CHUNK = 30, 1 << 20
 MIN_BYTES, MAX_BYTES = 100_000, 2 << 30
 KNOWN = {  # name -> (bytes, SHA-256) of release v7.0
     "yolov5n.pt": (4_062_133, "4f180cf23ba0717ada0badd6c685026d73d48f184d00fc159c2641284b2ac0a3"),
@@ -24,65 +19,34 @@ KNOWN = {  # name -> (bytes, SHA-256) of release v7.0
 }
 
 
-def on_disk(text: str, download: bool) -> Path:
-    """Return the file `text`; an official name that is not on disk is fetched if `download` allows it."""
+def resolve_weights(text: str, download: bool) -> Path:
+    """Resolve a weight file; an official name that is not on disk is downloaded if `download` is set."""
     path = Path(text)
-    return fetch_official(path.name, path.parent) if download and not path.exists() else path
+    return download_official(path.name, path.parent) if download and not path.exists() else path
 
 
-def fetch_official(name: str, folder: Path) -> Path:
-    """Return `folder/name`, fetched from YOLOv5's release page if it is not there.
+def download_official(name: str, folder: Path) -> Path:
+    """Download `name` from YOLOv5's release page into `folder` unless it is there.
 
-    Size and checksum are compared where they are known. A name the page does not have, no network, or a file that is
-    not the one expected raise UserError, and nothing is left behind.
+    Args:
+        name: File name of an official checkpoint, for example `yolov5s.pt`.
+        folder: Destination folder.
+
+    Returns:
+        Path of the file. Size and SHA-256 are verified where they are known.
+
+    Raises:
+        UserError: The name is not official, the network fails, or the file is not the expected one.
     """
     path = Path(folder) / name
     if path.is_file():
         return path
     if not OFFICIAL_NAME.fullmatch(name):
-        raise UserError(f"{path}: no such file, and {name!r} is no official weight file that --download could fetch")
-    url = f"{RELEASE}/{name}"
-    LOGGER.info(f"fetching {url} (these weights have their own licence, AGPL-3.0)")
-    size, checksum = KNOWN.get(name, (None, None))
-    with atomic_path(path) as temporary:
-        received, digest = _fetch(url, temporary, size)
-        _check(url, received, digest, size, checksum)
+        raise UserError(f"{path}: no such file; {name!r} is not an official weight file that --download can fetch")
+    size, sha256 = KNOWN.get(name, (None, None))
+    remote = RemoteFile(f"{RELEASE}/{name}", size, sha256, min_bytes=MIN_BYTES, max_bytes=MAX_BYTES)
+    LOGGER.info(f"downloading {remote.url} (these weights have their own licence, AGPL-3.0)")
+    download_file(remote, path)
+    if sha256 is None:
+        LOGGER.info(f"{name}: no checksum is known; received SHA-256 {file_digest(path, 'sha256')}")
     return path
-
-
-def _fetch(url: str, path: Path, size: int | None) -> tuple[int, str]:
-    """Do `_receive`; what goes wrong on the way is one line."""
-    try:
-        return _receive(url, path, size)
-    except urllib.error.HTTPError as error:
-        raise UserError(f"{url}: the server answers {error.code} {error.reason}") from error
-    except (urllib.error.URLError, TimeoutError, http.client.HTTPException, ConnectionError, ValueError) as error:
-        raise UserError(f"{url}: cannot be fetched ({getattr(error, 'reason', None) or error})") from error
-
-
-def _receive(url: str, path: Path, size: int | None) -> tuple[int, str]:
-    """Write what the server sends to `path`; return its length and SHA-256."""
-    digest, received = hashlib.sha256(), 0
-    request = urllib.request.Request(url, headers={"User-Agent": "polyolo"})
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response, path.open("wb") as target:
-        announced = int(response.headers.get("Content-Length") or 0)
-        with progress(total=announced or size, text=url.rsplit("/", 1)[-1], unit="B") as bar:
-            while chunk := response.read(CHUNK):
-                received += len(chunk)
-                if received > (size or MAX_BYTES):
-                    break  # more than expected: the check will say so
-                target.write(chunk)
-                digest.update(chunk)
-                bar.update(len(chunk))
-    if received < announced:
-        raise ConnectionError(f"broke off after {received} of {announced} bytes")
-    return received, digest.hexdigest()
-
-
-def _check(url: str, received: int, digest: str, size: int | None, checksum: str | None) -> None:
-    if size is not None and (received != size or digest != checksum):
-        raise UserError(f"{url}: not the file of release v7.0 ({received} bytes, SHA-256 {digest[:16]}…); not kept")
-    if not MIN_BYTES <= received <= MAX_BYTES:
-        raise UserError(f"{url}: {received} bytes cannot be a weight file; not kept")
-    if size is None:
-        LOGGER.info(f"no checksum is known for {url.rsplit('/', 1)[-1]}; received SHA-256 {digest}")

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from helpers_server import everything, tar_of
 
-from utils.core.data_config import find_data, load_data
+from utils.core.data_config import load_data
+from utils.core.data_paths import find_data
 from utils.core.errors import UserError
 from utils.core.yaml_file import read_yaml, write_yaml
-from utils.datasets.fetch.array_files import write_pictures
-from utils.datasets.fetch.dataset_download import array_files as arrays
-from utils.datasets.fetch.dataset_download import pieces_of, provide
+from utils.datasets.fetch import array_files
+from utils.datasets.fetch.array_files import write_images
+from utils.datasets.fetch.dataset_download import parse_download, resolve_dataset
 from utils.datasets.labels.scan import build_index
 
 
@@ -58,7 +59,7 @@ def ours(server, folder, name, files):
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_mnist_conversion(name, server, tmp_path):
-    data = provide(ours(server, tmp_path, name, idx_files()), download=True)
+    data = resolve_dataset(ours(server, tmp_path, name, idx_files()), download=True)
     found = everything(tmp_path / "set")
     assert len(found) == 30 and not [path for path in found if path.endswith(".gz")]
     images, labels = digits(20, 20)
@@ -68,7 +69,7 @@ def test_mnist_conversion(name, server, tmp_path):
         assert np.array_equal(drawn, images[number])
     index = build_index(data, "val")
     assert index.class_counts(10).tolist() == [1] * 10
-    provide(str(tmp_path / "set.yaml"), download=True)
+    resolve_dataset(str(tmp_path / "set.yaml"), download=True)
     assert len(server.asked) == 4  # nothing is fetched twice
 
 
@@ -81,7 +82,7 @@ def test_cifar_conversion(name, label_bytes, files, server, tmp_path):
     rows = {file: cifar_rows(classes, label_bytes, classes, seed) for seed, file in enumerate(files)}
     archive = tar_of({f"cifar/{file}": content.tobytes() for file, content in rows.items()})
     (entry,) = read_yaml(find_data(name))["download"]
-    data = provide(ours(server, tmp_path, name, {entry["url"].rsplit("/", 1)[-1]: archive}), download=True)
+    data = resolve_dataset(ours(server, tmp_path, name, {entry["url"].rsplit("/", 1)[-1]: archive}), download=True)
     found = everything(tmp_path / "set")
     assert len(found) == classes * len(files) and all(path.endswith(".png") for path in found)
     last = rows[files[-2]][-1]  # of the training images
@@ -102,10 +103,10 @@ def test_interrupted_generation_restarts(server, tmp_path, monkeypatch):
 
     monkeypatch.setattr(cv2, "imencode", stop)
     with pytest.raises(KeyboardInterrupt):
-        provide(path, download=True)
+        resolve_dataset(path, download=True)
     assert not (tmp_path / "set").exists()
     monkeypatch.setattr(cv2, "imencode", encode)
-    provide(path, download=True)
+    resolve_dataset(path, download=True)
     assert len(everything(tmp_path / "set")) == 30 and len(server.asked) == 4
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["set", "set.yaml"]
 
@@ -120,11 +121,14 @@ FAULTS = {
     "no gzip": (spoiled(**{IMAGES: b"<html>"}), "cannot be read"),
     "cut short": (spoiled(**{IMAGES: idx(digits(20, 1)[0])[:-900]}), "cannot be read"),
     "missing": (spoiled(**{LABELS: None}), "cannot be read"),
-    "another type": (spoiled(**{IMAGES: gzip.compress(b"\0\0\x0d\x03" + bytes(12))}), "no IDX file"),
-    "labels for images": (spoiled(**{IMAGES: idx(digits(20, 1)[1])}), "no IDX file"),
-    "a header that lies": (spoiled(**{IMAGES: LIAR}), "its header says"),
-    "fewer labels": (spoiled(**{LABELS: idx(digits(19, 1)[1])}), "20 images and 19 classes"),
-    "a class too many": (spoiled(**{LABELS: idx(np.full(20, 10, np.uint8))}), "class 10 in train, but there are 10"),
+    "another type": (spoiled(**{IMAGES: gzip.compress(b"\0\0\x0d\x03" + bytes(12))}), "not an IDX file"),
+    "labels for images": (spoiled(**{IMAGES: idx(digits(20, 1)[1])}), "not an IDX file"),
+    "a header that lies": (spoiled(**{IMAGES: LIAR}), "the header says"),
+    "fewer labels": (spoiled(**{LABELS: idx(digits(19, 1)[1])}), "20 images but 19 labels"),
+    "a class too many": (
+        spoiled(**{LABELS: idx(np.full(20, 10, np.uint8))}),
+        "class 10 in split train, but the data YAML has 10",
+    ),
     "no images": (spoiled(**{IMAGES: idx(digits(0, 1)[0]), LABELS: idx(digits(0, 1)[1])}), "0 images"),
 }
 
@@ -135,15 +139,15 @@ def test_invalid_arrays(what, tmp_path):
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=says):
-        write_pictures("idx", tmp_path, [str(number) for number in range(10)])
+        write_images("idx", tmp_path, [str(number) for number in range(10)])
 
 
 def test_decompression_bomb_is_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(arrays, "MAX_BYTES", 1000)
+    monkeypatch.setattr(array_files, "MAX_BYTES", 1000)
     for name, content in idx_files().items():
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match="no IDX file"):
-        write_pictures("idx", tmp_path, list("0123456789"))
+    with pytest.raises(UserError, match="not an IDX file"):
+        write_images("idx", tmp_path, list("0123456789"))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"x" * 3074, b"x" * 3073 + b"y"])
@@ -154,8 +158,8 @@ def test_cifar_wrong_size(content, tmp_path):
         (tmp_path / "test.bin").unlink()
     else:
         (tmp_path / "test.bin").write_bytes(content if len(content) != 3074 else content[:-1])
-    with pytest.raises(UserError, match=r"test\.bin: is not there, or no file"):
-        write_pictures("cifar100", tmp_path, [str(number) for number in range(100)])
+    with pytest.raises(UserError, match=r"test\.bin: missing, or not a file"):
+        write_images("cifar100", tmp_path, [str(number) for number in range(100)])
 
 
 def test_class_order_mismatch(tmp_path):
@@ -163,24 +167,24 @@ def test_class_order_mismatch(tmp_path):
         (tmp_path / name).write_bytes(cifar_rows(10, 1, 10, 0).tobytes())
     names = list(load_data("cifar10").names)
     (tmp_path / "batches.meta.txt").write_text("\n".join([*names, ""]))
-    write_pictures("cifar10", tmp_path, names)
-    with pytest.raises(UserError, match=r"batches\.meta\.txt: has other classes .*: airplane and truck"):
-        write_pictures("cifar10", tmp_path, names[::-1])
-    with pytest.raises(UserError, match="other classes than the data YAML: 10 and 9"):
-        write_pictures("cifar10", tmp_path, names[:9])
+    write_images("cifar10", tmp_path, names)
+    with pytest.raises(UserError, match=r"batches\.meta\.txt: lists other classes .*: airplane, expected truck"):
+        write_images("cifar10", tmp_path, names[::-1])
+    with pytest.raises(UserError, match="other classes than the data YAML: 10 classes, expected 9"):
+        write_images("cifar10", tmp_path, names[:9])
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "a\\b", ""])
 def test_class_names_cannot_escape_the_folder(name, tmp_path):
-    with pytest.raises(UserError, match="cannot be the name of a folder"):
-        write_pictures("idx", tmp_path, [name])
+    with pytest.raises(UserError, match="cannot be a folder name"):
+        write_images("idx", tmp_path, [name])
 
 
 def test_unknown_array_kind(tmp_path):
     values = {"train": "x", "val": "x", "names": ["a"], "download": [{"url": "https://a.org/b.gz", "pictures": "npz"}]}
     write_yaml(tmp_path / "a.yaml", values)
-    with pytest.raises(UserError, match="`pictures: npz` is none of idx, cifar10, cifar100"):
-        pieces_of(load_data(str(tmp_path / "a.yaml")))
+    with pytest.raises(UserError, match="`pictures: npz` is not a known array format; choose idx, cifar10, cifar100"):
+        parse_download(load_data(str(tmp_path / "a.yaml")))
 
 
 @pytest.mark.parametrize(("text", "file"), [
@@ -190,4 +194,4 @@ def test_unknown_array_kind(tmp_path):
 def test_find_data_by_name(text, file):
     assert find_data(text).name == file
     assert load_data(text).num_classes >= 10
-    assert file == "ImageNet.yaml" or pieces_of(load_data(text))  # ImageNet is given out after registration only
+    assert file == "ImageNet.yaml" or parse_download(load_data(text))  # ImageNet is given out after registration only

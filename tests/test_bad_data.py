@@ -28,10 +28,10 @@ from utils.programs.train import recommended_for
 
 GOOD = "path: ROOT\ntrain: images/train\nval: images/val\nnames: [a, b]\n"
 DATA = {
-    "syntax": ("train: [a\nval: x", ":2: not valid YAML"),
-    "tab": ("path: a\n\ttrain: x\n", ":2: not valid YAML"),
+    "syntax": ("train: [a\nval: x", ":2: invalid YAML"),
+    "tab": ("path: a\n\ttrain: x\n", ":2: invalid YAML"),
     "empty": ("", "is empty"),
-    "a list": ("- a\n", "this is a list"),
+    "a list": ("- a\n", "got a list"),
     "no names": (GOOD.replace("names: [a, b]", ""), "`names:` is missing"),
     "names a number": (GOOD.replace("[a, b]", "7"), "`names:` must be a list"),
     "names nested": (GOOD.replace("[a, b]", "[[a]]"), "`names:` must be a list"),
@@ -41,9 +41,9 @@ DATA = {
     "nc a word": (GOOD + "nc: two\n", "`nc:` must be"),
     "train a number": (GOOD.replace("images/train", "3"), "`train:` must be a folder"),
     "train missing": (GOOD.replace("train: images/train\n", ""), "no `train:` key"),
-    "val not there": (GOOD.replace("images/val", "images/nothing"), "`val:` is not there; looked for"),
-    "path not there": (GOOD.replace("ROOT", "/nowhere"), "`train:` is not there"),
-    "path with a zero byte": (GOOD.replace("ROOT", '"a\\0b"'), "`train:` is not there"),
+    "val not there": (GOOD.replace("images/val", "images/nothing"), "`val:` does not exist; looked for"),
+    "path not there": (GOOD.replace("ROOT", "/nowhere"), "`train:` does not exist"),
+    "path with a zero byte": (GOOD.replace("ROOT", '"a\\0b"'), "`train:` does not exist"),
     "list of missing images": (GOOD.replace("images/val", "missing.txt"), "none of 2 images can be used"),
     "empty list": (GOOD.replace("images/val", "blank.txt"), "no images"),
     "list is a folder": (GOOD.replace("images/val", "folder.txt"), "no images"),
@@ -51,11 +51,11 @@ DATA = {
     "list of words": (GOOD.replace("images/val", "words.txt"), "words.txt:1: 'hello' is not an image"),
     "zero byte in a list": (GOOD.replace("images/val", "zero.txt"), "zero.txt:1"),
     "alias": (GOOD.replace("[a, b]", "&x [a, b]") + "o: *x\n", "aliases"),
-    "key twice": (GOOD + "val: images/train\n", "stands twice"),
-    "python tag": (GOOD + "x: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+    "key twice": (GOOD + "val: images/train\n", "duplicate key"),
+    "python tag": (GOOD + "x: !!python/object/apply:os.getcwd []\n", "invalid YAML"),
     "unknown format": (GOOD + "format: coconut\n", "unknown label format 'coconut'"),
     "unknown generator": (GOOD + "generate: {kind: cubes}\n", "unknown data generator 'cubes'"),
-    "deep": (GOOD + "x: " + "[" * 3000 + "]" * 3000, "not valid YAML"),
+    "deep": (GOOD + "x: " + "[" * 3000 + "]" * 3000, "invalid YAML"),
 }
 
 
@@ -361,15 +361,15 @@ nothing*.jpg | no images or videos
 a; b | no such file
 http://[bad/a.jpg | not a valid address
 rtsp://host:port/x | not a valid address
-screen 1 2 | expected `screen`
-text.mp4 | not a video
-zero.gif | not a video
+screen 1 2 | expected `screen [n]
+text.mp4 | cannot be opened as a video
+zero.gif | cannot be opened as a video
 empty | no images or videos
-blank.txt | the list is empty
+blank.txt | empty list
 gone.txt | none of 2 files
 bad.streams | not a valid address
 film.jpg | not an image
-words.doc | neither image nor video
+words.doc | not a supported image or video
 """)
 
 

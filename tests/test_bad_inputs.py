@@ -19,7 +19,7 @@ from models.checkpoint import load_checkpoint, save_checkpoint
 from utils.core import distributed as dist
 from utils.core.cli import one_line
 from utils.core.errors import UserError
-from utils.core.files import atomic_path, drop_if_empty, run_folder
+from utils.core.files import atomic_path, remove_if_empty, run_folder
 from utils.datasets.labels.scan import Pool
 from utils.datasets.sources.frame_sources import open_source
 from utils.engine.run_state import find_last, load_resumable
@@ -124,7 +124,7 @@ def test_unwritable_project(images, network_file, tmp_path, name):
     for project in (tmp_path / "file", tmp_path / "file" / "runs", tmp_path / ("x" * 300), "a\0b"):
         options = options_for(name, network_file, images)
         text = error_of(name, *options, "--project", project, project=tmp_path / "p")
-        assert "cannot write there" in text
+        assert "cannot be written" in text
 
 
 def test_failed_runs_leave_no_empty_folder(images, network_file, tmp_path):
@@ -134,12 +134,12 @@ def test_failed_runs_leave_no_empty_folder(images, network_file, tmp_path):
     assert "unknown logger" in error_of("train", "--data", images, *TINY, "--log", "nothing", project=runs)
     folder = run_folder(runs, "exp")
     (folder / "labels" / "deeper").mkdir(parents=True)
-    drop_if_empty(folder)
+    remove_if_empty(folder)
     assert not folder.exists()
     folder = run_folder(runs, "exp")
     (folder / "labels").mkdir()
     (folder / "labels" / "a.txt").write_text("")
-    drop_if_empty(folder)
+    remove_if_empty(folder)
     assert (folder / "labels" / "a.txt").exists()
 
 
@@ -174,7 +174,7 @@ def test_csv_on_full_disk(tmp_path):
     sink = sinks.CsvSink(tmp_path / "predictions.csv", ("a",))
     sink.write(Frame(np.zeros((64, 64, 3), np.uint8), "a.jpg", ""), found, lambda: np.zeros(0))
     path = tmp_path / "other.txt"
-    with pytest.raises(UserError, match=r"other\.txt: cannot write there \(No space left"), atomic_path(path) as _:
+    with pytest.raises(UserError, match=r"other\.txt: cannot be written \(No space left"), atomic_path(path) as _:
         Full().write("x")
     assert "1 row" in sink.close() and sorted(entry.name for entry in tmp_path.iterdir()) == ["predictions.csv"]
 

@@ -16,7 +16,7 @@ from utils.core.hyp import Hyp
 from utils.core.load_request import LoadRequest
 from utils.core.train_settings import TrainSettings
 from utils.datasets import GENERATORS
-from utils.datasets.generators.prepare import ensure
+from utils.datasets.generators.prepare import ensure_generated
 from utils.datasets.pipeline.classification_samples import open_class_loader
 from utils.losses import LOSSES
 from utils.metrics import EVALUATORS
@@ -294,7 +294,7 @@ def test_generated_class_folders(tmp_path):
     yaml = tmp_path / "s.yaml"
     yaml.write_text(f"path: s\ntrain: train\nval: val\nformat: folders\nnames: [ring, star]\ngenerate: {generate}\n")
     data = load_data(str(yaml))
-    ensure(data)
+    ensure_generated(data)
     files = {path.relative_to(tmp_path).as_posix(): path for path in sorted((tmp_path / "s").rglob("*.jpg"))}
     train = [f"s/train/{name}/shape_{i:06d}.jpg" for name in ("ring", "star") for i in (0, 1)]
     assert list(files) == [*train, "s/val/ring/shape_000000.jpg", "s/val/star/shape_000000.jpg"]

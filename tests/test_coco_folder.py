@@ -46,7 +46,7 @@ def coco_folder(root, splits=("train2017", "val2017"), below="", count=6):
 def test_load_coco_folder(tmp_path):
     data = load_data(str(coco_folder(tmp_path / "coco")))
     assert (data.names, data.format, set(data.splits)) == (("box", "disc"), "coco", {"train", "val"})
-    assert data.annotations["val"].name == "instances_val2017.json" and not data.named_by_folders
+    assert data.annotations["val"].name == "instances_val2017.json" and not data.is_class_folders
     below = load_data(str(coco_folder(tmp_path / "other", ("train", "val"), below="images")))
     assert below.splits["train"] == (tmp_path / "other" / "images" / "train",)
     with pytest.raises(UserError, match=r"no annotations/instances_test\*\.json"):

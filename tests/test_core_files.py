@@ -9,7 +9,7 @@ import pytest
 
 from utils.core import distributed as dist
 from utils.core.errors import UserError
-from utils.core.files import atomic_path, newest, run_folder, write_text
+from utils.core.files import atomic_path, newest_file, run_folder, write_text
 from utils.core.interrupt import Interrupt
 from utils.core.registry import Registry
 from utils.core.seed import generator
@@ -27,9 +27,9 @@ def test_atomic_path_keeps_old_file_on_failure(tmp_path):
 
 def test_unwritable_paths(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write there"):
+    with pytest.raises(UserError, match="cannot be written"):
         write_text(tmp_path / "file" / "below.txt", "x")
-    with pytest.raises(UserError, match="cannot write there"):
+    with pytest.raises(UserError, match="cannot be written"):
         run_folder(tmp_path / "file", "exp")
 
 
@@ -43,9 +43,9 @@ def test_newest_by_modification_time(tmp_path):
         path = tmp_path / name / "last.pt"
         write_text(path, name)
         os.utime(path, (100 - index, 100 - index))
-    found = newest(tmp_path, "last*.pt")
+    found = newest_file(tmp_path, "last*.pt")
     assert found is not None and found.parent.name == "a"
-    assert newest(tmp_path, "best.pt") is None
+    assert newest_file(tmp_path, "best.pt") is None
 
 
 def test_registry_errors():
@@ -67,7 +67,7 @@ def test_seeded_generators():
 
 def test_single_process_collectives():
     assert (dist.rank(), dist.world_size(), dist.is_main()) == (0, 1, True)
-    assert dist.gather(5) == [5] and dist.from_main("x") == "x"
+    assert dist.gather(5) == [5] and dist.broadcast("x") == "x"
     with dist.main_first():
         pass
 

@@ -32,12 +32,12 @@ def test_round_trip(tmp_path):
         ("a: 1\na: 2\n", ":2"),  # key twice
         ("a: 1\n\tb: 2\n", ":2"),  # tab
         ("a: *x", "aliases"),
-        ("a: !!python/object/apply:os.system ['echo hi']", "not valid YAML"),
+        ("a: !!python/object/apply:os.system ['echo hi']", "invalid YAML"),
         ("{1: 2, [3]: 4}", "a key must be"),
         ("- 1\n- 2", "key: value"),
         ("", "empty"),
         ("just words", "key: value"),
-        ("a: 'x\nb: 2", "not valid YAML"),
+        ("a: 'x\nb: 2", "invalid YAML"),
         ("a: b: c", ":1"),
     ],
 )
@@ -107,5 +107,5 @@ def test_several_image_folders_and_numeric_names(tmp_path):
 
 
 def test_unknown_data_suggests_names():
-    with pytest.raises(UserError, match=r"shapes\.yaml"):
-        load_data("nothing-like-this.yaml")
+    with pytest.raises(UserError, match=r"no such data-set YAML.*did you mean .shapes."):
+        load_data("shaeps.yaml")

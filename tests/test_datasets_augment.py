@@ -71,7 +71,7 @@ def test_stretch_has_no_border():
 
 def test_geometry_round_trip():
     geometry = letterbox_geometry((720, 1280), (640, 640), auto=True)
-    original = points_to_original(np.array([[10.0, 20.0], [300.0, 370.0]]), geometry)  # G11, there clipped
+    original = points_to_original(np.array([[10.0, 20.0], [300.0, 370.0]]), geometry)  # clipped when mapped back
     np.testing.assert_allclose(original, [[20, 16], [600, 716]])
     np.testing.assert_allclose(points_to_network(original, geometry), [[10, 20], [300, 370]])
 
@@ -122,7 +122,7 @@ def test_perspective_division():
     np.testing.assert_allclose(transform_points(np.array([[100.0, 50.0]]), matrix), [[50, 25]])
 
 
-def test_polygon_resampling():  # G10
+def test_polygon_resampling():
     points = resample_polygon(np.array([[0, 0], [10, 0], [10, 10.0]]), 7)
     np.testing.assert_allclose(points, [[0, 0], [5, 0], [10, 0], [10, 5], [10, 10], [5, 5], [0, 0]])
 
@@ -134,14 +134,14 @@ def test_polygon_box_uses_points_inside():
 
 
 @pytest.mark.parametrize(("old", "new", "kept"), [
-    ((10, 10), (3, 3), False), ((10, 10), (3.2, 3.2), True), ((10, 100), (1.9, 100), False),  # G11
+    ((10, 10), (3, 3), False), ((10, 10), (3.2, 3.2), True), ((10, 100), (1.9, 100), False),
     ((300, 3), (300, 2.9), False), ((10, 10), (2, 10), False), ((0, 0), (5, 5), True),
 ])  # fmt: skip
 def test_box_candidates(old, new, kept):
     assert usable_boxes(np.array([[0, 0, *old]], float), np.array([[0, 0, *new]], float)).tolist() == [kept]
 
 
-def test_normalised_labels_are_clipped():  # G11
+def test_normalised_labels_are_clipped():
     rows = normalised_rows(boxed(photo(4, 4), (-5, 10, 700, 320)), 3, (320, 640))
     np.testing.assert_allclose(rows[0], [3, 0, 0.499999, 0.515623, 0.999998, 0.968747], atol=1e-6)
 
@@ -311,7 +311,7 @@ def test_mixup():
     assert out.classes.tolist() == [0, 0, 1]
 
 
-def test_covered_fraction():  # G1, ioa
+def test_covered_fraction():
     others = np.array([[2, 2, 6, 6], [0, 0, 2, 2.0]])
     np.testing.assert_allclose(share_covered(np.array([0, 0, 4, 4.0]), others), [0.25, 1], atol=1e-9)
 

@@ -86,7 +86,7 @@ def test_masks_follow_augmentation(data, overlap, mosaic):
 
 
 def test_mosaic_with_masks(tmp_path):
-    """behaviour.md 4.6: tiles are shuffled for boxes, and not for masks."""
+    """Mosaic tiles are shuffled for boxes, and not for masks."""
     still = Hyp(hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0, mosaic=1.0)
     data = write_set(tmp_path / "set", [[star((64, 64), 60)] for _ in range(4)])
     for number in range(4):

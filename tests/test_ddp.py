@@ -8,7 +8,7 @@ import pytest
 from helpers_run import ROOT, command, environment, tiny_data
 
 from utils.core.data_config import load_data
-from utils.datasets.generators.prepare import ensure
+from utils.datasets.generators.prepare import ensure_generated
 
 STEPS = 20
 
@@ -16,7 +16,7 @@ STEPS = 20
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     path = tiny_data(tmp_path_factory.mktemp("data"), train=20, val=8)
-    ensure(load_data(str(path)))
+    ensure_generated(load_data(str(path)))
     return path
 
 

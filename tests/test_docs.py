@@ -1,28 +1,25 @@
-"""The documentation: its commands are accepted, its files exist, and options.md lists exactly the programs' options."""
+"""The documentation: commands parse, links and names resolve, options.md lists exactly the programs' options."""
 
-import argparse
 import importlib
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from utils.core.cli import format_default
+from docs.write_options import PROGRAMS, commands_of, page, parser_of
+from tests.test_layout import MAY_IMPORT
 from utils.core.errors import UserError
+from utils.core.hyp import Hyp
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"], key=lambda path: path.name
 )
-PROGRAMS = (
-    "train", "val", "detect", "segment/train", "segment/val", "segment/predict", "classify/train", "classify/val",
-    "classify/predict", "convert", "export", "benchmark", "hubconf",
-    "serve", "check", "tune", "prune",
-)  # fmt: skip
 PLACEHOLDERS = {"data/animals.yaml"}  # what readers are to write themselves
 OURS = re.compile(
-    r"(?:utils|models|data|docs|tests|benchmarks|\.ci)/[\w./{},-]*|[\w-]+\.(?:py|toml)|requirements[\w-]*\.txt"
+    r"(?:utils|models|tools|data|docs|tests|benchmarks|\.ci)/[\w./{},-]*|[\w-]+\.(?:py|toml)|requirements[\w-]*\.txt"
 )
 
 
@@ -30,15 +27,10 @@ def name_of(path):
     return path.relative_to(ROOT).as_posix()
 
 
-def parser_of(program):
-    return importlib.import_module(program.replace("/", ".")).build_parser()
-
-
-def actions_of(program):
-    """Return the options of a program; of one with commands, those of all commands in their order."""
-    actions = parser_of(program)._actions
-    commands = [action.choices.values() for action in actions if isinstance(action, argparse._SubParsersAction)]
-    return [action for parser in commands[0] for action in parser._actions] if commands else actions
+def options_of(program):
+    """Return every spelling of every option of a program, of all its commands."""
+    parsers = commands_of(parser_of(program)).values()
+    return {name for parser in parsers for action in parser._actions for name in action.option_strings}
 
 
 def blocks(text, language):
@@ -87,6 +79,9 @@ def test_documented_commands_parse(page, command):
     program, options = program_and_options(command)
     if program is None:
         return
+    if program.startswith("docs/"):  # takes no options
+        assert (ROOT / f"{program}.py").is_file() and not options
+        return
     if program.startswith("benchmarks/"):
         parser = importlib.import_module(program.replace("/", ".")).build_parser()
     else:
@@ -112,10 +107,19 @@ def test_wrong_options_are_detected():
         parser_of("val").parse_args(first[1])
 
 
+def headings(path):
+    """Return the anchors of a page's headings, as GitHub forms them."""
+    titles = re.findall(r"^#+ (.*)$", without_blocks(path.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_resolve(page):
-    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
-    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    missing = []
+    for link, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", page.read_text()):
+        target = page.parent / link if link else page
+        if "://" not in link and (not target.exists() or (anchor and anchor not in headings(target))):
+            missing.append(f"{link}#{anchor}")
     assert not missing
 
 
@@ -154,48 +158,31 @@ def test_file_name_detection():
 # options.md
 
 
-def cell(text):
-    return str(text).replace("%%", "%").replace("|", "\\|")
-
-
-def option_row(action):
-    """Return the table row of an option; its default is the parser's, or what the help text has in parentheses."""
-    names = ", ".join(f"`{name}`" for name in action.option_strings)
-    text, _, default = action.help.removesuffix(")").partition(" (default: ")
-    if not default:
-        text, value = action.help, "" if action.default is argparse.SUPPRESS else format_default(action.default)
-        default = f"`{value}`" if value else ""
-    choices = [str(choice) for choice in action.choices or () if choice != ""]
-    choices = [] if all(choice in text for choice in choices) else choices
-    listed = f" ({', '.join(choices)})" if choices else ""
-    return f"| {names} | {cell(default)} | {cell(text)}{listed} |"
-
-
-def option_rows(program):
-    """Return the rows that the program's table must have."""
-    shown = [action for action in actions_of(program) if action.dest != "help" and action.help != argparse.SUPPRESS]
-    return [option_row(action) for action in shown]
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_options_page_is_current(program):
+def test_options_page_is_current():
     text = (ROOT / "docs" / "options.md").read_text()
-    section = re.search(rf"^## {program}\.py\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    assert section, f"docs/options.md has no section {program}.py"
-    found = [line for line in section[1].splitlines() if line.startswith("| `--")]
-    wanted = option_rows(program)
-    assert found == wanted, f"the table of {program}.py should be\n" + "\n".join(wanted)
+    assert page(text) == text, "docs/options.md is out of date: run python docs/write_options.py"
+    assert all(f"\n## {program}.py\n" in text for program in PROGRAMS)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_option_is_documented(program):
     text = "\n".join(page.read_text() for page in PAGES)
-    options = {name for action in actions_of(program) for name in action.option_strings} - {"-h", "--help"}
+    options = options_of(program) - {"-h", "--help"}
     assert [name for name in sorted(options) if not re.search(rf"{re.escape(name)}(?![\w-])", text)] == []
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What others rely on
+
+
+def test_architecture_page_lists_the_import_rule():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    short = {part.rpartition("/")[2]: part for part in MAY_IMPORT}
+    table = {}
+    for parts, imports in re.findall(r"^\| (`(?:utils|tools|models)[^|]*) \| [^|]* \| ([^|]*) \|$", text, re.MULTILINE):
+        allowed = set() if imports == "no other part" else {short[name] for name in imports.split(", ")}
+        table |= dict.fromkeys(re.findall(r"`([^`]+)`", parts), allowed)
+    assert {part: table.get(part) for part in MAY_IMPORT} == MAY_IMPORT
 
 
 @pytest.mark.parametrize(
@@ -215,6 +202,16 @@ def test_every_data_and_hyp_file_is_documented():
     text = "\n".join(page.read_text() for page in PAGES)
     files = [*(ROOT / "data").glob("*.yaml"), *(ROOT / "data" / "hyps").glob("*.yaml")]
     assert [path.name for path in files if path.name not in text] == []
+
+
+def test_reference_lists_every_hyper_parameter_with_its_default():
+    text = (ROOT / "docs" / "reference" / "training.md").read_text()
+    table = text.split("## Hyper-parameters\n", 1)[1].split("\n## ", 1)[0]
+    listed = {}
+    for keys, defaults in re.findall(r"^\| (`[^|]*) \|([^|]*)\|", table, re.MULTILINE):
+        listed |= dict(zip(re.findall(r"`(\w+)`", keys), defaults.strip().split(", "), strict=True))
+    shown = {field.name: "" if field.default is None else field.default for field in fields(Hyp)}
+    assert listed == {key: value if isinstance(value, str) else f"{value:g}" for key, value in shown.items()}
 
 
 def test_every_benchmark_is_documented():

@@ -1,4 +1,4 @@
-"""Schedule, optimizer groups, averaging: numbers worked out by hand or from behaviour.md appendix G."""
+"""Schedule, optimizer groups, averaging: values computed by hand or known golden values."""
 
 import math
 

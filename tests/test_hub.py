@@ -20,8 +20,8 @@ from models.builder import build_network, read_architecture
 from models.checkpoint import save_checkpoint
 from models.network import Network
 from tests.helpers_run import ROOT, script
+from utils.core import http_client
 from utils.core.errors import UserError
-from utils.datasets.fetch.dataset_download import image_urls as web
 from utils.hub.hub_model import load
 from utils.hub.image_inputs import common_shape, load_images
 from utils.plots.palette import CITYSCAPES
@@ -279,14 +279,14 @@ def test_self_test_program(checkpoint):
     ],
 )
 def test_private_hosts_are_refused(address):
-    with pytest.raises(UserError, match="no public address"):
-        web.fetch(address)
+    with pytest.raises(UserError, match="not a public address"):
+        http_client.fetch_bytes(address)
 
 
 @pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://example.com/a", "http://"])
 def test_only_http_schemes(address):
-    with pytest.raises(UserError, match="no http"):
-        web.fetch(address)
+    with pytest.raises(UserError, match="not an http"):
+        http_client.fetch_bytes(address)
 
 
 def test_dns_rebinding(monkeypatch):
@@ -300,13 +300,13 @@ def test_dns_rebinding(monkeypatch):
         connected.append(address)
         raise ConnectionRefusedError("no network in tests")
 
-    monkeypatch.setattr(web.socket, "getaddrinfo", rebinding)
-    monkeypatch.setattr(web.socket, "create_connection", connect)
+    monkeypatch.setattr(http_client.socket, "getaddrinfo", rebinding)
+    monkeypatch.setattr(http_client.socket, "create_connection", connect)
     with pytest.raises(UserError, match="cannot be fetched"):
-        web.fetch("http://rebinding.example/a.png")
+        http_client.fetch_bytes("http://rebinding.example/a.png")
     assert connected == [("93.184.215.14", 80)]
-    with pytest.raises(UserError, match=r"127\.0\.0\.1 is no public address"):
-        web.fetch("https://rebinding.example/a.png")
+    with pytest.raises(UserError, match=r"127\.0\.0\.1 is not a public address"):
+        http_client.fetch_bytes("https://rebinding.example/a.png")
     assert len(connected) == 1
 
 
@@ -344,30 +344,30 @@ def site():
 
 
 def test_redirect_limit(site):
-    assert web.fetch(f"{site}/hop/5", private=True) == _Site.picture
+    assert http_client.fetch_bytes(f"{site}/hop/5", allow_private=True) == _Site.picture
     with pytest.raises(UserError, match="more than 5 redirects"):
-        web.fetch(f"{site}/hop/6", private=True)
+        http_client.fetch_bytes(f"{site}/hop/6", allow_private=True)
 
 
 def test_fetch_errors(site):
-    for path, says in (("/inside", "no http"), ("/missing", "404")):
+    for path, says in (("/inside", "not an http"), ("/missing", "404")):
         with pytest.raises(UserError, match=says):
-            web.fetch(f"{site}{path}", private=True)
+            http_client.fetch_bytes(f"{site}{path}", allow_private=True)
     with pytest.raises(UserError, match="larger than"):
-        web.fetch(f"{site}/a.png", private=True, max_bytes=100)
+        http_client.fetch_bytes(f"{site}/a.png", allow_private=True, max_bytes=100)
 
 
 def test_slow_server_times_out(site, monkeypatch):
-    monkeypatch.setattr(web, "TIMEOUT_S", 0.2)
-    monkeypatch.setattr(web, "_PIECE", 16)
-    begin = web.time.monotonic()
+    monkeypatch.setattr(http_client, "FETCH_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(http_client, "_FETCH_CHUNK", 16)
+    begin = http_client.time.monotonic()
     ticks = iter(range(1000))
-    monkeypatch.setattr(web, "time", SimpleNamespace(monotonic=lambda: begin + 0.05 * next(ticks)))
-    with pytest.raises(UserError, match=r"did not arrive within 0\.2 s"):
-        web.fetch(f"{site}/a.png", private=True)
+    monkeypatch.setattr(http_client, "time", SimpleNamespace(monotonic=lambda: begin + 0.05 * next(ticks)))
+    with pytest.raises(UserError, match=r"not received within 0\.2 s"):
+        http_client.fetch_bytes(f"{site}/a.png", allow_private=True)
 
 
 def test_url_image_when_allowed(site, monkeypatch):
-    monkeypatch.setattr(web, "is_public", lambda host: True)
+    monkeypatch.setattr(http_client, "is_public", lambda host: True)
     (picture,) = load_images(f"{site}/photo.png", urls=True)
     assert picture.name == "photo.jpg" and np.array_equal(picture.bgr, array()[:, :, ::-1])

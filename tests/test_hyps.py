@@ -11,7 +11,7 @@ from utils.core.hyp import Hyp, find_hyp
 NAMES = (
     "scratch-low", "scratch-med", "scratch-high", "no-augmentation", "VOC", "Objects365", "scratch", "finetune",
 )  # fmt: skip
-TABLE = {  # behaviour.md 3.1, columns in the order of NAMES
+TABLE = {  # published values, columns in the order of NAMES
     "lr0": (0.01, 0.01, 0.01, 0.01, 0.00334, 0.00258, 0.01, 0.0032),
     "lrf": (0.01, 0.1, 0.1, 0.1, 0.15135, 0.17, 0.2, 0.12),
     "momentum": (0.937, 0.937, 0.937, 0.937, 0.74832, 0.779, 0.937, 0.843),
@@ -84,7 +84,7 @@ def test_semantic_hyp():
     ("text", "place", "message"),
     [
         ("lr0: 0.01\nmosiac: 0.1\n", "", r"unknown key 'mosiac', did you mean 'mosaic'\?"),
-        ("lr0: 0.01\nlr0: 0.02\n", ":2", "stands twice"),
+        ("lr0: 0.01\nlr0: 0.02\n", ":2", "duplicate key"),
         ("lr0: fast\n", "", "lr0 must be a number, got 'fast'"),
         ("mosaic: yes\n", "", "mosaic must be a number, got 'yes'"),
         ("mosaic: true\n", "", "mosaic must be a number, got True"),
@@ -95,16 +95,16 @@ def test_semantic_hyp():
         ("anchor_t: 0.5\n", "", "anchor_t must lie between 1"),
         ("lr0: [0.01, 0.1]\n", "", "lr0 must be a number"),
         ("lr0:\n", "", "lr0 must be a number, got None"),
-        ("lr0: 0.01\n  lrf: 0.1\n", ":2", "not valid YAML"),
-        ("lr0: 0.01\nlrf: [0.1\n", ":3", "not valid YAML"),
-        ("lr0: 0.01\n\tlrf: 0.1\n", ":2", "not valid YAML"),
+        ("lr0: 0.01\n  lrf: 0.1\n", ":2", "invalid YAML"),
+        ("lr0: 0.01\nlrf: [0.1\n", ":3", "invalid YAML"),
+        ("lr0: 0.01\n\tlrf: 0.1\n", ":2", "invalid YAML"),
         ("lr0: &a 0.01\nlrf: *a\n", ":2", "aliases"),
-        ("lr0: !!python/object/apply:os.getcwd []\n", ":1", "not valid YAML"),
-        ("- lr0\n- lrf\n", "", "list of `key: value` lines"),
-        ("0.01", "", "list of `key: value` lines"),
+        ("lr0: !!python/object/apply:os.getcwd []\n", ":1", "invalid YAML"),
+        ("- lr0\n- lrf\n", "", "expected `key: value` lines"),
+        ("0.01", "", "expected `key: value` lines"),
         ("# nothing\n", "", "is empty"),
-        ("? [a, b]\n: 1\n", ":1", "a key must be a word or a number"),
-        ("\0\n", "", "not valid YAML"),
+        ("? [a, b]\n: 1\n", ":1", "a key must be a string or a number"),
+        ("\0\n", "", "invalid YAML"),
     ],
 )
 def test_malformed_hyp(tmp_path, text, place, message):
@@ -123,7 +123,7 @@ def test_unreadable_hyp(tmp_path):
         Hyp.from_file(path)
     with pytest.raises(UserError, match="no such hyper-parameter file"):
         Hyp.from_file(tmp_path / "none.yaml")
-    with pytest.raises(UserError, match="this is a folder"):
+    with pytest.raises(UserError, match="got a folder"):
         Hyp.from_file(tmp_path)
     with pytest.raises(UserError, match=r"scratch-lo: no such hyper-parameter file .*hyp\.scratch-low\.yaml"):
         find_hyp("scratch-lo")

@@ -1,4 +1,4 @@
-"""The import rule of docs/architecture.md, and what only some files may do."""
+"""The import rules of docs/architecture.md, and the concerns that belong to single files."""
 
 import ast
 import os
@@ -12,12 +12,12 @@ from utils.core.data_config import load_data
 from utils.core.train_options import training_parser
 from utils.core.yaml_file import read_yaml
 from utils.datasets import READERS
-from utils.datasets.fetch.dataset_download import pieces_of
+from utils.datasets.fetch.dataset_download import parse_download
 from utils.programs.train import recommended_for
 
 ROOT = Path(__file__).resolve().parents[1]
 
-MAY_IMPORT = {  # besides themselves; a new part gets a row here on purpose
+MAY_IMPORT = {  # besides itself; add a row for a new part
     "utils/core": set(),
     "utils/ops": {"utils/core"},
     "utils/loggers": {"utils/core"},
@@ -135,6 +135,57 @@ def test_no_cycle_between_files():
 def test_scripts_are_not_imported():
     scripts = {module_of(path) for path in SCRIPTS if path.name != "__init__.py"}
     assert {name_of(path) for path in [*LIBRARY, *SCRIPTS] if imported(path) & scripts} == set()
+
+
+TRAINING_PATH = (  # train.py, what fit needs at once, and the parts that training a detector finds in registries
+    "train", "utils.engine.fit", "utils.tasks.detect", "utils.losses.detect", "utils.metrics.detect",
+    "utils.postprocess.detect", "models.heads.detect", "models.layers.common", "utils.datasets.labels.readers.yolo",
+    "utils.engine.optimizers.torch_optimizers", "utils.engine.schedules.lr_curves", "utils.loggers.csv_file",
+)  # fmt: skip
+MAX_TRAINING_CODE_LINES = 12_300  # docstrings, comments and blank lines not counted; lower it when code is removed
+OPTIONAL_IN_TRAINING = {"tools", "tools.search", "tools.search.search_options", "tools.search.program"}  # --evolve
+
+
+def imported_at_once(path: Path) -> set[str]:
+    """Return the project modules that importing a file loads, without imports in functions and for type checkers."""
+    names, nodes = set(), list(ast.parse(path.read_text(encoding="utf-8")).body)
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            nodes += node.orelse
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            nodes += ast.iter_child_nodes(node)
+    loaded = names & MODULES.keys()
+    return loaded | {".".join(name.split(".")[:i]) for name in loaded for i in range(1, name.count(".") + 1)}
+
+
+def code_lines(path: Path) -> int:
+    """Count the lines of a file that are neither blank nor comments nor part of a docstring."""
+    text = path.read_text(encoding="utf-8")
+    documented: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        is_documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        if is_documented and ast.get_docstring(node) is not None:
+            documented |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    lines = enumerate(text.splitlines(), 1)
+    return sum(1 for number, line in lines if number not in documented and line.strip() and line.strip()[0] != "#")
+
+
+def test_training_path_is_short():
+    files = {**MODULES, "train": ROOT / "train.py"}
+    loaded, pending = set(), list(TRAINING_PATH)
+    while pending:
+        module = pending.pop()
+        if module not in loaded:
+            loaded.add(module)
+            pending += imported_at_once(files[module])
+    assert {module for module in loaded if module.split(".")[0] == "tools"} <= OPTIONAL_IN_TRAINING
+    total = sum(code_lines(files[module]) for module in loaded)
+    assert 5000 < total <= MAX_TRAINING_CODE_LINES, f"training a detector loads {total} lines of code"
 
 
 ONLY_IN = {
@@ -259,7 +310,7 @@ def test_every_data_yaml_loads(path):
     assert {"train", "val"} <= (data.splits if data.names else data.semantic.splits).keys()
     assert data.format in READERS
     if data.download is not None:  # addresses, sizes, checksums: nothing that could be run
-        assert read_yaml(path)["download"] == data.download and len(pieces_of(data)) == len(data.download)
+        assert read_yaml(path)["download"] == data.download and len(parse_download(data)) == len(data.download)
     training_options = vars(training_parser("").parse_args([]))
     for task in ("detect", "segment"):
         assert recommended_for(task, data).keys() <= training_options.keys()

@@ -29,7 +29,7 @@ TARGETS = torch.tensor(
 
 
 def golden_raw(extra=0, requires_grad=False):
-    """Return the maps of golden vector G3; `extra` columns more of the same kind."""
+    """Return the maps of the golden values; `extra` columns more of the same kind."""
     maps = {}
     for level, size in enumerate((8, 4, 2)):
         shape = (2, 3, size, size, 8 + extra)
@@ -320,7 +320,7 @@ def reference_batch(folder, names):
         picture = np.ascontiguousarray(cv2.imread(str(folder / "images" / "train2017" / name))[:, :, ::-1])
         height, width = picture.shape[:2]
         scale = 640 / max(height, width)
-        if scale != 1:  # sides are truncated, as when data are loaded (behaviour.md 4.3)
+        if scale != 1:  # sides are truncated, as in the data loader
             picture = cv2.resize(picture, (int(width * scale), int(height * scale)), interpolation=cv2.INTER_LINEAR)
         inside, geometry = letterbox(picture, (640, 640))
         images.append(torch.from_numpy(inside.copy()).permute(2, 0, 1).float() / 255)

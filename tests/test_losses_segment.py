@@ -1,4 +1,4 @@
-"""The segmentation loss: golden vector G4, its gradient against plain autograd, and its contract with the engine."""
+"""The segmentation loss: golden values, its gradient against plain autograd, and its contract with the engine."""
 
 import dataclasses
 
@@ -65,7 +65,7 @@ def plain(raw, batch, found):
     """Return the mask term by autograd, one pair after the other, as the specification says it."""
     total = 0.0
     prototypes = raw["prototypes"]
-    for level, rows in zip(found.assignments, found.rows, strict=True):
+    for level, rows in zip(found.assignments, found.predictions, strict=True):
         for image in range(len(batch)):
             pairs = (level.image == image).nonzero()[:, 0].tolist()
             values = []

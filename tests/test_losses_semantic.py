@@ -1,4 +1,4 @@
-"""The loss of pixels: golden vectors G15, gradients against plain autograd, and its contract with the engine."""
+"""The semantic loss: golden values, gradients against plain autograd, and its contract with the engine."""
 
 import dataclasses
 import math
@@ -130,7 +130,7 @@ def test_value_and_gradient_match_autograd(kind, chunk, monkeypatch):
 @pytest.mark.parametrize("labels", [None, torch.full((2, 40, 48), 255, dtype=torch.uint8)])
 def test_no_labels(changes, labels, on_gpu, monkeypatch):
     if on_gpu:
-        monkeypatch.setattr(pixels, "_without_use", lambda counts: False)
+        monkeypatch.setattr(pixels, "_known_to_be_empty", lambda counts: False)
     raw = {name: value.requires_grad_() for name, value in random_case()[0].items()}
     changes = {"seg_dice": 1.0, "seg_lovasz": 1.0, "seg_class_weights": WEIGHTS, **changes}
     terms = make(spec_of(5), **changes)(raw, batch_of(labels))
@@ -145,7 +145,7 @@ def test_no_labels(changes, labels, on_gpu, monkeypatch):
 def test_unlabelled_image_does_not_affect_others(kind, on_gpu, monkeypatch):
     """Mixed batches hold images that have boxes only. On a GPU these are computed as well, to no avail."""
     if on_gpu:
-        monkeypatch.setattr(pixels, "_without_use", lambda counts: False)
+        monkeypatch.setattr(pixels, "_known_to_be_empty", lambda counts: False)
     raw, labels = random_case()
     labels[1] = 255
     loss = make(spec_of(5), **KINDS[kind][0])
@@ -301,14 +301,17 @@ def test_class_weights():
          0.9037, 1.0865, 1.0955, 1.0865, 1.1529, 1.0507]
     )  # fmt: skip
     assert semantic.class_weights(Hyp(), 19) is None
-    for given, message in (("deplab", "choose from deeplab"), ((1.0, 2.0), "2 weights for 19 classes")):
+    for given, message in (
+        ("deplab", "unknown name 'deplab'; use deeplab"),
+        ((1.0, 2.0), "expected 19 weights.*, got 2"),
+    ):
         with pytest.raises(UserError, match=message):
             make(seg_class_weights=given)
 
 
 def test_auxiliary_weights_count():
     raw, labels = random_case()
-    with pytest.raises(UserError, match=r"seg_aux: 3 weights for the 2 auxiliary outputs aux16, aux32"):
+    with pytest.raises(UserError, match=r"seg_aux: expected 2 weights, for the auxiliary outputs aux16, aux32, got 3"):
         make(spec_of(5), seg_aux=(1.0, 1.0, 1.0))(raw, batch_of(labels))
     one = float(make(spec_of(5), seg_aux=0.5)(raw, batch_of(labels))["seg"])
     assert one == pytest.approx(float(make(spec_of(5), seg_aux=(0.5, 0.5))(raw, batch_of(labels))["seg"]))

@@ -29,9 +29,9 @@ from utils.metrics.confusion import ConfusionMatrix
 from utils.metrics.matching import match_detections, match_one_to_one
 from utils.ops.iou import pairwise_iou_numpy
 
-G7_DETECTIONS = np.array([(0, 0, 10, 10), (1, 0, 11, 10), (0, 0, 10, 10)], dtype=float)
-G7_SCORES, G7_CLASSES = np.array([0.9, 0.8, 0.7]), np.array([0, 0, 1])
-G7_LABEL = np.array([(1, 0, 11, 10)], dtype=float)
+GOLDEN_DETECTIONS = np.array([(0, 0, 10, 10), (1, 0, 11, 10), (0, 0, 10, 10)], dtype=float)
+GOLDEN_SCORES, GOLDEN_CLASSES = np.array([0.9, 0.8, 0.7]), np.array([0, 0, 1])
+GOLDEN_LABEL = np.array([(1, 0, 11, 10)], dtype=float)
 
 
 def test_average_precision_golden_value():
@@ -74,9 +74,9 @@ def test_classes_without_detections_or_labels():
 
 
 def test_matching_prefers_confidence():
-    overlap = pairwise_iou_numpy(G7_LABEL, G7_DETECTIONS)
+    overlap = pairwise_iou_numpy(GOLDEN_LABEL, GOLDEN_DETECTIONS)
     assert overlap[0] == pytest.approx([0.818182, 1, 0.818182], abs=1e-6)
-    correct = match_detections(overlap, (G7_CLASSES == 0)[None])
+    correct = match_detections(overlap, (GOLDEN_CLASSES == 0)[None])
     assert correct.astype(int).tolist() == [[1] * 7 + [0] * 3, [0] * 7 + [1] * 3, [0] * 10]
 
 
@@ -91,16 +91,16 @@ def test_matching_is_one_to_one():
 
 def test_confusion_golden_matrix():
     matrix = ConfusionMatrix(2)
-    matrix.add(G7_DETECTIONS, G7_SCORES, G7_CLASSES, G7_LABEL, np.array([0]))
+    matrix.add(GOLDEN_DETECTIONS, GOLDEN_SCORES, GOLDEN_CLASSES, GOLDEN_LABEL, np.array([0]))
     assert matrix.matrix.tolist() == [[1, 0, 1], [0, 0, 1], [0, 0, 0]]
 
 
 def test_confusion_false_positives_and_misses():
     matrix = ConfusionMatrix(2)
     none, label = np.zeros((0, 4)), np.array([[50.0, 50, 60, 60]])
-    matrix.add(G7_DETECTIONS[:1], np.array([0.9]), np.array([1]), none, np.zeros(0))  # no labels
-    matrix.add(G7_DETECTIONS[:1], np.array([0.9]), np.array([1]), label, np.array([0]))  # nothing matches
-    matrix.add(G7_DETECTIONS[:1], np.array([0.25]), np.array([1]), label, np.array([0]))  # not above .25
+    matrix.add(GOLDEN_DETECTIONS[:1], np.array([0.9]), np.array([1]), none, np.zeros(0))  # no labels
+    matrix.add(GOLDEN_DETECTIONS[:1], np.array([0.9]), np.array([1]), label, np.array([0]))  # nothing matches
+    matrix.add(GOLDEN_DETECTIONS[:1], np.array([0.25]), np.array([1]), label, np.array([0]))  # not above .25
     matrix.add(none, np.zeros(0), np.zeros(0), label, np.array([1]))
     matrix.add(label, np.array([0.9]), np.array([1]), label, np.array([0]))  # the wrong class
     assert matrix.matrix.tolist() == [[0, 0, 0], [1, 0, 2], [2, 1, 0]]

@@ -17,7 +17,7 @@ from models.network import Network
 from models.summary import summarize
 from utils.core.errors import UserError
 
-# behaviour.md 1.6: parameters, parameters after folding, GFLOPs at 640, the same after folding, entries of the state
+# parameters, parameters after fusing, GFLOPs at 640, the same after fusing, entries of the state
 DETECTION = {
     "yolov5n": (1_872_157, 1_867_405, 4.56, 4.47, 349),
     "yolov5s": (7_235_389, 7_225_885, 16.63, 16.44, 349),
@@ -326,8 +326,8 @@ FAULTS = {
     "two heads of one name": (replaced("   [[8, 5], 1, Detect, [nc, anchors]],",
      "   [[8, 5], 1, Detect, [nc, anchors]],\n   [[8, 5], 1, Detect, [nc, anchors]],"), r"'detect' stands twice"),
     "no head": (replaced("   [[8, 5], 1, Detect, [nc, anchors]],\n", ""), r"no head"),
-    "key twice": (USER_YAML + "nc: 8\n", r"stands twice"),
-    "not yaml": (replaced("backbone:", "backbone: ]"), r"not valid YAML"),
+    "key twice": (USER_YAML + "nc: 8\n", r"duplicate key"),
+    "not yaml": (replaced("backbone:", "backbone: ]"), r"invalid YAML"),
     "no anchors": (replaced("anchors:", "anchor:"), r"row 9 \(Detect\): needs the key `anchors:`"),
     "base": ("base: yolov9\nnc: 1\nscales: {n: [1, 1]}\n", r"no such family"),
 }  # fmt: skip

@@ -20,7 +20,8 @@ from models.network import Network
 from models.network_runner import NetworkRunner
 from models.summary import summarize
 from models.tta import VIEWS, augmented, rescaled, undo_boxes, undo_prototypes, without_tails
-from models.weight_download import fetch_official
+from models.weight_download import download_official
+from utils.core import http_client
 from utils.core.contracts import HeadSpec
 from utils.core.errors import UserError
 
@@ -214,6 +215,7 @@ def release(monkeypatch):
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     monkeypatch.setattr(models.weight_download, "RELEASE", f"http://127.0.0.1:{server.server_port}/v7.0")
+    monkeypatch.setattr(http_client.time, "sleep", lambda seconds: None)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     yield
     server.shutdown()
@@ -225,19 +227,21 @@ def test_official_weights_download(release, tmp_path, monkeypatch):
     right = (len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
     monkeypatch.setattr(models.weight_download, "KNOWN", {"yolov5n.pt": right, "yolov5s.pt": (right[0], "0" * 64),
                                                    "yolov5m.pt": (right[0] - 1, right[1])})  # fmt: skip
-    assert fetch_official("yolov5n.pt", tmp_path / "new").read_bytes() == CONTENT
-    assert fetch_official("yolov5s-seg.pt", tmp_path).read_bytes() == CONTENT  # no checksum is known
-    for name, pattern in {"yolov5s.pt": "not the file of release", "yolov5m.pt": "not the file", "yolov5x6.pt": "404",
-                          "yolov5l6.pt": "100 bytes", "yolov5n6.pt": "cannot be fetched|not kept",
-                          "other.pt": "no official"}.items():  # fmt: skip
+    assert download_official("yolov5n.pt", tmp_path / "new").read_bytes() == CONTENT
+    assert download_official("yolov5s-seg.pt", tmp_path).read_bytes() == CONTENT  # no checksum is known
+    for name, pattern in {"yolov5s.pt": "not the expected file", "yolov5m.pt": "not the expected file",
+                          "yolov5x6.pt": "404",
+                          "yolov5l6.pt": "100 bytes", "yolov5n6.pt": "cannot be downloaded",
+                          "other.pt": "not an official"}.items():  # fmt: skip
         with pytest.raises(UserError, match=pattern):
-            fetch_official(name, tmp_path)
+            download_official(name, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "yolov5s-seg.pt"]
 
 
 def test_download_without_network(tmp_path, monkeypatch):
     monkeypatch.setattr(models.weight_download, "RELEASE", "http://127.0.0.1:9/v7.0")
+    monkeypatch.setattr(http_client.time, "sleep", lambda seconds: None)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with pytest.raises(UserError, match="cannot be fetched"):
-        fetch_official("yolov5n.pt", tmp_path)
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        download_official("yolov5n.pt", tmp_path)
     assert not list(tmp_path.iterdir())

@@ -26,7 +26,7 @@ ROWS = {
     "lab": [[4, 19], 1, "SegMaskLab", ["n_segcls", 3, 256, False]],
     "base": [[16], 1, "SegMaskBase", ["n_segcls", 3, 512, False]],
 }
-# behaviour.md 12.1, 10 classes of boxes and 19 of pixels: all parameters, the head's own, GFLOPs at 640
+# with 10 box classes and 19 semantic ones: all parameters, the head's own, GFLOPs at 640
 COUNTS = {
     "s-psp": (7_760_090, 672_275, 23.7),
     "s-bise": (8_842_112, 1_754_297, 26.1),

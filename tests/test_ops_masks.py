@@ -1,4 +1,4 @@
-"""Masks: the golden vectors of behaviour.md G5, and every way in and out."""
+"""Instance masks: golden values, rasterising, assembly, mapping back, overlap."""
 
 import numpy as np
 import pytest

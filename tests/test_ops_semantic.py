@@ -57,7 +57,7 @@ def test_chunk_size_does_not_matter(monkeypatch):
     logits = torch.randn(7, 9, 11, generator=torch.Generator().manual_seed(2))
     grid = aligned_grid((70, 80), (9, 11))
     whole = class_map(logits, *grid)
-    monkeypatch.setattr(semantic, "_PIXELS", 1)
+    monkeypatch.setattr(semantic, "_MIXED_PIXELS", 1)
     assert torch.equal(class_map(logits, *grid), whole)
 
 
@@ -99,7 +99,7 @@ def test_gpu_path_on_cpu(monkeypatch):
     monkeypatch.setattr(semantic, "_CPU_WIDTH", 17)
     for logits in (torch.randn(6, 8, 12, generator=torch.Generator().manual_seed(0)), smooth(6, (8, 12))):
         grid = aligned_grid((61, 90), (8, 12))
-        other = semantic._class_map_plain(logits, BilinearUpsampler(*grid, (8, 12), torch.device("cpu")))
+        other = semantic._class_map_by_tiles(logits, BilinearUpsampler(*grid, (8, 12), torch.device("cpu")))
         assert torch.equal(other, class_map(logits, *grid))
 
 
@@ -113,12 +113,12 @@ def test_gpu():
 def test_too_many_classes():
     grid = aligned_grid((4, 4), (2, 2))
     assert int(class_map(torch.eye(255)[:, :4].reshape(255, 2, 2), *grid).max()) == 3
-    with pytest.raises(UserError, match="256 classes per pixel: at most 255"):
+    with pytest.raises(UserError, match="semantic maps hold at most 255 classes, got 256"):
         class_map(torch.zeros(256, 2, 2), *grid)
 
 
 def test_positions_must_increase():
-    with pytest.raises(ValueError, match="rise"):
+    with pytest.raises(ValueError, match="non-decreasing"):
         class_map(torch.zeros(2, 3, 3), torch.tensor([2.0, 0.0]), torch.tensor([0.0]))
 
 
@@ -133,10 +133,10 @@ def test_bilinear_upsampling_gradient(tile, monkeypatch):
     wanted.backward(slope)
     found, gathered = torch.zeros(3, 23, 31), torch.zeros(3, 5, 6)
     for part in grid.tiles(3):
-        found[:, part.rows, part.columns] = grid.enlarge(logits.detach(), part)
-        grid.gather(slope[:, part.rows, part.columns], part, gathered)
+        found[:, part.rows, part.columns] = grid.upsample_tile(logits.detach(), part)
+        grid.accumulate_gradient(slope[:, part.rows, part.columns], part, gathered)
     torch.testing.assert_close(found, wanted.detach(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(grid.whole(logits.detach()), found, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grid.upsample(logits.detach()), found, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gathered, logits.grad, rtol=1e-4, atol=1e-4)
 
 

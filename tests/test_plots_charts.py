@@ -35,7 +35,7 @@ def test_curves_for_any_number_of_classes(tmp_path, classes):
 
 
 def test_smoothed_operating_point():
-    values = np.array([0, 1, 2, 3, 10, 3, 2, 1, *[0] * 12], float)  # G8: 20 values, fraction .1, width 3
+    values = np.array([0, 1, 2, 3, 10, 3, 2, 1, *[0] * 12], float)  # 20 values, fraction .1, width 3
     expected = [1 / 3, 1, 2, 5, 16 / 3, 5, 2, 1, 1 / 3]
     assert _smoothed(values)[:9] == pytest.approx(expected)
 

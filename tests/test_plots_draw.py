@@ -149,7 +149,7 @@ def test_batch_grid_predictions(tmp_path):
 
 def test_original_to_network_mapping():
     info = ImageInfo(0, "a", Geometry((720, 1280), (384, 640), (0.5, 0.5), (0.0, 12.0)))
-    boxes = boxes_to_network(np.array([[20, 16, 600, 716]], np.float32), info)  # G11 the other way round
+    boxes = boxes_to_network(np.array([[20, 16, 600, 716]], np.float32), info)  # the inverse of mapping back
     assert boxes.tolist() == [[10, 20, 300, 370]]
 
 

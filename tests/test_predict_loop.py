@@ -240,7 +240,7 @@ def test_output_files(root, tmp_path, weights):
         (["--source", "nowhere"], "no such file or folder"),
         (["--source", "bad.jpg"], "not an image"),
         (["--source", "bad.jpg", "--weights", "nowhere.pt"], "nowhere.pt"),
-        (["--source", "bad.jpg", "--weights", "bad.jpg"], "no format that runs here"),
+        (["--source", "bad.jpg", "--weights", "bad.jpg"], "unknown format"),
         (["--source", "bad.jpg", "--imgsz", "1", "2", "3"], "--imgsz"),
     ],
 )

@@ -148,9 +148,9 @@ def test_several_videos_and_sizes(tmp_path):
 
 def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write there"):
+    with pytest.raises(UserError, match="cannot be written"):
         feed(ImageSink(tmp_path / "file"), (still(), TWO))
-    with pytest.raises(UserError, match="cannot write there"):
+    with pytest.raises(UserError, match="cannot be written"):
         feed(VideoSink(tmp_path / "file"), (film(1), TWO))
 
 

@@ -71,7 +71,7 @@ def test_incompatible_models(weights):
 
 def test_default_weights_are_newest_run(weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"train one with `python train.py`"):
+    with pytest.raises(UserError, match=r"train a model with `python train.py`"):
         find_weights([" "])
     for age, name in enumerate(("exp2", "exp")):
         path = tmp_path / "runs" / "train" / name / "weights" / "best.pt"
@@ -82,7 +82,7 @@ def test_default_weights_are_newest_run(weights, tmp_path, monkeypatch):
 
 
 def test_unknown_formats(tmp_path):
-    with pytest.raises(UserError, match=r"\.docx is no format that runs here"):
+    with pytest.raises(UserError, match=r"unknown format \'\.docx\'"):
         open_weights([str(tmp_path / "a.docx")], CPU)
 
 

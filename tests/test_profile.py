@@ -88,7 +88,7 @@ def test_layer_times_and_flops():
     assert [row.index for row in rows] == list(range(25)) and all(row.milliseconds > 0 for row in rows)
     normalised = count_operations(network, (64, 64)) / 1e9
     assert 0.9 * normalised < sum(row.gflops for row in rows) < normalised
-    assert sum(row.parameters for row in rows) == 1_867_405  # folded (behaviour.md 1.6)
+    assert sum(row.parameters for row in rows) == 1_867_405  # of the fused network
 
 
 def test_summary_profile(monkeypatch, caplog):

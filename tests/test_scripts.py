@@ -175,4 +175,4 @@ def test_invalid_options(data, tmp_path, options, says):
 def test_unwritable_output_folder(data, tmp_path):
     (tmp_path / "file").write_text("")
     text = script("train.py", "--data", data, *TINY, "--project", tmp_path / "file" / "runs", status=2)
-    assert "cannot write there" in text
+    assert "cannot be written" in text

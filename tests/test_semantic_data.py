@@ -10,7 +10,7 @@ from helpers_semantic import pixel_set, request, scene, write_pair
 from PIL import Image
 
 from utils.core.cityscapes import LABEL_IDS, NAMES
-from utils.core.data_config import DataConfig, SemanticConfig, load_data, segmented_folder
+from utils.core.data_config import DataConfig, SemanticConfig, load_cityscapes_folder, load_data
 from utils.core.errors import UserError
 from utils.core.yaml_file import write_yaml
 from utils.datasets.labels import semantic_scan as scan_module
@@ -61,9 +61,9 @@ def test_multiyolov5_keys(tmp_path):
     (tmp_path / "citys" / "leftImg8bit" / "train").mkdir(parents=True)
     streets = load_data(yaml_of(tmp_path, segtrain="citys", segval="citys"))
     assert streets.semantic.names == NAMES and streets.semantic.format == "cityscapes"
-    with pytest.raises(UserError, match=r"names of the pixels' classes are missing.*segnames"):
+    with pytest.raises(UserError, match=r"names of the semantic classes are missing.*segnames"):
         load_data(yaml_of(tmp_path, train="det", val="det", names=["a"], segtrain="seg/train"))
-    with pytest.raises(UserError, match=r"`segtrain:` and `semantic.train:` say the same thing twice"):
+    with pytest.raises(UserError, match=r"`segtrain:` and `semantic.train:` are the same setting"):
         load_data(yaml_of(tmp_path, segtrain="x", semantic=PIXELS))
 
 
@@ -90,7 +90,7 @@ def test_all_faults_are_reported_together(tmp_path):
         ({**PIXELS, "ids": {7: 2}}, "has class 2"),
         ({**PIXELS, "names": [str(i) for i in range(256)]}, "255 at most"),
         ({**PIXELS, "masks": {"trian": "x"}}, "`semantic.masks:` must be"),
-        ("images", "`semantic:` must be a table"),
+        ("images", "`semantic:` must be a mapping"),
     ],
 )
 def test_malformed_semantic_block(tmp_path, semantic, says):
@@ -101,11 +101,11 @@ def test_malformed_semantic_block(tmp_path, semantic, says):
 
 def test_missing_path_lists_candidates(tmp_path):
     data = load_data(yaml_of(tmp_path, path="set", semantic={**PIXELS, "masks": {"train": "maps"}}))
-    with pytest.raises(UserError, match=r"`semantic.train:` is not there; looked for") as caught:
+    with pytest.raises(UserError, match=r"`semantic.train:` does not exist; looked for") as caught:
         data.semantic_split("train")
     assert str(tmp_path / "set" / "images") in str(caught.value) and str(caught.value).count("images") > 1
     (tmp_path / "set" / "images").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"`semantic.masks.train:` is not there"):
+    with pytest.raises(UserError, match=r"`semantic.masks.train:` does not exist"):
         data.semantic_split("train")
     with pytest.raises(UserError, match="no `test:` key in `semantic:`"):
         data.semantic_split("test")
@@ -183,7 +183,7 @@ def test_cityscapes_label_ids(tmp_path):
         index = index_of(tmp_path, "cityscapes", place, NAMES)
         np.testing.assert_array_equal(first_map(index)[0], wanted[ids])
         assert index.pixel_counts.tolist() == [16] * 19
-    data = segmented_folder(tmp_path)
+    data = load_cityscapes_folder(tmp_path)
     assert data.semantic.format == "cityscapes" and len(build_semantic_index(data, "train")) == 1
     with pytest.raises(UserError, match="has 19"):
         index_of(tmp_path, "cityscapes", tmp_path, ("a", "b"))
@@ -200,7 +200,7 @@ def test_citybdd(tmp_path):
         ):
             (tmp_path / tree / "train" / city).mkdir(parents=True)
             cv2.imwrite(str(tmp_path / tree / "train" / city / name), pixels)
-    assert segmented_folder(tmp_path).semantic.format == "citybdd"
+    assert load_cityscapes_folder(tmp_path).semantic.format == "citybdd"
     index = index_of(tmp_path, "citybdd", tmp_path, NAMES)
     assert index.pixel_counts[13] == 2 * 32 * 32 and len(index) == 2
 

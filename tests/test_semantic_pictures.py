@@ -18,7 +18,7 @@ from utils.plots.semantic_overlay import (
     overlay_semantic_map,
 )
 
-STREET = SemanticStyle(("road", "sidewalk", "sky"))  # 128,64,128; 244,35,232; 0,130,180 (behaviour.md 12.6)
+STREET = SemanticStyle(("road", "sidewalk", "sky"))  # 128,64,128; 244,35,232; 0,130,180 in Cityscapes
 PLAIN = SemanticStyle(("road", "sidewalk", "sky"), legend=False)
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from utils.backends import open_weights as opening
-from utils.core import data_config as config
 from utils.core.contracts import Frame, Geometry, HeadSpec, ImageInfo, Outputs, Results
 from utils.core.data_config import DataConfig, SemanticConfig
 from utils.core.errors import UserError
@@ -26,7 +25,7 @@ CITYSCAPES = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
     "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
 )  # fmt: skip
-# behaviour.md 12.6, id to trainId, as the reader of the labels has it
+# Cityscapes' id to trainId, as in the reader of the masks
 TRAIN_ID = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14,
             28: 15, 31: 16, 32: 17, 33: 18}  # fmt: skip
 
@@ -112,7 +111,7 @@ def test_semantic_map_round_trip(tmp_path):
     classes[:5] = 255
     film = Frame(still().image, "/a/film.mp4", "", 7, 9)
     text = write(SemanticMapSink(tmp_path, SemanticStyle(CITYSCAPES)), (still(), seen(classes)), (film, seen(classes)))
-    assert text == f"2 class maps in {tmp_path / 'masks'}, coloured in {tmp_path / 'masks_colour'}"
+    assert text == f"2 semantic maps in {tmp_path / 'masks'}, coloured in {tmp_path / 'masks_colour'}"
     for name in ("bus.png", "film_7.png"):
         written = cv2.imread(str(tmp_path / "masks" / name), cv2.IMREAD_UNCHANGED)
         assert written.dtype == np.uint8 and np.array_equal(written, classes)
@@ -154,17 +153,17 @@ def test_submission_class_order():
 
 @pytest.mark.parametrize(
     ("names", "count", "says"),
-    [(("road", "crack"), 2, "not so: crack"), ((), 2, "have no names"), (("0",), 1, "no names")],
+    [(("road", "crack"), 2, "unknown: crack"), ((), 2, "have no names"), (("0",), 1, "no names")],
 )
 def test_submission_of_other_classes(names, count, says):
-    with pytest.raises(UserError, match=f"--submit: the {count} classes.*{says}"):
+    with pytest.raises(UserError, match=f"--submit: the {count} semantic classes.*{says}"):
         cityscapes_ids(names, count)
 
 
 def test_images_to_video(tmp_path):
     frames = [Frame(np.full((64, 96, 3), 40 * i, np.uint8), f"/a/{i}.png", "") for i in range(5)]
     text = write(JoinedVideoSink(tmp_path / "out.mp4"), *((frame, None) for frame in frames))
-    assert text == f"5 pictures in {tmp_path / 'out.mp4'}"
+    assert text == f"5 images in {tmp_path / 'out.mp4'}"
     capture = cv2.VideoCapture(str(tmp_path / "out.mp4"))
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(30)
     shades = []
@@ -292,7 +291,7 @@ def test_data_set_colours(detect, monkeypatch, tmp_path):
         own = SemanticConfig(("crack", "rest"), {}, palette=((10, 20, 30), (40, 50, 60)))
         return DataConfig(Path(text), tmp_path, (), {}, semantic=own)
 
-    monkeypatch.setattr(config, "load_data", load_data)
+    monkeypatch.setattr("utils.programs.semantic_prediction.load_data", load_data)
     _, folder = detect(PixelRunner(("crack", "rest")), mask_opacity=1.0, no_legend=True, data="own.yaml")
     picture = cv2.imread(str(folder / "0.png"))
     assert picture[16, 16].tolist() == [30, 20, 10] and picture[16, 590].tolist() == [60, 50, 40]
@@ -316,7 +315,7 @@ def test_videos_are_not_joined(detect, tmp_path):
     writer = cv2.VideoWriter(str(tmp_path / "film.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 5, (64, 32))
     writer.write(np.zeros((32, 64, 3), np.uint8))
     writer.release()
-    with pytest.raises(UserError, match="--save-as-video joins the images of a folder"):
+    with pytest.raises(UserError, match="--save-as-video: the source has no still images"):
         detect(PixelRunner(), save_as_video=True, source=str(tmp_path / "film.mp4"))
     assert not (tmp_path / "runs").exists()
 
@@ -332,13 +331,13 @@ class BoxRunner(PixelRunner):
 @pytest.mark.parametrize("option", ["save_mask", "submit"])
 def test_semantic_options_need_semantic_head(detect, tmp_path, option):
     flag = f"--{option.replace('_', '-')}"
-    with pytest.raises(UserError, match=rf"{flag}: .*some\.pt finds no classes of pixels \(its heads: detect\)"):
+    with pytest.raises(UserError, match=rf"{flag}: .*some\.pt has no semantic head \(its heads: detect\)"):
         detect(BoxRunner(), **{option: True})
     assert not (tmp_path / "runs").exists()
 
 
 def test_invalid_submission_leaves_no_run_folder(detect, tmp_path):
-    with pytest.raises(UserError, match="--submit: the 2 classes of pixels"):
+    with pytest.raises(UserError, match="--submit: the 2 semantic classes"):
         detect(PixelRunner(("crack", "rest")), submit=True)
     assert not (tmp_path / "runs").exists()
 
@@ -351,13 +350,13 @@ def warnings(caplog, monkeypatch):
 
 def test_save_txt_without_boxes(detect, warnings, tmp_path):
     detect(PixelRunner(), save_txt=True, nosave=True)
-    assert len(warnings()) == 1 and "--save-txt does nothing" in warnings()[0] and "--save-mask" in warnings()[0]
+    assert len(warnings()) == 1 and "--save-txt is ignored" in warnings()[0] and "--save-mask" in warnings()[0]
     assert not (tmp_path / "runs").exists()
 
 
 def test_ineffective_options_warn(detect, warnings):
     detect(BoxRunner(), no_legend=True, mask_opacity=0.3)
-    assert [text.split(" does nothing")[0] for text in warnings()] == ["--no-legend", "--mask-opacity"]
+    assert [text.split(" is ignored")[0] for text in warnings()] == ["--no-legend", "--mask-opacity"]
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5])
@@ -367,5 +366,5 @@ def test_invalid_opacity(detect, value):
 
 
 def test_segment_predict_needs_masks(detect):
-    with pytest.raises(UserError, match=r"finds no masks .*use detect\.py"):
+    with pytest.raises(UserError, match=r"has no mask head .*use detect\.py"):
         detect(PixelRunner(), script="segment.predict")

@@ -18,7 +18,7 @@ from models.checkpoint import save_checkpoint
 from utils.core.cityscapes import NAMES
 from utils.core.yaml_file import write_yaml
 
-# what Cityscapes' own evaluation scores (behaviour.md 12.6); all other ids are ignored there
+# the ids that Cityscapes' own evaluation uses; it ignores all others
 SCORED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 LONG_PX = 256
 

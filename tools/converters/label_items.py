@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.core.data_config import find_data, load_data
+from utils.core.data_config import load_data
+from utils.core.data_paths import find_data
 from utils.core.errors import UserError
 from utils.core.yaml_file import read_text
 from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject

@@ -35,7 +35,7 @@ class Sink:
                 self._root = self.out.with_name(f".{self.out.name}.{os.getpid()}.part")
                 self._root.mkdir(parents=True)
         except OSError as error:
-            raise UserError(f"{self.out}: cannot write there ({error.strerror or error})") from error
+            raise UserError(f"{self.out}: cannot be written ({error.strerror or error})") from error
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
@@ -50,7 +50,7 @@ class Sink:
             self._root.rename(self.out)
         except OSError as error:
             shutil.rmtree(self._root, ignore_errors=True)
-            raise UserError(f"{self.out}: cannot write there ({error.strerror or error})") from error
+            raise UserError(f"{self.out}: cannot be written ({error.strerror or error})") from error
 
     def unused(self, candidates: list[str]) -> str:
         """Return the first name that nothing has yet and take it; numbers follow when all are taken."""
@@ -85,7 +85,7 @@ class Sink:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         except OSError as error:
-            raise UserError(f"{path}: cannot write there ({error.strerror or error})") from error
+            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
     def take(self, source: Path, below: str, how: str) -> None:
         """Put an image there: a copy, or a symbolic link to it; `none` does nothing."""
@@ -105,4 +105,4 @@ class Sink:
                 shutil.copyfile(source, temporary)
             temporary.replace(path)
         except OSError as error:
-            raise UserError(f"{path}: cannot write there ({error.strerror or error})") from error
+            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -16,8 +16,8 @@ from tools.dataset_check.text_report import Report
 from utils.core.errors import UserError
 from utils.core.files import run_folder, write_text
 from utils.core.log import LOGGER, progress
-from utils.datasets.fetch.dataset_download import provide
-from utils.datasets.generators.prepare import ensure
+from utils.datasets.fetch.dataset_download import resolve_dataset
+from utils.datasets.generators.prepare import ensure_generated
 
 
 def judge(gathered: Gathered) -> list[Finding]:
@@ -33,8 +33,8 @@ def run_gate(settings: GateSettings) -> Report:
     """
     if settings.imgsz < 32:
         raise UserError(f"--imgsz {settings.imgsz}: at least 32 pixels")
-    data = provide(settings.data, settings.download)
-    ensure(data)
+    data = resolve_dataset(settings.data, settings.download)
+    ensure_generated(data)
     gathered = gather(data, settings.imgsz, settings.fast)
     report = Report(gathered, judge(gathered))
     if settings.anchors:

@@ -25,8 +25,8 @@ from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.load_request import LoadRequest
 from utils.core.log import LOGGER
-from utils.core.timing import in_turns
-from utils.datasets.fetch.dataset_download import provide
+from utils.core.timing import time_alternately
+from utils.datasets.fetch.dataset_download import resolve_dataset
 from utils.engine.build_run import build_losses
 from utils.engine.evaluate import evaluate
 from utils.tasks.task_selection import task_of
@@ -61,7 +61,7 @@ class Judge:
             why = "--epochs trains on data" if options.epochs else "--importance taylor looks at data"
             raise UserError(f"{path}: {why}; name it with --data, or take --importance l2")
         if text and options.data:
-            provide(text, options.download)
+            resolve_dataset(text, options.download)
         data = load_data(text) if text else None
         for head, spec in network.specs.items() if data is not None else ():
             names = data.names_for(head) if data is not None else None
@@ -121,5 +121,5 @@ class Judge:
         image = torch.rand(1, 3, self.size, self.size).to(self.device).contiguous(memory_format=torch.channels_last)
         runners = {str(i): fuse(network).eval().to(self.device) for i, network in enumerate(networks)}
         actions = {name: partial(runner, image) for name, runner in runners.items()}
-        seconds = in_turns(actions, ROUNDS, target=self.device)
+        seconds = time_alternately(actions, ROUNDS, target=self.device)
         return tuple(1000 * statistics.median(times) for times in seconds.values())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.core.cli import add_device, add_download, add_image_size, add_run_folder, new_parser
 from utils.core.errors import UserError
-from utils.core.files import drop_if_empty, run_folder, write_text
+from utils.core.files import remove_if_empty, run_folder, write_text
 from utils.core.log import LOGGER
 from utils.core.train_settings import MAX_IMAGE_PX, TrainSettings
 
@@ -100,7 +100,7 @@ def prune_task(options: argparse.Namespace) -> list[dict[str, Any]]:
     try:
         return _Pruning(options, checkpoint, paths[0], judge, folder).run()
     finally:
-        drop_if_empty(folder)
+        remove_if_empty(folder)
 
 
 def check(options: argparse.Namespace) -> None:

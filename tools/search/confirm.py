@@ -6,10 +6,11 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from filelock import FileLock
+
 from tools.search.report import Tried
 from tools.search.space import with_values
 from tools.search.trial import Search, Train, Watcher, trained
-from utils.core.file_lock import FileLock
 from utils.core.files import write_text
 from utils.core.hyp import Hyp
 from utils.core.log import LOGGER
@@ -34,7 +35,8 @@ def confirmed(
 
 def _measured(train: Train, hyp: Hyp, folder: Path, goal: str) -> float:
     path = folder / _NUMBERS
-    with FileLock(folder / ".lock").held():  # another process may be at it
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # another process may be at it
         if not path.is_file():
             write_text(path, json.dumps(trained(train, hyp, folder, Watcher(None, "")), indent=2) + "\n")
     return float(json.loads(path.read_text(encoding="utf-8"))[goal])

@@ -16,7 +16,7 @@ from utils.core.log import LOGGER
 from utils.core.train_options import format_origins, resolve_training
 from utils.core.train_settings import TrainSettings
 from utils.core.yaml_file import read_yaml, write_yaml
-from utils.datasets.fetch.dataset_download import provide
+from utils.datasets.fetch.dataset_download import resolve_dataset
 from utils.programs.classification_options import class_training_options
 from utils.programs.train import TASKS, recommended_for, task_parser
 
@@ -133,7 +133,7 @@ def _settings(plan: Plan) -> tuple[TrainSettings, dict[str, str]]:
     parser.set_defaults(project="runs/evolve" if plan.evolves else "runs/tune", noval=plan.evolves)
     if plan.task == "classify":
         chosen = class_training_options(chosen)
-    data = provide(str(chosen.get("data", parser.get_default("data"))), bool(chosen.get("download")))
+    data = resolve_dataset(str(chosen.get("data", parser.get_default("data"))), bool(chosen.get("download")))
     return resolve_training(parser, chosen, recommended_for(plan.task, data), data.source)
 
 

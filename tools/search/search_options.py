@@ -11,7 +11,7 @@ from typing import Any
 from tools.search.program import PLAN, Plan, search
 from utils.core.contracts import Logger
 from utils.core.errors import UserError
-from utils.core.files import newest
+from utils.core.files import newest_file
 from utils.programs.train import TASKS, task_parser, train_task
 
 _MAY_DIFFER = ("device", "workers", "trials", "confirm", "noplots")  # of those who do
@@ -121,7 +121,7 @@ def _folder_to_resume(text: str, project: Path) -> Path:
     if text != "newest":
         folder = Path(text)
     else:
-        plan = newest(project, PLAN)
+        plan = newest_file(project, PLAN)
         if plan is None:
             raise UserError(f"--resume: no search under {project}; give its folder")
         folder = plan.parent

@@ -11,7 +11,6 @@ from typing import Any
 from tools.search.mutation import distribution, mutation_sampler
 from tools.search.space import Gene
 from utils.core.errors import UserError
-from utils.core.file_lock import FileLock
 
 SAMPLERS = ("tpe", "cmaes", "nsga2", "random", "mutation")
 PRUNERS = ("median", "hyperband", "none")
@@ -119,9 +118,12 @@ def open_study(
     The storage is SQLite in `folder` unless the settings name another. One that cannot be reached, and a study that
     varies something else, are UserErrors.
     """
+    from filelock import FileLock
+
     require_optuna(settings.sampler)
     address = settings.storage or f"sqlite:///{(folder / 'study.db').resolve().as_posix()}"
-    with FileLock(folder / ".opening").held(), warnings.catch_warnings():
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".opening"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "experimental": signs of life
         study = _opened(settings, address, genes, epochs, seed)
         varies = {gene.name: repr(distribution(gene)) for gene in genes}

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from tools.search.mutation import suggested
 from tools.search.shared_study import DEFAULTS, FITNESS, SearchSettings, require_optuna, retry
 from tools.search.space import Gene, with_values
 from utils.core.contracts import StopTraining, Task
 from utils.core.errors import UserError
-from utils.core.file_lock import FileLock
 from utils.core.hyp import Hyp
 from utils.core.log import LOGGER
 from utils.core.yaml_file import write_yaml
@@ -140,19 +140,22 @@ class Search:
         for trial in self._in_states("RUNNING"):
             if trial.user_attrs.get(_HOST) != platform.node():
                 continue
-            lock = FileLock(_lock_of(self._folder_of(trial)))
-            if not lock.take():
+            lock = _lock_of(self._folder_of(trial))
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:  # its process still runs
                 continue
             with suppress(ValueError):  # finished in the meantime
                 self.study.tell(trial.number, state=require_optuna().trial.TrialState.FAIL)
                 LOGGER.info(f"trial {trial.number} was left unfinished; it goes on in {self._folder_of(trial)}")
                 retry()(self.study, trial)
-            lock.drop()
+            lock.release()
 
     def _objective(self, trial: Any) -> tuple[float, ...]:
         folder = self._folder_of(trial)
-        lock = FileLock(_lock_of(folder))
-        lock.take()
+        lock = _lock_of(folder)
+        with suppress(Timeout):  # a process that is about to end an earlier attempt at this trial
+            lock.acquire(blocking=False)
         try:
             found = self._try(trial, folder)
             self._failures.clear()
@@ -166,7 +169,7 @@ class Search:
             LOGGER.warning(f"trial {trial.number} failed: {reason}")
             raise
         finally:
-            lock.drop()
+            lock.release()
 
     def _propose_again(self, number: int) -> None:
         """Put a trial that was interrupted on purpose back into the queue."""
@@ -231,8 +234,10 @@ def best_numbers(study: Any) -> tuple[int, ...]:
     return tuple(trial.number for trial in study.best_trials)
 
 
-def _lock_of(folder: Path) -> Path:
-    return folder / ".lock"
+def _lock_of(folder: Path) -> FileLock:
+    """Create the lock of a trial's folder; once acquired, it ends with this process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / ".lock")
 
 
 def _goal(name: str, numbers: Mapping[str, float]) -> float:

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import torch
 
 from models.checkpoint import load_checkpoint, save_checkpoint
-from models.weight_download import on_disk
+from models.weight_download import resolve_weights
 from utils.backends import BACKENDS
 from utils.backends.opencv_dnn import open_with_opencv
 from utils.core.contracts import Backend, Runner
 from utils.core.errors import UserError
-from utils.core.files import newest
+from utils.core.files import newest_file
 from utils.core.log import LOGGER
 
 DEFAULT_RUNS = Path("runs/train")
@@ -121,8 +121,8 @@ def find_weights(weights: Sequence[str], download: bool = False, runs: Path = DE
     """
     given = [text.strip() for text in weights if text.strip()]
     if given:
-        return [on_disk(text, download) for text in given]
-    found = newest(runs, "weights/best.pt")
+        return [resolve_weights(text, download) for text in given]
+    found = newest_file(runs, "weights/best.pt")
     if found is None:
         how = "train a model with `python train.py`" if runs == DEFAULT_RUNS else "train a model"
         raise UserError(

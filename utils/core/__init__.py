@@ -1,11 +1,11 @@
-"""Foundations: contracts, settings, processes, devices, files. Imports nothing else of the project."""
+"""Foundations of all other packages: contracts, settings, processes, devices and files."""
 
 import sys
 from types import TracebackType
 
 
-def _one_line_for_ctrl_c(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Show an interruption that comes while a program is still being loaded as `run_script` shows later ones."""
+def _report_interrupt(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print one line for a Ctrl-C during the imports of a program, as `run_script` does later."""
     if issubclass(kind, KeyboardInterrupt):
         sys.stderr.write("error: interrupted\n")
     else:
@@ -14,5 +14,5 @@ def _one_line_for_ctrl_c(kind: type[BaseException], error: BaseException, trace:
 
 _ROOT = __file__.replace("\\", "/").removesuffix("utils/core/__init__.py")
 _PROGRAM = str(getattr(sys.modules.get("__main__"), "__file__", "")).replace("\\", "/")
-if _PROGRAM.startswith(_ROOT) and sys.excepthook is sys.__excepthook__:  # not where another program imports this one
-    sys.excepthook = _one_line_for_ctrl_c
+if _PROGRAM.startswith(_ROOT) and sys.excepthook is sys.__excepthook__:  # only in this project's own programs
+    sys.excepthook = _report_interrupt

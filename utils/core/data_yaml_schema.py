@@ -1,12 +1,17 @@
-"""What a data-set YAML may hold, and how a fault in it is told (behaviour.md 4.1)."""
+"""Schema of the data-set YAML, and the messages for its faults. The keys are described in docs/reference/data.md."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
+from utils.core.errors import did_you_mean
 
-def forms() -> tuple[Any, Any]:
-    """Return what a data YAML and its `semantic:` block may hold, as pydantic models, built when they are needed."""
+
+def schemas() -> tuple[Any, Any]:
+    """Build the pydantic models of a data-set YAML and of its `semantic:` block.
+
+    They are built on demand because importing pydantic takes long.
+    """
     from typing import Annotated
 
     from pydantic import BaseModel, ConfigDict, Field
@@ -17,7 +22,7 @@ def forms() -> tuple[Any, Any]:
     strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
     class SemanticYaml(BaseModel):
-        """The `semantic:` block; a key it does not know is a fault."""
+        """The `semantic:` block; unknown keys are faults."""
 
         model_config = ConfigDict(extra="forbid", strict=True)
         path: str | None = None
@@ -40,7 +45,7 @@ def forms() -> tuple[Any, Any]:
         crop: Annotated[list[Annotated[float, Field(gt=0, le=8)]], Field(min_length=2, max_length=2)] | None = None
 
     class DataYaml(BaseModel):
-        """The keys a data YAML may have; users' own extra keys are left alone."""
+        """The whole file; unknown keys are allowed for other programs."""
 
         model_config = ConfigDict(extra="allow", strict=True)
         path: str | None = None
@@ -54,44 +59,51 @@ def forms() -> tuple[Any, Any]:
         annotations: dict[str, str] = {}
         defaults: dict[str, Any] = {}
         semantic: SemanticYaml | None = None
-        download: Any = None  # of other tools it may be a program, which is no fault as long as nobody runs it
+        download: Any = None  # checked when it is used: in files of other projects it may be a script
         label_names: list[str | int] | None = None
 
     return DataYaml, SemanticYaml
 
 
-_WANTED = {
+_EXPECTED = {
     "path": "a folder",
-    "names": "a list of class names, or a table of them by number (0: person)",
-    "nc": "the whole number of classes",
+    "names": "a list of class names, or a mapping from numbers to names (0: person)",
+    "nc": "the number of classes, an integer",
     "format": "the name of a label format",
-    "generate": "a table of settings",
-    "annotations": "a table of COCO JSON files by split (val: file.json)",
-    "defaults": "a table of training options",
-    "label_names": "a list of what the labels or folders call the classes, in the order of `names`",
-    "semantic": "a table that says where images with a class per pixel are",
-    "semantic.names": "a list of class names, a table of them by number (0: road), or a file with one name a line",
-    "semantic.masks": "a table of folders by split (train, val, test)",
+    "generate": "a mapping of settings",
+    "annotations": "a mapping from splits to COCO JSON files (val: file.json)",
+    "defaults": "a mapping of training options",
+    "label_names": "a list of the names that labels or folders use for the classes, in the order of `names`",
+    "semantic": "a mapping that describes the images with semantic labels",
+    "semantic.names": "a list of names, a mapping from numbers to names (0: road), or a file with a name per line",
+    "semantic.masks": "a mapping from splits (train, val, test) to folders",
     "semantic.palette": "a list of colours, [red, green, blue] from 0 to 255 each",
-    "semantic.ignore": "a list of the masks' values that are no class, from 0 to 255",
-    "semantic.ids": "a table of classes by the masks' values (7: 0), from 0 to 255",
-    "semantic.base": "a whole number of pixels, 32 to 16384",
+    "semantic.ignore": "a list of mask values without a class, from 0 to 255",
+    "semantic.ids": "a mapping from mask values to classes (7: 0), from 0 to 255",
+    "semantic.base": "an integer from 32 to 16384, in pixels",
     "semantic.low": "a number above 0",
     "semantic.high": "a number above 0",
     "semantic.std": "a number above 0",
-    "semantic.flip": "a probability, 0 to 1",
+    "semantic.flip": "a probability from 0 to 1",
     "semantic.jitter": "four numbers of at least 0: brightness, contrast, saturation, hue",
-    "semantic.crop": "two numbers above 0, width and height in parts of the image size",
+    "semantic.crop": "two numbers above 0: width and height as fractions of the image size",
 }
+_EXPECTED_PATHS = "a folder of images, a list file, or a list of these"
 
 
-def expected(key: tuple[str, ...], values: dict[str, Any]) -> str:
-    """Return what stands at a key of the YAML (or of a block in it) and what should."""
+def describe_fault(key: tuple[str, ...], values: dict[str, Any]) -> str:
+    """Describe the invalid, missing or unknown value of a key.
+
+    Args:
+        key: Path of the key: its name, or the name of the block and its name in there.
+        values: Content of the YAML file.
+    """
     name, inner = ".".join(key), values
     for step in key[:-1]:
         inner = inner[step]
-    if len(key) > 1 and key[-1] not in forms()[1].model_fields:
-        return f"unknown key `{name}:` (known: {', '.join(forms()[1].model_fields)})"
-    wanted = _WANTED.get(name) or _WANTED.get(key[-1], "a folder of images, a list file, or a list of these")
-    got = inner.get(key[-1])
-    return f"`{name}:` must be {wanted}, got {got!r:.60}" if key[-1] in inner else f"`{name}:` is missing, {wanted}"
+    if len(key) > 1 and key[-1] not in schemas()[1].model_fields:
+        return f"unknown key `{name}:`{did_you_mean(key[-1], schemas()[1].model_fields)}"
+    wanted = _EXPECTED.get(name) or _EXPECTED.get(key[-1], _EXPECTED_PATHS)
+    if key[-1] not in inner:
+        return f"`{name}:` is missing; it must be {wanted}"
+    return f"`{name}:` must be {wanted}, got {inner[key[-1]]!r:.60}"

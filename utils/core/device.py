@@ -1,4 +1,4 @@
-"""Where and in which precision a network runs."""
+"""Devices and precisions a network can run in."""
 
 from __future__ import annotations
 
@@ -15,36 +15,49 @@ if TYPE_CHECKING:
 
 
 def select_device(text: str = "") -> torch.device:
-    """Return the device that `text` names: '' = first GPU, else CPU; an index, a list of them, cpu or mps.
+    """Select the device that `--device` names and make it the current one.
 
-    A list ('0,1') names the GPUs of the ranks that torchrun started; this process takes its own.
+    Args:
+        text: "cpu", "mps", or GPU indices separated by commas ("0", "cuda:1", "0,1"), of which each rank that torchrun
+            started takes its own. Empty or "none": the first GPU, else the CPU.
+
+    Raises:
+        UserError: If the text is malformed or the machine lacks the device.
     """
     import torch
 
-    text = text.strip().lower().replace("cuda:", "").replace("none", "")
-    if text == "cpu" or (not text and not torch.cuda.is_available()):
+    words = [word.strip().removeprefix("cuda:") for word in text.lower().split(",")]
+    words = [word for word in words if word not in ("", "none")]
+    if words == ["cpu"] or (not words and not torch.cuda.is_available()):
         return torch.device("cpu")
-    if text == "mps":
+    if words == ["mps"]:
         if not torch.backends.mps.is_available():
-            raise UserError("--device mps: this machine has no Apple GPU that torch can use")
+            raise UserError("--device mps: PyTorch finds no Apple GPU on this machine; use --device cpu")
         return torch.device("mps")
     if not torch.cuda.is_available():
-        raise UserError(f"--device {text}: torch sees no GPU here; use --device cpu")
-    try:
-        indices = [int(part) for part in text.split(",") if part.strip()] or list(range(torch.cuda.device_count()))
-    except ValueError as error:
-        raise UserError(f"--device {text}: expected cpu, mps, a GPU number or a list of them like 0,1") from error
-    if bad := [i for i in indices if not 0 <= i < torch.cuda.device_count()]:
-        raise UserError(f"--device {text}: GPU {bad[0]} is not there; torch sees {torch.cuda.device_count()}")
-    if world_size() > 1 and len(indices) < world_size():
-        indices = list(range(torch.cuda.device_count()))
-    device = torch.device("cuda", indices[local_rank() % len(indices)])
+        raise UserError(f"--device {text}: PyTorch finds no GPU on this machine; use --device cpu")
+    return _select_gpu(text, words)
+
+
+def _select_gpu(text: str, words: list[str]) -> torch.device:
+    import torch
+
+    count = torch.cuda.device_count()
+    if not all(word.removeprefix("-").isdecimal() for word in words):
+        raise UserError(f"--device {text}: expected cpu, mps, or GPU indices such as 0 or 0,1")
+    chosen = [int(word) for word in words] or list(range(count))
+    for index in chosen:
+        if not 0 <= index < count:
+            raise UserError(f"--device {text}: no GPU {index}; PyTorch finds {count}")
+    if len(chosen) < world_size() > 1:  # fewer GPUs than ranks: distribute the ranks over all GPUs
+        chosen = list(range(count))
+    device = torch.device("cuda", chosen[local_rank() % len(chosen)])
     torch.cuda.set_device(device)
     return device
 
 
 def cpu_has_bf16() -> bool:
-    """Tell whether this CPU multiplies bfloat16 in hardware, where mixed precision pays (decisions.md)."""
+    """Check whether the CPU multiplies bfloat16 in hardware; without that, mixed precision is slower than float32."""
     if platform.machine() not in {"x86_64", "AMD64"}:
         return False
     try:
@@ -55,7 +68,15 @@ def cpu_has_bf16() -> bool:
 
 
 def autocast_dtype(device: torch.device, mode: str = "auto") -> torch.dtype | None:
-    """Return the type for mixed precision on `device`, None for plain fp32. `mode`: auto, fp32, fp16, bf16."""
+    """Choose the data type of mixed precision.
+
+    Args:
+        device: Device of the network.
+        mode: The value of --amp: auto, fp32, fp16 or bf16.
+
+    Returns:
+        The low-precision type for `torch.autocast`; None for plain float32.
+    """
     import torch
 
     if mode == "fp32":
@@ -64,7 +85,7 @@ def autocast_dtype(device: torch.device, mode: str = "auto") -> torch.dtype | No
         return torch.bfloat16
     if mode == "fp16":
         if device.type == "cpu":
-            raise UserError("--amp fp16 needs a GPU; CPUs take bf16 or fp32")
+            raise UserError("--amp fp16: needs a GPU; use bf16 or fp32 on CPUs")
         return torch.float16
     if device.type == "cuda":
         return torch.float16 if not torch.cuda.is_bf16_supported() else torch.bfloat16
@@ -72,12 +93,12 @@ def autocast_dtype(device: torch.device, mode: str = "auto") -> torch.dtype | No
 
 
 def usable_cpus() -> int:
-    """Return the number of CPU cores this process may use."""
+    """Count the CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe(device: torch.device) -> str:
-    """Return one line about `device`: name and memory, or the number of CPU threads."""
+    """Describe a device in one line: name and memory of a GPU, number of threads of a CPU."""
     import torch
 
     if device.type == "cuda":

@@ -1,4 +1,8 @@
-"""Processes of one run: the only file that reads RANK. Works the same with one process, where nothing is sent."""
+"""Distributed training: ranks, the process group and collectives.
+
+This is the only file that reads RANK and WORLD_SIZE. Every function also works in a single process, where nothing is
+communicated.
+"""
 
 from __future__ import annotations
 
@@ -13,44 +17,48 @@ from utils.core.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor, device
 
-TIMEOUT = timedelta(hours=3)  # a rank may wait long while another indexes a large data set
+TIMEOUT = timedelta(hours=3)  # long enough for ranks that wait while another scans a large data set
 
 
-def _from_launcher(name: str, otherwise: int) -> int:
+def _launcher_variable(name: str, default: int) -> int:
     text = os.environ.get(name, "")
     try:
-        return int(text) if text else otherwise
+        return int(text) if text else default
     except ValueError as error:
         raise UserError(f"environment variable {name}={text!r} is not a number; start with torchrun") from error
 
 
 def rank() -> int:
-    """Return this process's number among all, 0 when alone."""
-    return max(0, _from_launcher("RANK", 0)) if world_size() > 1 else 0
+    """Get the index of this process among all processes; 0 without a launcher."""
+    return max(0, _launcher_variable("RANK", 0)) if world_size() > 1 else 0
 
 
 def local_rank() -> int:
-    """Return this process's number on its machine, 0 when alone."""
-    return max(0, _from_launcher("LOCAL_RANK", 0)) if world_size() > 1 else 0
+    """Get the index of this process on its machine; 0 without a launcher."""
+    return max(0, _launcher_variable("LOCAL_RANK", 0)) if world_size() > 1 else 0
 
 
 def world_size() -> int:
-    """Return the number of processes the launcher started, 1 without a launcher."""
-    return max(1, _from_launcher("WORLD_SIZE", 1))
+    """Get the number of processes that the launcher started; 1 without a launcher."""
+    return max(1, _launcher_variable("WORLD_SIZE", 1))
 
 
 def is_launched() -> bool:
-    """Tell whether a launcher started several processes; never raises, for the way out of a program."""
+    """Check whether a launcher started several processes, without raising for an invalid environment."""
     return os.environ.get("WORLD_SIZE", "1").strip() not in ("", "0", "1")
 
 
 def is_main() -> bool:
-    """Tell whether this process speaks and writes for all."""
+    """Check whether this is the main process, the one that logs and writes files."""
     return rank() == 0
 
 
 def start(target: device) -> None:
-    """Join the process group: nccl for GPUs, gloo for CPUs. Does nothing when alone or joined already."""
+    """Join the process group: NCCL for GPUs, Gloo for CPUs. No-op in a single process or if already joined.
+
+    Raises:
+        UserError: If the environment of the launcher is incomplete or the other processes cannot be reached.
+    """
     import torch.distributed as dist
 
     if world_size() == 1 or dist.is_initialized():
@@ -60,7 +68,7 @@ def start(target: device) -> None:
     backend = "nccl" if target.type == "cuda" and dist.is_nccl_available() else "gloo"
     try:
         dist.init_process_group(backend, timeout=TIMEOUT)
-    except (ValueError, RuntimeError) as error:  # an address is missing, malformed, or nobody answers there
+    except (ValueError, RuntimeError) as error:  # the address is missing, malformed or not reachable
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"environment variable WORLD_SIZE={world_size()} asks for several processes, but they cannot join "
@@ -69,7 +77,7 @@ def start(target: device) -> None:
 
 
 def stop() -> None:
-    """Leave the process group, together: gloo dies now and then when one rank leaves early."""
+    """Leave the process group after a barrier, because Gloo can crash when one rank leaves early."""
     if world_size() == 1:
         return
     import torch.distributed as dist
@@ -79,7 +87,7 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def _active() -> bool:
+def _is_initialized() -> bool:
     if world_size() == 1:
         return False
     import torch.distributed as dist
@@ -88,16 +96,20 @@ def _active() -> bool:
 
 
 def barrier() -> None:
-    """Wait for every rank."""
-    if _active():
+    """Wait for all ranks."""
+    if _is_initialized():
         import torch.distributed as dist
 
         dist.barrier()
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Return the sum of `tensor` over all ranks (a new tensor, without gradient); the tensor itself when alone."""
-    if not _active():
+    """Sum a tensor over all ranks.
+
+    Returns:
+        A new tensor without gradient; `tensor` itself in a single process.
+    """
+    if not _is_initialized():
         return tensor
     import torch.distributed as dist
 
@@ -107,8 +119,8 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def gather(value: Any) -> list[Any]:
-    """Return every rank's `value` (plain data and arrays) in rank order, on every rank."""
-    if not _active():
+    """Collect the `value` of every rank (plain data and arrays) in rank order, on every rank."""
+    if not _is_initialized():
         return [value]
     import torch.distributed as dist
 
@@ -117,9 +129,9 @@ def gather(value: Any) -> list[Any]:
     return gathered
 
 
-def from_main(value: Any) -> Any:
-    """Return the first rank's `value` on every rank."""
-    if not _active():
+def broadcast(value: Any) -> Any:
+    """Send the `value` of the main process to every rank."""
+    if not _is_initialized():
         return value
     import torch.distributed as dist
 
@@ -128,23 +140,27 @@ def from_main(value: Any) -> Any:
     return box[0]
 
 
-def made_by_main(make: Callable[[], Any]) -> Any:
-    """Return on every rank what `make()` returns on the first; a UserError there is raised on every rank."""
-    made, fault = None, ""
+def run_on_main(action: Callable[[], Any]) -> Any:
+    """Run `action` in the main process and send its result to every rank.
+
+    Raises:
+        UserError: On every rank, if `action` raised one.
+    """
+    result, fault = None, ""
     if is_main():
         try:
-            made = make()
+            result = action()
         except UserError as error:
             fault = str(error)
-    made, fault = from_main((made, fault))
+    result, fault = broadcast((result, fault))
     if fault:
         raise UserError(fault)
-    return made
+    return result
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Let the first rank run the block alone before the others do, for work that leaves a file behind."""
+    """Run the block in the main process before the other ranks, which can then read the files it wrote."""
     if not is_main():
         barrier()
     try:

@@ -1,4 +1,4 @@
-"""Paths and files: run folders, writing in one step, the user's cache."""
+"""File helpers: atomic writes, run folders and the user's cache."""
 
 import os
 import re
@@ -9,14 +9,18 @@ from pathlib import Path
 
 from utils.core.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]  # the folder that holds train.py
+ROOT = Path(__file__).resolve().parents[2]  # the folder of train.py
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is flushed and renamed over it, else removed.
+    """Write a file atomically: yield a temporary path beside `path` and rename it into place at the end.
 
-    A crash at any moment leaves either the old file or the new one, never half of one.
+    The temporary file is flushed to disk before the rename and removed after an error, so that a crash at any moment
+    leaves either the old file or the complete new one.
+
+    Raises:
+        UserError: If the folder or the file cannot be written.
     """
     path = Path(path)
     handle = -1
@@ -24,17 +28,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}.", suffix=path.suffix, dir=path.parent)
         os.close(handle)
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise UserError(f"{path}: cannot write there ({getattr(error, 'strerror', None) or error})") from error
+    except (OSError, ValueError) as error:  # ValueError: null byte in the path
+        raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
     temporary = Path(name)
     try:
         yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes it private
+        temporary.chmod(0o666 & ~_umask())  # mkstemp creates private files
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot write there ({error.strerror or error})") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
@@ -47,15 +51,21 @@ def _umask() -> int:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in one step."""
+    """Write a UTF-8 text file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
-    """Make and return `project/name`, or the first free of name2, name3, … (behaviour.md 3.10).
+    """Create the folder of a run: `project/name`, or the first free one of name2, name3, …
 
-    `exist_ok` reuses a folder that is there. A project that cannot be written raises UserError.
+    Args:
+        project: Parent folder of the runs.
+        name: Name of the run.
+        exist_ok: Return `project/name` even if it exists.
+
+    Raises:
+        UserError: If the folder cannot be created or refuses files.
     """
     project = Path(project)
     try:
@@ -64,19 +74,19 @@ def run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
             try:
                 folder.mkdir(parents=True, exist_ok=exist_ok)
             except FileExistsError:
-                if exist_ok:  # the name is a file's
+                if exist_ok:  # a file has this name
                     raise
                 continue
-            with tempfile.TemporaryFile(dir=folder):  # a folder that exists may still refuse files
+            with tempfile.TemporaryFile(dir=folder):  # an existing folder may still be read-only
                 return folder
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{project / name}: cannot write there ({reason})") from error
-    raise UserError(f"{project}: no free name for a run called {name!r}")
+        raise UserError(f"{project / name}: cannot be written ({reason})") from error
+    raise UserError(f"{project}: no free folder name for run {name!r}; remove old runs or choose another --name")
 
 
-def drop_if_empty(folder: Path) -> None:
-    """Remove `folder` and what is below it if there is no file in it, the remains of a run that came to nothing."""
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder and its subfolders if they contain no files, as after a run that failed early."""
     if folder.is_dir() and not any(path.is_file() or path.is_symlink() for path in folder.rglob("*")):
         with suppress(OSError):
             for path in sorted(folder.rglob("*"), reverse=True):
@@ -84,14 +94,14 @@ def drop_if_empty(folder: Path) -> None:
             folder.rmdir()
 
 
-def newest(folder: Path, pattern: str) -> Path | None:
-    """Return the most recently changed file that matches `pattern` under `folder`, None if there is none."""
+def newest_file(folder: Path, pattern: str) -> Path | None:
+    """Find the most recently modified file below `folder` that matches a glob pattern; None if there is none."""
     found = [path for path in Path(folder).rglob(pattern) if path.is_file()]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def user_cache() -> Path:
-    """Return the folder for things that can be made again: $POLYOLO_CACHE, else the platform's usual place."""
+    """Get the folder for files that can be recreated: $POLYOLO_CACHE, else `polyolo` in the XDG cache folder."""
     if given := os.environ.get("POLYOLO_CACHE"):
         return Path(given)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -99,5 +109,5 @@ def user_cache() -> Path:
 
 
 def is_url(text: str) -> bool:
-    """Tell whether `text` starts with a scheme that would need the network."""
+    """Check whether `text` starts with a URL scheme that needs the network."""
     return re.match(r"^(https?|rtsp|rtmp|rtsps|tcp|udp|grpc)://", text, re.IGNORECASE) is not None

@@ -1,4 +1,4 @@
-"""What the user reads: one logger, progress bars, quiet on every rank but the first."""
+"""Console output: the project's logger and progress bars, quiet on every rank but the first."""
 
 import logging
 import sys
@@ -12,29 +12,37 @@ from utils.core.distributed import is_main
 LOGGER = logging.getLogger("polyolo")
 
 
-class _Console(logging.Handler):
-    """Write through tqdm, so that a message does not tear a progress bar."""
+class _ConsoleHandler(logging.Handler):
+    """Log handler that writes through tqdm to keep progress bars intact."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record; warnings carry their level."""
+        """Write a record: up to INFO to stdout, higher levels with their name to stderr."""
         prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
         tqdm.write(prefix + record.getMessage(), file=sys.stderr if record.levelno > logging.INFO else sys.stdout)
         sys.stdout.flush()
 
 
 def set_up_console(verbose: bool = True) -> None:
-    """Send the logger's messages to the terminal; ranks other than the first show errors only. Scripts call this."""
-    LOGGER.handlers = [_Console()]
+    """Attach the logger to the terminal; called by programs, not by the library.
+
+    Args:
+        verbose: Show messages from INFO up in the main process; all other processes show only errors.
+    """
+    LOGGER.handlers = [_ConsoleHandler()]
     LOGGER.propagate = False
     LOGGER.setLevel(logging.INFO if verbose and is_main() else logging.ERROR)
 
 
 def progress(items: Iterable[Any] | None = None, total: int | None = None, text: str = "", unit: str = "it") -> tqdm:
-    """Return a progress bar over `items` (or one moved by hand), shown on the first rank only.
+    """Create a progress bar, visible in the main process only.
 
-    Where the output is no terminal the bar is refreshed rarely, so that log files stay short.
+    Args:
+        items: What to iterate over; None for a bar that is updated by hand.
+        total: Number of items, if `items` does not know it.
+        text: Label in front of the bar.
+        unit: Name of one item, for the rate.
     """
-    interval = 0.1 if sys.stderr.isatty() else 30.0
+    interval = 0.1 if sys.stderr.isatty() else 30.0  # seconds; a rare refresh keeps log files short
     return tqdm(
         items,
         total=total,
@@ -49,13 +57,13 @@ def progress(items: Iterable[Any] | None = None, total: int | None = None, text:
 
 
 class Once:
-    """Warn about something the first time it happens."""
+    """Logger of warnings that repeats none of them."""
 
     def __init__(self) -> None:
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     def warn(self, text: str) -> None:
-        """Log `text` as a warning unless it has been said."""
-        if text not in self._said:
-            self._said.add(text)
+        """Log `text` as a warning unless it was logged before."""
+        if text not in self._logged:
+            self._logged.add(text)
             LOGGER.warning(text)

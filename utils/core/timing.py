@@ -1,4 +1,4 @@
-"""How long things take."""
+"""Timers for blocks and functions, and the format of durations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ if TYPE_CHECKING:
 
 
 class Stopwatch:
-    """Add up the seconds spent in `with` blocks; waits for a GPU so that its work is counted where it belongs."""
+    """Context manager that adds up the time spent in its blocks.
+
+    Attributes:
+        seconds: Time in all blocks so far.
+        last: Time in the last block.
+
+    Args:
+        target: Device of the timed work; CUDA devices are synchronised before each reading of the clock.
+    """
 
     def __init__(self, target: device | None = None) -> None:
         self.seconds = 0.0
@@ -35,16 +43,25 @@ class Stopwatch:
         self.seconds += self.last
 
 
-def in_turns(
+def time_alternately(
     actions: Mapping[str, Callable[[], object]],
     rounds: int,
     warm_up: int = 3,
     target: device | None = None,
     twice: bool = False,
 ) -> dict[str, list[float]]:
-    """Return the seconds of every action, `rounds` each; they take turns, so that a busy moment meets all alike.
+    """Time several actions in alternation, so that other load on the machine affects all of them alike.
 
-    With `twice` each is done once before it is timed: until then the waiting threads of another runtime hold the cores.
+    Args:
+        actions: Functions to time, by name.
+        rounds: Number of timed rounds, each of which runs every action once.
+        warm_up: Number of additional rounds before that.
+        target: Device that the actions compute on.
+        twice: Run every action once more, untimed, before each timing. Until then the idle threads of another
+            runtime may still occupy the cores.
+
+    Returns:
+        The seconds of each round, by name.
     """
     watch = Stopwatch(target)
     seconds: dict[str, list[float]] = {name: [] for name in actions}
@@ -60,7 +77,7 @@ def in_turns(
 
 
 def duration(seconds: float) -> str:
-    """Return `seconds` as people say it: 12.3 s, 4 min 05 s, 2 h 10 min."""
+    """Format a duration: 12.3 s, 4 min 05 s, 2 h 10 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,3 +1,3 @@
-"""The version that files we write name; the same as in pyproject.toml."""
+"""Version of the package, written into checkpoints and exported files; equal to the one in pyproject.toml."""
 
 VERSION = "0.1.0"

@@ -1,4 +1,7 @@
-"""YAML that means what it says: 1e-3 is a number, `no` is a word, a key written twice is an error with its line."""
+"""Strict YAML reader and writer.
+
+Unlike YAML 1.1, `1e-3` is a number, `no` is a string and `010` is ten. Repeated keys and aliases are errors.
+"""
 
 import re
 from pathlib import Path
@@ -9,7 +12,7 @@ import yaml
 from utils.core.errors import UserError
 from utils.core.files import atomic_path
 
-MAX_BYTES = 32 * 2**20  # a settings file is small; more than this is the wrong file
+MAX_BYTES = 32 * 2**20  # settings are small; a larger file is the wrong one
 _FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
 
 
@@ -19,7 +22,7 @@ def _without_yaml_1_1(resolvers: dict[str, list[tuple[str, Any]]]) -> dict[str, 
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's numbers and booleans, and no repeated keys."""
+    """SafeLoader with the numbers and booleans of YAML 1.2, without aliases and repeated keys."""
 
     yaml_implicit_resolvers = _without_yaml_1_1(yaml.SafeLoader.yaml_implicit_resolvers)
 
@@ -34,9 +37,11 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, (str, int, float, bool)):
-                raise yaml.MarkedYAMLError(problem="a key must be a word or a number", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem="a key must be a string or a number", problem_mark=key_node.start_mark
+                )
             if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} stands twice", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"duplicate key {key!r}", problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -49,28 +54,36 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 
 
 def _integer(loader: _Loader, node: Any) -> int:
-    return int(node.value.replace("_", ""))  # 010 is ten here, not eight
+    return int(node.value.replace("_", ""))  # int() reads 010 as ten, YAML 1.1 as eight
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes what `_Loader` would take for a number or a boolean."""
+    """SafeDumper that quotes strings that `_Loader` would read as numbers or booleans."""
 
     yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
 def read_text(path: Path, what: str = "file") -> str:
-    """Return the text of `path`; raise UserError if it is missing, unreadable, too large or not UTF-8."""
+    """Read a UTF-8 text file.
+
+    Args:
+        path: The file.
+        what: What kind of file is expected, for error messages.
+
+    Raises:
+        UserError: If the file is missing, unreadable, larger than `MAX_BYTES` or not UTF-8.
+    """
     try:
         if path.is_file() and path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path}: {path.stat().st_size} bytes is too large for a {what}")
+            raise UserError(f"{path}: {path.stat().st_size} bytes are too many for a {what}, at most {MAX_BYTES}")
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such {what}") from error
     except IsADirectoryError as error:
-        raise UserError(f"{path}: a {what} is expected, this is a folder") from error
+        raise UserError(f"{path}: expected a {what}, got a folder") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file (byte {error.start} is not UTF-8)") from error
     except OSError as error:
@@ -78,29 +91,54 @@ def read_text(path: Path, what: str = "file") -> str:
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Return the value of YAML `text`; `source` names it in errors, which carry the line."""
+    """Parse YAML.
+
+    Args:
+        text: The YAML document.
+        source: Name of the document for error messages.
+
+    Raises:
+        UserError: If the document is not valid YAML; the message has the line.
+    """
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark else source
-        raise UserError(f"{where}: not valid YAML: {error.problem or error.context}") from error
+        raise UserError(f"{where}: invalid YAML: {error.problem or error.context}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{source}: invalid YAML: {str(error).splitlines()[0]}") from error
 
 
 def read_yaml(path: Path, what: str = "YAML file") -> dict[str, Any]:
-    """Return the mapping that the YAML file `path` holds; anything else is a UserError naming file and line."""
+    """Read a YAML file that contains a mapping.
+
+    Args:
+        path: The file.
+        what: What kind of file is expected, for error messages.
+
+    Returns:
+        The mapping, with its keys as strings.
+
+    Raises:
+        UserError: If the file cannot be read, is not valid YAML or contains anything but a mapping.
+    """
     value = parse_yaml(read_text(path, what), str(path))
     if value is None:
         raise UserError(f"{path}: the {what} is empty")
     if not isinstance(value, dict):
-        raise UserError(f"{path}: a {what} is a list of `key: value` lines, this is a {type(value).__name__}")
+        raise UserError(f"{path}: expected `key: value` lines in a {what}, got a {type(value).__name__}")
     return {str(key): entry for key, entry in value.items()}
 
 
 def write_yaml(path: Path, value: Any, header: str = "") -> None:
-    """Write `value` (plain dictionaries, lists, numbers, words) to `path` in one step."""
+    """Write plain data (mappings, lists, numbers, strings) to a YAML file atomically.
+
+    Args:
+        path: The file.
+        value: The data.
+        header: Comment lines in front of it.
+    """
     text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     with atomic_path(path) as temporary:
         temporary.write_text(header + text, encoding="utf-8")

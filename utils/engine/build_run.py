@@ -19,7 +19,7 @@ from models.class_names import described_heads
 from models.network import Network
 from models.pretrained import starting_point
 from models.transfer import transfer
-from models.weight_download import on_disk
+from models.weight_download import resolve_weights
 from utils.core import distributed as dist
 from utils.core.contracts import Loader, Logger, Task
 from utils.core.data_config import DataConfig, load_data
@@ -155,7 +155,7 @@ def _network(task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig, ch
                     f"start a new one with --weights {settings.resume}"
                 )
         return build_network(stored, head_names=_names(stored, data))
-    weights = on_disk(settings.weights, settings.download) if settings.weights else None
+    weights = resolve_weights(settings.weights, settings.download) if settings.weights else None
     start = starting_point(settings, weights, task.heads, task.cfg)
     architecture = start.architecture
     if settings.semantic:
@@ -299,7 +299,7 @@ def _fit_anchors(network: Network, loader: Loader, hyp: Hyp, settings: TrainSett
             LOGGER.info(decision.message)
             if learned and decision.new is not None:
                 LOGGER.warning("the weights were learned with other anchors; for a short training give --noautoanchor")
-        new = dist.from_main(None if decision is None or decision.new is None else np.asarray(decision.new))
+        new = dist.broadcast(None if decision is None or decision.new is None else np.asarray(decision.new))
         if new is not None:
             levels = torch.from_numpy(new).float().reshape(len(spec.strides), -1, 2)
             network.set_anchors(name, levels.half().float())  # what a half-precision checkpoint can hold
@@ -355,4 +355,4 @@ def _folder(settings: TrainSettings, checkpoint: Checkpoint | None) -> Path:
     if checkpoint is not None:
         return Path(settings.resume).resolve().parent.parent
     name = Path(settings.cfg).stem if settings.name == "cfg" and settings.cfg else settings.name
-    return dist.made_by_main(lambda: run_folder(Path(settings.project), name, settings.exist_ok))
+    return dist.run_on_main(lambda: run_folder(Path(settings.project), name, settings.exist_ok))

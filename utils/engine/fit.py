@@ -16,7 +16,7 @@ from utils.core import distributed as dist
 from utils.core.contracts import Batch, Logger, Results, Task
 from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
-from utils.core.files import drop_if_empty, write_text
+from utils.core.files import remove_if_empty, write_text
 from utils.core.interrupt import Interrupt
 from utils.core.log import LOGGER
 from utils.core.timing import Stopwatch, duration
@@ -46,7 +46,7 @@ def fit(
         _open(run)
     except UserError:
         if dist.is_main():
-            drop_if_empty(run.folder)
+            remove_if_empty(run.folder)
         raise
     with Interrupt("stopping after this step; once more to stop at once") as interrupt, Stopwatch() as watch:
         try:

@@ -11,7 +11,7 @@ from utils.core import distributed as dist
 from utils.core.contracts import Task
 from utils.core.device import select_device
 from utils.core.errors import UserError
-from utils.core.files import drop_if_empty, write_text
+from utils.core.files import remove_if_empty, write_text
 from utils.core.log import LOGGER
 from utils.core.train_settings import ScoreSettings
 from utils.engine.validate import OpenSubject, Subject, prepare, results_folder, score_at
@@ -60,7 +60,7 @@ def study(
         return numbers
     finally:
         if dist.is_main():
-            drop_if_empty(folder)
+            remove_if_empty(folder)
 
 
 def _label(subject: Subject, weights: str, taken: Collection[str]) -> str:

@@ -12,7 +12,7 @@ import torch
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from utils.core import distributed as dist
 from utils.core.errors import UserError
-from utils.core.files import newest
+from utils.core.files import newest_file
 from utils.engine.run import Run, TrainState
 
 _SNAPSHOT = {"settings", "hyp", "state", "network", "optimizer", "scaler", "losses", "random"}
@@ -113,7 +113,7 @@ def find_last(text: str, project: Path) -> Path:
             if candidate.is_file():
                 return candidate
         raise UserError(f"--resume {text}: no such file; give a run's weights/last.pt")
-    found = newest(project, "last*.pt")
+    found = newest_file(project, "last*.pt")
     if found is None:
         raise UserError(f"--resume: no last.pt under {project}; give its path")
     return found

@@ -14,10 +14,10 @@ from torch import Tensor
 from models.semantic_inference import MultiScale, SlidingWindow
 from utils.core import distributed as dist
 from utils.core.contracts import Batch, EvalSettings, HeadSpec, Loader, Outputs, Results, Runner, Task
-from utils.core.data_config import DataConfig, find_semantic, load_data
+from utils.core.data_config import DataConfig, load_data, load_semantic_data
 from utils.core.device import select_device
 from utils.core.errors import UserError
-from utils.core.files import drop_if_empty, run_folder, write_text
+from utils.core.files import remove_if_empty, run_folder, write_text
 from utils.core.hyp import Hyp
 from utils.core.load_request import LoadRequest, SemanticRequest
 from utils.core.log import LOGGER
@@ -75,7 +75,7 @@ def score(
         return report.metrics
     finally:
         if dist.is_main():
-            drop_if_empty(folder)  # nothing came of it
+            remove_if_empty(folder)  # nothing came of it
 
 
 def prepare(
@@ -96,7 +96,7 @@ def prepare(
 
 def results_folder(settings: ScoreSettings) -> Path:
     """Return the folder that the settings name; the first rank makes it."""
-    return dist.made_by_main(lambda: run_folder(Path(settings.project), settings.name, settings.exist_ok))
+    return dist.run_on_main(lambda: run_folder(Path(settings.project), settings.name, settings.exist_ok))
 
 
 def _data_name(task: Task, settings: ScoreSettings, subject: Subject) -> str:
@@ -110,16 +110,16 @@ def _data(task: Task, settings: ScoreSettings, subject: Subject) -> DataConfig:
     if not settings.data:
         LOGGER.info(f"data: {text} (what {subject.name} was trained on)")
     data = load_data(text)
-    if data.named_by_folders and set(data.names) <= set(subject.runner.names):
+    if data.is_class_folders and set(data.names) <= set(subject.runner.names):
         data = replace(data, names=tuple(subject.runner.names))  # some classes may have no folder here
-    elif data.named_by_folders:
+    elif data.is_class_folders:
         LOGGER.warning(
             f"{data.source}: its folders are not called as the classes of {subject.name} ({data.names[0]}, "
             f"{subject.runner.names[0]}, …); taken in this order"
         )
     data = data.single_class() if settings.single_cls else data
     if settings.segdata:
-        data = replace(data, semantic=find_semantic(settings.segdata))
+        data = replace(data, semantic=load_semantic_data(settings.segdata))
     for spec in subject.runner.specs.values():
         _check_classes(data, subject.name, spec, settings.single_cls)
     return data

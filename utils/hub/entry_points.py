@@ -14,7 +14,7 @@ from models.fuse import fuse
 from models.network import Network
 from models.network_runner import NetworkRunner
 from models.transfer import transfer
-from models.weight_download import on_disk
+from models.weight_download import resolve_weights
 from utils.core.device import select_device
 from utils.core.log import LOGGER, set_up_console
 from utils.hub.hub_model import Model, load
@@ -37,7 +37,7 @@ def open_custom(path: Any, autoshape: bool, verbose: bool, device: Any, download
         model = load(path, str(device or ""), download=download)
         _log(f"{path}: {model}", verbose)
         return model
-    network = load_checkpoint(on_disk(str(path), download)).network
+    network = load_checkpoint(resolve_weights(str(path), download)).network
     _log(f"{path}: {', '.join(network.specs)}, {len(network.names)} classes", verbose)
     return network.to(select_device(str(device or "")))
 
@@ -68,7 +68,7 @@ def open_named(
     Returns:
         The model or network.
     """
-    stored = load_checkpoint(on_disk(f"{name}.pt", download)).network if pretrained else None
+    stored = load_checkpoint(resolve_weights(f"{name}.pt", download)).network if pretrained else None
     if stored is not None and (channels, classes) == (3, len(stored.names)):
         network = stored
     else:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from utils.core.errors import UserError
-from utils.datasets.fetch.image_urls import fetch, is_address
+from utils.core.http_client import fetch_bytes, is_http_url
 from utils.datasets.image_files import ImageFault, decode_image, read_image
 
 
@@ -64,12 +64,12 @@ def _load(image: Any, index: int, urls: bool) -> NamedImage:
 
 def _read(text: str, urls: bool) -> NamedImage:
     try:
-        if not is_address(text):
+        if not is_http_url(text):
             return NamedImage(read_image(Path(text)), f"{Path(text).stem}.jpg")
         if not urls:
             raise UserError(f"{text}: downloads from URLs are disabled; set `model.urls = True`")
         path = Path(urlsplit(text).path)
-        return NamedImage(decode_image(fetch(text), path), f"{path.stem or 'image'}.jpg")
+        return NamedImage(decode_image(fetch_bytes(text), path), f"{path.stem or 'image'}.jpg")
     except ImageFault as fault:
         raise UserError(str(fault)) from fault
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.core.contracts import Logger, StopTraining
-from utils.core.distributed import from_main, is_main
+from utils.core.distributed import broadcast, is_main
 from utils.core.errors import UserError
 from utils.core.registry import Registry
 from utils.loggers.async_logger import AsyncLogger, LoggerCall, log_failure
@@ -110,7 +110,7 @@ class Loggers:
 
     def stop_requested(self) -> str:
         """Return why a logger raised `StopTraining`, empty if none did; the same on every rank."""
-        return str(from_main(self._stop_reason))
+        return str(broadcast(self._stop_reason))
 
 
 def _call_optional(logger: Logger, method: str, *args: Any) -> None:

@@ -1,4 +1,4 @@
-"""One loss per file, found by name."""
+"""Losses: one file per head, found by the name of the head in `LOSSES`."""
 
 from utils.core.contracts import Loss
 from utils.core.registry import Registry

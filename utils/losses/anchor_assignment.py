@@ -1,4 +1,4 @@
-"""Which cell and anchor of one feature level answers for which labelled box (behaviour.md 3.6)."""
+"""Assignment of labelled boxes to the anchors and grid cells of one feature level."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Order of a pair's copies: the centre's own cell, then the neighbours to the left, above, to the right, below.
+# Shifts, in cells, that turn a box centre into the up to five cells that predict it: the cell that contains the centre,
+# then its left, upper, right and lower neighbour.
 _SHIFT_X = (0.0, -0.5, 0.0, 0.5, 0.0)
 _SHIFT_Y = (0.0, 0.0, -0.5, 0.0, 0.5)
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """P pairs of a prediction and a label on one level, ordered by copy, then anchor, then label.
+    """P pairs of a predictor (image, anchor, cell) and a labelled box on one level.
 
-    A cell may occur several times. Where `valid` is False the pair is padding: its indices are legal, its numbers mean
-    nothing.
+    Pairs are ordered by shift (own cell first, then the neighbours), anchor and label. A predictor may occur several
+    times. Pairs with `valid` False are padding: their indices are in range, their values are meaningless.
     """
 
     image: Tensor  # (P,) int64 index into the batch
-    anchor: Tensor  # (P,) int64 index into the level's anchors
+    anchor: Tensor  # (P,) int64 index into the anchors of the level
     row: Tensor  # (P,) int64 grid row
     column: Tensor  # (P,) int64 grid column
     target: Tensor  # (P,) int64 row of Batch.boxes
     classes: Tensor  # (P,) int64
-    boxes: Tensor  # (P, 4) cx, cy, w, h in cells, the centre relative to the pair's cell
+    boxes: Tensor  # (P, 4) cx, cy, w, h in cells; the centre is relative to the upper left corner of the pair's cell
     valid: Tensor  # (P,) bool
 
     def __len__(self) -> int:
@@ -41,13 +42,23 @@ def assign_level(
     usable: Tensor | None = None,
     compact: bool | None = None,
 ) -> Assignment:
-    """Return the pairs of one level.
+    """Assign labelled boxes to the predictors of one level.
 
-    `targets` is (N, 6): image, class, cx, cy, w, h normalised. `anchors` is (A, 2), in cells of this level. A label
-    meets an anchor when no side differs by a factor of `max_ratio` or more. `usable` (N,) leaves labels out.
+    A label and an anchor match if max(w / w_a, w_a / w, h / h_a, h_a / h) < `max_ratio`. A matching label is predicted
+    by the cell that contains its centre and by the horizontal and the vertical neighbour that are nearest to the
+    centre, provided they exist.
 
-    `compact` drops what is not a pair, which asks the device how many there are; without it all 5 x A x N candidates
-    stay, with a mask, so that nothing waits for a GPU. The default compacts on the CPU only. Results agree.
+    Args:
+        targets: (N, 6) image index, class, cx, cy, w, h; the last four are divided by the size of the network's input.
+        anchors: (A, 2) widths and heights in cells of this level.
+        grid_hw: Rows and columns of the level.
+        max_ratio: Limit of the ratio of sides (hyper-parameter `anchor_t`).
+        usable: (N,) bool; labels with False are not assigned.
+        compact: Return valid pairs only, which synchronises with the device to learn their number. Otherwise all
+            5 * A * N candidates are returned and `valid` tells them apart. Default: compact on the CPU only.
+
+    Returns:
+        The pairs; their valid part does not depend on `compact`.
     """
     height, width = grid_hw
     targets = targets.float()
@@ -56,41 +67,41 @@ def assign_level(
 
     ratio_w, ratio_h = box_w / anchors[:, :1], box_h / anchors[:, 1:]  # (A, N)
     worst = torch.maximum(torch.maximum(ratio_w, 1 / ratio_w), torch.maximum(ratio_h, 1 / ratio_h))
-    fits = worst < max_ratio
+    matches = worst < max_ratio
     if usable is not None:
-        fits = fits & usable
-    mask = _near_sides(centre_x, centre_y, grid_hw)[:, None] & fits  # (5, A, N)
+        matches = matches & usable
+    mask = _shift_mask(centre_x, centre_y, grid_hw)[:, None] & matches  # (5, A, N)
 
-    num_anchors, num_targets = fits.shape
+    num_anchors, num_targets = matches.shape
     if compact is None:
         compact = targets.device.type == "cpu"
     if compact:
-        copy, anchor, target = mask.nonzero(as_tuple=True)
-        valid = torch.ones_like(copy, dtype=torch.bool)
+        shift, anchor, target = mask.nonzero(as_tuple=True)
+        valid = torch.ones_like(shift, dtype=torch.bool)
     else:
         flat = torch.arange(mask.numel(), device=targets.device)
-        copy = flat.div(num_anchors * num_targets, rounding_mode="floor") if len(flat) else flat
+        shift = flat.div(num_anchors * num_targets, rounding_mode="floor") if len(flat) else flat
         anchor = flat.div(num_targets, rounding_mode="floor") % num_anchors if len(flat) else flat
         target = flat % num_targets if len(flat) else flat
         valid = mask.flatten()
 
-    # Truncation, then the clamp, then the subtraction: this order decides which cell border cases land in.
-    column = _shifted(centre_x, _SHIFT_X)[copy, target].long().clamp(0, width - 1)
-    row = _shifted(centre_y, _SHIFT_Y)[copy, target].long().clamp(0, height - 1)
+    # Truncate, clamp, then subtract: the order decides the cell of centres on a cell border or the image border.
+    column = _shifted(centre_x, _SHIFT_X)[shift, target].long().clamp(0, width - 1)
+    row = _shifted(centre_y, _SHIFT_Y)[shift, target].long().clamp(0, height - 1)
     boxes = torch.stack((centre_x[target] - column, centre_y[target] - row, box_w[target], box_h[target]), dim=1)
     labels = targets[:, :2].long()[target]
     return Assignment(labels[:, 0], anchor, row, column, target, labels[:, 1], boxes, valid)
 
 
 def _shifted(centre: Tensor, shifts: tuple[float, ...]) -> Tensor:
-    """Return (5, N): the centres moved by the shift of each copy."""
+    """Return (5, N) centres, moved by each of the shifts."""
     return torch.stack([centre + shift if shift else centre for shift in shifts])
 
 
-def _near_sides(centre_x: Tensor, centre_y: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-    """Return (5, N) bool: which copies each label gets.
+def _shift_mask(centre_x: Tensor, centre_y: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+    """Return (5, N) bool: the shifts that apply to each label.
 
-    A centre on a whole number is near both of its sides; the copy to the right then falls on the centre's own cell.
+    A centre with integer coordinates is near both sides of its cell; its shift to the right ends in its own cell.
     """
     height, width = grid_hw
 

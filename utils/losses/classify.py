@@ -1,4 +1,4 @@
-"""The loss of the `classify` head: cross-entropy of the class of each image (behaviour.md 3.15)."""
+"""Loss of the `classify` head: cross-entropy of the class of each image."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ _UNLABELLED = -1
 
 @LOSSES.register("classify")
 class ClassifyLoss(nn.Module):
-    """One term, `ce`: the mean over the images that have a class, over all ranks' (in evaluation mode this one's).
+    """Cross-entropy with label smoothing, term `ce`.
 
-    `hyp.label_smoothing` is the share of each target that is spread evenly over all classes.
+    The mean is over the labelled images of all ranks in training, of this rank in evaluation.
+
+    Args:
+        spec: Description of the head.
+        hyp: Hyper-parameters; reads `label_smoothing`, the part of each target that is spread over all classes.
     """
 
     per_image = False
@@ -27,16 +31,24 @@ class ClassifyLoss(nn.Module):
 
     def __init__(self, spec: HeadSpec, hyp: Hyp) -> None:
         super().__init__()
-        self.smoothing = hyp.label_smoothing
+        self.label_smoothing = hyp.label_smoothing
 
     def forward(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
-        """Take logits (B, C) and `batch.classes` (B,); return a float32 scalar."""
+        """Compute the loss.
+
+        Args:
+            raw: `logits` (B, C).
+            batch: Batch whose `classes` (B,) are class indices, -1 without a label.
+
+        Returns:
+            The term `ce`, a float32 scalar.
+        """
         logits = raw["logits"].float()
         if batch.classes is None:
             return {"ce": logits.sum() * 0}
         classes = batch.classes.to(logits.device)
         total = cross_entropy(
-            logits, classes, ignore_index=_UNLABELLED, label_smoothing=self.smoothing, reduction="sum"
+            logits, classes, ignore_index=_UNLABELLED, label_smoothing=self.label_smoothing, reduction="sum"
         )
         count = (classes != _UNLABELLED).sum().to(total.dtype)
         count = sum_over_ranks(count) if self.training else count

@@ -1,8 +1,8 @@
-"""Cross-entropy and overlap of per-pixel classes, image by image, with gradients made on the way (behaviour.md 12.4).
+"""Cross-entropy, hard pixel mining and region losses for semantic segmentation, computed tile by tile.
 
-Maps are enlarged to the size of the labels, which for a batch of large images with many classes takes gigabytes, and
-several times so with what autograd keeps. Here a tile of one image is enlarged at a time; what stays is the
-gradient of the small maps.
+Logits are upsampled to the size of the labels. For a batch of large images with many classes that takes gigabytes, and
+several times as much with the buffers of autograd. These functions upsample one tile of one image at a time, compute
+the gradient of the small logits in the forward pass and keep only that.
 """
 
 from __future__ import annotations
@@ -19,247 +19,311 @@ from torch.autograd.function import once_differentiable
 from utils.core.contracts import IGNORED_PIXEL
 from utils.ops.semantic_maps import BilinearUpsampler
 
-# Of the 19 classes of Cityscapes (behaviour.md 12.4)
 CLASS_WEIGHTS = {
+    # For the 19 classes of Cityscapes, as commonly used with DeepLab
     "deeplab": (
         0.8373, 0.9180, 0.8660, 1.0345, 1.0166, 0.9969, 0.9754, 1.0489, 0.8786, 1.0023, 0.9539, 0.9843, 1.1116, 0.9037,
         1.0865, 1.0955, 1.0865, 1.1529, 1.0507,
     ),
 }  # fmt: skip
+OHEM_MIN_FRACTION = 16  # at least one in so many labelled pixels counts
 _DICE_SMOOTH = 1.0
 
 
 class PixelWeights(NamedTuple):
-    """What the cross-entropy of every pixel counts. K pixels stand for the labels' shape (B, H, W)."""
+    """Factors of the cross-entropy of each pixel, shaped like the labels (B, H, W)."""
 
-    value: Tensor  # (K) factor of its weighted cross-entropy, in the result and in the gradient; 0: left out
-    extra: Tensor | None = None  # (K) further factor of the plain cross-entropy, in the gradient only
+    loss: Tensor  # factor of the class-weighted and smoothed cross-entropy, in value and gradient
+    extra_gradient: Tensor | None = None  # additional factor of the plain cross-entropy, in the gradient only
 
 
 @dataclass(frozen=True)
 class ClassWeighting:
-    """Weights of the classes and how much of a label is spread over all of them."""
+    """Class weights and label smoothing of a cross-entropy."""
 
     weights: Tensor | None = None  # (C,)
-    share: float = 0.0
+    label_smoothing: float = 0.0  # part of each target that is spread over all classes
 
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:
-    """Return the type in which sums over many pixels are taken: Apple's GPUs have no float64."""
+    """Return the dtype for sums over many pixels: float64, but float32 on Apple GPUs, which lack it."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
 def pixel_cross_entropy(maps: Tensor, labels: Tensor, grids: Sequence[BilinearUpsampler]) -> Tensor:
-    """Return (B, H, W) float32: minus the logarithm of the probability of each pixel's class.
+    """Compute the cross-entropy of each pixel, without gradient, class weights or smoothing.
 
-    `maps` is (B, C, h, w) scores, `labels` (B, H, W) uint8; unlabelled pixels count as class 0, and images without any
-    label may have 0 everywhere. Without gradient.
+    Args:
+        maps: (B, C, h, w) logits.
+        labels: (B, H, W) uint8 classes.
+        grids: Upsampler of each image.
+
+    Returns:
+        (B, H, W) float32. The values of unlabelled pixels are those of class 0, or 0 in images without labels.
     """
-    found = torch.zeros(labels.shape, dtype=torch.float32, device=maps.device)
+    result = torch.zeros(labels.shape, dtype=torch.float32, device=maps.device)
     for image, grid in enumerate(grids):
-        if _without_use(labels[image] != IGNORED_PIXEL):
+        if _known_to_be_empty(labels[image] != IGNORED_PIXEL):
             continue
         logits = maps[image].detach().float()
         for tile in grid.tiles(len(logits)):
-            scores = grid.enlarge(logits, tile)
-            place = (image, tile.rows, tile.columns)
-            target = _target(labels[place])
-            found[place] = scores.logsumexp(dim=0) - scores.gather(0, target[None])[0]
-    return found
+            scores = grid.upsample_tile(logits, tile)
+            window = (image, tile.rows, tile.columns)
+            target = class_indices(labels[window])
+            result[window] = scores.logsumexp(dim=0) - scores.gather(0, target[None])[0]
+    return result
 
 
-def _without_use(counts: Tensor) -> bool:
-    """Tell whether nothing in a tensor counts; a GPU is not asked, for the host would wait for it."""
-    return counts.device.type == "cpu" and not bool(counts.any())
+def _known_to_be_empty(mask: Tensor) -> bool:
+    """Return True if a mask on the CPU has no True element; masks on a GPU are not read, to avoid synchronising."""
+    return mask.device.type == "cpu" and not bool(mask.any())
 
 
-def _target(labels: Tensor) -> Tensor:
+def class_indices(labels: Tensor) -> Tensor:
+    """Convert uint8 labels to int64 class indices; ignored pixels become class 0."""
     return torch.where(labels == IGNORED_PIXEL, 0, labels).long()
 
 
 def cross_entropy_sum(
-    maps: Tensor, labels: Tensor, grids: Sequence[BilinearUpsampler], costs: PixelWeights, smoothing: ClassWeighting
+    maps: Tensor,
+    labels: Tensor,
+    grids: Sequence[BilinearUpsampler],
+    pixel_weights: PixelWeights,
+    weighting: ClassWeighting,
 ) -> Tensor:
-    """Return the sum of the pixels' cross-entropies times their costs, a float32 scalar with gradient.
+    """Compute the weighted sum of the cross-entropies of all pixels.
 
-    `maps` is (B, C, h, w), `labels` (B, H, W) uint8, `grids` one per image; images without any label must cost 0. With
-    smoothing s, class weights w and C
-    classes, a pixel of class t costs (1 - s) w_t (-log p_t) + s / C * sum over c of w_c (-log p_c).
+    With smoothing s, class weights w and C classes, the loss of a pixel of class t is
+    (1 - s) w_t (-log p_t) + s / C * sum over c of w_c (-log p_c).
+
+    Args:
+        maps: (B, C, h, w) logits.
+        labels: (B, H, W) uint8 classes.
+        grids: Upsampler of each image.
+        pixel_weights: Factors of the pixels, zero in images without labels.
+        weighting: Class weights and smoothing.
+
+    Returns:
+        A float32 scalar, differentiable once by `maps`.
     """
-    return _EntropySum.apply(maps, _Pixels(labels, grids, costs, smoothing))
+    return _CrossEntropySum.apply(maps, _PixelTargets(labels, grids, pixel_weights, weighting))
 
 
 @dataclass(frozen=True)
-class _Pixels:
-    """All that `_EntropySum` needs beside the maps: autograd does not look into it."""
+class _PixelTargets:
+    """Arguments of `_CrossEntropySum` that autograd does not track."""
 
     labels: Tensor
     grids: Sequence[BilinearUpsampler]
-    costs: PixelWeights
-    smoothing: ClassWeighting
+    pixel_weights: PixelWeights
+    weighting: ClassWeighting
 
 
-class _EntropySum(torch.autograd.Function):
+class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, maps: Tensor, pixels: _Pixels) -> Tensor:
-        """Return the sum; the gradient is made here, where the probabilities are at hand."""
-        slope = _zeros_like(maps) if ctx.needs_input_grad[0] else None
+    def forward(ctx: Any, maps: Tensor, targets: _PixelTargets) -> Tensor:
+        """Compute the sum and the gradient of the maps."""
+        grad_maps = _zeros_like(maps) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=accumulation_dtype(maps), device=maps.device)
-        for image, grid in enumerate(pixels.grids):
-            if _without_use(pixels.labels[image] != IGNORED_PIXEL):  # its costs are 0, too
+        for image, grid in enumerate(targets.grids):
+            if _known_to_be_empty(targets.labels[image] != IGNORED_PIXEL):
                 continue
             logits = maps[image].float()
             for tile in grid.tiles(len(logits)):
-                scores = grid.enlarge(logits, tile)
-                total += _tile_entropy(scores, pixels, (image, tile.rows, tile.columns), slope is not None)
-                if slope is not None:
-                    grid.gather(scores, tile, slope[image])
-        if slope is not None:
-            ctx.save_for_backward(slope)
+                scores = grid.upsample_tile(logits, tile)
+                window = (image, tile.rows, tile.columns)
+                total += _tile_cross_entropy(scores, targets, window, grad_maps is not None)
+                if grad_maps is not None:
+                    grid.accumulate_gradient(scores, tile, grad_maps[image])
+        if grad_maps is not None:
+            ctx.save_for_backward(grad_maps)
             ctx.dtype = maps.dtype
         return total.float()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient that the forward pass made, times that of the result."""
-        (slope,) = ctx.saved_tensors
-        return (slope * grad).to(ctx.dtype), None
+        """Scale the gradient computed in the forward pass."""
+        (grad_maps,) = ctx.saved_tensors
+        return (grad_maps * grad).to(ctx.dtype), None
 
 
 def _zeros_like(maps: Tensor) -> Tensor:
     return torch.zeros(maps.shape, dtype=torch.float32, device=maps.device)
 
 
-def _tile_entropy(scores: Tensor, pixels: _Pixels, place: tuple[int, slice, slice], learning: bool) -> Tensor:
-    """Return the wide sum over a tile of (C, rows, columns) scores; when learning, these become its gradient."""
-    target = _target(pixels.labels[place])[None]
-    value = pixels.costs.value[place]
-    smoothing, share = pixels.smoothing, pixels.smoothing.share
-    main = value if smoothing.weights is None else value * smoothing.weights[target[0]]
-    true = scores.gather(0, target)[0]
-    spread = smoothing.weights if smoothing.weights is not None else scores.new_ones(len(scores))
-    part = value * (share / len(scores))  # of every class, when labels are smoothed
-    main = main * (1 - share)
-    weighed = torch.einsum("c,chw->hw", spread, scores) if share else None
+def _tile_cross_entropy(
+    scores: Tensor, targets: _PixelTargets, window: tuple[int, slice, slice], needs_grad: bool
+) -> Tensor:
+    """Sum the losses of a tile of (C, rows, columns) logits, which are overwritten, with their gradient if needed."""
+    target = class_indices(targets.labels[window])[None]
+    weights, smoothing = targets.weighting.weights, targets.weighting.label_smoothing
+    pixel_weight = targets.pixel_weights.loss[window]
+    main = pixel_weight if weights is None else pixel_weight * weights[target[0]]
+    true_score = scores.gather(0, target)[0]
+    class_weights = weights if weights is not None else scores.new_ones(len(scores))
+    uniform = pixel_weight * (smoothing / len(scores))  # weight of each class in the smoothed part of the target
+    main = main * (1 - smoothing)
+    weighted_scores = torch.einsum("c,chw->hw", class_weights, scores) if smoothing else None
     top = scores.amax(dim=0)
-    odds = scores.sub_(top).exp_()
-    total = odds.sum(dim=0)
-    norm = top + total.log()  # logsumexp
-    found = (main * (norm - true)).sum(dtype=accumulation_dtype(scores))
-    if weighed is not None:
-        found = found + (part * (spread.sum() * norm - weighed)).sum(dtype=accumulation_dtype(scores))
-    if not learning:
-        return found
-    if pixels.costs.extra is not None:
-        main = main + pixels.costs.extra[place]
-    odds.mul_((main + part * spread.sum() if share else main) / total)
-    if share:
-        odds.sub_(part * spread[:, None, None])
-    odds.scatter_add_(0, target, -main[None])
-    return found
+    exponentials = scores.sub_(top).exp_()
+    normaliser = exponentials.sum(dim=0)
+    logsumexp = top + normaliser.log()
+    loss = (main * (logsumexp - true_score)).sum(dtype=accumulation_dtype(scores))
+    if weighted_scores is not None:
+        smoothed = uniform * (class_weights.sum() * logsumexp - weighted_scores)
+        loss = loss + smoothed.sum(dtype=accumulation_dtype(scores))
+    if not needs_grad:
+        return loss
+    if targets.pixel_weights.extra_gradient is not None:
+        main = main + targets.pixel_weights.extra_gradient[window]
+    exponentials.mul_((main + uniform * class_weights.sum() if smoothing else main) / normaliser)
+    if smoothing:
+        exponentials.sub_(uniform * class_weights[:, None, None])
+    exponentials.scatter_add_(0, target, -main[None])
+    return loss
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Which pixels count
+# Hard pixel mining
 
 
 def labelled_mask(labels: Tensor) -> Tensor:
-    """Return (B, H, W) float32: 1 where somebody labelled_mask the pixel, else 0."""
+    """Return a float32 mask of (B, H, W) labels: 1 for labelled pixels, 0 for ignored ones."""
     return (labels != IGNORED_PIXEL).float()
 
 
-def ohem_mask(entropy: Tensor, known: Tensor, threshold: float) -> Tensor:
-    """Return (B, H, W) float32, 1 for pixels that count in OHEM: the true class is less probable than `threshold`.
+def ohem_mask(cross_entropy: Tensor, known: Tensor, threshold: float) -> Tensor:
+    """Select hard pixels by online hard example mining.
 
-    If these are fewer than a sixteenth of the labelled ones, that many with the greatest (B, H, W) `entropy` count
-    instead. The host waits for the device to know how many they are.
+    A pixel is hard if the probability of its class is below the threshold. If fewer than one in `OHEM_MIN_FRACTION`
+    labelled pixels are hard, that many with the greatest losses are selected instead. Synchronises with the device.
+
+    Args:
+        cross_entropy: (B, H, W) plain losses.
+        known: (B, H, W) mask of labelled pixels.
+        threshold: Probability.
+
+    Returns:
+        (B, H, W) float32, 1 for selected pixels.
     """
-    least = int(known.sum()) // 16
-    hard = (entropy > -math.log(threshold)) & (known > 0)
+    least = int(known.sum()) // OHEM_MIN_FRACTION
+    hard = (cross_entropy > -math.log(threshold)) & (known > 0)
     if int(hard.sum()) >= least:
         return hard.float()
-    ranked = torch.where(known > 0, entropy, -math.inf).flatten().topk(least).indices
+    ranked = torch.where(known > 0, cross_entropy, -math.inf).flatten().topk(least).indices
     return torch.zeros_like(known).flatten().index_fill_(0, ranked, 1.0).view_as(known)
 
 
-def prob_ohem_mask(entropy: Tensor, known: Tensor, threshold: float, least: int) -> Tensor:
-    """Return (B, H, W) float32, 1 for pixels that count in ProbOhem.
+def prob_ohem_mask(cross_entropy: Tensor, known: Tensor, threshold: float, min_kept: int) -> Tensor:
+    """Select hard pixels by the probability of their class, with a lower limit on their number.
 
-    These are those whose true class has at most the probability `threshold`, or at most that of the `least`-th smallest
-    if this is larger; all if fewer than `least` are labelled_mask.
+    A pixel is hard if the probability of its class is at most the threshold or at most the `min_kept`-th smallest
+    probability. All labelled pixels are selected if there are fewer than `min_kept`.
+
+    Args:
+        cross_entropy: (B, H, W) plain losses.
+        known: (B, H, W) mask of labelled pixels.
+        threshold: Probability.
+        min_kept: Number of pixels.
+
+    Returns:
+        (B, H, W) float32, 1 for selected pixels.
     """
-    probability = torch.where(known > 0, torch.exp(-entropy), math.inf).flatten()
-    count = min(least, len(probability))
+    probability = torch.where(known > 0, torch.exp(-cross_entropy), math.inf).flatten()
+    count = min(min_kept, len(probability))
     limit = probability.topk(count, largest=False).values[-1].clamp(min=threshold) if count else threshold
     return ((probability <= limit).view_as(known) & (known > 0)).float()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Overlap
+# Region losses
 
-
-RegionLoss = Callable[[Tensor, Tensor], Tensor]  # (C, n) probabilities and (n,) classes of labelled pixels to a scalar
+RegionLoss = Callable[[Tensor, Tensor], Tensor]  # (C, n) probabilities and (n,) classes of labelled pixels -> scalar
 
 
 def dice_loss(probabilities: Tensor, classes: Tensor) -> Tensor:
-    """Return 1 - the mean Dice coefficient (arXiv 1606.04797, without squares) of the classes that occur."""
-    wanted = torch.zeros_like(probabilities).scatter_(0, classes[None], 1.0)
-    shared, size = (probabilities * wanted).sum(dim=1), wanted.sum(dim=1)
-    scores = (2 * shared + _DICE_SMOOTH) / (probabilities.sum(dim=1) + size + _DICE_SMOOTH)
+    """Compute 1 - the mean Dice coefficient of the classes that are present in the labels.
+
+    Milletari et al. 2016 (arXiv:1606.04797), without squares in the denominator.
+
+    Args:
+        probabilities: (C, n).
+        classes: (n,) int64.
+    """
+    one_hot = torch.zeros_like(probabilities).scatter_(0, classes[None], 1.0)
+    intersection, size = (probabilities * one_hot).sum(dim=1), one_hot.sum(dim=1)
+    scores = (2 * intersection + _DICE_SMOOTH) / (probabilities.sum(dim=1) + size + _DICE_SMOOTH)
     return 1 - scores[size > 0].mean()
 
 
 def lovasz_softmax_loss(probabilities: Tensor, classes: Tensor) -> Tensor:
-    """Return the Lovasz-Softmax loss (arXiv 1705.08790) over the classes that occur."""
+    """Compute the Lovasz-Softmax loss of the classes that are present in the labels.
+
+    Berman et al. 2018 (arXiv:1705.08790).
+
+    Args:
+        probabilities: (C, n).
+        classes: (n,) int64.
+    """
     losses = []
     for label in classes.unique().tolist():
-        wanted = (classes == label).float()
-        errors, order = (wanted - probabilities[label]).abs().sort(descending=True)
-        wanted = wanted[order]
-        union = wanted.sum() + (1 - wanted).cumsum(0)
-        jaccard = 1 - (wanted.sum() - wanted.cumsum(0)) / union
+        foreground = (classes == label).float()
+        errors, order = (foreground - probabilities[label]).abs().sort(descending=True)
+        foreground = foreground[order]
+        union = foreground.sum() + (1 - foreground).cumsum(0)
+        jaccard = 1 - (foreground.sum() - foreground.cumsum(0)) / union
         losses.append(torch.dot(errors, jaccard.diff(prepend=jaccard.new_zeros(1))))
     return torch.stack(losses).mean()
 
 
-def region_loss_sum(maps: Tensor, labels: Tensor, grids: Sequence[BilinearUpsampler], measure: RegionLoss) -> Tensor:
-    """Return the sum of `measure` over the images that have labels, a float32 scalar with gradient.
+def region_loss_sum(
+    maps: Tensor, labels: Tensor, grids: Sequence[BilinearUpsampler], region_loss: RegionLoss
+) -> Tensor:
+    """Compute the sum of a region loss over the labelled images, one image in memory at a time.
 
-    One image is enlarged at a time, and autograd's memory of it is given back before the next. The host waits for the
-    device.
+    Synchronises with the device.
+
+    Args:
+        maps: (B, C, h, w) logits.
+        labels: (B, H, W) uint8 classes.
+        grids: Upsampler of each image.
+        region_loss: Loss of one image.
+
+    Returns:
+        A float32 scalar, differentiable once by `maps`.
     """
-    return _OverlapSum.apply(maps, labels, grids, measure)
+    return _RegionLossSum.apply(maps, labels, grids, region_loss)
 
 
-class _OverlapSum(torch.autograd.Function):
+class _RegionLossSum(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, maps: Tensor, labels: Tensor, grids: Sequence[BilinearUpsampler], measure: RegionLoss
+        ctx: Any, maps: Tensor, labels: Tensor, grids: Sequence[BilinearUpsampler], region_loss: RegionLoss
     ) -> Tensor:
-        """Return the sum; gradients are made here."""
-        learning = ctx.needs_input_grad[0]
-        slope = _zeros_like(maps) if learning else None
+        """Compute the sum and the gradient of the maps."""
+        needs_grad = ctx.needs_input_grad[0]
+        grad_maps = _zeros_like(maps) if needs_grad else None
         total = torch.zeros((), dtype=torch.float32, device=maps.device)
         for image, grid in enumerate(grids):
             known = labels[image] != IGNORED_PIXEL
             if not bool(known.any()):
                 continue
             logits = maps[image].float().detach()
-            with torch.set_grad_enabled(learning):
-                small = logits.requires_grad_(True) if learning else logits
-                found = measure(grid.whole(small)[:, known].softmax(dim=0), labels[image][known].long())
-            if slope is not None:
-                (slope[image],) = torch.autograd.grad(found, small)
-            total += found.detach()
-        if slope is not None:
-            ctx.save_for_backward(slope)
+            with torch.set_grad_enabled(needs_grad):
+                small = logits.requires_grad_(True) if needs_grad else logits
+                loss = region_loss(grid.upsample(small)[:, known].softmax(dim=0), labels[image][known].long())
+            if grad_maps is not None:
+                (grad_maps[image],) = torch.autograd.grad(loss, small)
+            total += loss.detach()
+        if grad_maps is not None:
+            ctx.save_for_backward(grad_maps)
             ctx.dtype = maps.dtype
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient that the forward pass made, times that of the result."""
-        (slope,) = ctx.saved_tensors
-        return (slope * grad).to(ctx.dtype), None, None, None
+        """Scale the gradient computed in the forward pass."""
+        (grad_maps,) = ctx.saved_tensors
+        return (grad_maps * grad).to(ctx.dtype), None, None, None

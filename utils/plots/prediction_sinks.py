@@ -349,7 +349,7 @@ class WindowSink(Sink):
     def _open(self, title: str, size_xy: tuple[int, ...]) -> None:
         """Create a window that users can resize, at the size of the image."""
         width, height = size_xy
-        cv2.namedWindow(title, flags=cv2.WINDOW_KEEPRATIO | cv2.WINDOW_NORMAL)
+        cv2.namedWindow(title, cv2.WINDOW_KEEPRATIO | cv2.WINDOW_NORMAL)
         cv2.resizeWindow(title, width, height)
         self._titles.append(title)
 

@@ -189,11 +189,11 @@ def _measure_speed(
     """Time all runners on the same random images in turns, after a warm-up."""
     import torch
 
-    from utils.core.timing import in_turns
+    from utils.core.timing import time_alternately
 
     images = torch.randint(0, 256, (settings.batch_size, 3, size, size), dtype=torch.uint8)
     actions = {name: partial(runner.run, images) for name, runner in runners.items()}
-    seconds = in_turns(actions, settings.runs, target=device, twice=True)
+    seconds = time_alternately(actions, settings.runs, target=device, twice=True)
     for row in rows:
         if times := seconds.get(row.format):
             row.milliseconds = 1000 * statistics.median(times) / settings.batch_size

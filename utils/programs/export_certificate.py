@@ -27,8 +27,8 @@ from utils.core.files import write_text
 from utils.core.hyp import Hyp
 from utils.core.load_request import LoadRequest, SemanticRequest
 from utils.core.log import LOGGER, progress
-from utils.datasets.generators import ensure
-from utils.datasets.generators.shapes import Settings, image_scene
+from utils.datasets.generators import ensure_generated
+from utils.datasets.generators.shapes import ShapesSettings, image_scene
 from utils.datasets.sources.frame_sources import open_source
 from utils.engine.evaluate import evaluate
 from utils.engine.parity import Limits, MatchSettings, compare
@@ -151,7 +151,7 @@ class Certifier:
         return load_data(self.data_yaml)
 
     def _split(self, split: str) -> Iterator[np.ndarray]:
-        ensure(self.data)
+        ensure_generated(self.data)
         data = self.data
         found = (data.split if data.splits else data.semantic_split)(split)
         paths = [folder for path in found for folder in _class_folders(path)] if data.format == "folders" else found
@@ -262,6 +262,6 @@ def _fit(image: np.ndarray, metadata: ExportMetadata, stride: int | None = None)
 
 def _generate_images(count: int) -> list[np.ndarray]:
     """Generate images of shapes, for machines without data."""
-    settings = Settings(train=1, val=count, size=320)
+    settings = ShapesSettings(train=1, val=count, size=320)
     scenes = [image_scene(settings, GENERATED_SHAPES, "val", index) for index in range(count)]
-    return [cv2.cvtColor(scene.picture, cv2.COLOR_RGB2BGR) for scene in scenes]
+    return [cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR) for scene in scenes]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.core.errors import UserError
-from utils.core.files import drop_if_empty, run_folder
+from utils.core.files import remove_if_empty, run_folder
 from utils.core.log import LOGGER
 from utils.programs.predict_options import PredictionKind, PredictOptions
 
@@ -71,7 +71,7 @@ def run_prediction(options: PredictOptions, kind: PredictionKind) -> PredictRepo
         report = predict(runner, source, settings, sinks, draw, device)
     finally:
         if folder is not None:
-            drop_if_empty(folder)  # no image could be read
+            remove_if_empty(folder)  # no image could be read
     _log_report(report)
     if options.update:
         strip_weights(opened.paths)
@@ -105,10 +105,10 @@ def _open_source(options: PredictOptions, data_yaml: str) -> FrameSource:
     if options.source:
         return open_source(options.source, options.vid_stride)
     from utils.core.data_config import load_data
-    from utils.datasets.generators import ensure
+    from utils.datasets.generators import ensure_generated
 
     data = load_data(data_yaml)
-    ensure(data)
+    ensure_generated(data)
     folder = data.split("val")[0]
     LOGGER.info(f"--source: not given, using the validation images of {data.source}: {folder}")
     return open_source(str(folder / "*" / "*") if data.format == "folders" else str(folder), options.vid_stride)

@@ -13,7 +13,7 @@ from utils.core.errors import UserError
 from utils.core.files import ROOT
 from utils.core.log import LOGGER
 from utils.core.train_options import format_origins, resolve_training, training_parser
-from utils.datasets.fetch.dataset_download import provide
+from utils.datasets.fetch.dataset_download import resolve_dataset
 from utils.programs.classification_options import class_training_parser
 
 TASKS = ("detect", "segment", "classify", "semantic")  # by the names of their records in utils/tasks
@@ -39,7 +39,7 @@ def train_task(
 
     `loggers` are told beside those of --log.
     """
-    data = provide(str(chosen.get("data", parser.get_default("data"))), bool(chosen.get("download")))
+    data = resolve_dataset(str(chosen.get("data", parser.get_default("data"))), bool(chosen.get("download")))
     settings, origin = resolve_training(parser, chosen, recommended_for(task, data), data.source)
     if not settings.resume:
         LOGGER.info(format_origins(settings, origin))

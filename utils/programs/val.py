@@ -18,7 +18,7 @@ from utils.core.cli import (
 )
 from utils.core.train_options import add_semantic_size
 from utils.core.train_settings import ScoreSettings
-from utils.datasets.fetch.dataset_download import provide
+from utils.datasets.fetch.dataset_download import resolve_dataset
 
 
 def scoring_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
@@ -82,7 +82,7 @@ def score_task(task: str, parser: argparse.ArgumentParser, chosen: dict[str, Any
     settings = ScoreSettings.from_dict(vars(to_namespace(parser, chosen)))
 
     if settings.data:
-        provide(settings.data, settings.download)
+        resolve_dataset(settings.data, settings.download)
 
     from utils.backends.open_weights import open_model  # torch is loaded here, so that --help answers at once
     from utils.engine.image_size_study import study

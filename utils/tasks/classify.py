@@ -6,7 +6,7 @@ from pathlib import Path
 from utils.core.contracts import Batch, Loader, Results, Scores, Task
 from utils.core.data_config import DataConfig
 from utils.core.load_request import LoadRequest
-from utils.datasets.generators.prepare import ensure
+from utils.datasets.generators.prepare import ensure_generated
 from utils.datasets.pipeline.classification_samples import open_class_loader
 from utils.plots.classification import draw_class_batch, draw_class_counts
 from utils.plots.curves import draw_confusion
@@ -16,7 +16,7 @@ from utils.tasks import TASKS
 
 def load(request: LoadRequest) -> Loader:
     """Return the batches of one split; a generated data set is made first if need be."""
-    ensure(request.data)
+    ensure_generated(request.data)
     return open_class_loader(request)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from utils.core.contracts import Batch, Loader, Results, Scores, Task
 from utils.core.data_config import DataConfig
 from utils.core.load_request import LoadRequest
-from utils.datasets.generators.prepare import ensure
+from utils.datasets.generators.prepare import ensure_generated
 from utils.datasets.pipeline.loader import open_loader
 from utils.plots.batches import draw_batch
 from utils.plots.curves import draw_confusion, draw_score_curves
@@ -18,7 +18,7 @@ from utils.tasks import TASKS
 
 def load(request: LoadRequest) -> Loader:
     """Return the batches of one split; a generated data set is made first if need be."""
-    ensure(request.data)
+    ensure_generated(request.data)
     return open_loader(request)
 
 

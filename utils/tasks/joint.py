@@ -11,7 +11,7 @@ from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.load_request import LoadRequest
-from utils.datasets.generators.prepare import ensure
+from utils.datasets.generators.prepare import ensure_generated
 from utils.datasets.pipeline.mixed_loader import Suite, open_mixed, same_images
 
 SEMANTIC_WEIGHT = 0.7  # of the mean IoU in what ranks epochs; the boxes' scores have the rest (behaviour.md 12.8)
@@ -84,5 +84,5 @@ def _load(request: LoadRequest, boxes: Task, pixels: Task) -> Loader:
         if not same_images(request):
             raise UserError(f"{data.source}: --seg-mosaic is for boxes and classes of pixels of the same images")
         return boxes.load(request)
-    ensure(data)
+    ensure_generated(data)
     return open_mixed(request, (*boxes.heads, *pixels.heads), open_boxes=boxes.load)

@@ -7,7 +7,7 @@ from pathlib import Path
 from utils.core.contracts import Loader, Scores, Task
 from utils.core.data_config import DataConfig
 from utils.core.load_request import LoadRequest
-from utils.datasets.generators.prepare import ensure
+from utils.datasets.generators.prepare import ensure_generated
 from utils.datasets.pipeline.loader import open_loader
 from utils.plots.curves import draw_confusion, draw_score_curves
 from utils.plots.results import draw_results
@@ -20,7 +20,7 @@ def load(request: LoadRequest) -> Loader:
 
     For scoring every object has its own mask, so that hidden parts count and training finds what validation finds.
     """
-    ensure(request.data)
+    ensure_generated(request.data)
     return open_loader(replace(request, masks=True, overlap=request.overlap and request.training))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from utils.core.contracts import Loader, Scores, Task
 from utils.core.data_config import DataConfig
 from utils.core.load_request import LoadRequest
-from utils.datasets.generators.prepare import ensure
+from utils.datasets.generators.prepare import ensure_generated
 from utils.datasets.pipeline.semantic_loader import open_semantic_loader
 from utils.plots.results import draw_results
 from utils.plots.semantic_scores import draw_semantic_scores
@@ -16,7 +16,7 @@ from utils.tasks.detect import draw_labelled
 
 def load(request: LoadRequest) -> Loader:
     """Return the batches of one split; a generated data set is made first if need be."""
-    ensure(request.data)
+    ensure_generated(request.data)
     return open_semantic_loader(request)
 
 

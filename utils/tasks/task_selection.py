@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from utils.core.contracts import Task
-from utils.core.data_config import PIXEL_HEAD
+from utils.core.data_config import SEMANTIC_HEAD
 from utils.core.errors import UserError
 from utils.core.train_settings import TrainSettings
 from utils.tasks import TASKS
@@ -16,15 +16,15 @@ from utils.tasks.joint import joined
 def task_of(name: str, heads: Collection[str]) -> Task:
     """Return the task `name` for a network with `heads`: as it is, joined with that of pixels, or only the latter."""
     task: Task = TASKS.get(name)
-    if PIXEL_HEAD not in heads or name == PIXEL_HEAD:
+    if SEMANTIC_HEAD not in heads or name == SEMANTIC_HEAD:
         return task
-    pixels: Task = TASKS.get(PIXEL_HEAD)
+    pixels: Task = TASKS.get(SEMANTIC_HEAD)
     return joined(task, pixels) if set(heads) & set(task.heads) else pixels
 
 
 def task_of_heads(heads: Collection[str]) -> Task:
     """Return the task that scores everything a network with `heads` finds."""
-    return task_of(next((head for head in heads if head != PIXEL_HEAD), PIXEL_HEAD), heads)
+    return task_of(next((head for head in heads if head != SEMANTIC_HEAD), SEMANTIC_HEAD), heads)
 
 
 def task_for(name: str, settings: TrainSettings, heads: Collection[str]) -> Task:

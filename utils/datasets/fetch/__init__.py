@@ -1,1 +1,1 @@
-"""Downloads on request: the HTTP client, archives and data sets."""
+"""Data sets downloaded on request: `download:` of data YAMLs, archives and array files."""

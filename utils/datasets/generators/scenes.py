@@ -1,4 +1,4 @@
-"""One picture of shapes with everything there is to know about it."""
+"""Rendering of one image of shapes together with its labels."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from utils.datasets.generators.backdrops import Canvas, Random, add_clutter, background, random_colour, weathered
-from utils.datasets.generators.outlines import HOLES, OUTLINES, Polygon, clipped, placed, polygon_area
+from utils.datasets.generators.backgrounds import Canvas, Random, add_clutter, background, degrade, random_colour
+from utils.datasets.generators.outlines import HOLES, OUTLINES, Polygon, clip_polygon, polygon_area, transform_outline
 
-MOST_OBJECTS = 7
-SMALLEST_VISIBLE = 0.7  # an object that would show less of itself is not drawn, nor is one that would hide another so
-_TRIES = 8  # places tried before an object is given up
-_BITS = 4  # OpenCV draws with 1/16 pixel
-_FINER = 4  # edges are drawn this many times as large
+MAX_OBJECTS = 7
+MIN_VISIBLE = 0.7  # visible fraction that every object must keep; placements that leave less are rejected
+_TRIES = 8  # positions tried per object
+_BITS = 4  # fractional bits of OpenCV's coordinates: 1/16 pixel
+_SUPERSAMPLING = 4  # factor at which edges are drawn
+_MIN_CONTRAST = 150  # sum of absolute RGB differences between an object and what is behind it
 
 
 @dataclass(frozen=True)
-class Thing:
-    """An object in a scene: its class and its outline in pixels, clipped to the image."""
+class SceneObject:
+    """An object of a scene: its class and its outline in pixels, clipped to the image."""
 
     kind: str
     polygon: Polygon
@@ -27,16 +28,16 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, (H, W, 3) uint8 RGB; its things; and per pixel the thing that shows, (H, W) int16, -1 = none."""
+    """A rendered image and its labels."""
 
-    picture: Canvas
-    things: list[Thing]
-    owner: np.ndarray
+    image: Canvas  # (H, W, 3) uint8 RGB
+    objects: list[SceneObject]
+    instance_map: np.ndarray  # (H, W) int16 index into `objects` of the visible object, -1: background
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What one object should be; where is decided when it is drawn."""
+class _ObjectSpec:
+    """Appearance of an object; its position is sampled when it is drawn."""
 
     kind: str
     size_px: float
@@ -45,7 +46,7 @@ class _Plan:
 
 
 def object_sizes(random: Random, count: int, long_side_px: int) -> np.ndarray:
-    """Return `count` sizes across in pixels: 5 to 60 % of the long side, one in ten of them small."""
+    """Sample `count` diameters in pixels: 5 to 60 % of the image's long side, a tenth of them below 14 %."""
     low, middle, high = 0.05 * long_side_px, 0.14 * long_side_px, 0.6 * long_side_px
     small = np.exp(random.uniform(np.log(low), np.log(middle), count))
     large = np.exp(random.uniform(np.log(middle), np.log(high), count))
@@ -55,101 +56,114 @@ def object_sizes(random: Random, count: int, long_side_px: int) -> np.ndarray:
 def draw_scene(
     random: Random, width: int, height: int, kinds: list[str], sizes_px: np.ndarray, clutter: bool = True
 ) -> Scene:
-    """Draw things of `kinds`, `sizes_px` across, at random places; the first always finds one, others may not.
+    """Draw objects at random positions over a random background.
 
-    Large ones are drawn first, so that small ones stand in front, as when instance masks are merged by area. `clutter`
-    adds what belongs to no class, behind and in front.
+    Objects are drawn from large to small, so that small ones are in front, as when instance masks are merged by area.
+    The first object always fits; others are dropped if none of a few positions leaves enough visible.
+
+    Args:
+        random: Random stream; it determines the whole scene.
+        width: Image width in pixels.
+        height: Image height in pixels.
+        kinds: Class names of the objects, keys of OUTLINES.
+        sizes_px: (len(kinds),) diameters in pixels.
+        clutter: Whether to add unlabelled objects behind and in front.
+
+    Returns:
+        The image and its labels.
     """
     canvas = background(random, height, width)
     if clutter:
         add_clutter(random, canvas)
-    owner = np.full((height, width), -1, np.int16)
-    things: list[Thing] = []
-    full_px: list[float] = []  # pixels each thing would show if nothing were in the way
-    for place in np.argsort(-sizes_px, kind="stable"):
-        plan = _Plan(
-            kind=kinds[place],
-            size_px=float(sizes_px[place]),
+    instance_map = np.full((height, width), -1, np.int16)
+    objects: list[SceneObject] = []
+    full_px: list[float] = []  # area of each object without occlusion
+    for position in np.argsort(-sizes_px, kind="stable"):
+        spec = _ObjectSpec(
+            kind=kinds[position],
+            size_px=float(sizes_px[position]),
             stretch=float(np.exp(random.uniform(-0.3, 0.3))),
             degrees=float(random.uniform(0, 360)),
         )
         for _ in range(_TRIES):
-            outline = _somewhere(random, plan, width, height)
-            covered = _filled(outline, height, width)
-            if _fits(outline, covered >= 128, owner, full_px):
-                _paint(random, canvas, plan, outline, covered)
-                owner[covered >= 128] = len(things)
+            outline = _sample_outline(random, spec, width, height)
+            coverage = _coverage(outline, height, width)
+            if _fits(outline, coverage >= 128, instance_map, full_px):
+                _paint(random, canvas, spec, outline, coverage)
+                instance_map[coverage >= 128] = len(objects)
                 full_px.append(polygon_area(outline))
-                things.append(Thing(plan.kind, clipped(outline, width, height)))
+                objects.append(SceneObject(spec.kind, clip_polygon(outline, width, height)))
                 break
     if clutter:
-        _put_bars_in_front(random, canvas, owner, full_px)
-    return Scene(weathered(random, canvas), things, owner)
+        _draw_occluding_bars(random, canvas, instance_map, full_px)
+    return Scene(degrade(random, canvas), objects, instance_map)
 
 
-def _somewhere(random: Random, plan: _Plan, width: int, height: int) -> Polygon:
-    """Return the outline at a random place; one in six reaches over the border."""
+def _sample_outline(random: Random, spec: _ObjectSpec, width: int, height: int) -> Polygon:
+    """Place the outline at a random position; one in six may extend beyond the border."""
     size = np.array([width, height])
-    margin = plan.size_px * (0.25 if random.random() < 1 / 6 else 0.55)
-    room = np.maximum(size - 2 * margin, 0)
-    centre = (size - room) / 2 + random.random(2) * room
-    return placed(OUTLINES[plan.kind](), plan.size_px, plan.stretch, plan.degrees, (centre[0], centre[1]))
+    margin = spec.size_px * (0.25 if random.random() < 1 / 6 else 0.55)
+    span = np.maximum(size - 2 * margin, 0)
+    centre = (size - span) / 2 + random.random(2) * span
+    return transform_outline(OUTLINES[spec.kind](), spec.size_px, spec.stretch, spec.degrees, (centre[0], centre[1]))
 
 
-def _filled(outline: Polygon, height: int, width: int) -> np.ndarray:
-    """Return (H, W) uint8 coverage of the outline, smooth at its edge.
+def _coverage(outline: Polygon, height: int, width: int) -> np.ndarray:
+    """Render the (H, W) uint8 coverage of an outline with anti-aliased edges.
 
-    Drawn four times as large and shrunk: OpenCV's own smooth edges make a shape half a pixel wider on every side,
-    which is much for a box of ten pixels.
+    Supersampled, because OpenCV's anti-aliasing makes a shape half a pixel wider on every side, which is too much for
+    a box of ten pixels.
     """
-    covered = np.zeros((height, width), np.uint8)
+    coverage = np.zeros((height, width), np.uint8)
     low = np.clip(np.floor(outline.min(axis=0)).astype(int), 0, (width, height))
     high = np.clip(np.ceil(outline.max(axis=0)).astype(int), 0, (width, height))
     w, h = (high - low).tolist()
     if w and h:
-        fine = np.zeros((h * _FINER, w * _FINER), np.uint8)
-        cv2.fillPoly(fine, [_drawable((outline - low) * _FINER)], 255, cv2.LINE_8, _BITS)
+        fine = np.zeros((h * _SUPERSAMPLING, w * _SUPERSAMPLING), np.uint8)
+        cv2.fillPoly(fine, [_to_fixed_point((outline - low) * _SUPERSAMPLING)], 255, cv2.LINE_8, _BITS)
         shrunk = cv2.resize(fine, (w, h), interpolation=cv2.INTER_AREA)
-        covered[low[1] : high[1], low[0] : high[0]] = shrunk
-    return covered
+        coverage[low[1] : high[1], low[0] : high[0]] = shrunk
+    return coverage
 
 
-def _drawable(points: Polygon) -> np.ndarray:
-    """Return points for OpenCV: in 1/16 pixel, and with pixel centres at whole numbers instead of at +0.5."""
+def _to_fixed_point(points: Polygon) -> np.ndarray:
+    """Convert points to OpenCV's fixed point, with pixel centres at integers instead of at +0.5."""
     return np.round((points - 0.5) * (1 << _BITS)).astype(np.int32)
 
 
-def _fits(outline: Polygon, mask: np.ndarray, owner: np.ndarray, full_px: list[float]) -> bool:
-    """Tell whether the thing shows enough of itself and leaves enough of those behind it."""
-    if mask.sum() < SMALLEST_VISIBLE * polygon_area(outline):
+def _fits(outline: Polygon, mask: np.ndarray, instance_map: np.ndarray, full_px: list[float]) -> bool:
+    """Check that the object and all objects behind it stay visible enough."""
+    if mask.sum() < MIN_VISIBLE * polygon_area(outline):
         return False
-    return _leaves_enough(mask, owner, full_px)
+    return _keeps_visible(mask, instance_map, full_px)
 
 
-def _leaves_enough(mask: np.ndarray, owner: np.ndarray, full_px: list[float]) -> bool:
-    left = np.bincount(owner[~mask] + 1, minlength=len(full_px) + 1)[1:]
-    return bool((left >= SMALLEST_VISIBLE * np.array(full_px)).all())
+def _keeps_visible(mask: np.ndarray, instance_map: np.ndarray, full_px: list[float]) -> bool:
+    visible = np.bincount(instance_map[~mask] + 1, minlength=len(full_px) + 1)[1:]
+    return bool((visible >= MIN_VISIBLE * np.array(full_px)).all())
 
 
-def _contrasting(random: Random, behind: np.ndarray) -> np.ndarray:
-    """Return a colour that can be told from the mean colour `behind`, the best of a few if none is far enough."""
+def _contrasting_colour(random: Random, behind: np.ndarray) -> np.ndarray:
+    """Sample a colour far from the mean colour `behind`, or the farthest of a few if none is far enough."""
     colours = [random_colour(random) for _ in range(6)]
     distances = [float(np.abs(colour - behind).sum()) for colour in colours]
-    return next((c for c, d in zip(colours, distances, strict=True) if d > 150), colours[int(np.argmax(distances))])
+    return next(
+        (c for c, d in zip(colours, distances, strict=True) if d > _MIN_CONTRAST), colours[int(np.argmax(distances))]
+    )
 
 
-def _paint(random: Random, canvas: Canvas, plan: _Plan, outline: Polygon, covered: np.ndarray) -> None:
-    """Paint one thing: shaded fill, sometimes a rim, sometimes a little see-through."""
-    if hole := HOLES.get(plan.kind):
+def _paint(random: Random, canvas: Canvas, spec: _ObjectSpec, outline: Polygon, coverage: np.ndarray) -> None:
+    """Paint one object: shaded fill, sometimes an edge line, sometimes slightly transparent."""
+    if hole := HOLES.get(spec.kind):
         centre = outline.mean(axis=0)
-        covered = covered - _filled((outline - centre) * hole + centre, *covered.shape)
-    x0, y0, w, h = cv2.boundingRect(covered)
+        coverage = coverage - _coverage((outline - centre) * hole + centre, *coverage.shape)
+    x0, y0, w, h = cv2.boundingRect(coverage)
     if w == 0 or h == 0:
         return
     part = canvas[y0 : y0 + h, x0 : x0 + w]
-    alpha = covered[y0 : y0 + h, x0 : x0 + w, None].astype(np.float32) / 255
+    alpha = coverage[y0 : y0 + h, x0 : x0 + w, None].astype(np.float32) / 255
     behind = (part * alpha).sum(axis=(0, 1)) / max(float(alpha.sum()), 1)
-    colour = _contrasting(random, behind)
+    colour = _contrasting_colour(random, behind)
     slope = random.uniform(-0.35, 0.35, 2)
     y, x = np.mgrid[0:h, 0:w].astype(np.float32)
     shade = 1 + slope[0] * (x / max(w, 1) - 0.5) + slope[1] * (y / max(h, 1) - 0.5)
@@ -157,21 +171,21 @@ def _paint(random: Random, canvas: Canvas, plan: _Plan, outline: Polygon, covere
     opacity = alpha * (random.uniform(0.8, 1.0) if random.random() < 0.3 else 1.0)
     part[:] = np.clip(part * (1 - opacity) + fill * opacity, 0, 255).astype(np.uint8)
     if random.random() < 0.4:
-        line = np.zeros(covered.shape, np.uint8)
-        thick = 1 if plan.size_px < 60 else int(random.integers(2, 5))
-        cv2.polylines(line, [_drawable(outline)], True, 255, thick, cv2.LINE_AA, _BITS)
+        line = np.zeros(coverage.shape, np.uint8)
+        thick = 1 if spec.size_px < 60 else int(random.integers(2, 5))
+        cv2.polylines(line, [_to_fixed_point(outline)], True, 255, thick, cv2.LINE_AA, _BITS)
         rim = opacity * (line[y0 : y0 + h, x0 : x0 + w, None].astype(np.float32) / 255)  # inside the outline only
         dark_or_bright = (colour * (0.55 if colour.mean() > 110 else 1.6)).clip(0, 255)
         part[:] = np.clip(part * (1 - rim) + dark_or_bright * rim, 0, 255).astype(np.uint8)
 
 
-def _put_bars_in_front(random: Random, canvas: Canvas, owner: np.ndarray, full_px: list[float]) -> None:
-    """Lay up to two bars, like poles or twigs, over everything, where they leave enough of each thing to see."""
-    height, width = owner.shape
+def _draw_occluding_bars(random: Random, canvas: Canvas, instance_map: np.ndarray, full_px: list[float]) -> None:
+    """Draw up to two bars, like poles or twigs, in front of everything where enough of each object stays visible."""
+    height, width = instance_map.shape
     for _ in range(int(random.integers(0, 3)) if random.random() < 0.4 else 0):
         ends = (random.uniform(0, 1, (2, 2)) * [width, height]).astype(int)
         thick = int(random.uniform(0.008, 0.025) * max(height, width)) + 1
-        covered = cv2.line(np.zeros((height, width), np.uint8), ends[0].tolist(), ends[1].tolist(), 255, thick)
-        if _leaves_enough(covered > 0, owner, full_px):
+        coverage = cv2.line(np.zeros((height, width), np.uint8), ends[0].tolist(), ends[1].tolist(), 255, thick)
+        if _keeps_visible(coverage > 0, instance_map, full_px):
             cv2.line(canvas, ends[0].tolist(), ends[1].tolist(), random_colour(random).tolist(), thick, cv2.LINE_AA)
-            owner[covered > 0] = -1
+            instance_map[coverage > 0] = -1

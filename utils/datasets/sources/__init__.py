@@ -1,1 +1,1 @@
-"""Frame sources for prediction: files, videos, streams, the screen."""
+"""Frame sources for prediction: files, videos, cameras, streams, the screen."""

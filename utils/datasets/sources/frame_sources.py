@@ -1,11 +1,9 @@
-"""Whatever `--source` names, as frames: files, folders, patterns, lists, videos, cameras, streams, the screen."""
+"""Frames from everything `--source` accepts: files, folders, patterns, lists, videos, cameras, streams, the screen."""
 
 from __future__ import annotations
 
 import glob
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
@@ -15,6 +13,7 @@ import cv2
 from utils.core.contracts import Frame, FrameSource
 from utils.core.errors import UserError
 from utils.core.files import is_url
+from utils.core.http_client import display_url, fetch_bytes
 from utils.core.log import LOGGER
 from utils.core.yaml_file import read_text
 from utils.datasets.image_files import (
@@ -31,19 +30,29 @@ VIDEO_SUFFIXES = frozenset(
     (".asf", ".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
 )
 MAX_DOWNLOAD_BYTES = 100 * 2**20
-FAULTS_SHOWN = 10  # warnings one by one, then only their number at the end
+FAULTS_SHOWN = 10  # warnings for single files; further faults are only counted
 
 
 def open_source(text: str, vid_stride: int = 1) -> FrameSource:
-    """Return the frames that `text` (behaviour.md 4.11) names; what is not there or not known is a UserError.
+    """Open a source of frames for prediction.
 
-    Files that turn out unreadable are counted warnings while iterating; if no frame at all came, a UserError.
+    Args:
+        text: File, folder, glob pattern, `.txt` list of files, `.streams` list of addresses, address, camera number,
+            or `screen [n] [left top width height]`.
+        vid_stride: Use every n-th frame of videos and streams.
+
+    Returns:
+        The source. While iterating, unreadable files are warned about and counted; if no frame can be read at all,
+        iterating raises UserError.
+
+    Raises:
+        UserError: The source does not exist or is not of a known kind.
     """
     text = str(text).strip()
     if not text:
-        raise UserError("--source is empty; name a file, folder, pattern, list, URL, camera number or screen")
+        raise UserError("--source: empty; give a file, folder, pattern, list, URL, camera number or `screen`")
     if vid_stride < 1:
-        raise UserError(f"--vid-stride {vid_stride}: must be at least 1")
+        raise UserError(f"--vid-stride expects a number of at least 1, got {vid_stride}")
     if re.fullmatch(r"screen(\s+-?\d+)*", text, re.IGNORECASE):
         return ScreenSource(text)
     if text.isdecimal():
@@ -59,7 +68,7 @@ def open_source(text: str, vid_stride: int = 1) -> FrameSource:
 
 
 def _open_url(address: str, vid_stride: int) -> FrameSource:
-    parts = _checked_url(address)
+    parts = _parse_url(address)
     suffix = Path(parts.path).suffix.lower()
     if parts.scheme.lower() in {"http", "https"}:
         if suffix in IMAGE_SUFFIXES:
@@ -69,62 +78,69 @@ def _open_url(address: str, vid_stride: int) -> FrameSource:
     return StreamSource([address], vid_stride)
 
 
-def _checked_url(address: str) -> SplitResult:
+def _parse_url(address: str) -> SplitResult:
     try:
         parts = urlsplit(address)
-        _ = parts.port  # looked at here for the first time
+        _ = parts.port  # validated on access
     except ValueError as error:
-        raise UserError(f"{without_password(address)}: not a valid address ({error})") from error
+        raise UserError(f"{without_password(address)}: not a valid address ({error}); check it") from error
     return parts
 
 
 def _open_list(path: Path, vid_stride: int) -> FrameSource:
-    """Return what a list file names: streams if it is called .streams or names nothing but addresses, else files."""
+    """Open a list file: streams if its suffix is .streams or all its lines are addresses or cameras, else files."""
     lines = [line.strip() for line in read_text(path, "list file").splitlines()]
     entries = [line for line in lines if line and not line.startswith("#")]
     if not entries:
-        raise UserError(f"{path}: the list is empty")
+        raise UserError(f"{path}: empty list; write one file or address per line")
     if path.suffix.lower() == ".streams" or all(is_url(entry) or entry.isdecimal() for entry in entries):
         for entry in entries:
             if is_url(entry):
-                _checked_url(entry)
+                _parse_url(entry)
         return StreamSource(entries, vid_stride)
-    return FileSource([str(_listed(path, entry)) for entry in entries], vid_stride)
+    return FileSource([str(_resolve_listed(path, entry)) for entry in entries], vid_stride)
 
 
-def _listed(source: Path, entry: str) -> Path:
-    """Return the file of a line; `./` and lines that lead nowhere from here count from the list's own folder."""
+def _resolve_listed(source: Path, entry: str) -> Path:
+    """Resolve a line of a list; `./` and paths missing in the current folder are relative to the list's folder."""
     beside = source.parent / entry
     return beside if entry.startswith("./") or (not Path(entry).exists() and beside.exists()) else Path(entry)
 
 
 def _find_files(text: str) -> list[str]:
-    """Return the images, then the videos, each sorted, of a file, folder or pattern."""
+    """Find images, then videos, each sorted, of a file, folder or pattern."""
     path = Path(text)
     known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     if path.is_file():
         if path.suffix.lower() not in known:
-            raise UserError(f"{path}: {path.suffix or 'no suffix'} is neither image nor video ({_kinds()})")
+            suffix = path.suffix or "without suffix"
+            raise UserError(f"{path}: {suffix} is not a supported image or video format; supported: {_formats()}")
         return [text]
     if path.is_dir():
         found = [str(entry) for entry in path.iterdir()]
     elif any(character in text for character in "*?["):
         found = glob.glob(text, recursive=True)  # noqa: PTH207  # Path.glob takes no absolute patterns
     else:
-        raise UserError(f"{text}: no such file or folder")
+        raise UserError(f"--source {text}: no such file or folder")
     files = sorted(name for name in found if Path(name).suffix.lower() in known and Path(name).is_file())
     if not files:
-        below = f"; for the folders inside it: --source '{path / '**' / '*'}'" if path.is_dir() else ""
-        raise UserError(f"{text}: no images or videos there ({_kinds()}){below}")
+        hint = f"; to include subfolders: --source '{path / '**' / '*'}'" if path.is_dir() else ""
+        raise UserError(f"{text}: no images or videos ({_formats()}){hint}")
     return sorted(files, key=lambda name: Path(name).suffix.lower() in VIDEO_SUFFIXES)
 
 
-def _kinds() -> str:
+def _formats() -> str:
     return " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES))
 
 
 class FileSource:
-    """Images and videos one after the other, in the order given."""
+    """Images and videos, one after the other in the order given.
+
+    Attributes:
+        files: Paths, or addresses of videos.
+        vid_stride: Use every n-th frame of videos.
+        faults: Number of files that could not be read so far.
+    """
 
     live = False
 
@@ -134,33 +150,33 @@ class FileSource:
         self._stopped = False
 
     def __iter__(self) -> Iterator[list[Frame]]:
-        """Yield every frame by itself; a file that cannot be read is warned about and counted."""
-        came, reason = 0, ""
+        """Yield lists of one frame; unreadable files are warned about and counted."""
+        frames, reason = 0, ""
         for i, file in enumerate(self.files, start=1):
             is_video = Path(urlsplit(file).path if is_url(file) else file).suffix.lower() in VIDEO_SUFFIXES
-            place = f"{'video' if is_video else 'image'} {i}/{len(self.files)}"
+            label = f"{'video' if is_video else 'image'} {i}/{len(self.files)}"
             try:
-                for frame in self._video(file, place) if is_video else self._image(file, place):
+                for frame in self._video(file, label) if is_video else self._image(file, label):
                     if self._stopped:
                         return
-                    came += 1
+                    frames += 1
                     yield [frame]
             except ImageFault as fault:
                 reason = str(fault)
-                self._count(reason)
-        if not came:
+                self._count_fault(reason)
+        if not frames:
             raise UserError(reason if len(self.files) == 1 else f"none of {len(self.files)} files could be read")
 
-    def _image(self, file: str, place: str) -> Iterator[Frame]:
+    def _image(self, file: str, label: str) -> Iterator[Frame]:
         if not Path(file).is_file():
             raise ImageFault(f"{file}: no such file")
         notes: list[str] = []
         image = read_image(Path(file), notes)
         for note in notes:
             LOGGER.warning(note)
-        yield Frame(image, file, f"{place} {file}")
+        yield Frame(image, file, f"{label} {file}")
 
-    def _video(self, file: str, place: str) -> Iterator[Frame]:
+    def _video(self, file: str, label: str) -> Iterator[Frame]:
         if not is_url(file) and not Path(file).is_file():
             raise ImageFault(f"{file}: no such file")
         name = without_password(file)
@@ -168,11 +184,11 @@ class FileSource:
         capture = cv2.VideoCapture(file, cv2.CAP_FFMPEG)
         try:
             if not capture.isOpened():
-                raise ImageFault(f"{name}: not a video that can be read")
+                raise ImageFault(f"{name}: cannot be opened as a video")
             count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
             pixels = capture.get(cv2.CAP_PROP_FRAME_WIDTH) * capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
             if pixels > MAX_PIXELS:
-                raise ImageFault(f"{name}: frames of {pixels:.0f} pixels, more than {MAX_PIXELS}")
+                raise ImageFault(f"{name}: frames of {pixels:.0f} pixels; at most {MAX_PIXELS} are supported")
             fps = usable_fps(capture.get(cv2.CAP_PROP_FPS)) / self.vid_stride
             number = 0
             while all(capture.grab() for _ in range(self.vid_stride)):
@@ -180,7 +196,7 @@ class FileSource:
                 if not good or image is None:
                     break
                 number += self.vid_stride
-                yield Frame(image, name, f"{place} ({number}/{count or '?'}) {name}", number, count, fps)
+                yield Frame(image, name, f"{label} ({number}/{count or '?'}) {name}", number, count, fps)
             self._check_end(name, number, count)
         finally:
             capture.release()
@@ -189,15 +205,15 @@ class FileSource:
         if number == 0 and count < self.vid_stride:
             raise ImageFault(f"{name}: {count} frames, fewer than --vid-stride {self.vid_stride}")
         if number == 0:
-            raise ImageFault(f"{name}: no frame of it can be read")
-        if count - number >= max(self.vid_stride, count // 10):  # containers are often wrong by a few
+            raise ImageFault(f"{name}: no frame can be read")
+        if count - number >= max(self.vid_stride, count // 10):  # frame counts of containers are often wrong by a few
             LOGGER.warning(f"{name}: ends after frame {number} of {count}")
 
-    def _count(self, reason: str) -> None:
+    def _count_fault(self, reason: str) -> None:
         self.faults += 1
         if len(self.files) > 1 and self.faults <= FAULTS_SHOWN:
-            more = "; further ones are only counted" if self.faults == FAULTS_SHOWN else ""
-            LOGGER.warning(f"{reason}; left out{more}")
+            more = "; further faults are only counted" if self.faults == FAULTS_SHOWN else ""
+            LOGGER.warning(f"{reason}; skipped{more}")
 
     def close(self) -> None:
         """Stop before the next frame."""
@@ -205,7 +221,7 @@ class FileSource:
 
 
 class _RemoteImage:
-    """One image behind an http(s) address that the user typed."""
+    """One image behind an http(s) address given on the command line, private networks included."""
 
     live = False
     faults = 0
@@ -214,23 +230,13 @@ class _RemoteImage:
         self.address = address
 
     def __iter__(self) -> Iterator[list[Frame]]:
-        parts = urlsplit(without_password(self.address))
-        name = f"{parts.scheme}://{parts.netloc}{parts.path}"
+        name = display_url(self.address)
+        content = fetch_bytes(self.address, allow_private=True, max_bytes=MAX_DOWNLOAD_BYTES, deadline=False)
         try:
-            image = decode_image(self._fetch(name), Path(parts.path))
+            image = decode_image(content, Path(urlsplit(self.address).path))
         except ImageFault as fault:
-            raise UserError(f"{name}: not an image that can be read") from fault
+            raise UserError(f"{name}: cannot be decoded as an image") from fault
         yield [Frame(image, name, f"image 1/1 {name}")]
 
-    def _fetch(self, name: str) -> bytes:
-        try:
-            with urllib.request.urlopen(self.address, timeout=20) as answer:
-                content: bytes = answer.read(MAX_DOWNLOAD_BYTES + 1)
-        except (urllib.error.URLError, TimeoutError, OSError, ValueError) as error:
-            raise UserError(f"{name}: cannot be fetched ({getattr(error, 'reason', error)})") from error
-        if len(content) > MAX_DOWNLOAD_BYTES:
-            raise UserError(f"{name}: larger than {MAX_DOWNLOAD_BYTES // 2**20} MiB")
-        return content
-
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no resource is held."""

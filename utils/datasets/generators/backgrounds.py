@@ -1,4 +1,4 @@
-"""Textured backgrounds and clutter that belongs to no class."""
+"""Textured backgrounds, unlabelled clutter and camera effects of generated images."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _LETTERS = list("abdefghkmnprstwz0123456789")
 
 
 def random_colour(random: Random) -> np.ndarray:
-    """Return three channels; hue, saturation and brightness vary, near-black and near-white stay rare."""
+    """Sample an RGB colour, (3,) float32 in [0, 255], mostly neither near black nor near white."""
     hue, saturation, value = random.uniform(0, 6), random.uniform(0.15, 0.95), random.uniform(0.25, 0.97)
     channels = [value * (1 - saturation * np.clip(abs((hue + k) % 6 - 3) - 1, 0, 1)) for k in (3, 1, 5)]
     return np.array(channels, np.float32) * 255
 
 
 def _ramp(random: Random, height: int, width: int) -> np.ndarray:
-    """Return (H, W) values from 0 to 1 along a random direction."""
+    """Create an (H, W) ramp from 0 to 1 along a random direction."""
     angle = random.uniform(0, 2 * np.pi)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     along = x * np.cos(angle) + y * np.sin(angle)
@@ -65,7 +65,7 @@ _BACKGROUNDS: tuple[Callable[[Random, int, int], Canvas], ...] = (_gradient, _cl
 
 
 def background(random: Random, height: int, width: int) -> Canvas:
-    """Return a (H, W, 3) uint8 RGB texture with a little grain."""
+    """Create an (H, W, 3) uint8 RGB texture with a little grain."""
     canvas = _BACKGROUNDS[int(random.integers(len(_BACKGROUNDS)))](random, height, width)
     coarse = random.normal(0, random.uniform(1, 8), (height // 2 + 1, width // 2 + 1)).astype(np.float32)
     grain = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -73,7 +73,7 @@ def background(random: Random, height: int, width: int) -> Canvas:
 
 
 def _strokes(random: Random, canvas: Canvas) -> None:
-    """Draw a few lines, straight or bent."""
+    """Draw a few straight or bent lines."""
     height, width = canvas.shape[:2]
     for _ in range(int(random.integers(1, 5))):
         points = random.uniform(-0.1, 1.1, (int(random.integers(2, 5)), 2)) * [width, height]
@@ -81,49 +81,49 @@ def _strokes(random: Random, canvas: Canvas) -> None:
         cv2.polylines(canvas, [points.astype(np.int32)], False, colour, int(random.integers(1, 4)), cv2.LINE_AA)
 
 
-def _words(random: Random, canvas: Canvas) -> None:
-    """Write letters that mean nothing."""
+def _letters(random: Random, canvas: Canvas) -> None:
+    """Write random letters."""
     height, width = canvas.shape[:2]
     scale = max(height, width) / 320
     for _ in range(int(random.integers(1, 4))):
         word = "".join(random.choice(_LETTERS, int(random.integers(2, 8))))
-        place = (int(random.uniform(0, 0.8) * width), int(random.uniform(0.05, 1) * height))
+        origin = (int(random.uniform(0, 0.8) * width), int(random.uniform(0.05, 1) * height))
         colour = random_colour(random).tolist()
-        cv2.putText(canvas, word, place, 0, float(random.uniform(0.3, 0.8)) * scale, colour, 1, cv2.LINE_AA)
+        cv2.putText(canvas, word, origin, 0, float(random.uniform(0.3, 0.8)) * scale, colour, 1, cv2.LINE_AA)
 
 
-def lump(random: Random, size_px: float, centre_xy: np.ndarray) -> np.ndarray:
-    """Return the (48, 2) outline of an irregular, drawn-out lump that no class resembles."""
+def blob(random: Random, size_px: float, centre_xy: np.ndarray) -> np.ndarray:
+    """Create the (48, 2) outline of an irregular, elongated blob that resembles no class."""
     angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     radius = np.ones_like(angle)
     for wave in (2, 3, 5):
         radius += random.uniform(0.12, 0.28) * np.cos(wave * angle + random.uniform(0, 2 * np.pi))
-    turned = angle + random.uniform(0, 2 * np.pi)
-    flat = np.stack([np.cos(turned), np.sin(turned) * random.uniform(0.3, 0.6)], axis=1) * radius[:, None]
+    rotated = angle + random.uniform(0, 2 * np.pi)
+    flat = np.stack([np.cos(rotated), np.sin(rotated) * random.uniform(0.3, 0.6)], axis=1) * radius[:, None]
     return flat * size_px / 2 + centre_xy
 
 
-def _lumps(random: Random, canvas: Canvas) -> None:
+def _blobs(random: Random, canvas: Canvas) -> None:
     height, width = canvas.shape[:2]
     for _ in range(int(random.integers(1, 4))):
         size = float(random.uniform(0.06, 0.22)) * max(height, width)
-        outline = lump(random, size, random.uniform(0, 1, 2) * [width, height])
+        outline = blob(random, size, random.uniform(0, 1, 2) * [width, height])
         cv2.fillPoly(canvas, [np.round(outline * 16).astype(np.int32)], random_colour(random).tolist(), cv2.LINE_AA, 4)
 
 
 def add_clutter(random: Random, canvas: Canvas) -> None:
-    """Draw lines, letters and lumps onto `canvas`, some of each or none."""
-    for draw, chance in ((_strokes, 0.6), (_words, 0.35), (_lumps, 0.5)):
+    """Draw lines, letters and blobs onto `canvas` in place, some of each or none."""
+    for draw, chance in ((_strokes, 0.6), (_letters, 0.35), (_blobs, 0.5)):
         if random.random() < chance:
             draw(random, canvas)
 
 
-def weathered(random: Random, canvas: Canvas) -> Canvas:
-    """Return the picture as a plain camera would have taken it: a little soft, a little noisy, unevenly lit."""
+def degrade(random: Random, canvas: Canvas) -> Canvas:
+    """Degrade an image like a simple camera: slight blur, noise and uneven lighting; returns (H, W, 3) uint8."""
     height, width = canvas.shape[:2]
     light = 1 + random.uniform(0, 0.3) * (_ramp(random, height, width) - 0.5)
-    picture: np.ndarray = canvas * light[..., None]
+    image: np.ndarray = canvas * light[..., None]
     if random.random() < 0.35:
-        picture = cv2.GaussianBlur(picture, (0, 0), float(random.uniform(0.4, 1.0)))
-    picture += random.standard_normal((height, width, 3), dtype=np.float32) * random.uniform(0, 7)
-    return np.clip(picture, 0, 255).astype(np.uint8)
+        image = cv2.GaussianBlur(image, (0, 0), float(random.uniform(0.4, 1.0)))
+    image += random.standard_normal((height, width, 3), dtype=np.float32) * random.uniform(0, 7)
+    return np.clip(image, 0, 255).astype(np.uint8)
