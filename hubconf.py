@@ -1,4 +1,4 @@
-"""Networks for `torch.hub.load`, from this folder and without a network connection.
+"""Entry points for `torch.hub.load`, which work from this folder without a network connection.
 
 import torch
 model = torch.hub.load("path/to/polyolo", "yolov5s", source="local")          (needs yolov5s.pt, or download=True)
@@ -8,20 +8,25 @@ model("photo.jpg").print()
 python hubconf.py --model yolov5n
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-for _name in ("models", "utils"):  # common names: whose package was imported first would be asked for our modules
-    _places = [Path(place).resolve() for place in getattr(sys.modules.get(_name), "__path__", [])]
-    if _name in sys.modules and Path(__file__).resolve().parent / _name not in _places:
+for _name in ("models", "utils"):  # common names: imports would find the module of another project
+    _paths = [Path(path).resolve() for path in getattr(sys.modules.get(_name), "__path__", [])]
+    if _name in sys.modules and Path(__file__).resolve().parent / _name not in _paths:
         raise ImportError(
-            f"another module named {_name!r} has been imported already ({sys.modules[_name]}); load the network before "
-            "it, or in a process of its own"
+            f"another module named {_name!r} is already imported ({sys.modules[_name]}); load the network before it, "
+            "or in a separate process"
         )
 
 from utils.core.cli import add_device, add_download, new_parser, run_script  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 dependencies = ["torch", "torchvision", "numpy", "cv2", "yaml", "pydantic"]
 
@@ -29,16 +34,22 @@ dependencies = ["torch", "torchvision", "numpy", "cv2", "yaml", "pydantic"]
 def custom(
     path: Any = "best.pt", autoshape: bool = True, _verbose: bool = True, device: Any = None, download: bool = False
 ) -> Any:
-    """Return the checkpoint or exported file `path` (several: an ensemble) as a callable model.
+    """Load a checkpoint or exported file, or several as an ensemble.
 
-    Without `autoshape` it is the network itself: an nn.Module that takes (B, 3, H, W) tensors and can be trained.
+    Args:
+        path: The file, or a list of files.
+        autoshape: Return a model that takes images of any kind; else the network, an `nn.Module` that takes
+            (B, 3, H, W) tensors and can be trained.
+        _verbose: Log what was loaded.
+        device: As --device of the programs; None: the first GPU, else the CPU.
+        download: Fetch official weights that are missing.
     """
     from utils.hub.entry_points import open_custom
 
     return open_custom(path, autoshape, _verbose, device, download)
 
 
-def _entry(name: str) -> Any:
+def _create_entry(name: str) -> Callable[..., Any]:
     def entry(
         pretrained: bool = True,
         channels: int = 3,
@@ -56,33 +67,33 @@ def _entry(name: str) -> Any:
 
     entry.__name__ = name
     entry.__doc__ = (
-        f"Return {name}. `pretrained` reads {name}.pt, which must be here unless `download`; other `channels` or "
-        "`classes` than its own take over the weights that fit."
+        f"Create {name}. `pretrained` loads {name}.pt, which must exist unless `download` is set; with other "
+        "`channels` or `classes` only weights of equal shape are loaded."
     )
     return entry
 
 
-yolov5n, yolov5s, yolov5m, yolov5l, yolov5x = (_entry(f"yolov5{scale}") for scale in "nsmlx")
-yolov5n6, yolov5s6, yolov5m6, yolov5l6, yolov5x6 = (_entry(f"yolov5{scale}6") for scale in "nsmlx")
+yolov5n, yolov5s, yolov5m, yolov5l, yolov5x = (_create_entry(f"yolov5{scale}") for scale in "nsmlx")
+yolov5n6, yolov5s6, yolov5m6, yolov5l6, yolov5x6 = (_create_entry(f"yolov5{scale}6") for scale in "nsmlx")
 
 
 def __dir__() -> list[str]:
-    """Return the entries: what `torch.hub.list` shows."""
-    return ["custom", *(f"yolov5{scale}{more}" for more in ("", "6") for scale in "nsmlx")]
+    """List the entry points for `torch.hub.list`."""
+    return ["custom", *(f"yolov5{scale}{suffix}" for suffix in ("", "6") for scale in "nsmlx")]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the options of the self-test."""
+    """Create the parser of the self-test."""
     parser = new_parser(__doc__)
-    parser.add_argument("--model", default="yolov5s", help="an entry of this file, or a checkpoint")
-    parser.add_argument("--source", nargs="+", default=[], help="images; none: one that is made here")
+    parser.add_argument("--model", default="yolov5s", metavar="NAME", help="entry point of this file, or a checkpoint")
+    parser.add_argument("--source", nargs="+", default=[], help="images (default: generated ones of all types)")
     add_device(parser)
     add_download(parser)
     return parser
 
 
 def main() -> None:
-    """Load a model, run it on images of every kind, print what it found."""
+    """Load a model, run it on images of all supported types and print the results."""
     from utils.hub.entry_points import self_test
 
     options = build_parser().parse_args()

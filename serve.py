@@ -1,63 +1,94 @@
-"""Serve checkpoints over HTTP, with a page to try them on.
+"""Serve checkpoints over HTTP, with a page to try them in the browser.
 
-    python serve.py                                             (the newest run's best.pt)
+    python serve.py                                             (best.pt of the newest run)
     python serve.py --weights yolov5n.pt yolov5n-seg.pt --port 8000
     curl -F image=@bus.jpg 'http://127.0.0.1:5000/v1/predict?conf=0.4'
 
-The routes are in tools/service/app.py; http://127.0.0.1:5000/docs describes them.
+The routes are in tools/service/app.py and described at http://127.0.0.1:5000/docs.
 """
 
 import argparse
 
 from tools.service.program import serve_models
 from tools.service.service_settings import ServiceSettings
-from utils.core.cli import add_device, add_download, explicit_options, new_parser, run_script, to_namespace
+from utils.core.cli import Options, add_device, add_download, add_flag, new_parser, run_script, to_namespace
+
+DEFAULTS = ServiceSettings()
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the options of this script."""
+    """Create the parser of this program."""
     parser = new_parser(__doc__)
-    add, usual = parser.add_argument, ServiceSettings()
-    add("--weights", "--model", nargs="+", default=[], help="checkpoints or exported files; none: the newest best.pt")
-    add("--host", default=usual.host, help="address to listen on; 0.0.0.0: all")
-    add("--port", type=int, default=usual.port, help="port to listen on")
-    add_device(parser)
-    add("--half", action="store_true", help="compute in half precision")
-    add(
-        "--imgsz", "--img", "--img-size", type=int, default=0, help="longer side; 0: what the checkpoint was trained at"
-    )
-    add("--conf-thres", type=float, default=usual.conf_thres, help="least confidence, unless a request says otherwise")
-    add("--iou-thres", type=float, default=usual.iou_thres, help="overlap above which the lesser box goes, likewise")
-    add("--max-det", type=int, default=usual.max_det, help="most boxes per image, likewise")
-    add(
-        "--max-batch",
-        type=int,
-        default=usual.max_batch,
-        help="images that go through the network together; a GPU takes more",
-    )
-    add("--max-wait-ms", type=float, default=usual.max_wait_ms, help="how long an image waits for others")
-    add("--max-body-mb", type=float, default=usual.max_body_mb, help="larger requests are refused (413)")
-    add("--max-pixels", type=int, default=usual.max_pixels, help="images of more pixels are refused (422)")
-    add("--max-images", type=int, default=usual.max_images, help="most images in a request (413)")
-    add("--max-imgsz", type=int, default=usual.max_imgsz, help="largest size that a request may ask for (422)")
-    add("--max-queue", type=int, default=usual.max_queue, help="with more images in work, requests are refused (503)")
-    add(
-        "--timeout",
-        type=float,
-        default=usual.timeout,
-        help="seconds to receive a request (408) or answer it (504)",
-    )
-    add("--level-memory", action="store_true", help="hold no memory that is not in use (slower; Linux)")
-    add("--allow-urls", action="store_true", help="fetch images from public addresses that clients name")
-    add("--api-key", default="", help="clients must send it as X-API-Key; empty: $API_KEY, else none")
-    add_download(parser)
+    group = parser.add_argument_group("model")
+    text = "checkpoints or exported files (default: the newest best.pt)"
+    group.add_argument("--weights", "--model", nargs="+", default=[], metavar="FILE", help=text)
+    text = "default longer side of the network input in pixels (default: from the checkpoint)"
+    group.add_argument("--imgsz", "--img", "--img-size", type=int, default=0, metavar="PX", help=text)
+    add_download(group)
+    _add_network(parser.add_argument_group("network"))
+    _add_defaults(parser.add_argument_group("defaults of requests"))
+    _add_batching(parser.add_argument_group("batching and memory"))
+    _add_limits(parser.add_argument_group("limits"))
+    group = parser.add_argument_group("hardware and precision")
+    add_device(group)
+    add_flag(group, "--half", "compute in half precision")
     return parser
 
 
+def _add_network(group: Options) -> None:
+    add = group.add_argument
+    add("--host", default=DEFAULTS.host, help="address to listen on; 0.0.0.0: all addresses")
+    add("--port", type=int, default=DEFAULTS.port, metavar="N", help="port to listen on; 0: any free port")
+    text = "key that clients must send as X-API-Key (default: $API_KEY, else none)"
+    add("--api-key", default="", metavar="KEY", help=text)
+    add_flag(group, "--allow-urls", "download images from public URLs that clients send")
+
+
+def _add_defaults(group: Options) -> None:
+    add = group.add_argument
+    add("--conf-thres", type=float, default=DEFAULTS.conf_thres, metavar="P", help="confidence threshold")
+    add("--iou-thres", type=float, default=DEFAULTS.iou_thres, metavar="IOU", help="IoU threshold of NMS")
+    add("--max-det", type=int, default=DEFAULTS.max_det, metavar="N", help="maximum number of detections per image")
+
+
+def _add_batching(group: Options) -> None:
+    add = group.add_argument
+    text = "maximum number of images per batch; GPUs benefit from more"
+    add("--max-batch", type=int, default=DEFAULTS.max_batch, metavar="N", help=text)
+    text = "time in milliseconds that an image waits for others to form a batch"
+    add("--max-wait-ms", type=float, default=DEFAULTS.max_wait_ms, metavar="MS", help=text)
+    add_flag(group, "--level-memory", "release unused memory immediately, which is slower (Linux with glibc)")
+
+
+def _add_limits(group: Options) -> None:
+    add = group.add_argument
+    text = "maximum size of a request in MiB (else status 413)"
+    add("--max-body-mb", type=float, default=DEFAULTS.max_body_mb, metavar="MB", help=text)
+    text = "maximum number of pixels of an image (else status 422)"
+    add("--max-pixels", type=int, default=DEFAULTS.max_pixels, metavar="N", help=text)
+    text = "maximum number of images per request (else status 413)"
+    add("--max-images", type=int, default=DEFAULTS.max_images, metavar="N", help=text)
+    text = "maximum size that a request may choose in pixels (else status 422)"
+    add("--max-imgsz", type=int, default=DEFAULTS.max_imgsz, metavar="PX", help=text)
+    text = "maximum number of images in progress over all requests (else status 503)"
+    add("--max-queue", type=int, default=DEFAULTS.max_queue, metavar="N", help=text)
+    text = "seconds to receive a request (else status 408) and to complete it (else status 504)"
+    add("--timeout", type=float, default=DEFAULTS.timeout, metavar="S", help=text)
+
+
 def run(**overrides: object) -> None:
-    """Serve from Python with the options' names and defaults, until stopped."""
-    serve_models(to_namespace(build_parser(), dict(overrides)))
+    """Serve from Python until stopped; names and defaults are those of the command line.
+
+    Args:
+        **overrides: Options by name, `port=8000`.
+    """
+    main(to_namespace(build_parser(), dict(overrides)))
+
+
+def main(options: argparse.Namespace) -> None:
+    """Serve with parsed options."""
+    serve_models(ServiceSettings.from_namespace(options))
 
 
 if __name__ == "__main__":
-    run_script(lambda: run(**explicit_options(build_parser())))
+    run_script(lambda: main(build_parser().parse_args()))

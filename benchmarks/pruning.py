@@ -29,16 +29,17 @@ from utils.core.cli import run_script
 from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.timing import Stopwatch
-from utils.programs.export import export_parser, export_task, size_bytes
+from utils.programs.export import export_checkpoints, size_bytes
 from utils.programs.export_certificate import accuracy
+from utils.programs.export_settings import ExportSettings
 
 NAME = "pruning"
 
 
 def exported(weights: str, size: int, folder: Path) -> Path:
-    """Export a checkpoint to ONNX for square images of `size` pixels; return the file."""
-    line = ["--weights", weights, "--include", "onnx", "--imgsz", str(size), "--output", str(folder)]
-    return export_task(export_parser(None).parse_args(line), gather=False)[0]
+    """Write the ONNX file of a checkpoint for square images of `size`; return it."""
+    settings = ExportSettings(weights=(weights,), include=("onnx",), imgsz=(size,), output=str(folder))
+    return export_checkpoints(settings, stop_at_error=True)[0]
 
 
 def timed(runner: Any, images: torch.Tensor, calls: int) -> float:

@@ -143,7 +143,7 @@ def turn(size: int) -> list[float]:
     frames: Sequence[Frame] = RUNNING["frames"]
     predict(RUNNING["runner"], Squares(frames[:1] * 4), PredictSettings((size, size)))
     found = predict(RUNNING["runner"], Squares(frames), PredictSettings((size, size)))
-    return [watch.seconds / len(frames) for watch in (found.prepare, found.infer, found.finish)]
+    return [watch.seconds / len(frames) for watch in (found.preprocess, found.inference, found.postprocess)]
 
 
 def exported(variant: Variant, options: argparse.Namespace, folder: Path) -> Path | None:

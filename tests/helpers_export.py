@@ -11,7 +11,7 @@ from models.builder import build_network, read_architecture
 from models.network import Network
 from models.network_runner import NetworkRunner
 from utils.backends import BACKENDS
-from utils.backends.exported_runner import installed
+from utils.backends.exported_runner import is_installed
 from utils.backends.open_weights import open_weights
 
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def needs(name: str) -> None:
     """Skip the test where the format cannot be written and run."""
     backend = BACKENDS.get(name)
     for package in backend.packages:
-        if not installed(package):
+        if not is_installed(package):
             pytest.skip(f"{backend.title} needs the package {package}")
-    if reason := getattr(backend, "cannot_run", str)():
+    if reason := backend.unavailable_reason():
         pytest.skip(reason)

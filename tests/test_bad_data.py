@@ -352,7 +352,7 @@ def test_detect_skips_and_counts_bad_files(shared, network_file, tmp_path):
     report = detect.run(
         weights=[str(network_file)], source=str(shared / "badimages" / "synthetic"), imgsz=[64], project=str(tmp_path)
     )
-    assert report.faults == 1 and len(list((tmp_path / "exp").iterdir())) == 6
+    assert report.unreadable_files == 1 and len(list((tmp_path / "exp").iterdir())) == 6
 
 
 SOURCES = rows("""

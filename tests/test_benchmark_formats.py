@@ -9,7 +9,7 @@ import benchmark
 from models.builder import build_network, read_architecture
 from models.checkpoint import save_checkpoint
 from utils.core.errors import UserError
-from utils.programs.benchmark import Row, table
+from utils.programs.benchmark import Row, format_table
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def checkpoint(tmp_path):
 
 
 def test_one_row_per_format_and_failure(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.programs.export._installed", lambda package: package != "coremltools")
+    monkeypatch.setattr("utils.backends.exported_runner.is_installed", lambda package: package != "coremltools")
     chosen = {"weights": [str(checkpoint)], "include": ["torchscript", "coreml"], "runs": 2, "project": str(tmp_path)}
     rows = benchmark.run(**chosen, speed_only=True, name="run")
     assert [row["format"] for row in rows] == ["PyTorch", "torchscript", "coreml"]
@@ -35,7 +35,7 @@ def test_one_row_per_format_and_failure(checkpoint, tmp_path, monkeypatch):
 
 def test_table_columns():
     rows = [Row("PyTorch", 4.06, {"detect/map50_95": 0.365}, 40.0, 39.0), Row("coreml", reason="no package")]
-    lines = table(rows).splitlines()
+    lines = format_table(rows).splitlines()
     assert lines[0].split() == ["format", "MB", "detect/map50_95", "ms/image", "fastest"]
     assert lines[1].split() == ["PyTorch", "4.1", "0.365", "40.0", "39.0"]
     assert lines[2].split() == ["coreml", "-", "-", "-", "-", "no", "package"]

@@ -118,7 +118,7 @@ def test_layers(entry):
 @pytest.mark.parametrize("entry", entries(BACKENDS))
 def test_backends(entry):
     conforms(entry, Backend)
-    assert entry.title and isinstance(entry.suffixes, tuple) and isinstance(entry.can, frozenset)
+    assert entry.title and isinstance(entry.suffixes, tuple) and isinstance(entry.capabilities, frozenset)
     if entry is not BACKENDS.get("pytorch"):
         conforms(entry, ExportBackend)
         assert isinstance(entry.ending, str) and isinstance(entry.packages, tuple)

@@ -15,16 +15,16 @@ from models.builder import classification_network
 from models.checkpoint import save_checkpoint
 from models.fuse import fuse
 from models.network_runner import NetworkRunner
-from utils.backends.export_metadata import Description, Foreign, Suppression, from_json, from_yolov5
-from utils.backends.exported_runner import ExportedRunner, predictions_of
-from utils.backends.flat_outputs import Flat, decoded_names
-from utils.backends.onnx_graph import suppress_in_graph
+from utils.backends.export_metadata import ExportMetadata, ForeignFile, NmsSettings, infer_metadata, parse_metadata
+from utils.backends.exported_runner import ExportedRunner, nms_rows_to_predictions
+from utils.backends.flat_outputs import FlatNetwork, decoded_output_names
+from utils.backends.onnx_graph import append_nms
 from utils.backends.open_weights import open_weights
 from utils.core.contracts import EvalSettings, HeadSpec
 from utils.core.errors import UserError
 from utils.core.version import VERSION
 from utils.core.yaml_file import read_yaml, write_yaml
-from utils.engine.parity import Limits, Looking, compare
+from utils.engine.parity import Limits, MatchSettings, compare
 from utils.ops.nms import batched_nms
 
 
@@ -72,8 +72,8 @@ def test_exported_file_matches_checkpoint(name, task, checkpoints, tmp_path):
 
 
 def test_missing_package(checkpoints, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.programs.export._installed", lambda package: package != "onnx")
-    with pytest.raises(UserError, match="not exported: onnx"):
+    monkeypatch.setattr("utils.backends.exported_runner.is_installed", lambda package: package != "onnx")
+    with pytest.raises(UserError, match="onnx not exported"):
         export.run(weights=[str(checkpoints["detect"])], include=["onnx"], output=str(tmp_path), imgsz=[96])
     assert not list(tmp_path.iterdir())
 
@@ -89,8 +89,8 @@ def test_dynamic_shapes(name, checkpoints, tmp_path):
     assert runner.fixed_hw is None
     ours = reference(checkpoints["segment"])
     for shape in ((1, 64, 160), (3, 128, 96)):
-        parity = compare(runner, ours, [noise(*shape)], Looking(0.05))
-        assert parity.faults(Limits(1e-2, 1e-1)) == [] and parity.detections > 0
+        parity = compare(runner, ours, [noise(*shape)], MatchSettings(0.05))
+        assert parity.violations(Limits(1e-2, 1e-1)) == [] and parity.detections > 0
 
 
 @pytest.mark.parametrize("opset", [12, 20])
@@ -112,7 +112,7 @@ def test_unsupported_opset(opset, checkpoints, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def suppressing(num_classes: int, num_masks: int, how: Suppression):
+def suppressing(num_classes: int, num_masks: int, how: NmsSettings):
     """Return an onnxruntime session that only suppresses the (B, N, 5 + C + M) predictions it is given."""
     needs("onnx")
     import onnx
@@ -127,7 +127,7 @@ def suppressing(num_classes: int, num_masks: int, how: Suppression):
         [onnx.helper.make_tensor_value_info("output0", kind, ["batch", "n", columns])],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 12)], ir_version=8)
-    suppress_in_graph(model, "output0", HeadSpec("x", num_classes, (8,), (), num_masks), how)
+    append_nms(model, "output0", HeadSpec("x", num_classes, (8,), (), num_masks), how)
     onnx.checker.check_model(model)
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
@@ -144,7 +144,7 @@ def scattered(batch: int, count: int, num_classes: int, num_masks: int) -> torch
 @pytest.mark.parametrize(("num_classes", "num_masks"), [(1, 0), (3, 4), (200, 0)])
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_nms_in_file_matches_ours(num_classes, num_masks, agnostic):
-    session = suppressing(num_classes, num_masks, Suppression(0.1, 0.4, agnostic, 1000, 1000))
+    session = suppressing(num_classes, num_masks, NmsSettings(0.1, 0.4, agnostic, 1000, 1000))
     predictions = scattered(3, 500, num_classes, num_masks)
     settings = EvalSettings(confidence=0.1, iou=0.4, max_detections=1000, multi_label=False, agnostic=agnostic)
     rows = torch.from_numpy(session.run(None, {"images": predictions.numpy()})[0])
@@ -155,7 +155,7 @@ def test_nms_in_file_matches_ours(num_classes, num_masks, agnostic):
 
 
 def test_nms_in_file_without_boxes():
-    session = suppressing(2, 0, Suppression())
+    session = suppressing(2, 0, NmsSettings())
     rows = session.run(None, {"images": np.zeros((2, 40, 7), np.float32)})[0]
     assert rows.shape == (2, 40, 6) and not rows.any()
 
@@ -164,12 +164,12 @@ def test_file_with_nms_matches_checkpoint(checkpoints, tmp_path):
     needs("onnx")
     _, runner = written(checkpoints["segment"], tmp_path, "onnx", nms=True, conf_thres=0.1, batch_size=2)
     images = noise(3, 96, 96, seed=3)
-    parity = compare(runner, reference(checkpoints["segment"]), [images], Looking(0.1), raw=False)
+    parity = compare(runner, reference(checkpoints["segment"]), [images], MatchSettings(0.1), raw=False)
     assert parity.detections > 30 and parity.detections - parity.matched <= 2
 
 
 def test_nms_in_file_max_detections():
-    session = suppressing(3, 0, Suppression(0.05, 0.9, per_class=3, total=7))
+    session = suppressing(3, 0, NmsSettings(0.05, 0.9, per_class=3, total=7))
     rows = session.run(None, {"images": scattered(1, 300, 3, 0).numpy()})[0]
     assert rows.shape == (1, 7, 6)
     assert (rows[0, :, 4] > 0).all() and np.bincount(rows[0, :, 5].astype(int)).max() == 3
@@ -177,7 +177,7 @@ def test_nms_in_file_max_detections():
 
 def test_nms_is_idempotent_on_file_output():
     rows = torch.tensor([[[10, 20, 30, 60, 0.9, 2, 0.45], [0, 0, 0, 0, 0, 0, 0]]])
-    predictions = predictions_of(rows, 3)
+    predictions = nms_rows_to_predictions(rows, 3)
     assert predictions[0, 0].tolist() == pytest.approx([20, 40, 20, 40, 0.9, 0, 0, 1, 0.5])
     again = batched_nms(predictions, 3, EvalSettings(confidence=0.25, multi_label=False)).rows[0]
     assert again.tolist() == [pytest.approx([10, 20, 30, 60, 0.9, 2, 0.45])]
@@ -188,11 +188,11 @@ def test_preprocessing_in_file(name, colors, checkpoints, tmp_path):
     needs(name)
     _, runner = written(checkpoints["detect"], tmp_path, name, with_preprocess=colors)
     images = noise(1, 96, 96)
-    parity = compare(runner, reference(checkpoints["detect"]), [images], Looking(0.05))
-    assert parity.faults(Limits(1e-2, 1e-1)) == []
+    parity = compare(runner, reference(checkpoints["detect"]), [images], MatchSettings(0.05))
+    assert parity.violations(Limits(1e-2, 1e-1)) == []
     fed = []
-    about = runner.about
-    ExportedRunner(about, lambda batch: fed.append(batch) or runner._call(batch), runner.path).run(images)
+    about = runner.metadata
+    ExportedRunner(about, lambda batch: fed.append(batch) or runner._infer(batch), runner.path).run(images)
     assert fed[0].dtype == torch.uint8 and fed[0].shape == (1, 96, 96, 3)
     assert fed[0][0, 5, 7].tolist() == images[0, :, 5, 7].tolist()[:: 1 if colors == "rgb" else -1]
 
@@ -203,7 +203,7 @@ def test_half_precision_export(name, checkpoints, tmp_path):
     whole, _ = written(checkpoints["detect"], tmp_path / "whole", name)
     half, runner = written(checkpoints["detect"], tmp_path / "half", name, half=True, allow_mismatch=True)
     sizes = [sum(f.stat().st_size for f in (path.rglob("*") if path.is_dir() else [path])) for path in (whole, half)]
-    assert 0.4 < sizes[1] / sizes[0] < 0.7 and runner.about.precision == "fp16"
+    assert 0.4 < sizes[1] / sizes[0] < 0.7 and runner.metadata.precision == "fp16"
     ours = reference(checkpoints["detect"]).run(noise(1, 96, 96)).decoded["detect"]["predictions"]
     theirs = runner.run(noise(1, 96, 96)).decoded["detect"]["predictions"]
     assert 0 < (theirs - ours)[..., 4:].abs().max() < 0.1
@@ -211,7 +211,7 @@ def test_half_precision_export(name, checkpoints, tmp_path):
 
 def test_differing_file_is_removed(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.programs.export_certificate.LIMITS", {"fp32": Limits(scores=0.0, pixels=-1.0)})
-    with pytest.raises(UserError, match="not exported: torchscript"):
+    with pytest.raises(UserError, match="torchscript not exported"):
         written(checkpoints["detect"], tmp_path, "torchscript")
     assert not list(tmp_path.iterdir())
     path, _ = written(checkpoints["detect"], tmp_path, "torchscript", allow_mismatch=True)
@@ -222,13 +222,13 @@ def test_differing_file_is_removed(checkpoints, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"include": ["pb"]}, "TensorFlow GraphDef is not written here"),
-        ({"include": ["onxx"]}, "no such format"),
-        ({"simplify": True}, "--simplify: none of torchscript knows it"),
-        ({"keras": True}, "Keras files are not written"),
+        ({"include": ["pb"]}, "TensorFlow GraphDef is not supported"),
+        ({"include": ["onxx"]}, "unknown format"),
+        ({"simplify": True}, "--simplify: not supported by torchscript"),
+        ({"keras": True}, "Keras files are not supported"),
         ({"half": True, "int8": True}, "one precision"),
-        ({"agnostic_nms": True}, "without --nms"),
-        ({"nms": True}, "not exported: torchscript"),
+        ({"agnostic_nms": True}, "contains no NMS"),
+        ({"nms": True}, "torchscript not exported"),
         ({"batch_size": -1}, "at least 1"),
         ({"imgsz": [1, 2, 3]}, "one size, or height and width"),
         ({"train": True}, "decoded outputs"),
@@ -242,36 +242,36 @@ def test_unsupported_combinations(options, words, checkpoints, tmp_path):
 
 
 def test_nms_needs_boxes(checkpoints, tmp_path):
-    with pytest.raises(UserError, match="--nms is for networks that find boxes"):
+    with pytest.raises(UserError, match="--nms requires a network with boxes"):
         export.run(weights=[str(checkpoints["classify"])], include=["onnx"], nms=True, output=str(tmp_path))
 
 
 def test_any_heads_can_be_exported():
     """A head that nobody here has heard of travels by the names of its tensors."""
     network = fuse(detecting_network("yolov5n-seg"))
-    names = decoded_names(network)
+    names = decoded_output_names(network)
     assert names == (("segment", "predictions"), ("segment", "prototypes"))
     images = torch.rand(1, 3, 64, 64)
     decoded = network.decode(network(images))
-    for tensor, (head, key) in zip(Flat(network, names[::-1])(images), names[::-1], strict=True):
+    for tensor, (head, key) in zip(FlatNetwork(network, names[::-1])(images), names[::-1], strict=True):
         assert torch.equal(tensor, decoded[head][key])
-    about = Description({"depth": HeadSpec("depth", 1)}, ("far",), 32, (64, 64), (("depth", "metres"),))
-    runner = ExportedRunner(from_json(about.to_json(), "x"), lambda fed: [fed.sum(dim=1)], "x")
+    about = ExportMetadata({"depth": HeadSpec("depth", 1)}, ("far",), 32, (64, 64), (("depth", "metres"),))
+    runner = ExportedRunner(parse_metadata(about.to_json(), "x"), lambda fed: [fed.sum(dim=1)], "x")
     assert runner.run(images).decoded["depth"]["metres"].shape == (1, 64, 64)
 
 
 def test_metadata_round_trip():
     spec = HeadSpec("segment", 2, (8, 16), (((1.5, 2.0),), ((3.0, 4.25),)), 32)
-    about = Description(
+    about = ExportMetadata(
         {"segment": spec}, ("a", "b"), 16, (64, 96), (("segment", "predictions"),), 4, True, "bgr",
-        suppression=Suppression(0.1, 0.2, True, 3, 4), meta={"data": "x.yaml"},
+        nms=NmsSettings(0.1, 0.2, True, 3, 4), meta={"data": "x.yaml"},
     )  # fmt: skip
-    assert from_json(about.to_json(), "x") == about
+    assert parse_metadata(about.to_json(), "x") == about
     for text in ("{", "[]", '{"format": 1}', about.to_json().replace('"stride": 16', '"stride": null')):
         with pytest.raises(UserError, match="damaged"):
-            from_json(text, "x")
-    with pytest.raises(UserError, match="another version"):
-        from_json('{"format": 2, "polyolo": "9"}', "x")
+            parse_metadata(text, "x")
+    with pytest.raises(UserError, match="incompatible version"):
+        parse_metadata('{"format": 2, "polyolo": "9"}', "x")
 
 
 def test_damaged_files(tmp_path):
@@ -280,7 +280,7 @@ def test_damaged_files(tmp_path):
         path.write_bytes(b"nothing of the kind")
         with pytest.raises(UserError, match=name):
             open_weights([str(path)], CPU)
-    with pytest.raises(UserError, match=r"no format that runs here"):
+    with pytest.raises(UserError, match="unknown format"):
         open_weights([str(tmp_path / "x.gguf")], CPU)
 
 
@@ -295,7 +295,7 @@ def test_int8_excludes_output_layers(name, checkpoints, tmp_path, monkeypatch):
     write_yaml(data, {**values, "names": values["names"][:3]})
     chosen = {"int8": True, "data": str(data), "max_drop": 1.0}
     path, runner = written(checkpoints["detect"], tmp_path / "files", name, **chosen)
-    assert path.name == "detect_int8.onnx" and runner.about.precision == "int8"
+    assert path.name == "detect_int8.onnx" and runner.metadata.precision == "int8"
     graph = onnx.load(str(path)).graph
     makers = {output: node.op_type for node in graph.node for output in node.output}
     kinds = [makers.get(node.input[1]) for node in graph.node if node.op_type == "Conv"]  # of their weights
@@ -351,7 +351,9 @@ def test_yolov5_export_runs(dynamic, checkpoints, tmp_path):
     runner = open_weights([str(path)], CPU).runner
     assert runner.names == CLASSES and runner.specs["detect"].num_classes == 3
     assert runner.fixed_hw == (None if dynamic else (96, 96))
-    assert compare(runner, reference(checkpoints["detect"]), [noise(2, 96, 96)], Looking(0.05)).share == 1
+    assert (
+        compare(runner, reference(checkpoints["detect"]), [noise(2, 96, 96)], MatchSettings(0.05)).match_fraction == 1
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -362,30 +364,30 @@ def test_yolov5_segmentation_export_runs(checkpoints, tmp_path):
     yolov5_file(path, fuse(detecting_network("yolov5n-seg")), outputs, METADATA)
     runner = open_weights([str(path)], CPU).runner
     assert runner.specs["segment"].num_masks == 32 and runner.specs["segment"].num_classes == 3
-    parity = compare(runner, reference(checkpoints["segment"]), [noise(1, 96, 96)], Looking(0.05))
-    assert parity.faults(Limits(1e-2, 1e-1)) == []
+    parity = compare(runner, reference(checkpoints["segment"]), [noise(1, 96, 96)], MatchSettings(0.05))
+    assert parity.violations(Limits(1e-2, 1e-1)) == []
 
 
 def test_yolov5_export_detected_by_shapes():
     fixed = (1, 3, 640, 640)
-    about = from_yolov5(Foreign({}, fixed, ((1, 25200, 85),)), "x")
+    about = infer_metadata(ForeignFile({}, fixed, ((1, 25200, 85),)), "x")
     assert about.names[79] == "class79" and about.stride == 32 and about.outputs == (("detect", "predictions"),)
-    about = from_yolov5(Foreign({"stride": "64", "names": "['a']"}, (-1, 3, -1, -1), ((1, 102000, 6),)), "x")
+    about = infer_metadata(ForeignFile({"stride": "64", "names": "['a']"}, (-1, 3, -1, -1), ((1, 102000, 6),)), "x")
     assert about.dynamic and about.specs["detect"].strides == (8, 16, 32, 64) and about.names == ("a",)
-    about = from_yolov5(Foreign({}, (1, 3, 224, 224), ((1, 10),)), "x")
+    about = infer_metadata(ForeignFile({}, (1, 3, 224, 224), ((1, 10),)), "x")
     runner = ExportedRunner(about, lambda images: [images.mean(dim=(2, 3))[:, [0, 1, 2] * 3 + [0]]], "x")
     found = runner.run(torch.zeros(1, 3, 224, 224)).decoded["classify"]["probabilities"][0]
     logits = np.array([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225] * 3 + [-0.485 / 0.229])
     assert found.tolist() == pytest.approx((np.exp(logits) / np.exp(logits).sum()).tolist(), rel=1e-4)
     for entries, shapes, words in (
-        ({}, ((1, 2, 3, 4),), "no exported YOLOv5"),
-        ({"names": "__import__('os')"}, ((1, 9, 8),), "no list or table"),
+        ({}, ((1, 2, 3, 4),), "not that of a YOLOv5 export"),
+        ({"names": "__import__('os')"}, ((1, 9, 8),), "not a list or dict"),
         ({"names": "['a']"}, ((1, 9, 8),), "names 1 classes"),
-        ({"stride": "x"}, ((1, 9, 8),), "no number"),
-        ({}, ((1, 9, 5),), "no columns for classes"),
+        ({"stride": "x"}, ((1, 9, 8),), "expected a number"),
+        ({}, ((1, 9, 5),), "no class columns"),
     ):
         with pytest.raises(UserError, match=words):
-            from_yolov5(Foreign(entries, fixed, shapes), "x")
+            infer_metadata(ForeignFile(entries, fixed, shapes), "x")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -409,11 +411,11 @@ def test_comparison_detects_differences(checkpoints):
             return outputs
 
     def parity(change):
-        return compare(Wrong(change), ours, [noise(2, 96, 96)], Looking(0.05))
+        return compare(Wrong(change), ours, [noise(2, 96, 96)], MatchSettings(0.05))
 
-    assert parity(lambda part: None).faults(Limits(0, 0, 0, 0, 1)) == []
+    assert parity(lambda part: None).violations(Limits(0, 0, 0, 0, 1)) == []
     shifted = parity(lambda part: part["predictions"][..., 0].add_(20))
     assert shifted.errors["segment/predictions/faint_pixels"] == pytest.approx(20, abs=1e-3)
-    assert shifted.share < 0.5 and any("match" in fault for fault in shifted.faults(Limits()))
-    assert "segment/prototypes/relative" in parity(lambda part: part["prototypes"].mul_(1.1)).faults(Limits())[0]
-    assert parity(lambda part: part["predictions"][..., 6].fill_(math.nan)).faults(Limits())
+    assert shifted.match_fraction < 0.5 and any("match" in fault for fault in shifted.violations(Limits()))
+    assert "segment/prototypes/relative" in parity(lambda part: part["prototypes"].mul_(1.1)).violations(Limits())[0]
+    assert parity(lambda part: part["predictions"][..., 6].fill_(math.nan)).violations(Limits())

@@ -27,7 +27,7 @@ from utils.backends.per_anchor_decoder import with_per_anchor_decoder
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
 from utils.core.yaml_file import read_yaml, write_yaml
-from utils.engine.parity import Limits, Looking, compare
+from utils.engine.parity import Limits, MatchSettings, compare
 from utils.ops.crop import centre_crop
 from utils.programs.export_certificate import LIMITS
 
@@ -75,8 +75,8 @@ def test_every_head_matches_checkpoint(name, heads, checkpoints, tmp_path):
     path, runner = written(checkpoints[heads], tmp_path, name)
     ours = reference(checkpoints[heads])
     assert runner.specs == ours.specs and runner.names == ours.names
-    parity = compare(runner, ours, [noise(2, SIDE, SIDE)], Looking(0.05))
-    assert parity.faults(Limits(0.4, 1.0, 2e-3, 2e-2) if name == "ncnn" else NEAR) == []
+    parity = compare(runner, ours, [noise(2, SIDE, SIDE)], MatchSettings(0.05))
+    assert parity.violations(Limits(0.4, 1.0, 2e-3, 2e-2) if name == "ncnn" else NEAR) == []
     found = runner.run(noise(1, SIDE, SIDE)).decoded
     assert {head: set(part) for head, part in found.items()} == {
         head: set(part) for head, part in ours.run(noise(1, SIDE, SIDE)).decoded.items()
@@ -103,15 +103,15 @@ def test_sizes_are_dynamic_by_default(name, heads, options, checkpoints, tmp_pat
     assert runner.fixed_hw is None
     images = [noise(1, SIDE, SIDE), noise(3, SIDE, SIDE)]
     images += [] if heads == "classify" else [noise(2, 64, 160), noise(1, 224, 64)]
-    parity = compare(runner, reference(checkpoints[heads]), images, Looking(0.05))
-    assert parity.faults(NEAR) == []
+    parity = compare(runner, reference(checkpoints[heads]), images, MatchSettings(0.05))
+    assert parity.violations(NEAR) == []
 
 
 def test_static_shapes(checkpoints, tmp_path):
     for number, options in enumerate(({"imgsz": [64, 96]}, {"imgsz": [], "static": True})):
         _, runner = written(checkpoints["detect"], tmp_path / str(number), "torchscript", **options)
         assert runner.fixed_hw == ((64, 96) if options["imgsz"] else (SIDE, SIDE))
-    with pytest.raises(UserError, match="open or fixed"):
+    with pytest.raises(UserError, match="dynamic or fixed"):
         written(checkpoints["detect"], tmp_path, "torchscript", static=True, dynamic=True)
 
 
@@ -349,5 +349,5 @@ def test_opset_12_int8(checkpoints, data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["pt2", "ncnn"])
 def test_opset_refused_for_other_formats(name, checkpoints, tmp_path):
-    with pytest.raises(UserError, match="--opset: none of"):
+    with pytest.raises(UserError, match="--opset: not supported by"):
         written(checkpoints["detect"], tmp_path, name, opset=12)

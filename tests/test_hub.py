@@ -23,7 +23,7 @@ from tests.helpers_run import ROOT, script
 from utils.core import http_client
 from utils.core.errors import UserError
 from utils.hub.hub_model import load
-from utils.hub.image_inputs import common_shape, pictures
+from utils.hub.image_inputs import common_shape, load_images
 from utils.plots.palette import CITYSCAPES
 
 BUS = ROOT.parent / "shared" / "images" / "bus.jpg"
@@ -70,7 +70,7 @@ def array(height=48, width=64):
     ids=["hwc", "chw", "grey", "rgba", "float", "pil", "torch"],
 )
 def test_image_input_types(given, height, width):
-    (picture,) = pictures(given)
+    (picture,) = load_images(given)
     assert picture.bgr.shape == (height, width, 3)
     expected = array()[:, :, ::-1] if getattr(given, "ndim", 3) == 3 else np.repeat(array()[:, :, :1], 3, 2)
     assert np.array_equal(picture.bgr, expected)
@@ -80,24 +80,24 @@ def test_pil_exif_rotation():
     image = Image.fromarray(array())
     exif = image.getexif()
     exif[0x0112] = 6  # turned by 90 degrees
-    assert pictures(image)[0].bgr.shape == (64, 48, 3)
+    assert load_images(image)[0].bgr.shape == (64, 48, 3)
 
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        (7, "int is no image"),
-        (np.zeros((4, 4, 4, 4)), "no image"),
+        (7, "unsupported type int"),
+        (np.zeros((4, 4, 4, 4)), "unsupported array shape"),
         (np.zeros((8, 8, 3), np.int64), "int64"),
-        (np.full((8, 8, 3), 9.0), "between 0 and 1"),
-        ([], "no images"),
+        (np.full((8, 8, 3), 9.0), "floats must be in"),
+        ([], "at least one image"),
         ("nowhere.jpg", "nowhere.jpg"),
         ("https://example.com/a.jpg", "model.urls"),
     ],
 )
 def test_invalid_image_input(wrong, says):
     with pytest.raises(UserError, match=says):
-        pictures(wrong)
+        load_images(wrong)
 
 
 def test_common_shape():
@@ -178,7 +178,7 @@ def test_supervision_detections(enlivened):
     assert classes.confidence.tolist() == whole.results[0].probabilities.tolist()
     pixels = load(enlivened["pixels"], device="cpu")(array(), size=64)
     (regions,) = pixels.supervision()
-    told = pixels.pixel_classes(0)
+    told = pixels.semantic_classes(0)
     assert regions.class_id.tolist() == [one["class"] for one in told] and len(told) > 1
     assert regions.data["class_name"].tolist() == [one["name"] for one in told]
     for number, mask in zip(regions.class_id, regions.mask, strict=True):
@@ -202,12 +202,12 @@ def test_tables_without_boxes(enlivened):
 def test_semantic_results(enlivened):
     found = load(enlivened["pixels"], device="cpu")(array(), size=64)
     classes = found.results[0].semantic.numpy()
-    told = found.pixel_classes(0)
+    told = found.semantic_classes(0)
     assert len(told) > 1 and told == found.records(0) and sum(one["share"] for one in told) == pytest.approx(1)
     for one in told:
         assert one["share"] == pytest.approx((classes == one["class"]).mean())
         assert one["name"] == list(CITYSCAPES)[one["class"]]
-    assert f"48x64 {len(told)} classes of pixels" in str(found)
+    assert f"48x64 {len(told)} semantic classes" in str(found)
     drawn, largest = found.render()[0], told[0]
     place = tuple(np.argwhere(classes == largest["class"])[0])  # far from the legend, which lies below left
     colour = [CITYSCAPES[largest["name"]] >> shift & 255 for shift in (16, 8, 0)]
@@ -231,7 +231,7 @@ def test_package_name_clash(tmp_path):
     (tmp_path / "utils.py").write_text("theirs = True\n")
     program = f"import utils, torch; torch.hub.load({str(ROOT)!r}, 'custom', 'x.pt', source='local')"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "ImportError: another module named 'utils' has been imported already" in done.stderr
+    assert "ImportError: another module named 'utils' is already imported" in done.stderr
 
 
 def test_batch_matches_single_at_given_shape(model):
@@ -369,5 +369,5 @@ def test_slow_server_times_out(site, monkeypatch):
 
 def test_url_image_when_allowed(site, monkeypatch):
     monkeypatch.setattr(http_client, "is_public", lambda host: True)
-    (picture,) = pictures(f"{site}/photo.png", urls=True)
+    (picture,) = load_images(f"{site}/photo.png", urls=True)
     assert picture.name == "photo.jpg" and np.array_equal(picture.bgr, array()[:, :, ::-1])

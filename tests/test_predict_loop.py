@@ -12,7 +12,7 @@ import torch
 
 from utils.core.contracts import Frame, HeadSpec, Outputs
 from utils.core.errors import UserError
-from utils.engine.predict import PredictSettings, in_words, network_size, plural, predict
+from utils.engine.predict import PredictSettings, format_counts, network_size, plural, predict
 
 NAMES = ("person", "bus", "scissors")
 
@@ -82,7 +82,7 @@ def test_boxes_in_original_pixels():
     results = sink.seen[0][1]
     assert results.boxes.tolist() == [[48, 32, 80, 96], [180, 60, 220, 100]]
     assert results.scores.tolist() == pytest.approx([0.9, 0.3]) and results.classes.tolist() == [0, 1]
-    assert report.found == Counter(person=1, bus=1) and report.frames == 1 and report.faults == 2
+    assert report.found == Counter(person=1, bus=1) and report.frames == 1 and report.unreadable_files == 2
 
 
 def test_network_input():
@@ -163,8 +163,8 @@ def test_console_lines(caplog):
 
 
 def test_count_text():
-    assert in_words(Counter(person=4, bus=1)) == "4 persons, 1 bus"
-    assert in_words(Counter()) == "(no detections)"
+    assert format_counts(Counter(person=4, bus=1)) == "4 persons, 1 bus"
+    assert format_counts(Counter()) == "(no detections)"
     assert [plural(name) for name in ("tie", "bus", "bench", "scissors", "wine glass")] == [
         "ties", "buses", "benches", "scissors", "wine glasses"]  # fmt: skip
 
@@ -240,7 +240,7 @@ def test_output_files(root, tmp_path, weights):
         (["--source", "nowhere"], "no such file or folder"),
         (["--source", "bad.jpg"], "not an image"),
         (["--source", "bad.jpg", "--weights", "nowhere.pt"], "nowhere.pt"),
-        (["--source", "bad.jpg", "--weights", "bad.jpg"], "no format that runs here"),
+        (["--source", "bad.jpg", "--weights", "bad.jpg"], "unknown format"),
         (["--source", "bad.jpg", "--imgsz", "1", "2", "3"], "--imgsz"),
     ],
 )

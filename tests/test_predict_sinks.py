@@ -13,10 +13,10 @@ from utils.plots.features import FeatureSink, feature_image
 from utils.plots.prediction_sinks import (
     CropSink,
     CsvSink,
-    PictureSink,
+    ImageSink,
     TextSink,
     VideoSink,
-    cut_out,
+    crop_box,
     file_name,
     safe_name,
 )
@@ -74,12 +74,12 @@ def test_label_files_of_video_frames(tmp_path):
 def test_duplicate_file_names(tmp_path):
     feed(TextSink(tmp_path), (still("/a/x.jpg"), TWO), (still("/b/x.png"), TWO))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.txt", "x_2.txt"]
-    feed(PictureSink(tmp_path / "p"), (still("/a/x.jpg"), TWO), (still("/b/X.jpg"), TWO), (still("/b/x.png"), TWO))
+    feed(ImageSink(tmp_path / "p"), (still("/a/x.jpg"), TWO), (still("/b/X.jpg"), TWO), (still("/b/x.png"), TWO))
     assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["X_2.jpg", "x.jpg", "x.png"]
 
 
 def test_image_file_names(tmp_path):
-    assert feed(PictureSink(tmp_path), (still("/a/bus.jpg"), TWO), (still("/a/p.dng"), TWO), (film(1), TWO)) == (
+    assert feed(ImageSink(tmp_path), (still("/a/bus.jpg"), TWO), (still("/a/p.dng"), TWO), (film(1), TWO)) == (
         f"2 images in {tmp_path}"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bus.jpg", "p.png"]
@@ -105,10 +105,10 @@ def test_csv_without_frames(tmp_path):
 
 def test_crop_margin():
     image = np.arange(100 * 200 * 3, dtype=np.uint32).astype(np.uint8).reshape(100, 200, 3)
-    crop = cut_out(image, [50, 40, 150, 60])  # 100 x 20 -> 112 x 30.4 about (100, 50)
+    crop = crop_box(image, [50, 40, 150, 60])  # 100 x 20 -> 112 x 30.4 about (100, 50)
     assert np.array_equal(crop, image[34:65, 44:156])  # 34.8 to 65.2, cut off to whole pixels
-    assert cut_out(image, [0, 0, 200, 100]).shape == image.shape
-    assert cut_out(image, [190, 90, 200, 100]).shape == (16, 16, 3)  # from 184.9 on
+    assert crop_box(image, [0, 0, 200, 100]).shape == image.shape
+    assert crop_box(image, [190, 90, 200, 100]).shape == (16, 16, 3)  # from 184.9 on
 
 
 def test_crop_files(tmp_path):
@@ -149,7 +149,7 @@ def test_several_videos_and_sizes(tmp_path):
 def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        feed(PictureSink(tmp_path / "file"), (still(), TWO))
+        feed(ImageSink(tmp_path / "file"), (still(), TWO))
     with pytest.raises(UserError, match="cannot be written"):
         feed(VideoSink(tmp_path / "file"), (film(1), TWO))
 

@@ -8,7 +8,7 @@ import torch
 from models.builder import build_network, read_architecture
 from models.checkpoint import load_checkpoint, save_checkpoint
 from utils.backends.open_weights import find_weights, open_weights, strip_weights
-from utils.backends.pytorch import watch_layers
+from utils.backends.pytorch import record_feature_maps
 from utils.core.errors import UserError
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def test_ensemble_and_augment(weights):
     assert twice.run(IMAGES).decoded["detect"]["predictions"].shape == (1, 2 * alone, 7)
     more = open_weights([str(weights / "a.pt")], CPU, augment=True).runner
     assert more.run(IMAGES).decoded["detect"]["predictions"].shape[1] > alone
-    assert watch_layers(more) == {}
+    assert record_feature_maps(more) == {}
 
 
 def test_safetensors(weights):
@@ -59,7 +59,7 @@ def test_half_precision(weights):
 
 def test_recorded_layers(weights):
     runner = open_weights([str(weights / "a.pt")], CPU).runner
-    maps = watch_layers(runner)
+    maps = record_feature_maps(runner)
     runner.run(IMAGES)
     assert maps["00_Conv"].shape == (1, 16, 32, 48) and len(maps) == 24  # the head gives no single map
 
@@ -71,7 +71,7 @@ def test_incompatible_models(weights):
 
 def test_default_weights_are_newest_run(weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"train one with `python train.py`"):
+    with pytest.raises(UserError, match=r"train a model with `python train.py`"):
         find_weights([" "])
     for age, name in enumerate(("exp2", "exp")):
         path = tmp_path / "runs" / "train" / name / "weights" / "best.pt"
@@ -82,7 +82,7 @@ def test_default_weights_are_newest_run(weights, tmp_path, monkeypatch):
 
 
 def test_unknown_formats(tmp_path):
-    with pytest.raises(UserError, match=r"\.docx is no format that runs here"):
+    with pytest.raises(UserError, match=r"unknown format \'\.docx\'"):
         open_weights([str(tmp_path / "a.docx")], CPU)
 
 

@@ -11,14 +11,13 @@ import pytest
 import torch
 
 from utils.backends import open_weights as opening
-from utils.core import data_config as config
 from utils.core.contracts import Frame, Geometry, HeadSpec, ImageInfo, Outputs, Results
 from utils.core.data_config import DataConfig, SemanticConfig
 from utils.core.errors import UserError
-from utils.engine.predict import PredictSettings, predict, shares_in_words
-from utils.plots.prediction_sinks import JoinSink, WindowSink
+from utils.engine.predict import PredictSettings, format_class_fractions, predict
+from utils.plots.prediction_sinks import JoinedVideoSink, WindowSink
 from utils.plots.semantic_overlay import SemanticStyle
-from utils.plots.semantic_sinks import ClassMapSink, SubmitSink, cityscapes_ids
+from utils.plots.semantic_sinks import CityscapesSink, SemanticMapSink, cityscapes_ids
 from utils.plots.video_writer import count_frames
 from utils.postprocess import POSTPROCESS
 
@@ -111,8 +110,8 @@ def test_semantic_map_round_trip(tmp_path):
     classes = np.random.default_rng(0).integers(0, 19, (64, 128)).astype(np.uint8)
     classes[:5] = 255
     film = Frame(still().image, "/a/film.mp4", "", 7, 9)
-    text = write(ClassMapSink(tmp_path, SemanticStyle(CITYSCAPES)), (still(), seen(classes)), (film, seen(classes)))
-    assert text == f"2 class maps in {tmp_path / 'masks'}, coloured in {tmp_path / 'masks_colour'}"
+    text = write(SemanticMapSink(tmp_path, SemanticStyle(CITYSCAPES)), (still(), seen(classes)), (film, seen(classes)))
+    assert text == f"2 semantic maps in {tmp_path / 'masks'}, coloured in {tmp_path / 'masks_colour'}"
     for name in ("bus.png", "film_7.png"):
         written = cv2.imread(str(tmp_path / "masks" / name), cv2.IMREAD_UNCHANGED)
         assert written.dtype == np.uint8 and np.array_equal(written, classes)
@@ -124,7 +123,7 @@ def test_semantic_map_round_trip(tmp_path):
 def test_submission_ids_round_trip(tmp_path):
     classes = np.random.default_rng(0).integers(0, 19, (64, 128)).astype(np.uint8)
     frame = still("/a/berlin_000000_000019_leftImg8bit.png")
-    write(SubmitSink(tmp_path, cityscapes_ids(CITYSCAPES, 19)), (frame, seen(classes)))
+    write(CityscapesSink(tmp_path, cityscapes_ids(CITYSCAPES, 19)), (frame, seen(classes)))
     path = tmp_path / "berlin_000000_000019_leftImg8bit_pred.png"
     ids = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     assert ids.dtype == np.uint8 and ids.shape == (64, 128)
@@ -139,7 +138,7 @@ def test_real_frame_ids(shared, tmp_path):
         cv2.imread(str(folder / f"frankfurt_000000_000294_gtFine_label{kind}.png"), cv2.IMREAD_UNCHANGED)
         for kind in ("TrainIds", "Ids")
     )
-    write(SubmitSink(tmp_path, cityscapes_ids(CITYSCAPES, 19)), (still("/a/x.png", train.shape), seen(train)))
+    write(CityscapesSink(tmp_path, cityscapes_ids(CITYSCAPES, 19)), (still("/a/x.png", train.shape), seen(train)))
     written = cv2.imread(str(tmp_path / "x_pred.png"), cv2.IMREAD_UNCHANGED)
     for index in set(np.unique(train).tolist()) - {255}:  # the two files were made smaller in different ways
         assert (written[train == index] == np.bincount(ids[train == index]).argmax()).all(), CITYSCAPES[index]
@@ -154,17 +153,17 @@ def test_submission_class_order():
 
 @pytest.mark.parametrize(
     ("names", "count", "says"),
-    [(("road", "crack"), 2, "not so: crack"), ((), 2, "have no names"), (("0",), 1, "no names")],
+    [(("road", "crack"), 2, "unknown: crack"), ((), 2, "have no names"), (("0",), 1, "no names")],
 )
 def test_submission_of_other_classes(names, count, says):
-    with pytest.raises(UserError, match=f"--submit: the {count} classes.*{says}"):
+    with pytest.raises(UserError, match=f"--submit: the {count} semantic classes.*{says}"):
         cityscapes_ids(names, count)
 
 
 def test_images_to_video(tmp_path):
     frames = [Frame(np.full((64, 96, 3), 40 * i, np.uint8), f"/a/{i}.png", "") for i in range(5)]
-    text = write(JoinSink(tmp_path / "out.mp4"), *((frame, None) for frame in frames))
-    assert text == f"5 pictures in {tmp_path / 'out.mp4'}"
+    text = write(JoinedVideoSink(tmp_path / "out.mp4"), *((frame, None) for frame in frames))
+    assert text == f"5 images in {tmp_path / 'out.mp4'}"
     capture = cv2.VideoCapture(str(tmp_path / "out.mp4"))
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(30)
     shades = []
@@ -175,7 +174,7 @@ def test_images_to_video(tmp_path):
 
 
 def test_video_needs_equal_image_sizes(tmp_path):
-    sink = JoinSink(tmp_path / "out.mp4")
+    sink = JoinedVideoSink(tmp_path / "out.mp4")
     sink.write(still("/a/first.png"), None, lambda: still().image)
     message = r"/a/odd\.png: 100 x 64 pixels, but /a/first\.png has 128 x 64"
     with pytest.raises(UserError, match=message):
@@ -202,10 +201,13 @@ def test_view_windows(monkeypatch):
 
 
 def test_largest_classes_text():
-    assert shares_in_words({3: 0.414, 0: 0.3, 7: 0.2, 1: 0.08}, ("a", "b", "c", "d")) == "d 41 %, a 30 %, class 7 20 %"
-    assert shares_in_words({0: 0.995, 1: 0.005}, ("a", "b")) == "a 100 %"
-    assert shares_in_words({0: 0.5, 1: 0.5}, ("0",)) == "class 0 50 %, class 1 50 %"
-    assert shares_in_words({}, ()) == "(no classes)"
+    assert (
+        format_class_fractions({3: 0.414, 0: 0.3, 7: 0.2, 1: 0.08}, ("a", "b", "c", "d"))
+        == "d 41 %, a 30 %, class 7 20 %"
+    )
+    assert format_class_fractions({0: 0.995, 1: 0.005}, ("a", "b")) == "a 100 %"
+    assert format_class_fractions({0: 0.5, 1: 0.5}, ("0",)) == "class 0 50 %, class 1 50 %"
+    assert format_class_fractions({}, ()) == "(no classes)"
 
 
 @pytest.mark.parametrize(
@@ -244,8 +246,8 @@ def detect(monkeypatch, tmp_path):
         cv2.imwrite(str(tmp_path / "in" / f"{i}.png"), np.full((32, 608, 3), 60 * i, np.uint8))
 
     def run(runner, script="detect", **options):
-        opened = opening.Opened(runner, "some", {"imgsz": 608}, (tmp_path / "some.pt",))
-        monkeypatch.setattr(opening, "open_subject", lambda *_: opened)
+        opened = opening.OpenedModel(runner, "some", {"imgsz": 608}, (tmp_path / "some.pt",))
+        monkeypatch.setattr(opening, "open_model", lambda *_: opened)
         options = {"source": str(tmp_path / "in"), "project": str(tmp_path / "runs"), "imgsz": [32, 608], **options}
         report = importlib.import_module(script).run(device="cpu", **options)
         return report, tmp_path / "runs" / "exp"
@@ -289,7 +291,7 @@ def test_data_set_colours(detect, monkeypatch, tmp_path):
         own = SemanticConfig(("crack", "rest"), {}, palette=((10, 20, 30), (40, 50, 60)))
         return DataConfig(Path(text), tmp_path, (), {}, semantic=own)
 
-    monkeypatch.setattr(config, "load_data", load_data)
+    monkeypatch.setattr("utils.programs.semantic_prediction.load_data", load_data)
     _, folder = detect(PixelRunner(("crack", "rest")), mask_opacity=1.0, no_legend=True, data="own.yaml")
     picture = cv2.imread(str(folder / "0.png"))
     assert picture[16, 16].tolist() == [30, 20, 10] and picture[16, 590].tolist() == [60, 50, 40]
@@ -313,7 +315,7 @@ def test_videos_are_not_joined(detect, tmp_path):
     writer = cv2.VideoWriter(str(tmp_path / "film.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 5, (64, 32))
     writer.write(np.zeros((32, 64, 3), np.uint8))
     writer.release()
-    with pytest.raises(UserError, match="--save-as-video joins the images of a folder"):
+    with pytest.raises(UserError, match="--save-as-video: the source has no still images"):
         detect(PixelRunner(), save_as_video=True, source=str(tmp_path / "film.mp4"))
     assert not (tmp_path / "runs").exists()
 
@@ -329,13 +331,13 @@ class BoxRunner(PixelRunner):
 @pytest.mark.parametrize("option", ["save_mask", "submit"])
 def test_semantic_options_need_semantic_head(detect, tmp_path, option):
     flag = f"--{option.replace('_', '-')}"
-    with pytest.raises(UserError, match=rf"{flag}: .*some\.pt finds no classes of pixels \(its heads: detect\)"):
+    with pytest.raises(UserError, match=rf"{flag}: .*some\.pt has no semantic head \(its heads: detect\)"):
         detect(BoxRunner(), **{option: True})
     assert not (tmp_path / "runs").exists()
 
 
 def test_invalid_submission_leaves_no_run_folder(detect, tmp_path):
-    with pytest.raises(UserError, match="--submit: the 2 classes of pixels"):
+    with pytest.raises(UserError, match="--submit: the 2 semantic classes"):
         detect(PixelRunner(("crack", "rest")), submit=True)
     assert not (tmp_path / "runs").exists()
 
@@ -348,13 +350,13 @@ def warnings(caplog, monkeypatch):
 
 def test_save_txt_without_boxes(detect, warnings, tmp_path):
     detect(PixelRunner(), save_txt=True, nosave=True)
-    assert len(warnings()) == 1 and "--save-txt does nothing" in warnings()[0] and "--save-mask" in warnings()[0]
+    assert len(warnings()) == 1 and "--save-txt is ignored" in warnings()[0] and "--save-mask" in warnings()[0]
     assert not (tmp_path / "runs").exists()
 
 
 def test_ineffective_options_warn(detect, warnings):
     detect(BoxRunner(), no_legend=True, mask_opacity=0.3)
-    assert [text.split(" does nothing")[0] for text in warnings()] == ["--no-legend", "--mask-opacity"]
+    assert [text.split(" is ignored")[0] for text in warnings()] == ["--no-legend", "--mask-opacity"]
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5])
@@ -364,5 +366,5 @@ def test_invalid_opacity(detect, value):
 
 
 def test_segment_predict_needs_masks(detect):
-    with pytest.raises(UserError, match=r"finds no masks .*use detect\.py"):
+    with pytest.raises(UserError, match=r"has no mask head .*use detect\.py"):
         detect(PixelRunner(), script="segment.predict")

@@ -23,10 +23,10 @@ from helpers_networks import NETWORKS, picture, write_networks  # noqa: E402
 from helpers_serve import driven, form, serving  # noqa: E402
 from pycocotools import mask as coco  # noqa: E402
 
-from tools.service import requests as intake  # noqa: E402
-from tools.service.memory_trim import give_back  # noqa: E402
+from tools.service import requests as service_requests  # noqa: E402
+from tools.service.memory_trim import release_free_memory  # noqa: E402
 from tools.service.predictor import Predictor  # noqa: E402
-from tools.service.schema import Answer  # noqa: E402
+from tools.service.schema import PredictionResponse  # noqa: E402
 from tools.service.service_settings import ServiceSettings, model_name  # noqa: E402
 from utils.core.errors import UserError  # noqa: E402
 from utils.core.files import ROOT  # noqa: E402
@@ -60,7 +60,7 @@ def predicted(client, *pictures, **parameters):
     answer = client.post("/v1/predict", params=parameters, files=form(*pictures))
     assert answer.status_code == 200, answer.text
     body = documented(client, answer)
-    Answer.model_validate(body)
+    PredictionResponse.model_validate(body)
     return body["images"]
 
 
@@ -206,11 +206,11 @@ def test_pages_are_self_contained(client):
         ({"iou": "-0.1"}, 422, "iou: "),
         ({"max_det": "0"}, 422, "max_det: "),
         ({"classes": "x"}, 422, "classes.0: "),
-        ({"size": "4000"}, 422, "size: at most 1280"),
+        ({"size": "4000"}, 422, "size: the maximum is 1280, got 4000"),
         ({"size": "1"}, 422, "size: "),
         ({"masks": "png"}, 422, "masks: "),
         ({"conf_thres": "0.5"}, 422, "conf_thres: "),
-        ({"model": "none such"}, 404, "no model 'none such'; there are: boxes, masks"),
+        ({"model": "none such"}, 404, "unknown model 'none such'; GET /v1/models"),
     ],
 )
 def test_invalid_parameters(client, parameters, status, says):
@@ -227,13 +227,17 @@ BROKEN = {"Content-Type": "multipart/form-data; boundary=x"}
         ({"content": b"", "headers": {"Content-Type": "image/png"}}, 400, "empty"),
         ({"content": b"hello", "headers": {"Content-Type": "image/png"}}, 400, "not an image"),
         ({"content": picture()[:200], "headers": {"Content-Type": "image/png"}}, 400, "truncated PNG"),
-        ({"content": picture(), "headers": {"Content-Type": "application/json"}}, 415, "send image/"),
-        ({"content": picture()}, 415, "send image/"),
+        ({"content": picture(), "headers": {"Content-Type": "application/json"}}, 415, "send image/..."),
+        ({"content": picture()}, 415, "send image/..."),
         ({"data": {"image": "no file"}}, 415, "multipart"),
         ({"files": form(b"")}, 400, "empty file"),
         ({"files": form(*[picture()] * 5)}, 413, "Too many files"),
         ({"files": form(picture()), "data": {"conf": "0.1"}}, 422, "'conf'"),
-        ({"files": form(picture()), "data": {"url": "http://127.0.0.1/a.png"}}, 400, "not fetched"),
+        (
+            {"files": form(picture()), "data": {"url": "http://127.0.0.1/a.png"}},
+            400,
+            "downloads from URLs are disabled",
+        ),
         ({"content": b"--x--\r\n", "headers": BROKEN}, 400, "no image in the form"),
         ({"content": b"rubbish", "headers": BROKEN}, 400, "multipart"),
         ({"content": b"--x\r\n", "headers": {"Content-Type": "multipart/form-data"}}, 400, "boundary"),
@@ -282,7 +286,9 @@ def test_uploads_stay_in_memory(client, monkeypatch):
     noise = np.random.default_rng(0).integers(0, 255, (560, 560, 3), np.uint8)
     data = cv2.imencode(".png", noise)[1].tobytes()
     assert 0.8 < len(data) / 2**20 < 1
-    monkeypatch.setattr(intake._InMemory, "spool_max_size", intake._InMemory.spool_max_size)
+    monkeypatch.setattr(
+        service_requests._InMemoryParser, "spool_max_size", service_requests._InMemoryParser.spool_max_size
+    )
     assert predicted(client, data)[0]["width"] == 560
 
 
@@ -297,7 +303,7 @@ def test_url_inputs(networks, monkeypatch):
             asked.append((address, allow_private, max_bytes))
             return picture()
 
-        monkeypatch.setattr(intake, "fetch_bytes", fetched)
+        monkeypatch.setattr(service_requests, "fetch_bytes", fetched)
         body = b'--x\r\nContent-Disposition: form-data; name="url"\r\n\r\nhttps://example.com/a.png\r\n'
         answer = client.post("/v1/predict", content=body + b"--x--\r\n", headers=BROKEN)
         assert answer.json()["images"][0]["name"] == "https://example.com/a.png"
@@ -327,15 +333,15 @@ class Slow:
         self.go, self.entered, self.sizes = threading.Event(), threading.Event(), []
 
     def __call__(self, predictor):
-        work = predictor.work
+        work = predictor.process_batch
 
-        def held(key, wishes):
-            self.sizes.append(len(wishes))
+        def held(key, images):
+            self.sizes.append(len(images))
             self.entered.set()
             assert self.go.wait(20)
-            return work(key, wishes)
+            return work(key, images)
 
-        predictor.work = held
+        predictor.process_batch = held
 
 
 def test_concurrent_requests_share_batches(networks):
@@ -362,18 +368,18 @@ def test_concurrent_requests_share_batches(networks):
 
 def test_large_images_use_smaller_batches(networks):
     predictor = Predictor(ServiceSettings(weights=(str(networks["boxes"]),), device="cpu", max_batch=8))
-    assert [predictor.most(("boxes", (side, side))) for side in (64, 640, 1280, 4096)] == [8, 8, 2, 1]
+    assert [predictor.max_batch_size(("boxes", (side, side))) for side in (64, 640, 1280, 4096)] == [8, 8, 2, 1]
 
 
 def test_memory_trim_interval(networks, monkeypatch):
     calls = []
-    monkeypatch.setattr("tools.service.predictor.TRIM", 3)
-    monkeypatch.setattr("tools.service.predictor.give_back", lambda: calls.append(1))
+    monkeypatch.setattr("tools.service.predictor.TRIM_INTERVAL", 3)
+    monkeypatch.setattr("tools.service.predictor.release_free_memory", lambda: calls.append(1))
     with serving([networks["boxes"]]) as client:  # its warm-up is a batch
         for number in range(1, 6):
             predicted(client, picture())
             assert len(calls) == (number + 1) // 3
-    assert give_back() in (True, False)  # the real one; where nothing can be given back it says so
+    assert release_free_memory() in (True, False)  # the real one; where nothing can be given back it says so
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
@@ -382,8 +388,8 @@ def test_level_memory():
 import sys
 from pathlib import Path
 import torch
-from tools.service.memory_trim import hold_level
-assert not sys.argv[1:] or hold_level()
+from tools.service.memory_trim import release_large_blocks_immediately
+assert not sys.argv[1:] or release_large_blocks_immediately()
 def held():
     return next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmRSS")) // 1024
 kept, before = [], held()
@@ -450,36 +456,36 @@ def test_slow_client_is_408(networks):
     app = fresh()
     threading.Timer(0.25, slow.go.set).start()
     assert driven(app, [whole, 0.1, {"type": "http.disconnect"}]) == 499
-    assert app.state.service.batcher._taken == 0
+    assert app.state.service.batcher._reserved == 0
     assert driven(fresh(), [part, {"type": "http.disconnect"}]) == 499
 
 
 def test_failing_network_is_500(networks, caplog):
     def spoil(predictor):
-        work = predictor.work
+        work = predictor.process_batch
 
-        def fails(key, wishes):
-            if any(wish.pixels.float().mean() < 1 for wish in wishes):
+        def fails(key, images):
+            if any(image.pixels.float().mean() < 1 for image in images):
                 raise AttributeError("black images break it")  # of a kind that nobody foresaw
-            return work(key, wishes)
+            return work(key, images)
 
-        predictor.work = fails
+        predictor.process_batch = fails
 
     black = cv2.imencode(".png", np.zeros((64, 64, 3), np.uint8))[1].tobytes()
     with serving([networks["boxes"]], spoil, max_wait_ms=200) as client, ThreadPoolExecutor(3) as crew:
         answers = [crew.submit(client.post, "/v1/predict", files=form(one)) for one in (picture(0, 64, 64), black)]
         good, bad = (answer.result() for answer in answers)
-        assert bad.status_code == 500 and "the network failed" in documented(client, bad)["detail"]
+        assert bad.status_code == 500 and "inference failed" in documented(client, bad)["detail"]
         assert good.status_code == 200  # though they shared a batch
         assert len(predicted(client, picture())) == 1
 
 
 def test_unexpected_error_is_500(networks, monkeypatch):
     with serving([networks["boxes"]]) as client:
-        monkeypatch.setattr("tools.service.app.answer", lambda *_: {"no": object()})
+        monkeypatch.setattr("tools.service.app.encode_result", lambda *_: {"no": object()})
         answer = client.post("/v1/predict", files=form(picture()))
         assert answer.status_code == 500 and answer.json() == {
-            "detail": "the service failed (TypeError); its log says how"
+            "detail": "internal error (TypeError); see the log of the service"
         }
         assert 'status="500"' in client.get("/metrics").text
         monkeypatch.undo()
@@ -493,12 +499,12 @@ def test_unexpected_error_is_500(networks, monkeypatch):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"conf_thres": 2}, "--conf-thres 2: from 0 to 1"),
-        ({"timeout": float("nan")}, "--timeout nan: from 0.001"),
-        ({"max_batch": 0}, "--max-batch 0: from 1"),
-        ({"port": 70000}, "--port 70000"),
-        ({"imgsz": 8}, "--imgsz 8: from 32"),
-        ({"max_images": 9, "max_queue": 8}, "--max-images 9: more than --max-queue 8"),
+        ({"conf_thres": 2}, "--conf-thres expects a number from 0 to 1, got 2"),
+        ({"timeout": float("nan")}, "--timeout expects a number from 0.001 to 86400, got nan"),
+        ({"max_batch": 0}, "--max-batch expects a number from 1 to 1024, got 0"),
+        ({"port": 70000}, "--port expects a number from 0 to 65535, got 70000"),
+        ({"imgsz": 8}, "--imgsz expects a number from 32"),
+        ({"max_images": 9, "max_queue": 8}, "--max-images 9 exceeds --max-queue 8"),
     ],
 )
 def test_invalid_settings(wrong, says):
@@ -510,7 +516,7 @@ def test_model_names(networks, tmp_path):
     assert model_name("a/yolov5n.pt") == "yolov5n" and model_name("runs/train/exp3/weights/best.pt") == "exp3"
     twin = tmp_path / "boxes.pt"
     twin.write_bytes(networks["boxes"].read_bytes())
-    with pytest.raises(UserError, match="another checkpoint is called 'boxes'"):
+    with pytest.raises(UserError, match="the model name 'boxes' is already taken"):
         Predictor(ServiceSettings(weights=(str(networks["boxes"]), str(twin)), device="cpu"))
 
 

@@ -19,7 +19,7 @@ from helpers_serve import running  # noqa: E402
 
 import serve as program  # noqa: E402
 from benchmarks import machine, serve_load  # noqa: E402
-from tools.service import program as serve  # noqa: E402
+from tools.service import program as service_program  # noqa: E402
 from utils.core.errors import UserError  # noqa: E402
 
 HEADERS = {"X-API-Key": "from the environment", "Content-Type": "image/png"}
@@ -60,7 +60,7 @@ def test_used_port_and_missing_weights(weights):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"--port {port}: cannot listen there"):
+        with pytest.raises(UserError, match=f"--port {port}: cannot listen on this address"):
             program.run(weights=[str(weights)], port=port, device="cpu")
     with pytest.raises(UserError, match=r"nowhere\.pt"):
         program.run(weights=["nowhere.pt"])
@@ -71,9 +71,9 @@ def test_missing_packages(monkeypatch):
     def missing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(serve.importlib, "import_module", missing)
-    with pytest.raises(UserError, match=r"serve\.py needs fastapi: pip install -r requirements-serve\.txt"):
-        serve._require_packages()
+    monkeypatch.setattr(service_program.importlib, "import_module", missing)
+    with pytest.raises(UserError, match=r"serve\.py needs the package fastapi; pip install -r requirements-serve\.txt"):
+        service_program._require_packages()
     assert os.environ.get("API_KEY") is None
 
 

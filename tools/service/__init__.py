@@ -1,1 +1,1 @@
-"""Networks behind HTTP: requests in, batches through the network, JSON out."""
+"""HTTP service: requests are batched, run through networks and answered with JSON."""

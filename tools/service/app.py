@@ -1,172 +1,186 @@
-"""The HTTP interface: routes, limits, and what each refusal is called."""
+"""HTTP interface of the service: routes, limits and error responses."""
 
 import asyncio
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import APIKeyHeader
 
-from tools.service.batching import Batcher, FullError, StoppedError, WorkError
+from tools.service.batching import Batcher, InferenceError, QueueFullError, ShuttingDownError
 from tools.service.predictor import Predictor
-from tools.service.prometheus_metrics import Measures, Watch
-from tools.service.requests import BodyLimit, received, unless_gone
-from tools.service.responses import Form, answer, flask_rows
+from tools.service.prometheus_metrics import MetricsMiddleware, ServiceMetrics
+from tools.service.requests import BodyLimitMiddleware, cancel_on_disconnect, read_images
+from tools.service.responses import ResponseFormat, encode_flask_rows, encode_result
 from tools.service.schema import (
-    BODY,
-    PREDICTION,
-    Answer,
+    PREDICTION_ERRORS,
+    REQUEST_BODY,
     FlaskRow,
     Health,
-    Models,
+    ModelList,
     NoParameters,
     Parameters,
-    refusals,
+    PredictionResponse,
+    error_responses,
 )
 from tools.service.service_settings import ServiceSettings
+from utils.core.contracts import Results
 from utils.core.device import usable_cpus
+from utils.core.errors import did_you_mean
 from utils.core.log import LOGGER
 from utils.core.version import VERSION
 from utils.datasets.image_files import ImageFault, TooLargeFault, decode_image
 
 PAGES = Path(__file__).parent / "page"
-POLICY = (  # the pages load nothing from elsewhere, and nobody may frame them
+CONTENT_SECURITY_POLICY = (  # the pages load nothing from other hosts and cannot be framed
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
     "img-src 'self' blob: data:; media-src blob: mediastream:; frame-ancestors 'none'; base-uri 'none'; "
     "form-action 'none'"
 )
 T = TypeVar("T")
+Encode = Callable[[Sequence[Results], ResponseFormat], Any]  # results of a request -> JSON values
 
 
 class Service:
-    """What the routes share: models, the queue, limits, measures."""
+    """State that the routes share: models, queue, limits and metrics."""
 
     def __init__(self, settings: ServiceSettings, predictor: Predictor) -> None:
         self.settings, self.predictor = settings, predictor
-        self.measures = Measures()
+        self.metrics = ServiceMetrics()
         self.batcher = Batcher(
-            predictor.work,
-            predictor.most,
+            predictor.process_batch,
+            predictor.max_batch_size,
             settings.max_wait_ms / 1000,
             settings.max_queue,
-            self.measures.batches.observe,
+            self.metrics.batches.observe,
         )
-        self.measures.waiting.set_function(lambda: len(self.batcher))
-        # as many images are decoded at a time as there are cores: that bounds the memory of large ones
-        self._crew = ThreadPoolExecutor(max(2, min(8, usable_cpus())), "images")
+        self.metrics.waiting.set_function(lambda: len(self.batcher))
+        # the number of threads limits how many images are decoded at the same time, which bounds memory
+        self._threads = ThreadPoolExecutor(max(2, min(8, usable_cpus())), "images")
         self.running = False
 
     async def start(self) -> None:
-        """Begin to answer."""
+        """Start to process requests."""
         self.batcher.start()
         self.running = True
 
     async def stop(self) -> None:
-        """Finish what is in work."""
+        """Complete the requests in progress and stop."""
         self.running = False
         await self.batcher.stop()
-        self._crew.shutdown()
+        self._threads.shutdown()
 
-    def named(self, name: str) -> str:
-        """Return the model that a request means; an unknown one is 404."""
+    def resolve_model(self, name: str) -> str:
+        """Check the model name of a request; empty: the default model. Unknown names raise HTTPException 404."""
         if name and name not in self.predictor.models:
-            raise HTTPException(404, f"no model {name[:100]!r}; there are: {', '.join(self.predictor.models)}")
-        return name or self.predictor.first
+            hint = did_you_mean(name, self.predictor.models) or "; GET /v1/models lists the models"
+            raise HTTPException(404, f"unknown model {name[:100]!r}{hint}")
+        return name or self.predictor.default_model
 
-    async def answered(
-        self, request: Request, name: str, asked: Parameters, told: Callable[[list[Any], Form], Any]
-    ) -> Response:
-        """Return the JSON that `told` makes of the results of a request's images."""
-        settings = self.settings
-        size = self._size(name, asked.size)
-        late = HTTPException(408, f"the request did not arrive within {settings.timeout:g} s", {"Connection": "close"})
+    async def respond(self, request: Request, name: str, parameters: Parameters, encode: Encode) -> Response:
+        """Predict on the images of a request.
+
+        Args:
+            request: Its body has the images.
+            name: Of the model.
+            parameters: Of the request.
+            encode: Converts the results to JSON values.
+
+        Returns:
+            The JSON response.
+
+        Raises:
+            HTTPException: See `schema.ERROR_DESCRIPTIONS`.
+        """
+        timeout = self.settings.timeout
+        size = self._input_size(name, parameters.size)
+        not_received = HTTPException(408, f"the request was not received within {timeout:g} s", {"Connection": "close"})
+        not_completed = HTTPException(504, f"the prediction was not completed within {timeout:g} s")
         try:
-            with self.batcher.places(1):  # before anything is read
-                files = await _within(settings.timeout, received(request, settings), late)
-                with self.batcher.places(len(files) - 1):
-                    until = time.monotonic() + settings.timeout
-                    work = self._predicted(name, size, files, asked, _Telling(told, until))
-                    late = HTTPException(504, f"no answer within {settings.timeout:g} s")
-                    return await unless_gone(request, _within(settings.timeout, work, late))
-        except FullError as error:
-            raise HTTPException(503, "too many images are in work; try again", {"Retry-After": "1"}) from error
-        except StoppedError as error:
-            raise HTTPException(503, "the service is stopping", {"Retry-After": "5"}) from error
-        except WorkError as error:
-            LOGGER.error(f"{name}: the network failed", exc_info=error.__cause__)
-            raise HTTPException(500, "the network failed on this; the service's log says how") from error
+            with self.batcher.reserve(1):  # before the body is read
+                files = await _with_timeout(timeout, read_images(request, self.settings), not_received)
+                with self.batcher.reserve(len(files) - 1):
+                    work = self._predict(name, size, files, parameters, encode)
+                    return await cancel_on_disconnect(request, _with_timeout(timeout, work, not_completed))
+        except QueueFullError as error:
+            raise HTTPException(
+                503, "too many images are in progress; try again later", {"Retry-After": "1"}
+            ) from error
+        except ShuttingDownError as error:
+            raise HTTPException(503, "the service is stopping; try again later", {"Retry-After": "5"}) from error
+        except InferenceError as error:
+            LOGGER.error(f"{name}: inference failed", exc_info=error.__cause__)
+            raise HTTPException(500, "inference failed; see the log of the service") from error
 
-    def _size(self, name: str, asked: int | None) -> int:
-        """Return the size for the network; one that cannot be is 422."""
-        fixed = self.predictor.models[name].runner.fixed_hw
-        if asked is None:
-            return self.predictor.size_of(name)
-        if fixed is not None and asked != max(fixed):
-            raise HTTPException(422, f"size: {name} takes images at {fixed[0]} x {fixed[1]} only")
-        if asked > self.settings.max_imgsz:
-            raise HTTPException(422, f"size: at most {self.settings.max_imgsz} here")
-        return asked
+    def _input_size(self, name: str, size: int | None) -> int:
+        """Choose the size of the network input; unsupported sizes raise HTTPException 422."""
+        fixed_hw = self.predictor.models[name].runner.fixed_hw
+        if size is None:
+            return self.predictor.default_size(name)
+        if fixed_hw is not None and size != max(fixed_hw):
+            raise HTTPException(422, f"size: {name} supports {fixed_hw[0]} x {fixed_hw[1]} only, got {size}")
+        if size > self.settings.max_imgsz:
+            raise HTTPException(422, f"size: the maximum is {self.settings.max_imgsz}, got {size}")
+        return size
 
-    async def _predicted(
-        self, name: str, size: int, files: list[tuple[str, bytes]], asked: Parameters, telling: "_Telling"
+    async def _predict(
+        self, name: str, size: int, files: list[tuple[str, bytes]], parameters: Parameters, encode: Encode
     ) -> Response:
-        settings, runner = self.settings, self.predictor.models[name].runner
-        how = self.predictor.how(
-            name,
-            confidence=settings.conf_thres if asked.conf is None else asked.conf,
-            iou=settings.iou_thres if asked.iou is None else asked.iou,
-            max_detections=asked.max_det or settings.max_det,
-            classes=tuple(asked.classes) if asked.classes else None,
-            agnostic=asked.agnostic,
-        )
+        deadline = time.monotonic() + self.settings.timeout
+        runner = self.predictor.models[name].runner
+        settings = self.predictor.eval_settings(name, parameters)
         loop = asyncio.get_running_loop()
 
-        def ready(file: tuple[str, bytes]) -> Any:
-            return self.predictor.ready(name, (file[0], self._decoded(*file)), size, how)
+        def prepare(file: tuple[str, bytes]) -> Any:
+            return self.predictor.prepare(name, (file[0], self._decode(*file)), size, settings)
 
-        prepared = await asyncio.gather(*(loop.run_in_executor(self._crew, ready, file) for file in files))
-        found = await self.batcher.submit([wish for _, wish in prepared], [key for key, _ in prepared])
-        self.measures.images.inc(len(found))
-        form = Form(runner.specs, tuple(runner.names), asked.masks, asked.pixels, telling.until)
-        return await loop.run_in_executor(self._crew, telling.response, found, form)
+        prepared = await asyncio.gather(*(loop.run_in_executor(self._threads, prepare, file) for file in files))
+        results = await self.batcher.submit([image for _, image in prepared], [key for key, _ in prepared])
+        self.metrics.images.inc(len(results))
+        form = ResponseFormat(runner.specs, tuple(runner.names), parameters.masks, parameters.pixels, deadline)
+        return await loop.run_in_executor(self._threads, _json_response, encode, results, form)
 
-    def _decoded(self, file: str, data: bytes) -> Any:
+    def _decode(self, name: str, data: bytes) -> np.ndarray:
         try:
-            return decode_image(data, Path(file), max_pixels=self.settings.max_pixels)
+            return decode_image(data, Path(name), max_pixels=self.settings.max_pixels)
         except TooLargeFault as fault:
             raise HTTPException(422, str(fault)) from fault
         except ImageFault as fault:
             raise HTTPException(400, str(fault)) from fault
 
 
-class _Telling:
-    """From results to a response, in a thread: outlines and PNG take time, and so does much JSON."""
-
-    def __init__(self, told: Callable[[list[Any], Form], Any], until: float) -> None:
-        self.told, self.until = told, until
-
-    def response(self, found: list[Any], form: Form) -> Response:
-        text = json.dumps(self.told(found, form), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return Response(text.encode("utf-8", "replace"), media_type="application/json")
+def _json_response(encode: Encode, results: Sequence[Results], form: ResponseFormat) -> Response:
+    """Create a response; called in a thread because polygons, PNG and large JSON take time."""
+    text = json.dumps(encode(results, form), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Response(text.encode("utf-8", "replace"), media_type="application/json")
 
 
-async def _within(seconds: float, work: Coroutine[Any, Any, T], late: HTTPException) -> T:
+async def _with_timeout(seconds: float, work: Coroutine[Any, Any, T], error: HTTPException) -> T:
     try:
         return await asyncio.wait_for(work, seconds)
-    except (asyncio.TimeoutError, TimeoutError) as error:
-        raise late from error
+    except (asyncio.TimeoutError, TimeoutError) as timeout:
+        raise error from timeout
 
 
 def build_app(settings: ServiceSettings, predictor: Predictor | None = None) -> FastAPI:
-    """Return the application; models are loaded here, so that a fault shows before the port is opened."""
+    """Create the application.
+
+    Args:
+        settings: Options of serve.py.
+        predictor: The models; None: they are loaded here, so that errors occur before the port is opened.
+
+    Returns:
+        The application.
+    """
     service = Service(settings, predictor or Predictor(settings))
 
     @asynccontextmanager
@@ -177,43 +191,47 @@ def build_app(settings: ServiceSettings, predictor: Predictor | None = None) -> 
 
     app = FastAPI(title="Polyolo", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(Watch, measures=service.measures)
-    app.add_exception_handler(RequestValidationError, _refuse_parameters)
-    app.add_exception_handler(Exception, _say_fault)
+    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
+    app.add_middleware(MetricsMiddleware, metrics=service.metrics)
+    app.add_exception_handler(RequestValidationError, _invalid_parameters)
+    app.add_exception_handler(Exception, _internal_error)
     _add_pages(app)
-    _add_state(app, service)
-    app.include_router(_versioned(service))
+    _add_monitoring(app, service)
+    app.include_router(_create_api(service))
     return app
 
 
-async def _refuse_parameters(_: Request, error: Exception) -> JSONResponse:
-    """Say in one line what is wrong with the parameters."""
+async def _invalid_parameters(_: Request, error: Exception) -> JSONResponse:
+    """Respond with one line about invalid parameters."""
     assert isinstance(error, RequestValidationError)
     faults = [f"{'.'.join(str(part) for part in one['loc'][1:])[:100]}: {one['msg']}" for one in error.errors()[:5]]
     return JSONResponse({"detail": "; ".join(faults)}, 422)
 
 
-async def _say_fault(_: Request, error: Exception) -> JSONResponse:
-    """Answer what nobody foresaw; the server writes the error to its log."""
-    return JSONResponse({"detail": f"the service failed ({type(error).__name__}); its log says how"}, 500)
+async def _internal_error(_: Request, error: Exception) -> JSONResponse:
+    """Respond to unexpected exceptions; the server logs them."""
+    return JSONResponse({"detail": f"internal error ({type(error).__name__}); see the log of the service"}, 500)
 
 
-def _guards(key: str) -> list[Any]:
-    """Return what asks for the key, if there is one, before anything else is looked at."""
+def _api_key_dependencies(key: str) -> list[Any]:
+    """Create the dependency that checks the API key before anything else; none without a key."""
     if not key:
         return []
 
-    async def guard(given: Annotated[str | None, Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]) -> None:
+    async def check(given: Annotated[str | None, Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]) -> None:
         if not hmac.compare_digest((given or "").encode(), key.encode()):
             raise HTTPException(401, "the header X-API-Key is missing or wrong", {"WWW-Authenticate": "X-API-Key"})
 
-    return [Depends(guard)]
+    return [Depends(check)]
 
 
 def _add_pages(app: FastAPI) -> None:
-    """Add what people open in a browser."""
-    headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+    """Add the pages for browsers."""
+    headers = {
+        "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
 
     def add(path: str, file: str) -> None:
         text = (PAGES / file).read_text(encoding="utf-8")
@@ -230,13 +248,13 @@ def _add_pages(app: FastAPI) -> None:
         return Response(status_code=204)
 
 
-def _add_state(app: FastAPI, service: Service) -> None:
-    """Add what supervisors ask for."""
+def _add_monitoring(app: FastAPI, service: Service) -> None:
+    """Add the routes for supervisors: health and metrics."""
 
     @app.head("/health", include_in_schema=False)
     @app.get(
         "/health",
-        summary="Tell whether requests are answered",
+        summary="State of the service",
         response_model=Health,
         responses={503: {"description": "the service is stopping", "model": Health}},
     )
@@ -245,61 +263,62 @@ def _add_state(app: FastAPI, service: Service) -> None:
         return JSONResponse(state, 200 if service.running else 503)
 
     text = {"text/plain": {"schema": {"type": "string"}}}
-    responses: dict[int | str, dict[str, Any]] = {200: {"description": "Counters, as text", "content": text}}
+    responses: dict[int | str, dict[str, Any]] = {200: {"description": "metrics as text", "content": text}}
 
-    @app.get("/metrics", summary="Counters for Prometheus", response_class=Response, responses=responses)
+    @app.get("/metrics", summary="Metrics for Prometheus", response_class=Response, responses=responses)
     async def metrics() -> Response:
-        return Response(service.measures.text(), media_type=service.measures.media_type)
+        return Response(service.metrics.text(), media_type=service.metrics.media_type)
 
 
-def _versioned(service: Service) -> APIRouter:
-    """Return the routes that answer about models and images."""
-    router = APIRouter(prefix="/v1", dependencies=_guards(service.settings.api_key))
+def _create_api(service: Service) -> APIRouter:
+    """Create the versioned routes for models and predictions."""
+    router = APIRouter(prefix="/v1", dependencies=_api_key_dependencies(service.settings.api_key))
 
-    @router.get("/models", summary="List the models", response_model=Models, responses=refusals(401))
+    @router.get("/models", summary="List of models", response_model=ModelList, responses=error_responses(401))
     async def models() -> dict[str, Any]:
-        settings, about = service.settings, [_about(service.predictor, name) for name in service.predictor.models]
-        return {"models": about, "conf": settings.conf_thres, "iou": settings.iou_thres}
+        settings, predictor = service.settings, service.predictor
+        described = [_describe_model(predictor, name) for name in predictor.models]
+        return {"models": described, "conf": settings.conf_thres, "iou": settings.iou_thres}
 
     @router.post(
         "/predict",
         summary="Predict on one or several images",
-        response_model=Answer,
-        responses=refusals(*PREDICTION),
-        openapi_extra=BODY,
+        response_model=PredictionResponse,
+        responses=error_responses(*PREDICTION_ERRORS),
+        openapi_extra=REQUEST_BODY,
     )
-    async def predict_images(request: Request, asked: Annotated[Parameters, Query()]) -> Response:
-        name = service.named(asked.model)
+    async def predict_images(request: Request, parameters: Annotated[Parameters, Query()]) -> Response:
+        name = service.resolve_model(parameters.model)
 
-        def told(found: list[Any], form: Form) -> dict[str, Any]:
-            return {"model": name, "images": [answer(one, form) for one in found]}
+        def encode(results: Sequence[Results], form: ResponseFormat) -> dict[str, Any]:
+            return {"model": name, "images": [encode_result(one, form) for one in results]}
 
-        return await service.answered(request, name, asked, told)
+        return await service.respond(request, name, parameters, encode)
 
     @router.post(
         "/object-detection/{model}",
-        summary="Boxes of one image, as YOLOv5's REST API gave them",
+        summary="Boxes of one image in the format of YOLOv5's Flask REST API",
         response_model=list[FlaskRow],
-        responses=refusals(*PREDICTION),
-        openapi_extra=BODY,
+        responses=error_responses(*PREDICTION_ERRORS),
+        openapi_extra=REQUEST_BODY,
     )
     async def flask_api(model: str, request: Request, _: Annotated[NoParameters, Query()]) -> Response:
-        name = service.named(model)
+        name = service.resolve_model(model)
         if not any(spec.strides for spec in service.predictor.models[name].runner.specs.values()):
-            raise HTTPException(404, f"the model {name!r} finds no boxes")
+            raise HTTPException(404, f"the model {name!r} has no box head")
 
-        def told(found: list[Any], form: Form) -> list[dict[str, Any]]:
-            return flask_rows(found[0], form)
+        def encode(results: Sequence[Results], form: ResponseFormat) -> list[dict[str, Any]]:
+            return encode_flask_rows(results[0], form)
 
-        return await service.answered(request, name, Parameters.model_validate({"masks": "none"}), told)
+        return await service.respond(request, name, Parameters.model_validate({"masks": "none"}), encode)
 
     return router
 
 
-def _about(predictor: Predictor, name: str) -> dict[str, Any]:
+def _describe_model(predictor: Predictor, name: str) -> dict[str, Any]:
     model = predictor.models[name]
     heads = {
         head: {"classes": list(spec.names or model.runner.names), "masks": bool(spec.num_masks)}
         for head, spec in model.runner.specs.items()
     }
-    return {"name": name, "heads": heads, "size": predictor.size_of(name), "stride": model.stride}
+    return {"name": name, "heads": heads, "size": predictor.default_size(name), "stride": model.stride}

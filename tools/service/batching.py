@@ -1,4 +1,4 @@
-"""Images of many requests go through the network together: dynamic batching with a bounded queue."""
+"""Dynamic batching: items of concurrent requests are processed together, with a bounded number in progress."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-class FullError(Exception):
-    """More images are in work than may."""
+class QueueFullError(Exception):
+    """The number of items in progress has reached its limit."""
 
 
-class StoppedError(Exception):
-    """The service is shutting down."""
+class ShuttingDownError(Exception):
+    """The service accepts no more items."""
 
 
-class WorkError(Exception):
-    """The network failed on this item; the cause is the exception."""
+class InferenceError(Exception):
+    """Processing of this item failed; the cause is the original exception."""
 
 
 @dataclass
@@ -29,79 +29,107 @@ class _Job:
     item: Any
     key: Hashable
     result: asyncio.Future[Any]
-    born: float = field(default_factory=time.monotonic)
+    created: float = field(default_factory=time.monotonic)
 
 
 class Batcher:
-    """Collect items with equal keys for a moment, then hand up to `most(key)` of them to `work` in one thread.
+    """Collect items with equal keys for a short time and process them together in one thread.
 
-    An item's result does not depend on what shares its batch, as long as `work` keeps that promise. Items whose
-    request has gone are left out. When `work` raises on several items it is asked again for each alone, so that one
-    that cannot be worked on spoils no other; that one's request gets WorkError, and the batcher goes on.
+    Items of cancelled requests are skipped. When a batch fails, each of its items is processed again by itself, so
+    that only the requests of failing items get an `InferenceError`.
+
+    Args:
+        process: Computes the results of items with a common key, in their order. The result of an item must not
+            depend on the other items.
+        max_batch_size: Maximum number of items per batch, by key.
+        max_wait_s: How long the first item of a batch waits for others.
+        max_items: Maximum number of items in progress, see `reserve`.
+        on_batch: Called with the size of every batch.
     """
 
     def __init__(
         self,
-        work: Callable[[Hashable, Sequence[Any]], Sequence[Any]],
-        most: Callable[[Hashable], int],
+        process: Callable[[Hashable, Sequence[Any]], Sequence[Any]],
+        max_batch_size: Callable[[Hashable], int],
         max_wait_s: float,
         max_items: int,
-        watch: Callable[[int], None] = lambda size: None,
+        on_batch: Callable[[int], None] = lambda size: None,
     ) -> None:
-        self.work, self.most, self.max_wait_s, self.max_items = work, most, max_wait_s, max_items
-        self._watch = watch
-        self._waiting: deque[_Job] = deque()
-        self._taken = 0  # places: items that are received, prepared, wait or are worked on
-        self._something = asyncio.Event()
+        self.process, self.max_batch_size = process, max_batch_size
+        self.max_wait_s, self.max_items = max_wait_s, max_items
+        self._on_batch = on_batch
+        self._queue: deque[_Job] = deque()
+        self._reserved = 0
+        self._changed = asyncio.Event()
         self._pool = ThreadPoolExecutor(1, "network")
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
 
     def __len__(self) -> int:
-        """Return how many items wait for the network."""
-        return len(self._waiting)
+        """Count the items in the queue."""
+        return len(self._queue)
 
     def start(self) -> None:
-        """Begin to serve; call it inside the event loop."""
+        """Start processing; must be called inside the event loop."""
         self._task = asyncio.create_task(self._run())
 
     @contextmanager
-    def places(self, count: int) -> Iterator[None]:
-        """Hold `count` of the `max_items` places; FullError where so many are not free, StoppedError at the end."""
+    def reserve(self, count: int) -> Iterator[None]:
+        """Count items as in progress: while they are received, prepared, queued and processed.
+
+        Args:
+            count: Number of items.
+
+        Raises:
+            QueueFullError: The limit `max_items` would be exceeded.
+            ShuttingDownError: `stop` has been called.
+        """
         if self._stopped:
-            raise StoppedError
-        if self._taken + count > self.max_items:
-            raise FullError
-        self._taken += count
+            raise ShuttingDownError
+        if self._reserved + count > self.max_items:
+            raise QueueFullError
+        self._reserved += count
         try:
             yield
         finally:
-            self._taken -= count
+            self._reserved -= count
 
     async def submit(self, items: Sequence[Any], keys: Sequence[Hashable]) -> list[Any]:
-        """Return the results of some items. Who is cancelled here frees the network of them."""
+        """Process items and wait for their results. Cancellation removes them from the queue.
+
+        Args:
+            items: The items.
+            keys: Key of each item.
+
+        Returns:
+            Result of each item.
+
+        Raises:
+            InferenceError: An item failed.
+            ShuttingDownError: `stop` has been called.
+        """
         if self._stopped:
-            raise StoppedError
+            raise ShuttingDownError
         loop = asyncio.get_running_loop()
         jobs = [_Job(item, key, loop.create_future()) for item, key in zip(items, keys, strict=True)]
-        self._waiting.extend(jobs)
-        self._something.set()
+        self._queue.extend(jobs)
+        self._changed.set()
         try:
             return list(await asyncio.gather(*(job.result for job in jobs)))
         finally:
             for job in jobs:
-                job.result.cancel()  # of those that nobody will read
+                job.result.cancel()  # has no effect on results that were received
 
     async def _run(self) -> None:
-        while not (self._stopped and not self._waiting):
+        while not (self._stopped and not self._queue):
             jobs = await self._collect()
             if jobs:
-                await self._serve(jobs)
+                await self._process(jobs)
 
-    async def _serve(self, jobs: Sequence[_Job]) -> None:
-        self._watch(len(jobs))
+    async def _process(self, jobs: Sequence[_Job]) -> None:
+        self._on_batch(len(jobs))
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._pool, self._worked, jobs[0].key, [job.item for job in jobs])
+        future = loop.run_in_executor(self._pool, self._call, jobs[0].key, [job.item for job in jobs])
         await asyncio.wait({future})
         error = future.exception()
         if error is None:
@@ -111,55 +139,55 @@ class Batcher:
         elif len(jobs) > 1:
             for job in jobs:
                 if not job.result.done():
-                    await self._serve([job])
+                    await self._process([job])
         elif not jobs[0].result.done():
-            failed = WorkError(str(error))
-            failed.__cause__ = error
-            jobs[0].result.set_exception(failed)
+            failure = InferenceError(str(error))
+            failure.__cause__ = error
+            jobs[0].result.set_exception(failure)
 
-    def _worked(self, key: Hashable, items: Sequence[Any]) -> Sequence[Any]:
-        results = self.work(key, items)
+    def _call(self, key: Hashable, items: Sequence[Any]) -> Sequence[Any]:
+        results = self.process(key, items)
         if len(results) != len(items):
-            raise RuntimeError(f"{len(items)} items were given, {len(results)} results came back")
+            raise RuntimeError(f"{len(results)} results for {len(items)} items")
         return results
 
     async def _collect(self) -> list[_Job]:
-        """Return jobs with the key of the oldest one, once there are enough or it has waited long enough."""
-        if not self._waiting:
-            self._something.clear()
-            await self._something.wait()
-            if not self._waiting:
+        """Wait until the oldest job has a full batch or has waited long enough; remove its batch from the queue."""
+        if not self._queue:
+            self._changed.clear()
+            await self._changed.wait()
+            if not self._queue:
                 return []
-        oldest = self._waiting[0]
-        while not self._stopped and self._count(oldest.key) < self.most(oldest.key):
-            left = oldest.born + self.max_wait_s - time.monotonic()
-            if left <= 0:
+        oldest = self._queue[0]
+        while not self._stopped and self._count(oldest.key) < self.max_batch_size(oldest.key):
+            remaining = oldest.created + self.max_wait_s - time.monotonic()
+            if remaining <= 0:
                 break
-            self._something.clear()
+            self._changed.clear()
             try:
-                await asyncio.wait_for(self._something.wait(), left)
+                await asyncio.wait_for(self._changed.wait(), remaining)
             except asyncio.TimeoutError:
                 break
         return self._take(oldest.key)
 
     def _count(self, key: Hashable) -> int:
-        return sum(job.key == key for job in self._waiting)
+        return sum(job.key == key for job in self._queue)
 
     def _take(self, key: Hashable) -> list[_Job]:
         taken: list[_Job] = []
-        left: deque[_Job] = deque()
-        most = self.most(key)
-        for job in self._waiting:
-            if job.result.done():  # its request has gone
+        remaining: deque[_Job] = deque()
+        limit = self.max_batch_size(key)
+        for job in self._queue:
+            if job.result.done():  # its request was cancelled
                 continue
-            (taken if job.key == key and len(taken) < most else left).append(job)
-        self._waiting = left
+            (taken if job.key == key and len(taken) < limit else remaining).append(job)
+        self._queue = remaining
         return taken
 
     async def stop(self) -> None:
-        """Finish what waits, then stop."""
+        """Process the remaining items, then stop."""
         self._stopped = True
-        self._something.set()
+        self._changed.set()
         if self._task is not None:
             await self._task
         self._pool.shutdown()

@@ -1,4 +1,4 @@
-"""HTTP connections that hang up on clients who keep one open without sending a whole request."""
+"""HTTP protocol of uvicorn with a timeout for idle connections and slow request headers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
-def patient(seconds: float) -> type[H11Protocol]:
-    """Return uvicorn's protocol with a limit that it lacks: on the time in which a request must have begun.
+def protocol_with_header_timeout(seconds: float) -> type[H11Protocol]:
+    """Create a protocol that closes connections whose request headers do not arrive in time.
 
-    It counts from the connection, or from the last answer, to the end of a request's headers; while the application
-    works on a request its own limits hold. What is left of a refused request's body must come within it too.
+    uvicorn has no such limit. The time counts from the start of the connection, or from the end of the last response,
+    to the end of the headers. It does not run while the application handles a request, but includes the rest of the
+    body of a rejected request.
+
+    Args:
+        seconds: The timeout.
+
+    Returns:
+        A protocol class for `uvicorn.Config(http=...)`.
     """
 
-    class PatientProtocol(H11Protocol):
+    class HeaderTimeoutProtocol(H11Protocol):
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             super().__init__(*arguments, **keywords)
             self._idle_since = self.loop.time()
@@ -23,7 +30,7 @@ def patient(seconds: float) -> type[H11Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self._look()
+            self._check_idle()
 
         def connection_lost(self, exc: Exception | None) -> None:
             if self._timer is not None:
@@ -34,14 +41,14 @@ def patient(seconds: float) -> type[H11Protocol]:
             self._idle_since = self.loop.time()
             super().on_response_complete()
 
-        def _look(self) -> None:
-            """Hang up once it is time, else look again when it will be."""
+        def _check_idle(self) -> None:
+            """Close the connection if it has been idle too long, otherwise re-arm the timer."""
             now = self.loop.time()
             busy = self.cycle is not None and not self.cycle.response_complete
-            left = seconds if busy else self._idle_since + seconds - now
-            if left <= 0:
+            remaining = seconds if busy else self._idle_since + seconds - now
+            if remaining <= 0:
                 self.transport.close()
             else:
-                self._timer = self.loop.call_later(left, self._look)
+                self._timer = self.loop.call_later(remaining, self._check_idle)
 
-    return PatientProtocol
+    return HeaderTimeoutProtocol

@@ -1,4 +1,4 @@
-"""Memory that the process holds without using it goes back to the system."""
+"""Return unused memory of the process to the operating system (glibc only)."""
 
 from __future__ import annotations
 
@@ -7,36 +7,43 @@ import sys
 from functools import cache
 from typing import Any
 
-_ARENA_MAX, _MMAP_THRESHOLD = -8, -3  # of glibc's mallopt
-LARGE = 2**20  # bytes from which a block is mapped by itself
+_M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # parameters of glibc's mallopt
+MMAP_THRESHOLD = 2**20  # bytes; larger blocks are mapped separately
+MAX_ARENAS = 2
 
 
-def hold_level() -> bool:
-    """Let the system have every large block as soon as it is free; tell whether the C library can.
+def release_large_blocks_immediately() -> bool:
+    """Configure the allocator to return large blocks to the system as soon as they are freed.
 
-    The process then holds what it uses and no more. The price is that the system clears the same memory again and
-    again, which takes a quarter of the time.
+    The process then holds only what it uses. Since the system clears the same memory again and again, inference takes
+    about a quarter longer.
+
+    Returns:
+        Whether the C library supports it.
     """
-    set_option = _of_libc("mallopt", ctypes.c_int, ctypes.c_int)
-    if set_option is None:
+    mallopt = _glibc_function("mallopt", ctypes.c_int, ctypes.c_int)
+    if mallopt is None:
         return False
-    return bool(set_option(_MMAP_THRESHOLD, LARGE)) and bool(set_option(_ARENA_MAX, 2))
+    return bool(mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD)) and bool(mallopt(_M_ARENA_MAX, MAX_ARENAS))
 
 
 @cache
-def _of_libc(name: str, *arguments: Any) -> Any:
-    """Return a function of glibc's that gives an int, None with other C libraries."""
+def _glibc_function(name: str, *arguments: Any) -> Any:
+    """Look up a function of glibc that returns an int; None with other C libraries."""
     function = getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
     if function is not None:
         function.argtypes, function.restype = list(arguments), ctypes.c_int
     return function
 
 
-def give_back() -> bool:
-    """Return free memory to the system; tell whether there was any (False as well where the C library cannot).
+def release_free_memory() -> bool:
+    """Return free heap memory to the system.
 
-    Outputs of layers come in another size with every shape and number of images. Between them glibc's heaps keep holes
-    that hardly anything fits into, and a service under load would grow by hundreds of MB in the first minutes.
+    Layer outputs differ in size between input shapes and batch sizes, which fragments glibc's heaps: a service under
+    load would otherwise grow by hundreds of MB in the first minutes.
+
+    Returns:
+        Whether memory was released; False also where the C library does not support it.
     """
-    trim = _of_libc("malloc_trim", ctypes.c_size_t)
-    return trim is not None and bool(trim(0))
+    malloc_trim = _glibc_function("malloc_trim", ctypes.c_size_t)
+    return malloc_trim is not None and bool(malloc_trim(0))

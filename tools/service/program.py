@@ -1,8 +1,7 @@
-"""From the options of serve.py to a running server."""
+"""Run the service: check packages, load the models and start the server."""
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import logging
 import os
@@ -10,12 +9,14 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+from tools.service.service_settings import ServiceSettings
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
 
-_NEEDED = {
+_REQUIRED_PACKAGES = {  # module -> name for pip
     "fastapi": "fastapi",
     "uvicorn": "uvicorn",
     "python_multipart": "python-multipart",
@@ -23,22 +24,27 @@ _NEEDED = {
 }
 
 
-def serve_models(options: argparse.Namespace) -> None:
-    """Serve until SIGTERM or Ctrl-C; requests that run then are finished first."""
+def serve_models(settings: ServiceSettings) -> None:
+    """Serve until SIGTERM or Ctrl-C; requests in progress are completed first.
+
+    Args:
+        settings: Options of serve.py; without weights the newest best.pt is served, without API key $API_KEY applies.
+
+    Raises:
+        UserError: A package or checkpoint is missing, or the port is not available.
+    """
     _require_packages()
     import uvicorn
 
     from tools.service.app import build_app
-    from tools.service.header_timeout import patient
-    from tools.service.memory_trim import hold_level
-    from tools.service.service_settings import ServiceSettings
+    from tools.service.header_timeout import protocol_with_header_timeout
+    from tools.service.memory_trim import release_large_blocks_immediately
     from utils.backends.open_weights import find_weights
 
-    values = {**vars(options), "api_key": options.api_key or os.environ.get("API_KEY", "")}
-    values["weights"] = tuple(str(path) for path in find_weights(options.weights, options.download))
-    settings = ServiceSettings(**values)
-    if settings.level_memory and not hold_level():
-        raise UserError("--level-memory: the C library of this system cannot be told so; leave it out")
+    weights = tuple(str(path) for path in find_weights(settings.weights, settings.download))
+    settings = replace(settings, weights=weights, api_key=settings.api_key or os.environ.get("API_KEY", ""))
+    if settings.level_memory and not release_large_blocks_immediately():
+        raise UserError("--level-memory: not supported by the C library of this system; leave it out")
     app = build_app(settings)
     config = uvicorn.Config(
         app,
@@ -46,7 +52,7 @@ def serve_models(options: argparse.Namespace) -> None:
         port=settings.port,
         log_level="warning",
         timeout_graceful_shutdown=int(settings.timeout) + 1,
-        http=patient(settings.timeout),
+        http=protocol_with_header_timeout(settings.timeout),
         ws="none",
         server_header=False,
     )
@@ -54,25 +60,26 @@ def serve_models(options: argparse.Namespace) -> None:
     class Server(uvicorn.Server):
         async def startup(self, *arguments: Any, **keywords: Any) -> None:
             await super().startup(*arguments, **keywords)
-            port = self.servers[0].sockets[0].getsockname()[1]  # the system's choice for --port 0
+            port = self.servers[0].sockets[0].getsockname()[1]  # with --port 0 the system chooses the port
             LOGGER.info(f"listening on http://{settings.host}:{port} (page), /docs, /v1/predict; Ctrl-C stops")
 
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # clients' broken forms are answered, not logged
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # damaged forms are answered with status 400
     server = Server(config)
+    unavailable = f"--host {settings.host} --port {settings.port}: cannot listen on this address; choose another port"
     try:
-        with _sigterm_is_no_fault():
+        with _exit_cleanly_on_sigterm():
             server.run()
-    except SystemExit as error:  # uvicorn leaves like this when it cannot listen
-        raise UserError(f"--host {settings.host} --port {settings.port}: cannot listen there") from error
+    except SystemExit as error:  # raised by uvicorn if the port is not available
+        raise UserError(unavailable) from error
     if not server.started:
-        raise UserError(f"--host {settings.host} --port {settings.port}: cannot listen there")
+        raise UserError(unavailable)
 
 
 @contextmanager
-def _sigterm_is_no_fault() -> Iterator[None]:
-    """Leave with status 0 after SIGTERM: uvicorn, once stopped, raises the signal again."""
+def _exit_cleanly_on_sigterm() -> Iterator[None]:
+    """Exit with status 0 after SIGTERM, which uvicorn raises again once it has stopped."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # then uvicorn takes no signals either
+        yield  # uvicorn handles signals in the main thread only
         return
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
@@ -82,8 +89,8 @@ def _sigterm_is_no_fault() -> Iterator[None]:
 
 
 def _require_packages() -> None:
-    for module, package in _NEEDED.items():
+    for module, package in _REQUIRED_PACKAGES.items():
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise UserError(f"serve.py needs {package}: pip install -r requirements-serve.txt") from error
+            raise UserError(f"serve.py needs the package {package}; pip install -r requirements-serve.txt") from error

@@ -1,4 +1,4 @@
-"""What the service counts about itself, for Prometheus."""
+"""Metrics of the service in Prometheus format."""
 
 from __future__ import annotations
 
@@ -16,34 +16,37 @@ from prometheus_client import (
     generate_latest,
 )
 
-_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
+_BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
+UNKNOWN_ROUTE = "elsewhere"  # label of all unknown paths, so that clients cannot create labels
 
 
-class Measures:
-    """Requests by route and status, their times, sizes of batches, images that wait, memory and time of the process."""
+class ServiceMetrics:
+    """Requests by route and status, response times, batch sizes, queue length, and memory and CPU of the process."""
 
     media_type = CONTENT_TYPE_LATEST
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         labels = ("route", "status")
-        self.requests = Counter("polyolo_requests", "Requests answered", labels, registry=self.registry)
-        self.seconds = Histogram("polyolo_request_seconds", "Time to the answer", ("route",), registry=self.registry)
-        self.images = Counter("polyolo_images", "Images predicted on", registry=self.registry)
-        self.batches = Histogram("polyolo_batch_images", "Images per batch", buckets=_SIZES, registry=self.registry)
+        self.requests = Counter("polyolo_requests", "Number of requests", labels, registry=self.registry)
+        self.seconds = Histogram("polyolo_request_seconds", "Response time", ("route",), registry=self.registry)
+        self.images = Counter("polyolo_images", "Number of predicted images", registry=self.registry)
+        self.batches = Histogram(
+            "polyolo_batch_images", "Images per batch", buckets=_BATCH_BUCKETS, registry=self.registry
+        )
         self.waiting = Gauge("polyolo_images_waiting", "Images in the queue", registry=self.registry)
         ProcessCollector(registry=self.registry)
 
     def text(self) -> bytes:
-        """Return everything in Prometheus's format."""
+        """Format all metrics for Prometheus."""
         return generate_latest(self.registry)
 
 
-class Watch:
-    """Count requests to `app`; addresses that lead nowhere are counted as one."""
+class MetricsMiddleware:
+    """ASGI middleware that counts requests and measures their response times."""
 
-    def __init__(self, app: Any, measures: Measures) -> None:
-        self.app, self.measures = app, measures
+    def __init__(self, app: Any, metrics: ServiceMetrics) -> None:
+        self.app, self.metrics = app, metrics
 
     async def __call__(
         self,
@@ -51,21 +54,21 @@ class Watch:
         receive: Callable[[], Awaitable[Any]],
         send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
     ) -> None:
-        """Serve one request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, status = time.monotonic(), 500  # unless an answer begins
+        start, status = time.monotonic(), 500  # the status if no response is started
 
-        async def noted(message: MutableMapping[str, Any]) -> None:
+        async def record_status(message: MutableMapping[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self.app(scope, receive, noted)
+            await self.app(scope, receive, record_status)
         finally:
-            route = getattr(scope.get("route"), "path", "elsewhere")
-            self.measures.requests.labels(route, str(status)).inc()
-            self.measures.seconds.labels(route).observe(time.monotonic() - start)
+            route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
+            self.metrics.requests.labels(route, str(status)).inc()
+            self.metrics.seconds.labels(route).observe(time.monotonic() - start)

@@ -1,4 +1,4 @@
-"""How requests come in: limits on bodies, images out of forms, and clients that leave."""
+"""Reading of requests: limits of bodies, images in forms, and clients that disconnect."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tools.service.service_settings import ServiceSettings
 from utils.core.errors import UserError
 from utils.core.http_client import fetch_bytes
 
-PICTURES = ("image/", "application/octet-stream")
-GONE = 499  # nginx's number for a client that did not wait; nobody reads the answer, but it is counted
+IMAGE_TYPES = ("image/", "application/octet-stream")  # prefixes of the content types of raw image bodies
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for clients that disconnect; it appears in the metrics only
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -28,25 +28,30 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 T = TypeVar("T")
 
 
-class BodyLimit:
-    """Refuse requests whose body is too large: announced ones unread, others while they are received."""
+class BodyLimitMiddleware:
+    """ASGI middleware that rejects large bodies: by the announced length, else while they are received.
+
+    Args:
+        app: The application.
+        max_bytes: Maximum size of a body.
+    """
 
     def __init__(self, app: Any, max_bytes: int) -> None:
         self.app, self.max_bytes = app, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         text = f"the body is larger than {self.max_bytes / 2**20:g} MiB"
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if announced.isdigit() and int(announced[:18]) > self.max_bytes:
-            await JSONResponse({"detail": text}, 413)(scope, receive, send)  # what still comes the server throws away
+            await JSONResponse({"detail": text}, 413)(scope, receive, send)  # the server discards the rest of the body
             return
         received = 0
 
-        async def counted() -> MutableMapping[str, Any]:
+        async def receive_limited() -> MutableMapping[str, Any]:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
@@ -54,93 +59,112 @@ class BodyLimit:
                 raise HTTPException(413, text, {"Connection": "close"})
             return message
 
-        await self.app(scope, counted, send)
+        await self.app(scope, receive_limited, send)
 
 
-class _InMemory(MultiPartParser):
-    """Keeps files in memory, whose size BodyLimit bounds: nothing of a request is written to disk."""
+class _InMemoryParser(MultiPartParser):
+    """Form parser that keeps files in memory; their size is limited by `BodyLimitMiddleware`."""
 
     spool_max_size = 1 << 40
 
 
-async def received(request: Request, settings: ServiceSettings) -> list[tuple[str, bytes]]:
-    """Return name and bytes of the images in a request; HTTPException 400, 413, 415 or 422 without any."""
+async def read_images(request: Request, settings: ServiceSettings) -> list[tuple[str, bytes]]:
+    """Read the images of a request: a raw image body, or files and URLs in a form.
+
+    Args:
+        request: The request.
+        settings: Limits.
+
+    Returns:
+        Name and encoded bytes of each image.
+
+    Raises:
+        HTTPException: 400, 413, 415 or 422 if the body has no usable images, 499 if the client disconnects.
+    """
+    content_type = request.headers.get("content-type", "").lower()
     try:
-        return await _sent(request, settings)
+        if content_type.startswith("multipart/form-data"):
+            return await _read_form(request, settings)
+        if not content_type.startswith(IMAGE_TYPES):
+            raise HTTPException(415, "unsupported content type; send image/... or multipart/form-data with files")
+        body = await request.body()
     except ClientDisconnect as error:
-        raise HTTPException(GONE, "the client has gone") from error
-
-
-async def _sent(request: Request, settings: ServiceSettings) -> list[tuple[str, bytes]]:
-    kind = request.headers.get("content-type", "").lower()
-    if kind.startswith("multipart/form-data"):
-        return await _from_form(request, settings)
-    if not kind.startswith(PICTURES):
-        raise HTTPException(415, "send image/... or multipart/form-data with fields `image`")
-    body = await request.body()
+        raise HTTPException(CLIENT_CLOSED_REQUEST, "the client has disconnected") from error
     if not body:
         raise HTTPException(400, "the body is empty; send an image")
     return [("image", body)]
 
 
-async def _from_form(request: Request, settings: ServiceSettings) -> list[tuple[str, bytes]]:
-    most = settings.max_images
-    parser = _InMemory(request.headers, request.stream(), max_files=most, max_fields=most)
+async def _read_form(request: Request, settings: ServiceSettings) -> list[tuple[str, bytes]]:
+    limit = settings.max_images
+    parser = _InMemoryParser(request.headers, request.stream(), max_files=limit, max_fields=limit)
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise HTTPException(413 if error.message.startswith("Too many") else 400, error.message) from error
-    except (FormParserError, ValueError, LookupError) as error:  # among them odd character sets
-        raise HTTPException(400, "the form cannot be read") from error
+    except (FormParserError, ValueError, LookupError) as error:  # LookupError: unknown character sets
+        raise HTTPException(400, "the form is damaged") from error
     try:
-        return await _images_of(form, settings)
+        return await _images_of_form(form, settings)
     finally:
-        for file in parser._files_to_close_on_error:  # among them those of parts without an end, which no form holds
+        for file in parser._files_to_close_on_error:  # includes incomplete parts, which the form does not contain
             file.close()
 
 
-async def _images_of(form: FormData, settings: ServiceSettings) -> list[tuple[str, bytes]]:
+async def _images_of_form(form: FormData, settings: ServiceSettings) -> list[tuple[str, bytes]]:
     parts = form.multi_items()
-    if odd := [name for name, part in parts if isinstance(part, str) and name != "url"]:
-        raise HTTPException(422, f"the form's field {odd[0][:100]!r} is no file; parameters belong into the address")
+    if unknown := [name for name, part in parts if isinstance(part, str) and name != "url"]:
+        field = unknown[0][:100]
+        raise HTTPException(422, f"unknown form field {field!r}; send parameters in the query string of the URL")
     if not parts:
         raise HTTPException(400, "no image in the form; send files in fields `image`")
     if len(parts) > settings.max_images:
         raise HTTPException(413, f"more than {settings.max_images} images")
-    left = settings.max_body_bytes
+    remaining_bytes = settings.max_body_bytes
     found = []
     for _, part in parts:
         if isinstance(part, UploadFile):
             found.append((Path(part.filename or "image").name[:200], await part.read()))
         else:
-            found.append((part[:200], await _fetched(part, settings, left)))
-            left -= len(found[-1][1])
+            found.append((part[:200], await _download(part, settings, remaining_bytes)))
+            remaining_bytes -= len(found[-1][1])
     return found
 
 
-async def _fetched(address: str, settings: ServiceSettings, max_bytes: int) -> bytes:
+async def _download(url: str, settings: ServiceSettings, max_bytes: int) -> bytes:
     if not settings.allow_urls:
-        raise HTTPException(400, "addresses are not fetched here; send the image itself")
+        raise HTTPException(400, "downloads from URLs are disabled; send the image itself")
     try:
-        return await run_in_threadpool(fetch_bytes, address, False, max_bytes)
+        return await run_in_threadpool(fetch_bytes, url, False, max_bytes)
     except UserError as error:
         raise HTTPException(400, str(error)) from error
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Return what `work` returns; give it up when the client leaves. The request's body must have been read."""
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await a coroutine, and cancel it if the client disconnects.
 
-    async def leaving() -> None:
+    Args:
+        request: Its body must have been read.
+        work: The coroutine.
+
+    Returns:
+        Its result.
+
+    Raises:
+        HTTPException: 499 if the client disconnects.
+    """
+
+    async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(leaving())
+    task, disconnect = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise HTTPException(GONE, "the client has gone")
+            raise HTTPException(CLIENT_CLOSED_REQUEST, "the client has disconnected")
         return task.result()
     finally:
         task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        disconnect.cancel()
+        await asyncio.gather(task, disconnect, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Results as plain values for JSON; `tools/service/schema.py` says what they look like."""
+"""Conversion of results to the JSON values that `tools/service/schema.py` describes."""
 
 from __future__ import annotations
 
@@ -11,58 +11,69 @@ from typing import Any
 import cv2
 import numpy as np
 
+from tools.service.schema import MaskFormat
 from utils.core.contracts import HeadSpec, Results
 from utils.ops.class_fractions import class_fractions
 from utils.ops.masks import encode_rle, largest_contour
 from utils.plots.draw import class_name, palette_colour
 from utils.plots.semantic_overlay import SemanticStyle, class_colour
 
-TOP = 5
-MASKS = ("polygon", "rle", "both", "none")
+TOP_CLASSES = 5
 
 
 @dataclass(frozen=True)
-class Form:
-    """How results are told."""
+class ResponseFormat:
+    """Content of a response."""
 
     specs: Mapping[str, HeadSpec] = field(default_factory=dict)
-    names: Sequence[str] = ()  # of the main head's classes
-    masks: str = "polygon"  # one of MASKS
-    pixels: bool = True  # the map of classes as PNG
-    until: float = float("inf")  # of time.monotonic(): later, TimeoutError; masks of large images take long
+    names: Sequence[str] = ()  # class names of the main head
+    masks: MaskFormat = "polygon"
+    pixels: bool = True  # include the semantic map as PNG
+    deadline: float = float("inf")  # of time.monotonic(); checked between masks, which take long for large images
 
     def names_of(self, head: str) -> tuple[str, ...]:
-        """Return the names of a head's classes."""
+        """Get the class names of a head."""
         return (self.specs[head].names if head in self.specs else ()) or tuple(self.names)
 
 
-def answer(result: Results, form: Form) -> dict[str, Any]:
-    """Return what was found in one image."""
+def encode_result(result: Results, form: ResponseFormat) -> dict[str, Any]:
+    """Convert the results of an image to JSON values.
+
+    Args:
+        result: The results.
+        form: What to include.
+
+    Returns:
+        Values of `schema.ImageResult`.
+
+    Raises:
+        TimeoutError: The deadline has passed.
+    """
     height, width = result.info.geometry.original_hw
-    said: dict[str, Any] = {"name": result.info.path, "width": width, "height": height}
+    values: dict[str, Any] = {"name": result.info.path, "width": width, "height": height}
     if result.boxes is not None:
-        said["detections"] = _detections(result, form)
+        values["detections"] = _encode_detections(result, form)
     if result.semantic is not None:
-        said["semantic"] = _semantic(result.semantic.numpy(), form.names_of("semantic"), form.pixels)
+        values["semantic"] = _encode_semantic(result.semantic.numpy(), form.names_of("semantic"), form.pixels)
     if result.probabilities is not None:
         names = form.names_of("classify")
-        scores, order = result.probabilities.float().topk(min(TOP, len(result.probabilities)))
-        said["top5"] = [
+        scores, order = result.probabilities.float().topk(min(TOP_CLASSES, len(result.probabilities)))
+        values["top5"] = [
             {"class": index, "name": class_name(names, index), "confidence": round(score, 5)}
             for index, score in zip(order.tolist(), scores.tolist(), strict=True)
         ]
-    return said
+    return values
 
 
-def _detections(result: Results, form: Form) -> list[dict[str, Any]]:
+def _encode_detections(result: Results, form: ResponseFormat) -> list[dict[str, Any]]:
     assert result.boxes is not None
     assert result.scores is not None
     assert result.classes is not None
-    rows = []
+    detections = []
     for row, (box, score, index) in enumerate(
         zip(result.boxes.tolist(), result.scores.tolist(), result.classes.tolist(), strict=True)
     ):
-        found: dict[str, Any] = {
+        detection: dict[str, Any] = {
             "class": index,
             "name": class_name(form.names, index),
             "confidence": round(score, 5),
@@ -70,15 +81,15 @@ def _detections(result: Results, form: Form) -> list[dict[str, Any]]:
             "color": _hex(palette_colour(index)),
         }
         if result.fine_masks is not None and form.masks != "none":
-            if time.monotonic() > form.until:
+            if time.monotonic() > form.deadline:
                 raise TimeoutError
             mask = result.fine_masks.original(row)
             if form.masks != "rle":
-                found["polygon"] = largest_contour(mask).astype(int).tolist()
+                detection["polygon"] = largest_contour(mask).astype(int).tolist()
             if form.masks != "polygon":
-                found["rle"] = encode_rle(mask)
-        rows.append(found)
-    return rows
+                detection["rle"] = encode_rle(mask)
+        detections.append(detection)
+    return detections
 
 
 def _hex(colour: tuple[int, int, int]) -> str:
@@ -86,29 +97,29 @@ def _hex(colour: tuple[int, int, int]) -> str:
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
-def _semantic(classes: np.ndarray, names: tuple[str, ...], pixels: bool) -> dict[str, Any]:
-    """Return the share of each class that occurs, and the map as a grey PNG of class numbers."""
-    look = SemanticStyle(names)
-    said: dict[str, Any] = {
+def _encode_semantic(classes: np.ndarray, names: tuple[str, ...], pixels: bool) -> dict[str, Any]:
+    """Convert an (H, W) semantic map to class fractions and, with `pixels`, a grey PNG of class indices."""
+    style = SemanticStyle(names)
+    values: dict[str, Any] = {
         "classes": [
             {
                 "class": index,
                 "name": class_name(names, index),
-                "share": round(share, 5),
-                "color": _hex(class_colour(index, look)),
+                "share": round(fraction, 5),
+                "color": _hex(class_colour(index, style)),
             }
-            for index, share in class_fractions(classes).items()
+            for index, fraction in class_fractions(classes).items()
         ]
     }
     if pixels:
         done, png = cv2.imencode(".png", classes)
         assert done
-        said["png"] = base64.b64encode(png.tobytes()).decode()
-    return said
+        values["png"] = base64.b64encode(png.tobytes()).decode()
+    return values
 
 
-def flask_rows(result: Results, form: Form) -> list[dict[str, Any]]:
-    """Return the records that YOLOv5's REST API gives for an image (behaviour.md 8.4)."""
+def encode_flask_rows(result: Results, form: ResponseFormat) -> list[dict[str, Any]]:
+    """Convert boxes to the records of YOLOv5's Flask REST API example."""
     return [
         {
             **dict(zip(("xmin", "ymin", "xmax", "ymax"), row["box"], strict=True)),
@@ -116,5 +127,5 @@ def flask_rows(result: Results, form: Form) -> list[dict[str, Any]]:
             "class": row["class"],
             "name": row["name"],
         }
-        for row in _detections(result, form)
+        for row in _encode_detections(result, form)
     ]

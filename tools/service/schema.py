@@ -1,4 +1,4 @@
-"""What goes into the service and comes out of it: parameters, answers and refusals, for checks and for OpenAPI."""
+"""Parameters and JSON values of the HTTP interface, for validation and for OpenAPI."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,96 +6,98 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from utils.core.train_settings import MAX_IMAGE_PX
 
+MaskFormat = Literal["polygon", "rle", "both", "none"]
+
 
 class Parameters(BaseModel):
-    """The parameters of a prediction; others are refused."""
+    """Query parameters of a prediction; unknown ones are rejected."""
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field("", description="name from /v1/models; empty: the first", max_length=200)
-    conf: float | None = Field(None, ge=0, le=1, description="least confidence of a box")
-    iou: float | None = Field(None, ge=0, le=1, description="of boxes that overlap more, keep the best")
-    max_det: int | None = Field(None, ge=1, le=3000, description="most boxes per image")
+    model: str = Field("", description="name from /v1/models; empty: the first model", max_length=200)
+    conf: float | None = Field(None, ge=0, le=1, description="confidence threshold")
+    iou: float | None = Field(None, ge=0, le=1, description="IoU threshold of NMS")
+    max_det: int | None = Field(None, ge=1, le=3000, description="maximum number of detections per image")
     classes: list[Annotated[int, Field(ge=0, le=65535)]] | None = Field(
-        None, max_length=1000, description="keep only boxes of these classes"
+        None, max_length=1000, description="class indices to detect"
     )
-    agnostic: bool = Field(False, description="boxes of different classes suppress each other")
+    agnostic: bool = Field(False, description="apply NMS across classes")
     size: int | None = Field(
-        None, ge=32, le=MAX_IMAGE_PX, description="longer side in the network, at most --max-imgsz of the service"
+        None, ge=32, le=MAX_IMAGE_PX, description="longer side of the network input, limited by --max-imgsz"
     )
-    masks: Literal["polygon", "rle", "both", "none"] = Field("polygon", description="form of objects' masks")
-    pixels: bool = Field(True, description="return the map of classes of pixels as PNG")
+    masks: MaskFormat = Field("polygon", description="format of instance masks")
+    pixels: bool = Field(True, description="include the semantic map as PNG")
 
 
 class NoParameters(BaseModel):
-    """Refuses all parameters."""
+    """Rejection of all query parameters."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class RunLengths(BaseModel):
-    """A mask in COCO's compressed run lengths."""
+class Rle(BaseModel):
+    """Mask in COCO's compressed run-length encoding."""
 
     size: list[int] = Field(description="height and width")
     counts: str
 
 
 class Detection(BaseModel):
-    """One object."""
+    """Detected object."""
 
     class_: int = Field(alias="class")
     name: str
     confidence: float
     box: list[float] = Field(description="x1, y1, x2, y2 in pixels of the image", min_length=4, max_length=4)
-    color: str = Field(description="the one of its class, as #rrggbb")
-    polygon: list[list[int]] | None = Field(None, description="its largest outline, [x, y] in pixels of the image")
-    rle: RunLengths | None = None
+    color: str = Field(description="colour of the class as #rrggbb")
+    polygon: list[list[int]] | None = Field(None, description="largest contour of the mask, [x, y] in pixels")
+    rle: Rle | None = None
 
 
-class PixelClass(BaseModel):
-    """One class of pixels that occurs in an image."""
+class SemanticClass(BaseModel):
+    """Class of a semantic map."""
 
     class_: int = Field(alias="class")
     name: str
-    share: float = Field(description="of the image, 0 to 1")
+    share: float = Field(description="fraction of the labelled pixels, 0 to 1")
     color: str
 
 
-class PixelClasses(BaseModel):
-    """The classes of all pixels."""
+class SemanticMap(BaseModel):
+    """Result of semantic segmentation."""
 
-    classes: list[PixelClass] = Field(description="those that occur, the largest first")
-    png: str | None = Field(None, description="base64 of a grey PNG of the image's size: class numbers, 255 for none")
+    classes: list[SemanticClass] = Field(description="classes in the image, the largest first")
+    png: str | None = Field(None, description="base64 of a grey PNG of class indices, 255 for unlabelled")
 
 
-class WholeClass(BaseModel):
-    """A class of the whole image."""
+class ClassProbability(BaseModel):
+    """Class of a whole image."""
 
     class_: int = Field(alias="class")
     name: str
     confidence: float
 
 
-class ImageAnswer(BaseModel):
-    """What was found in one image; a part is there when the model has a head for it."""
+class ImageResult(BaseModel):
+    """Predictions for one image; fields are present if the model has a head for them."""
 
-    name: str = Field(description="of the file as it was sent, else `image`")
+    name: str = Field(description="file name as it was sent, else `image`")
     width: int
     height: int
     detections: list[Detection] | None = None
-    semantic: PixelClasses | None = None
-    top5: list[WholeClass] | None = None
+    semantic: SemanticMap | None = None
+    top5: list[ClassProbability] | None = None
 
 
-class Answer(BaseModel):
-    """What was found, an entry per image in the order they were sent."""
+class PredictionResponse(BaseModel):
+    """Predictions, one entry per image in the order they were sent."""
 
     model: str
-    images: list[ImageAnswer]
+    images: list[ImageResult]
 
 
 class FlaskRow(BaseModel):
-    """A box as YOLOv5's REST API gives it."""
+    """Box as in YOLOv5's Flask REST API example."""
 
     xmin: float
     ymin: float
@@ -106,62 +108,64 @@ class FlaskRow(BaseModel):
     name: str
 
 
-class HeadAbout(BaseModel):
-    """What one head of a model finds."""
+class HeadInfo(BaseModel):
+    """Head of a model."""
 
     classes: list[str]
     masks: bool
 
 
-class ModelAbout(BaseModel):
-    """A model that is served."""
+class ModelInfo(BaseModel):
+    """Served model."""
 
     name: str
-    heads: dict[str, HeadAbout]
-    size: int = Field(description="longer side in the network, unless a request says otherwise")
+    heads: dict[str, HeadInfo]
+    size: int = Field(description="default longer side of the network input")
     stride: int
 
 
-class Models(BaseModel):
-    """The models; the first answers when none is named."""
+class ModelList(BaseModel):
+    """Served models; the first is the default."""
 
-    models: list[ModelAbout]
-    conf: float = Field(description="least confidence of a box unless a request says otherwise")
-    iou: float = Field(description="of boxes that overlap more the best is kept, likewise")
+    models: list[ModelInfo]
+    conf: float = Field(description="default confidence threshold")
+    iou: float = Field(description="default IoU threshold of NMS")
 
 
 class Health(BaseModel):
-    """Whether requests are answered."""
+    """State of the service."""
 
     status: Literal["ok", "stopping"]
-    waiting: int = Field(description="images that wait for the network")
+    waiting: int = Field(description="images in the queue")
 
 
-class Refusal(BaseModel):
-    """Why there is no answer."""
+class ErrorResponse(BaseModel):
+    """Reason why a request failed."""
 
     detail: str
 
 
-def refusals(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """Return the description of some refusals for OpenAPI."""
-    return {code: {"description": _REASONS[code], "model": Refusal} for code in codes}
-
-
-_REASONS = {
-    400: "no image, or one that cannot be decoded; a broken form; an address that is not or cannot be fetched",
+ERROR_DESCRIPTIONS = {
+    400: "no image, or a damaged image or form, or a URL that is not allowed or cannot be downloaded",
     401: "the header X-API-Key is missing or wrong",
-    404: "no such model, or it finds no boxes where boxes were asked for",
-    408: "the request took too long to arrive",
-    413: "the body is too large, or holds too many images",
-    415: "neither an image nor multipart/form-data",
+    404: "unknown model, or a model without boxes where boxes are required",
+    408: "the request was not received in time",
+    413: "the body is too large or has too many images",
+    415: "the content type is neither image/... nor multipart/form-data",
     422: "a parameter is unknown or out of range, or an image has too many pixels",
-    500: "the network failed; the service's log says how",
-    503: "too many images are in work, or the service is stopping; try again later",
-    504: "the answer took too long",
+    500: "inference failed; see the log of the service",
+    503: "too many images are in progress, or the service is stopping; try again later",
+    504: "the prediction was not completed in time",
 }
-PREDICTION = (400, 401, 404, 408, 413, 415, 422, 500, 503, 504)
-BODY = {
+PREDICTION_ERRORS = (400, 401, 404, 408, 413, 415, 422, 500, 503, 504)
+
+
+def error_responses(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """Describe error responses for OpenAPI."""
+    return {code: {"description": ERROR_DESCRIPTIONS[code], "model": ErrorResponse} for code in codes}
+
+
+REQUEST_BODY = {
     "requestBody": {
         "required": True,
         "content": {
@@ -173,7 +177,7 @@ BODY = {
                         "url": {
                             "type": "array",
                             "items": {"type": "string"},
-                            "description": "addresses of images, where the service allows them",
+                            "description": "URLs of images, if the service allows downloads",
                         },
                     },
                 }

@@ -1,8 +1,9 @@
-"""What the service may be asked for, and where it stops."""
+"""Options of serve.py as a typed record, with their ranges."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from utils.core.errors import UserError
@@ -12,26 +13,26 @@ from utils.datasets.image_files import MAX_PIXELS
 
 @dataclass(frozen=True)
 class ServiceSettings:
-    """The options of serve.py; names are the options' (dashes become underscores)."""
+    """Options of serve.py. The names are those of the options."""
 
     weights: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     port: int = 5000
     device: str = ""
     half: bool = False
-    imgsz: int = 0  # 0: what the checkpoint was trained at
+    imgsz: int = 0  # 0: from the checkpoint
     conf_thres: float = 0.25
     iou_thres: float = 0.45
     max_det: int = 300
-    max_batch: int = 4  # images that go through the network together, which bounds memory; GPUs gain by more
-    max_wait_ms: float = 3.0  # how long the first of a batch waits for others
+    max_batch: int = 4  # bounds memory; GPUs benefit from more
+    max_wait_ms: float = 3.0
     max_body_mb: float = 16.0
-    max_pixels: int = 50_000_000  # of one image
-    max_images: int = 16  # of one request
-    max_imgsz: int = 1280  # that a request may ask for
-    max_queue: int = 64  # images in work, over all requests
-    timeout: float = 30.0  # seconds until a request is given up
-    level_memory: bool = False  # give every large block back at once
+    max_pixels: int = 50_000_000  # per image
+    max_images: int = 16  # per request
+    max_imgsz: int = 1280
+    max_queue: int = 64  # images in progress, over all requests
+    timeout: float = 30.0  # seconds
+    level_memory: bool = False
     allow_urls: bool = False
     api_key: str = ""
     download: bool = False
@@ -55,19 +56,25 @@ class ServiceSettings:
             ranges["imgsz"] = (32, MAX_IMAGE_PX)
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
-            if not low <= value <= high:  # so that no-number is refused too
-                raise UserError(f"--{name.replace('_', '-')} {value}: from {low:g} to {high}")
+            if not low <= value <= high:  # also rejects NaN
+                raise UserError(f"--{name.replace('_', '-')} expects a number from {low:g} to {high}, got {value}")
         if self.max_images > self.max_queue:
-            raise UserError(f"--max-images {self.max_images}: more than --max-queue {self.max_queue} are never served")
+            raise UserError(f"--max-images {self.max_images} exceeds --max-queue {self.max_queue}; raise --max-queue")
+
+    @classmethod
+    def from_namespace(cls, options: argparse.Namespace) -> ServiceSettings:
+        """Convert parsed options."""
+        values = {one.name: getattr(options, one.name) for one in fields(cls)}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     @property
     def max_body_bytes(self) -> int:
-        """Return the most bytes a request may have."""
+        """Maximum size of a request body in bytes."""
         return int(self.max_body_mb * 2**20)
 
 
 def model_name(path: str) -> str:
-    """Return what a checkpoint is called in addresses: the name of its file, of a run's best.pt that of the run."""
-    place = Path(path)
-    own = place.stem not in ("best", "last")
-    return place.stem if own or place.parent.name != "weights" else place.parent.parent.name
+    """Derive the name of a model from its file: the stem, or for best.pt and last.pt of a run the run's name."""
+    file = Path(path)
+    is_of_run = file.stem in ("best", "last") and file.parent.name == "weights"
+    return file.parent.parent.name if is_of_run else file.stem

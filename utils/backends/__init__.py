@@ -1,4 +1,4 @@
-"""One backend per file, found by name."""
+"""Backends that run and export networks, one file format per module."""
 
 from utils.core.contracts import Backend
 from utils.core.registry import Registry

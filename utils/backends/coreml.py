@@ -1,4 +1,8 @@
-"""CoreML: written anywhere, run by macOS."""
+"""CoreML export and runner.
+
+Files are written on any system, but run by macOS only. UNTESTED: no written file has been run; only the declared
+inputs and outputs are checked.
+"""
 
 from __future__ import annotations
 
@@ -12,90 +16,97 @@ import torch
 from torch import Tensor
 
 from utils.backends import BACKENDS
-from utils.backends.export_metadata import KEY, from_json
-from utils.backends.exported_runner import ExportedRunner, from_arrays, joined, require, silent, warn_half
+from utils.backends.export_metadata import METADATA_KEY, parse_metadata
+from utils.backends.exported_runner import (
+    ExportedRunner,
+    combine_runners,
+    copy_to_tensors,
+    first_line,
+    require_package,
+    silence_terminal,
+    warn_half_ignored,
+)
 from utils.backends.flat_outputs import ExportJob
-from utils.backends.pt2 import traced_with_sizes
-from utils.core.contracts import Runner
+from utils.backends.pt2 import trace_with_fixed_sizes
+from utils.core.contracts import ExportBackend, Runner
 from utils.core.errors import UserError
 
 
 @BACKENDS.register("coreml")
-class CoreMlBackend:
-    """Writes .mlpackage (ML program) or .mlmodel (neural network) files."""
+class CoreMlBackend(ExportBackend):
+    """Writes and runs .mlpackage (ML program) and .mlmodel (neural network) files."""
 
     title, suffixes, ending = "CoreML", (".mlpackage", ".mlmodel"), ".mlpackage"
     packages = ("coremltools",)
-    can = frozenset({"half", "mlmodel"})
+    capabilities = frozenset({"half", "mlmodel"})
 
     @staticmethod
-    def cannot_run() -> str:
-        """Return why files cannot be run here, empty if they can."""
+    def unavailable_reason() -> str:
+        """Explain why files cannot run here; empty on macOS."""
         return "" if sys.platform == "darwin" else "CoreML runs on macOS only"
 
     @staticmethod
     def write(job: ExportJob, path: Path) -> None:
-        """Convert a trace and check the inputs and outputs of what came out."""
-        require("coremltools", "CoreML")
-        with silent():  # it complains on systems where it can only write
+        """Convert a TorchScript trace, then check the inputs and outputs of the written file."""
+        require_package("coremltools", "CoreML")
+        with silence_terminal():  # it prints warnings on systems where it can only write
             import coremltools
 
-        about, example = job.description, job.example()
+        metadata, example = job.metadata, job.example()
         precision = coremltools.precision
         kind: dict[str, Any] = {"convert_to": "neuralnetwork"}
         if not job.mlmodel:
-            half = about.precision == "fp16"
+            half = metadata.precision == "fp16"
             kind = {"convert_to": "mlprogram", "compute_precision": precision.FLOAT16 if half else precision.FLOAT32}
-        elif about.precision == "fp16":
-            raise UserError("--half --mlmodel: half precision is written as .mlpackage; leave --mlmodel out")
-        with warnings.catch_warnings(), torch.no_grad(), silent():
+        elif metadata.precision == "fp16":
+            raise UserError("--half --mlmodel: half precision requires .mlpackage; leave --mlmodel out")
+        with warnings.catch_warnings(), torch.no_grad(), silence_terminal():
             warnings.simplefilter("ignore")
-            program = traced_with_sizes(job)
+            program = trace_with_fixed_sizes(job)
             try:
                 model = coremltools.convert(
                     program,
                     inputs=[coremltools.TensorType(name="images", shape=tuple(example.shape))],
-                    outputs=[coremltools.TensorType(name=name) for name in about.output_names],
+                    outputs=[coremltools.TensorType(name=name) for name in metadata.output_names],
                     skip_model_load=sys.platform != "darwin",
                     **kind,
                 )
-            except Exception as error:  # it fails in many ways with operators it does not know
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-                raise UserError(f"coremltools cannot convert this network ({reason})") from error
-        model.short_description = f"{next(iter(about.specs))} network, exported by Polyolo"
-        model.user_defined_metadata.update({**about.as_yolov5(), KEY: about.to_json()})
+            except Exception as error:  # unsupported operators raise many unrelated classes
+                raise UserError(f"coremltools cannot convert this network ({first_line(error)})") from error
+        model.short_description = f"{next(iter(metadata.specs))} network, exported by Polyolo"
+        model.user_defined_metadata.update({**metadata.to_yolov5(), METADATA_KEY: metadata.to_json()})
         model.save(str(path))
-        _check(coremltools.utils.load_spec(str(path)), job, path)
+        _check_interface(coremltools.utils.load_spec(str(path)), job, path)
 
     @staticmethod
     def open(
         paths: Sequence[Path], device: torch.device, half: bool = False, augment: bool = False
     ) -> tuple[Runner, dict[str, Any]]:
-        """Return a runner for the files; not on macOS UserError."""
-        if reason := CoreMlBackend.cannot_run():
+        """Open files on macOS; elsewhere raise UserError."""
+        if reason := CoreMlBackend.unavailable_reason():
             raise UserError(f"{paths[0]}: {reason}; run the checkpoint or another format here")
-        warn_half(half, paths[0])
-        return joined([_open(path) for path in paths], augment)
+        warn_half_ignored(half, paths[0])
+        return combine_runners([_open(path) for path in paths], augment)
 
 
-def _check(spec: Any, job: ExportJob, path: Path) -> None:
-    """Compare what the file says about itself with what was to be written."""
+def _check_interface(spec: Any, job: ExportJob, path: Path) -> None:
+    """Compare the inputs and outputs that the file declares with those of the job."""
     inputs = {one.name: tuple(one.type.multiArrayType.shape) for one in spec.description.input}
     outputs = {one.name for one in spec.description.output}
-    wanted = {"images": tuple(job.example().shape)}
-    if inputs != wanted or outputs != set(job.description.output_names):
-        raise UserError(f"{path}: coremltools wrote inputs {inputs} and outputs {sorted(outputs)}, wanted {wanted}")
+    expected = {"images": tuple(job.example().shape)}
+    if inputs != expected or outputs != set(job.metadata.output_names):
+        raise UserError(f"{path}: coremltools wrote inputs {inputs} and outputs {sorted(outputs)}, expected {expected}")
 
 
 def _open(path: Path) -> ExportedRunner:
-    require("coremltools", f"{path}: running CoreML files")
+    require_package("coremltools", f"{path}: running CoreML files")
     import coremltools
 
     model = coremltools.models.MLModel(str(path))
-    about = from_json(model.user_defined_metadata.get(KEY, "{}"), path)
+    metadata = parse_metadata(model.user_defined_metadata.get(METADATA_KEY, "{}"), path)
 
-    def call(images: Tensor) -> list[Tensor]:
-        found = model.predict({"images": images.cpu().numpy()})
-        return from_arrays([found[name] for name in about.output_names])
+    def infer(images: Tensor) -> list[Tensor]:
+        outputs = model.predict({"images": images.cpu().numpy()})
+        return copy_to_tensors([outputs[name] for name in metadata.output_names])
 
-    return ExportedRunner(about, call, path)
+    return ExportedRunner(metadata, infer, path)

@@ -1,4 +1,4 @@
-"""A network for formats that know neither dictionaries nor methods: images in, a tuple of named tensors out."""
+"""What backends export: a network with a tuple of outputs, and the description of the file to write."""
 
 from __future__ import annotations
 
@@ -10,41 +10,44 @@ import torch
 from torch import Tensor, nn
 
 from models.network import Network
-from utils.backends.export_metadata import Description
+from utils.backends.export_metadata import ExportMetadata
 
 
-class Flat(nn.Module):
-    """Give the decoded tensors of any heads in the order of `names`: (head, key).
+class FlatNetwork(nn.Module):
+    """Return the decoded tensors of all heads as a tuple, in the order of `outputs`.
 
-    Takes (B, 3, H, W) floats, RGB in [0, 1]; with `colors` (B, H, W, 3) uint8 pixels in the order rgb or bgr instead.
-    A network in half precision is fed and decoded in fp32.
+    Args:
+        network: The network; one in half precision is fed and decoded in fp32.
+        outputs: (head, key of the decoded tensor) per output.
+        colors: Empty: the input is (B, 3, H, W) float RGB in [0, 1]; `rgb` or `bgr`: (B, H, W, 3) uint8 in that
+            channel order.
     """
 
-    def __init__(self, network: Network, names: tuple[tuple[str, str], ...], colors: str = "") -> None:
+    def __init__(self, network: Network, outputs: tuple[tuple[str, str], ...], colors: str = "") -> None:
         super().__init__()
-        self.network, self.names, self.colors = network, names, colors
+        self.network, self.outputs, self.colors = network, outputs, colors
         self.dtype = next(network.parameters()).dtype
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return one tensor per name."""
+        """Compute one tensor per entry of `outputs`."""
         if self.colors:
             images = images.permute(0, 3, 1, 2)
             images = images.flip(1) if self.colors == "bgr" else images
             images = images.to(self.dtype) / 255
         decoded = self.network.decode(self.network(images.to(self.dtype)))
-        return tuple(decoded[head][key] for head, key in self.names)
+        return tuple(decoded[head][key] for head, key in self.outputs)
 
 
-def decoded_names(network: Network) -> tuple[tuple[str, str], ...]:
-    """Return what the network's heads decode to, as (head, key), found by looking at a small empty image."""
+def decoded_output_names(network: Network) -> tuple[tuple[str, str], ...]:
+    """List the decoded outputs of a network as (head, key), found by running it on a small empty image."""
     side = 2 * network.stride
     with torch.no_grad():
         decoded = network.decode(network(torch.zeros(1, 3, side, side)))
     return tuple((head, key) for head, tensors in decoded.items() for key in tensors)
 
 
-def as_half(network: Network) -> Network:
-    """Return a copy with weights in fp16; anchors stay exact, they are used in fp32."""
+def to_half(network: Network) -> Network:
+    """Copy a network with fp16 weights; anchors keep fp32, in which boxes are decoded."""
     halved = copy.deepcopy(network).half()
     for name, head in halved.heads.items():
         if hasattr(head, "anchors"):
@@ -54,32 +57,32 @@ def as_half(network: Network) -> Network:
 
 @dataclass(frozen=True)
 class ExportJob:
-    """What a backend's `write` is given. `description` says what the file is to be."""
+    """Arguments of a backend's `write`: the network, the metadata of the file, and format-specific options."""
 
     network: Network  # fused, in evaluation mode, fp32, on the CPU
-    description: Description
-    opset: int | None = None  # of ONNX; None: the backend's choice
-    simplify: bool = False
-    optimize: bool = False  # TorchScript for mobile
+    metadata: ExportMetadata
+    opset: int | None = None  # ONNX operator set; None: the backend's default
+    simplify: bool = False  # ONNX
+    optimize: bool = False  # TorchScript for mobile devices
     per_tensor: bool = False  # INT8: one scale per tensor instead of one per channel
     mlmodel: bool = False  # CoreML: the older neural-network format
     workspace_gb: int = 4  # TensorRT
     timing_cache: str = ""  # TensorRT
     verbose: bool = False
-    calibration: Callable[[], Iterator[Tensor]] | None = None  # (1, 3, H, W) floats, for INT8
-    caution: int = 0  # INT8: 0 keeps the heads' last layers in higher precision, more keeps more
+    calibration: Callable[[], Iterator[Tensor]] | None = None  # INT8: images in the form the file takes
+    extra_float_layers: int = 0  # INT8: convolutions kept in floating point beyond the last one of each head
 
-    def module(self) -> Flat:
-        """Return the network as the format takes it, in the precision asked for."""
-        network = as_half(self.network) if self.description.precision == "fp16" else self.network
-        return Flat(network, self.description.outputs, self.description.colors).eval()
+    def module(self) -> FlatNetwork:
+        """Wrap the network for export, in the precision of the metadata."""
+        network = to_half(self.network) if self.metadata.precision == "fp16" else self.network
+        return FlatNetwork(network, self.metadata.outputs, self.metadata.colors).eval()
 
     def example(self, batch: int | None = None, image_hw: tuple[int, int] | None = None) -> Tensor:
-        """Return an input to trace with, from the seed's first numbers."""
-        height, width = image_hw or self.description.image_hw
-        shape = (batch or self.description.batch, 3, height, width)
+        """Generate a random input to trace with, the same on every call."""
+        height, width = image_hw or self.metadata.image_hw
+        shape = (batch or self.metadata.batch, 3, height, width)
         random = torch.Generator().manual_seed(0)
-        if self.description.colors:
+        if self.metadata.colors:
             pixels = torch.randint(0, 256, (shape[0], height, width, 3), generator=random)
             return pixels.to(torch.uint8)
         return torch.rand(shape, generator=random)

@@ -1,4 +1,4 @@
-"""ONNX files that compute in 8-bit integers, for onnxruntime."""
+"""INT8 quantization of ONNX files for onnxruntime."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from utils.backends.exported_runner import require
+from utils.backends.exported_runner import require_package
 from utils.backends.flat_outputs import ExportJob
-from utils.backends.onnx_graph import DEFAULT_OPSET, check_opset, describe, tail
+from utils.backends.onnx_graph import DEFAULT_OPSET, check_opset, nodes_up_to_last_convolutions, set_metadata
 from utils.core.errors import UserError
 
-KINDS = ("Conv", "Sigmoid", "Mul", "MaxPool", "Resize")  # residual sums (Add) would cost the scores
-LEAST_OPSET = 13
-LEAST = -6.0  # below it SiLU gives nearly nothing (-0.015): no steps of the scale are spent there
+QUANTIZED_OPERATORS = ("Conv", "Sigmoid", "Mul", "MaxPool", "Resize")  # quantizing residual sums (Add) costs accuracy
+MIN_PER_CHANNEL_OPSET = 13
+MIN_SILU_INPUT = -6.0  # SiLU is nearly zero below it (-0.015), so the quantization range is clipped there
 
 
-class _Reader:
-    """Calibration images in the form onnxruntime asks for."""
+class _CalibrationReader:
+    """Calibration images through onnxruntime's reader interface."""
 
     def __init__(self, images: Iterator[Tensor]) -> None:
         self._images = images
@@ -33,30 +33,40 @@ class _Reader:
 
 
 def quantize(job: ExportJob, path: Path) -> None:
-    """Replace the file at `path` by one whose convolutions and activations compute in INT8.
+    """Quantize convolutions and activations of an ONNX file to INT8, in place.
 
-    Not from the last convolutions on: joining boxes and scores in one INT8 tensor would cost the scores (decisions.md).
+    Nodes from the last convolutions on keep floating point: boxes in pixels and scores from 0 to 1 are joined in one
+    tensor, and a common INT8 scale would round all scores to zero.
+
+    Args:
+        job: With calibration images and metadata.
+        path: The file, which is replaced.
+
+    Raises:
+        UserError: The operator set is too old for one scale per channel.
     """
     opset = job.opset or DEFAULT_OPSET
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    require("onnxruntime", "--int8")
+    require_package("onnxruntime", "--int8")
     import onnx
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     if job.calibration is None:
-        raise ValueError("INT8 needs images to calibrate with")
-    if opset < LEAST_OPSET and not job.per_tensor:
-        raise UserError(f"--int8 --opset {opset}: a scale per channel needs {LEAST_OPSET}; or give --per-tensor")
+        raise ValueError("INT8 export requires calibration images")
+    if opset < MIN_PER_CHANNEL_OPSET and not job.per_tensor:
+        raise UserError(
+            f"--int8 --opset {opset}: one scale per channel requires opset {MIN_PER_CHANNEL_OPSET}; give --per-tensor"
+        )
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
         model = onnx.shape_inference.infer_shapes(onnx.load(str(prepared)))
-        ranges = _ranges(prepared, job.calibration(), Path(folder) / "calibrating.onnx")
+        ranges = _value_ranges(prepared, job.calibration(), Path(folder) / "calibrating.onnx")
     for name in silu_inputs(model):
         if name in ranges:
-            ranges[name].lowest = np.maximum(ranges[name].lowest, np.float32(LEAST))
+            ranges[name].lowest = np.maximum(ranges[name].lowest, np.float32(MIN_SILU_INPUT))
     quantizer = QDQQuantizer(
         model,
         per_channel=not job.per_tensor,
@@ -65,38 +75,35 @@ def quantize(job: ExportJob, path: Path) -> None:
         activation_qType=QuantType.QUInt8,
         tensors_range=ranges,
         nodes_to_quantize=[],
-        nodes_to_exclude=tail(model, 1 + job.caution),
-        op_types_to_quantize=list(KINDS),
+        nodes_to_exclude=nodes_up_to_last_convolutions(model, 1 + job.extra_float_layers),
+        op_types_to_quantize=list(QUANTIZED_OPERATORS),
         extra_options={},
     )
     quantizer.quantize_model()
     quantized = quantizer.model.model
     check_opset(quantized, opset, "onnxruntime's quantization")
-    describe(quantized, job.description)
+    set_metadata(quantized, job.metadata)
     onnx.save(quantized, str(path))
 
 
-def _ranges(model: Path, images: Iterator[Tensor], place: Path) -> Any:
-    """Return what values the inputs and outputs of convolutions take: the mean of the images' extremes.
-
-    So no outlier of a single image sets the scale.
-    """
+def _value_ranges(model: Path, images: Iterator[Tensor], augmented_model: Path) -> Any:
+    """Measure the value ranges of tensors: the mean of the images' extremes, which limits the effect of outliers."""
     from onnxruntime.quantization import CalibrationMethod
     from onnxruntime.quantization.calibrate import create_calibrator
 
     calibrator = create_calibrator(
         model,
-        list(KINDS),
-        augmented_model_path=str(place),
+        list(QUANTIZED_OPERATORS),
+        augmented_model_path=str(augmented_model),
         calibrate_method=CalibrationMethod.MinMax,
         extra_options={"moving_average": True},
     )
-    calibrator.collect_data(_Reader(images))
+    calibrator.collect_data(_CalibrationReader(images))
     return calibrator.compute_data()
 
 
 def silu_inputs(model: Any) -> set[str]:
-    """Return the names of values x that become x * sigmoid(x) and nothing else."""
+    """Find the names of values x that are used for x * sigmoid(x) only."""
     users: dict[str, list[Any]] = {}
     for node in model.graph.node:
         for name in node.input:

@@ -1,4 +1,4 @@
-"""ONNX, run by onnxruntime: our files and YOLOv5's."""
+"""ONNX export, and runner with onnxruntime, also for files that YOLOv5 exported."""
 
 from __future__ import annotations
 
@@ -12,83 +12,91 @@ import torch
 from torch import Tensor
 
 from utils.backends import BACKENDS
-from utils.backends.exported_runner import ExportedRunner, described, joined, require, warn_half
+from utils.backends.exported_runner import (
+    ExportedRunner,
+    combine_runners,
+    first_line,
+    require_package,
+    resolve_metadata,
+    warn_half_ignored,
+)
 from utils.backends.flat_outputs import ExportJob
 from utils.backends.onnx_graph import build
 from utils.backends.onnx_int8 import quantize
-from utils.core.contracts import Runner
+from utils.core.contracts import ExportBackend, Runner
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
 
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+_INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
 
 @BACKENDS.register("onnx")
-class OnnxBackend:
+class OnnxBackend(ExportBackend):
     """Writes and runs .onnx files."""
 
     title, suffixes, ending = "ONNX", (".onnx",), ".onnx"
     packages = ("onnx", "onnxruntime")
-    open_sizes = True  # unless a size is named
-    can = frozenset(
+    dynamic_by_default = True
+    capabilities = frozenset(
         {"dynamic", "half", "int8", "nms", "preprocess", "opset", "simplify", "batch", "per_tensor", "verbose"}
     )
 
     @staticmethod
     def write(job: ExportJob, path: Path) -> None:
-        """Write one file with everything inside."""
+        """Write a single file that includes the weights."""
         build(job, path)
-        if job.description.precision == "int8":
+        if job.metadata.precision == "int8":
             quantize(job, path)
 
     @staticmethod
     def open(
         paths: Sequence[Path], device: torch.device, half: bool = False, augment: bool = False
     ) -> tuple[Runner, dict[str, Any]]:
-        """Return a runner for the files, several as an ensemble, and what the first says about itself."""
-        warn_half(half, paths[0])
-        return joined([_open(path, device) for path in paths], augment)
+        """Open files, several as an ensemble."""
+        warn_half_ignored(half, paths[0])
+        return combine_runners([_open(path, device) for path in paths], augment)
 
 
-def _session(path: Path, device: torch.device) -> Any:
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: decisions.md
-    require("onnxruntime", f"{path}: running ONNX files")
+def _create_session(path: Path, device: torch.device) -> Any:
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # must be set before the import; nothing is sent over the network
+    require_package("onnxruntime", f"{path}: running ONNX files")
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(3)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # the cores are torch's again afterwards
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads would slow torch down
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda":
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
         else:
-            LOGGER.warning(f"{path}: this onnxruntime has no CUDA (onnxruntime-gpu has); running on the CPU")
+            LOGGER.warning(f"{path}: this onnxruntime has no CUDA support (onnxruntime-gpu has); running on the CPU")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # its classes of errors have no common base but Exception
-        reason = str(error).strip().splitlines()[0][:200] if path.is_file() else "no such file"
-        raise UserError(f"{path}: onnxruntime cannot open it ({reason})") from error
+    except Exception as error:  # onnxruntime's errors have no common base but Exception
+        reason = first_line(error) if path.is_file() else "no such file"
+        raise UserError(f"{path}: onnxruntime cannot open this file ({reason})") from error
 
 
 def _open(path: Path, device: torch.device) -> ExportedRunner:
-    session = _session(path, device)
+    session = _create_session(path, device)
     inputs = session.get_inputs()
-    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in _TYPES:
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in _INPUT_TYPES:
         raise UserError(
-            f"{path}: takes {len(inputs)} input(s), {inputs[0].type}{inputs[0].shape}; wanted one of images"
+            f"{path}: expects {len(inputs)} input(s), {inputs[0].type}{inputs[0].shape}; only files with one input of "
+            "images can run"
         )
-    name, kind = inputs[0].name, _TYPES[inputs[0].type]
+    name, dtype = inputs[0].name, _INPUT_TYPES[inputs[0].type]
     entries = session.get_modelmeta().custom_metadata_map
-    wanted = [out.name for out in session.get_outputs()]
+    output_names = [out.name for out in session.get_outputs()]
 
-    def call(images: Tensor) -> list[Tensor]:
-        fed = images.detach().cpu().numpy().astype(kind, copy=False)
-        return [torch.from_numpy(found) for found in session.run(wanted, {name: fed})]  # new arrays every time
+    def infer(images: Tensor) -> list[Tensor]:
+        array = images.detach().cpu().numpy().astype(dtype, copy=False)
+        return [torch.from_numpy(output) for output in session.run(output_names, {name: array})]  # newly allocated
 
     shape = tuple(side if isinstance(side, int) else -1 for side in inputs[0].shape)
-    about = described(entries, shape, call, path)
-    del wanted[len(about.outputs) :]  # YOLOv5's files may give more than is read
-    return ExportedRunner(about, call, path)
+    metadata = resolve_metadata(entries, shape, infer, path)
+    del output_names[len(metadata.outputs) :]  # YOLOv5's files may have raw outputs, which are not read
+    return ExportedRunner(metadata, infer, path)

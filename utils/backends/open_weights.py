@@ -1,4 +1,4 @@
-"""From `--weights` to a runner: find the files, choose the backend by suffix, open them."""
+"""Open the files of `--weights` as a runner: find them and choose the backend by suffix."""
 
 from __future__ import annotations
 
@@ -13,36 +13,50 @@ from models.checkpoint import load_checkpoint, save_checkpoint
 from models.weight_download import resolve_weights
 from utils.backends import BACKENDS
 from utils.backends.opencv_dnn import open_with_opencv
-from utils.core.contracts import Runner
+from utils.core.contracts import Backend, Runner
 from utils.core.errors import UserError
 from utils.core.files import newest_file
 from utils.core.log import LOGGER
 
-RUNS = Path("runs/train")
+DEFAULT_RUNS = Path("runs/train")
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A runner and where it came from."""
+class OpenedModel:
+    """A runner and the files it was opened from."""
 
     runner: Runner
     name: str  # stem of the first file
-    meta: dict[str, Any]  # what its checkpoint says about its training
+    meta: dict[str, Any]  # training metadata of the first file
     paths: tuple[Path, ...]
 
 
-class Asked(Protocol):
-    """The settings of a script that say what to run."""
+class OpenSettings(Protocol):
+    """Settings of a program that choose the model to run; the names are those of the options."""
 
-    weights: tuple[str, ...]
-    half: bool
-    augment: bool
-    download: bool
-    dnn: bool
+    @property
+    def weights(self) -> Sequence[str]:
+        """Checkpoints or exported files; empty: the newest best.pt."""
+
+    @property
+    def half(self) -> bool:
+        """Compute in half precision."""
+
+    @property
+    def augment(self) -> bool:
+        """Apply test-time augmentation."""
+
+    @property
+    def download(self) -> bool:
+        """Fetch official checkpoints that are missing."""
+
+    @property
+    def dnn(self) -> bool:
+        """Run .onnx files with OpenCV."""
 
 
-def open_subject(settings: Asked, device: torch.device, runs: Path = RUNS) -> Opened:
-    """Return what the settings of a script name, without weights the best of the newest training below `runs`."""
+def open_model(settings: OpenSettings, device: torch.device, runs: Path = DEFAULT_RUNS) -> OpenedModel:
+    """Open the model that the settings of a program choose; see `open_weights`."""
     return open_weights(
         settings.weights,
         device,
@@ -60,58 +74,81 @@ def open_weights(
     half: bool = False,
     augment: bool = False,
     download: bool = False,
-    runs: Path = RUNS,
+    runs: Path = DEFAULT_RUNS,
     dnn: bool = False,
-) -> Opened:
-    """Open the files `weights` on `device`; without any the best of the newest training run below `runs`.
+) -> OpenedModel:
+    """Open checkpoints or exported files, several as an ensemble.
 
-    Several files form an ensemble. `download` may fetch official files that are not there. With `dnn` OpenCV runs them.
+    Args:
+        weights: The files; empty: the newest best.pt below `runs`.
+        device: Where to run them.
+        half: Compute in half precision, where the format leaves the choice open.
+        augment: Apply test-time augmentation.
+        download: Fetch official checkpoints that are missing.
+        runs: Folder of the training runs.
+        dnn: Run .onnx files with OpenCV instead of onnxruntime.
+
+    Returns:
+        The runner and its files.
+
+    Raises:
+        UserError: A file is missing, damaged or of an unknown format, or the formats differ.
     """
     paths = find_weights(weights, download, runs)
-    opener = open_with_opencv if dnn else _backend_of(paths).open
-    runner, meta = opener(paths, device, half=half, augment=augment)
-    return Opened(runner, paths[0].stem, meta, tuple(paths))
+    if dnn:
+        runner, meta = open_with_opencv(paths, device, half=half, augment=augment)
+    else:
+        backends = [backend_for(path) for path in paths]
+        if len(set(backends)) > 1:
+            raise UserError(f"--weights: {paths[0]} and {paths[-1]} differ in format; an ensemble needs one format")
+        runner, meta = backends[0].open(paths, device, half=half, augment=augment)
+    return OpenedModel(runner, paths[0].stem, meta, tuple(paths))
 
 
-def find_weights(weights: Sequence[str], download: bool = False, runs: Path = RUNS) -> list[Path]:
-    """Return the files that `--weights` names; empty means the newest best.pt under `runs`."""
+def find_weights(weights: Sequence[str], download: bool = False, runs: Path = DEFAULT_RUNS) -> list[Path]:
+    """Find the files of `--weights`.
+
+    Args:
+        weights: The files; empty: the newest best.pt below `runs`.
+        download: Fetch official checkpoints that are missing.
+        runs: Folder of the training runs.
+
+    Returns:
+        Paths of existing files.
+
+    Raises:
+        UserError: A file or a training run is missing.
+    """
     given = [text.strip() for text in weights if text.strip()]
     if given:
         return [resolve_weights(text, download) for text in given]
     found = newest_file(runs, "weights/best.pt")
     if found is None:
-        how = "train one with `python train.py`" if runs == RUNS else "train one"
+        how = "train a model with `python train.py`" if runs == DEFAULT_RUNS else "train a model"
         raise UserError(
-            f"no --weights given and no {runs}/*/weights/best.pt here; {how}, or name a "
+            f"--weights: not given, and there is no {runs}/*/weights/best.pt; {how}, or name a "
             "checkpoint (official ones: --weights yolov5s.pt --download)"
         )
-    LOGGER.info(f"no --weights: the newest run's best, {found}")
+    LOGGER.info(f"--weights: not given, using the newest best.pt: {found}")
     return [found]
 
 
-def _backend_of(paths: Sequence[Path]) -> Any:
-    """Return the backend that runs all of the files."""
-    backends = [backend_for(path) for path in paths]
-    if len(set(backends)) > 1:
-        raise UserError(f"{paths[0]} and {paths[-1]} are of different formats; an ensemble takes one")
-    return backends[0]
-
-
-def backend_for(path: Path) -> Any:
-    """Return the backend whose ending the name of a file or folder has; the longest that fits decides."""
+def backend_for(path: Path) -> type[Backend]:
+    """Find the backend whose suffix the name of a file or folder has; the longest matching suffix decides."""
     known = {suffix: BACKENDS.get(name) for name in BACKENDS.names() for suffix in BACKENDS.get(name).suffixes}
-    fitting = [suffix for suffix in known if path.name.endswith(suffix)]
-    if not fitting:
-        raise UserError(f"{path}: {path.suffix or 'no suffix'} is no format that runs here ({' '.join(sorted(known))})")
-    return known[max(fitting, key=len)]
+    matching = [suffix for suffix in known if path.name.endswith(suffix)]
+    if not matching:
+        fault = f"unknown format {path.suffix!r}" if path.suffix else "no suffix"
+        raise UserError(f"{path}: {fault}; expected a checkpoint (.pt) or a file written by export.py")
+    return known[max(matching, key=len)]
 
 
 def strip_weights(paths: Sequence[Path]) -> None:
-    """Rewrite checkpoints in place without what only a resumed training needs (`--update`)."""
+    """Rewrite checkpoints in place in half precision and without optimizer state (`--update`)."""
     for path in paths:
         if backend_for(path) is not BACKENDS.get("pytorch"):
-            raise UserError(f"--update rewrites checkpoints; {path} is an exported file")
+            raise UserError(f"--update: {path} is an exported file; only checkpoints can be rewritten")
         before = path.stat().st_size
         checkpoint = load_checkpoint(path)
         save_checkpoint(path, checkpoint.network, checkpoint.meta, half=True)
-        LOGGER.info(f"{path}: rewritten, {before / 1e6:.1f} MB before, {path.stat().st_size / 1e6:.1f} MB now")
+        LOGGER.info(f"{path}: rewritten, {before / 1e6:.1f} MB -> {path.stat().st_size / 1e6:.1f} MB")

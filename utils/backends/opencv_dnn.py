@@ -1,4 +1,4 @@
-"""ONNX files, run by OpenCV instead of onnxruntime (`--dnn`)."""
+"""Runner of ONNX files with OpenCV's DNN module instead of onnxruntime (`--dnn`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.backends.exported_runner import ExportedRunner, described, from_arrays, joined, require, warn_half
+from utils.backends.exported_runner import (
+    ExportedRunner,
+    combine_runners,
+    copy_to_tensors,
+    first_line,
+    require_package,
+    resolve_metadata,
+    warn_half_ignored,
+)
 from utils.core.contracts import Runner
 from utils.core.errors import UserError
 
@@ -19,60 +27,70 @@ from utils.core.errors import UserError
 def open_with_opencv(
     paths: Sequence[Path], device: torch.device, half: bool = False, augment: bool = False
 ) -> tuple[Runner, dict[str, Any]]:
-    """Return a runner for .onnx files, several as an ensemble, and what the first says about itself.
+    """Open .onnx files with OpenCV, several as an ensemble.
 
-    OpenCV computes on the CPU with its own number of threads. A file it does not understand is a UserError.
+    Args:
+        paths: The files.
+        device: Must be the CPU; OpenCV uses its own number of threads.
+        half: Ignored with a warning: the precision is that of the file.
+        augment: Apply test-time augmentation.
+
+    Returns:
+        The runner, and training metadata of the first file.
+
+    Raises:
+        UserError: OpenCV cannot run a file, or `device` is not the CPU.
     """
     for path in paths:
         if path.suffix != ".onnx":
-            raise UserError(f"{path}: --dnn runs .onnx files by OpenCV; leave it out for others")
+            raise UserError(f"{path}: --dnn runs .onnx files only; leave --dnn out")
     if device.type != "cpu":
-        raise UserError(f"--dnn: OpenCV computes on the CPU, not on {device}; give --device cpu or leave --dnn out")
-    warn_half(half, paths[0])
-    return joined([_open(path) for path in paths], augment)
+        raise UserError(f"--dnn: OpenCV runs on the CPU, not on {device}; give --device cpu or leave --dnn out")
+    warn_half_ignored(half, paths[0])
+    return combine_runners([_open(path) for path in paths], augment)
 
 
 def _open(path: Path) -> ExportedRunner:
-    entries, shape = _read(path)
+    entries, shape = _read_header(path)
     try:
         network = cv2.dnn.readNetFromONNX(str(path))
         names = list(network.getUnconnectedOutLayersNames())
     except cv2.error as error:
-        raise _fault(path, error) from error
+        raise _unsupported(path, error) from error
 
-    def call(images: Tensor) -> list[Tensor]:
+    def infer(images: Tensor) -> list[Tensor]:
         try:
             network.setInput(images.detach().cpu().numpy())
-            return from_arrays(network.forward(names))
+            return copy_to_tensors(network.forward(names))
         except cv2.error as error:
-            raise _fault(path, error) from error
+            raise _unsupported(path, error) from error
 
-    about = described(entries, shape, call, path)
-    del names[len(about.outputs) :]  # YOLOv5's files may give more than is read
-    return ExportedRunner(about, call, path)
+    metadata = resolve_metadata(entries, shape, infer, path)
+    del names[len(metadata.outputs) :]  # YOLOv5's files may have raw outputs, which are not read
+    return ExportedRunner(metadata, infer, path)
 
 
-def _read(path: Path) -> tuple[dict[str, str], tuple[int, ...]]:
-    """Return an .onnx file's metadata and the (B, 3, H, W) shape of its input, -1 for what is open.
+def _read_header(path: Path) -> tuple[dict[str, str], tuple[int, ...]]:
+    """Read the metadata of a file and the shape of its input with `onnx`, since OpenCV provides neither.
 
-    OpenCV tells neither.
+    Returns:
+        The metadata table and the (B, 3, H, W) shape, -1 for dynamic dimensions.
     """
-    require("onnx", f"{path}: --dnn")
+    require_package("onnx", f"{path}: --dnn")
     import onnx
 
     try:
         model = onnx.load(str(path), load_external_data=False)
         (images,) = (one for one in model.graph.input if one.name not in {w.name for w in model.graph.initializer})
     except Exception as error:  # protobuf's errors have no public base
-        raise UserError(f"{path}: no ONNX file with one input ({str(error).splitlines()[0][:150]})") from error
+        raise UserError(f"{path}: not an ONNX file with one input ({first_line(error)})") from error
     kind = images.type.tensor_type
     shape = tuple(side.dim_value if side.HasField("dim_value") else -1 for side in kind.shape.dim)
     if kind.elem_type != onnx.TensorProto.FLOAT or len(shape) != 4:
         found = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
-        raise UserError(f"{path}: --dnn feeds images of 32-bit floats, this file takes {found}; leave --dnn out")
+        raise UserError(f"{path}: --dnn supports inputs of float32, this file takes {found}; leave --dnn out")
     return {entry.key: entry.value for entry in model.metadata_props}, shape
 
 
-def _fault(path: Path, error: cv2.error) -> UserError:
-    reason = str(error).strip().splitlines()[0][:200]
-    return UserError(f"{path}: OpenCV {cv2.__version__} cannot run it ({reason}); leave --dnn out")
+def _unsupported(path: Path, error: cv2.error) -> UserError:
+    return UserError(f"{path}: OpenCV {cv2.__version__} cannot run this file ({first_line(error)}); leave --dnn out")

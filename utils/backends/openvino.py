@@ -1,4 +1,4 @@
-"""OpenVINO: a folder with the graph (.xml) and its weights (.bin), for Intel's and other CPUs."""
+"""OpenVINO export and runner: a folder with the graph (.xml) and its weights (.bin), run on CPUs."""
 
 from __future__ import annotations
 
@@ -13,72 +13,82 @@ import torch
 from torch import Tensor
 
 from utils.backends import BACKENDS
-from utils.backends.export_metadata import KEY, Description, from_json
-from utils.backends.exported_runner import ExportedRunner, described, joined, require
+from utils.backends.export_metadata import METADATA_KEY, ExportMetadata, parse_metadata
+from utils.backends.exported_runner import (
+    MAX_REASON_LENGTH,
+    ExportedRunner,
+    InferFunction,
+    combine_runners,
+    require_package,
+    resolve_metadata,
+)
 from utils.backends.flat_outputs import ExportJob
 from utils.backends.onnx_graph import build
 from utils.backends.per_anchor_decoder import with_per_anchor_decoder
-from utils.core.contracts import Runner
+from utils.core.contracts import ExportBackend, Runner
 from utils.core.errors import UserError
 from utils.core.yaml_file import read_yaml
 
-OFTEN, MANY = 3, 8  # a shape gets a form of its own after so many runs; so many shapes do
+SPECIALISE_AFTER = 3  # runs with one input shape before the model is compiled for it
+MAX_SPECIALISED = 8  # shapes that the model is compiled for
 _CONVOLUTIONS = ("Convolution", "GroupConvolution", "MatMul")
 
 
 @BACKENDS.register("openvino")
-class OpenVinoBackend:
-    """Writes and runs folders called *_openvino_model, YOLOv5's included."""
+class OpenVinoBackend(ExportBackend):
+    """Writes and runs folders called *_openvino_model, also those that YOLOv5 exported."""
 
     title, suffixes, ending = "OpenVINO", ("_openvino_model", ".xml"), "_openvino_model"
     packages = ("openvino", "onnx")
-    open_sizes = True  # unless a size is named
-    can = frozenset({"dynamic", "half", "int8", "nms", "preprocess", "opset", "simplify", "batch", "per_tensor"})
+    dynamic_by_default = True
+    capabilities = frozenset(
+        {"dynamic", "half", "int8", "nms", "preprocess", "opset", "simplify", "batch", "per_tensor"}
+    )
 
     @staticmethod
     def write(job: ExportJob, path: Path) -> None:
-        """Convert by way of ONNX. FP16 keeps weights in half precision; INT8 quantizes convolutions with nncf."""
-        require("openvino", "OpenVINO")
+        """Convert an ONNX file. FP16 stores weights in half precision; INT8 quantizes convolutions with NNCF."""
+        require_package("openvino", "OpenVINO")
         import openvino
 
         path.mkdir()
-        through = path / "through.onnx"
+        onnx_file = path / "temporary.onnx"
         try:
-            full = job.description.with_precision("fp32")  # OpenVINO rounds weights itself
+            fp32_metadata = job.metadata.with_precision("fp32")  # OpenVINO rounds the weights itself
             network = with_per_anchor_decoder(job.network)
-            graph = build(replace(job, network=network, description=full), through).graph
-            model = openvino.convert_model(str(through))
+            graph = build(replace(job, network=network, metadata=fp32_metadata), onnx_file).graph
+            model = openvino.convert_model(str(onnx_file))
         finally:
-            through.unlink(missing_ok=True)
+            onnx_file.unlink(missing_ok=True)
         for output, value in zip(model.outputs, graph.output, strict=True):
             output.get_tensor().set_names({value.name})
-        if job.description.precision == "int8":
-            model = _quantized(job, model)
-        about = job.description
-        model.set_rt_info(about.to_json(), [KEY])
-        for key, value in about.as_yolov5().items():
+        if job.metadata.precision == "int8":
+            model = _quantize(job, model)
+        metadata = job.metadata
+        model.set_rt_info(metadata.to_json(), [METADATA_KEY])
+        for key, value in metadata.to_yolov5().items():
             model.set_rt_info(value, ["model_info", key])
         xml = path / f"{path.name.removesuffix('_openvino_model')}.xml"
-        openvino.save_model(model, str(xml), compress_to_fp16=about.precision == "fp16")
+        openvino.save_model(model, str(xml), compress_to_fp16=metadata.precision == "fp16")
 
     @staticmethod
     def open(
         paths: Sequence[Path], device: torch.device, half: bool = False, augment: bool = False
     ) -> tuple[Runner, dict[str, Any]]:
-        """Return a runner on the CPU; `half` lets it compute in the CPU's own half precision."""
-        return joined([_open(path, half) for path in paths], augment)
+        """Open folders on the CPU, several as an ensemble; `half` permits the CPU's half-precision arithmetic."""
+        return combine_runners([_open(path, half) for path in paths], augment)
 
 
-def _quantized(job: ExportJob, model: Any) -> Any:
-    """Return the model with convolutions in INT8, except those next to the outputs (decisions.md)."""
-    require("nncf", "--int8 for OpenVINO")
+def _quantize(job: ExportJob, model: Any) -> Any:
+    """Quantize convolutions to INT8, except the last ones, whose outputs join pixels and probabilities."""
+    require_package("nncf", "--int8 for OpenVINO")
     import logging
 
     import nncf
     import numpy as np
 
     if job.calibration is None:
-        raise ValueError("INT8 needs images to calibrate with")
+        raise ValueError("INT8 export requires calibration images")
     nncf.set_log_level(logging.ERROR)
     images = [np.ascontiguousarray(image.numpy()) for image in job.calibration()]
     advanced = nncf.AdvancedQuantizationParameters(disable_bias_correction=False)
@@ -91,20 +101,20 @@ def _quantized(job: ExportJob, model: Any) -> Any:
         preset=nncf.QuantizationPreset.MIXED,
         subset_size=len(images),
         fast_bias_correction=True,
-        ignored_scope=nncf.IgnoredScope(names=_ends(model, 1 + job.caution)),
+        ignored_scope=nncf.IgnoredScope(names=_nodes_up_to_last_convolutions(model, 1 + job.extra_float_layers)),
         advanced_parameters=advanced,
     )
 
 
-def _ends(model: Any, depth: int) -> list[str]:
-    """Return the names of everything from the outputs back to the `depth`-th convolution on every way."""
+def _nodes_up_to_last_convolutions(model: Any, depth: int) -> list[str]:
+    """List the nodes from the outputs back to the `depth`-th convolution on every path, convolutions included."""
     found: dict[str, None] = {}
     ends = [result.input_value(0).get_node() for result in model.get_results()]
     for _ in range(depth):
         starts: list[Any] = []
-        waiting, seen = list(ends), set()
-        while waiting:
-            node = waiting.pop()
+        pending, seen = list(ends), set()
+        while pending:
+            node = pending.pop()
             name = node.get_friendly_name()
             if name in seen:
                 continue
@@ -112,69 +122,71 @@ def _ends(model: Any, depth: int) -> list[str]:
             kind = node.get_type_name()
             if kind not in ("Constant", "Parameter", "Result"):
                 found[name] = None
-            before = [node.input_value(i).get_node() for i in range(node.get_input_size())]
+            inputs = [node.input_value(i).get_node() for i in range(node.get_input_size())]
             if kind in _CONVOLUTIONS:
-                starts.append(before[0])
+                starts.append(inputs[0])
             else:
-                waiting.extend(before)
+                pending.extend(inputs)
         ends = starts
     return list(found)
 
 
 def _open(path: Path, half: bool) -> ExportedRunner:
-    require("openvino", f"{path}: running OpenVINO files")
+    require_package("openvino", f"{path}: running OpenVINO files")
     import openvino
 
     folder = path if path.is_dir() else path.parent
     files = sorted(folder.glob("*.xml")) if path.is_dir() else [path]
     if len(files) != 1 or not files[0].is_file():
-        raise UserError(f"{path}: wanted one .xml file there, found {len(files) if path.is_dir() else 0}")
+        raise UserError(f"{path}: expected one .xml file, found {len(files) if path.is_dir() else 0}")
     core = openvino.Core()
     try:
         model = core.read_model(str(files[0]))
-        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        about = from_json(str(model.get_rt_info([KEY]).value), path) if model.has_rt_info([KEY]) else None
-        if not half and (about is None or about.precision != "int8"):
-            # bf16 is what it takes by itself where the CPU can (decisions.md); beside 8-bit integers it may
-            settings["INFERENCE_PRECISION_HINT"] = "f32"
-        prepared = _Prepared(model, partial(core.compile_model, device_name="CPU", config=settings))
+        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        metadata = None
+        if model.has_rt_info([METADATA_KEY]):
+            metadata = parse_metadata(str(model.get_rt_info([METADATA_KEY]).value), path)
+        if not half and (metadata is None or metadata.precision != "int8"):
+            # the default is bf16 where the CPU supports it, which would differ from PyTorch; beside INT8 it is accepted
+            config["INFERENCE_PRECISION_HINT"] = "f32"
+        requests = _InferRequests(model, partial(core.compile_model, device_name="CPU", config=config))
     except RuntimeError as error:
-        reason = (str(error).strip().splitlines() or ["unknown"])[-1][:200]
-        raise UserError(f"{files[0]}: OpenVINO cannot open it ({reason})") from error
+        reason = (str(error).strip().splitlines() or ["unknown"])[-1][:MAX_REASON_LENGTH]
+        raise UserError(f"{files[0]}: OpenVINO cannot open this file ({reason})") from error
 
-    def call(images: Tensor) -> list[Tensor]:
-        request = prepared.request(tuple(images.shape))
+    def infer(images: Tensor) -> list[Tensor]:
+        request = requests.for_shape(tuple(images.shape))
         request.infer([images.detach().cpu().numpy()], share_inputs=True, share_outputs=True)
         return [torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in range(len(model.outputs))]
 
-    return ExportedRunner(about or _foreign(model, files[0], call), call, path)
+    return ExportedRunner(metadata or _yolov5_metadata(model, files[0], infer), infer, path)
 
 
-class _Prepared:
-    """A model ready to run; one with open sizes a second time for those that come again and again, a quarter faster."""
+class _InferRequests:
+    """Inference requests of a model; a dynamic one is also compiled for frequent shapes, which is a quarter faster."""
 
-    def __init__(self, model: Any, compiled: Callable[[Any], Any]) -> None:
-        self._model, self._compiled = model, compiled
-        self._general = compiled(model).create_infer_request()
-        self._seen: Counter[tuple[int, ...]] = Counter()
-        self._own: dict[tuple[int, ...], Any] = {}
+    def __init__(self, model: Any, compile_model: Callable[[Any], Any]) -> None:
+        self._model, self._compile = model, compile_model
+        self._general = compile_model(model).create_infer_request()
+        self._runs: Counter[tuple[int, ...]] = Counter()
+        self._specialised: dict[tuple[int, ...], Any] = {}
 
-    def request(self, shape: tuple[int, ...]) -> Any:
-        """Return what runs images of a shape."""
+    def for_shape(self, shape: tuple[int, ...]) -> Any:
         if not self._model.is_dynamic():
             return self._general
-        self._seen[shape] += 1
-        if shape not in self._own and self._seen[shape] > OFTEN and len(self._own) < MANY:
+        self._runs[shape] += 1
+        frequent = self._runs[shape] > SPECIALISE_AFTER
+        if shape not in self._specialised and frequent and len(self._specialised) < MAX_SPECIALISED:
             model = self._model.clone()
             model.reshape(list(shape))
-            self._own[shape] = self._compiled(model).create_infer_request()
-        return self._own.get(shape, self._general)
+            self._specialised[shape] = self._compile(model).create_infer_request()
+        return self._specialised.get(shape, self._general)
 
 
-def _foreign(model: Any, xml: Path, call: Any) -> Description:
-    """Return the description of a folder that YOLOv5 wrote: stride and names are in a YAML beside the graph."""
-    beside = xml.with_suffix(".yaml")
-    entries = {key: str(value) for key, value in read_yaml(beside).items()} if beside.is_file() else {}
+def _yolov5_metadata(model: Any, xml: Path, infer: InferFunction) -> ExportMetadata:
+    """Infer the metadata of a folder that YOLOv5 exported; a YAML file beside the graph has stride and names."""
+    yaml_file = xml.with_suffix(".yaml")
+    entries = {key: str(value) for key, value in read_yaml(yaml_file).items()} if yaml_file.is_file() else {}
     sides = model.inputs[0].get_partial_shape()
     shape = tuple(side.get_length() if side.is_static else -1 for side in sides)
-    return described(entries, shape, call, xml)
+    return resolve_metadata(entries, shape, infer, xml)

@@ -1,4 +1,4 @@
-"""torch.export: the graph as `.pt2`, run by torch; and the same compiled to machine code (AOTInductor)."""
+"""torch.export: export and runner of .pt2 programs, and of AOTInductor packages compiled to machine code."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from utils.backends import BACKENDS
-from utils.backends.export_metadata import KEY, from_json
-from utils.backends.exported_runner import ExportedRunner, joined, warn_half
+from utils.backends.export_metadata import METADATA_KEY, parse_metadata
+from utils.backends.exported_runner import ExportedRunner, combine_runners, first_line, warn_half_ignored
 from utils.backends.flat_outputs import ExportJob
-from utils.core.contracts import Runner
+from utils.core.contracts import ExportBackend, Runner
 from utils.core.errors import UserError
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
+    """Suppress warnings and the log of torch's exporters below errors."""
     loggers = [logging.getLogger(name) for name in ("torch.export", "torch._inductor", "torch._dynamo")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -35,29 +36,38 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def exported_program(job: ExportJob) -> Any:
-    """Return the job's network as torch.export sees it, with open sizes if asked."""
-    about = job.description
-    step = about.stride
-    example = job.example(batch=2, image_hw=(4 * step, 6 * step)) if about.dynamic else job.example()
+def export_program(job: ExportJob) -> Any:
+    """Export a network with torch.export, with dynamic sizes if the job's metadata say so.
+
+    Args:
+        job: What to export.
+
+    Returns:
+        The `torch.export.ExportedProgram`.
+
+    Raises:
+        UserError: torch.export does not support the network.
+    """
+    metadata = job.metadata
+    step = metadata.stride
+    example = job.example(batch=2, image_hw=(4 * step, 6 * step)) if metadata.dynamic else job.example()
     shapes = None
-    if about.dynamic:
+    if metadata.dynamic:
         batch = torch.export.Dim("batch", min=1, max=1024)
         height, width = (step * torch.export.Dim(name, min=1, max=512) for name in ("rows", "columns"))
-        shapes = ({0: batch, 1: height, 2: width} if about.colors else {0: batch, 2: height, 3: width},)
+        shapes = ({0: batch, 1: height, 2: width} if metadata.colors else {0: batch, 2: height, 3: width},)
     try:
         with _quiet(), torch.no_grad():
             return torch.export.export(job.module(), (example,), dynamic_shapes=shapes)
-    except Exception as error:  # torch.export raises classes of its own that share no base
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"torch.export cannot write this network ({reason})") from error
+    except Exception as error:  # torch.export's errors have no common base but Exception
+        raise UserError(f"torch.export cannot export this network ({first_line(error)})") from error
 
 
-def traced_with_sizes(job: ExportJob) -> Any:
-    """Return a TorchScript trace in which every size is a number, for converters that stumble over computed ones."""
-    module = exported_program(job).module()
+def trace_with_fixed_sizes(job: ExportJob) -> Any:
+    """Trace a network to TorchScript with all sizes as constants, for converters that fail on computed ones."""
+    module = export_program(job).module()
     for node in list(module.graph.nodes):
-        if node.target is torch.ops.aten.alias.default:  # torch's own way of saying "the same"; unknown to others
+        if node.target is torch.ops.aten.alias.default:  # an identity that other converters do not know
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
     module.recompile()
@@ -66,83 +76,79 @@ def traced_with_sizes(job: ExportJob) -> Any:
 
 
 @BACKENDS.register("pt2")
-class Pt2Backend:
+class Pt2Backend(ExportBackend):
     """Writes and runs .pt2 files of torch.export."""
 
     title, suffixes, ending = "torch.export", (".pt2",), ".pt2"
-    packages: tuple[str, ...] = ()
-    open_sizes = True  # unless a size is named
-    can = frozenset({"dynamic", "half", "preprocess", "batch"})
+    dynamic_by_default = True
+    capabilities = frozenset({"dynamic", "half", "preprocess", "batch"})
 
     @staticmethod
     def write(job: ExportJob, path: Path) -> None:
-        """Save the exported program with its description inside."""
+        """Save the exported program with the metadata inside."""
         with _quiet():
-            torch.export.save(exported_program(job), str(path), extra_files={KEY: job.description.to_json()})
+            torch.export.save(export_program(job), str(path), extra_files={METADATA_KEY: job.metadata.to_json()})
 
     @staticmethod
     def open(
         paths: Sequence[Path], device: torch.device, half: bool = False, augment: bool = False
     ) -> tuple[Runner, dict[str, Any]]:
-        """Return a runner for the files, several as an ensemble, and what the first says about itself."""
-        warn_half(half, paths[0])
-        return joined([_open(path, device) for path in paths], augment)
+        """Open files, several as an ensemble."""
+        warn_half_ignored(half, paths[0])
+        return combine_runners([_open(path, device) for path in paths], augment)
 
 
 def _open(path: Path, device: torch.device) -> ExportedRunner:
-    extra = {KEY: ""}
+    extra = {METADATA_KEY: ""}
     try:
         with _quiet():
             program = torch.export.load(str(path), extra_files=extra)
-    except Exception as error:  # a damaged archive shows in many ways
-        raise UserError(f"{path}: no .pt2 file of torch.export that this torch can read") from error
-    about = from_json(extra[KEY] or "{}", path)
+    except Exception as error:  # damaged archives raise many unrelated classes
+        raise UserError(f"{path}: not a torch.export file that torch {torch.__version__} can read") from error
+    metadata = parse_metadata(extra[METADATA_KEY] or "{}", path)
     if device.type != "cpu":
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, device)
     module = program.module()
 
-    def call(images: Tensor) -> list[Tensor]:
+    def infer(images: Tensor) -> list[Tensor]:
         try:
             return list(module(images.to(device)))
-        except AssertionError as error:  # one of the conditions that export found in the network
-            raise UserError(f"{path}: does not take images of {tuple(images.shape)} ({error})") from error
+        except AssertionError as error:  # a shape constraint that torch.export recorded
+            raise UserError(f"{path}: does not accept images of shape {tuple(images.shape)} ({error})") from error
 
-    return ExportedRunner(about, call, path)
+    return ExportedRunner(metadata, infer, path)
 
 
 @BACKENDS.register("aoti")
-class AotInductorBackend:
-    """Writes and runs .aoti.pt2 packages: machine code for the processor they were made on."""
+class AotInductorBackend(ExportBackend):
+    """Writes and runs .aoti.pt2 packages: machine code for the processor they were compiled on."""
 
     title, suffixes, ending = "AOTInductor", (".aoti.pt2",), ".aoti.pt2"
-    packages: tuple[str, ...] = ()
-    can = frozenset({"dynamic", "half", "preprocess", "batch"})
+    capabilities = frozenset({"dynamic", "half", "preprocess", "batch"})
 
     @staticmethod
     def write(job: ExportJob, path: Path) -> None:
-        """Compile with the C++ compiler of this machine."""
+        """Compile the exported program with the C++ compiler of this machine."""
         from torch._inductor import aoti_compile_and_package
 
-        program = exported_program(job)
-        configs = {"aot_inductor.metadata": {KEY: job.description.to_json()}}
+        program = export_program(job)
+        configs = {"aot_inductor.metadata": {METADATA_KEY: job.metadata.to_json()}}
         try:
             with _quiet():
                 aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
-        except Exception as error:  # no compiler, or one that fails: torch has many classes for it
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise UserError(
-                f"AOTInductor cannot compile this network here ({reason}); it needs a C++ compiler"
-            ) from error
+        except Exception as error:  # missing or failing compilers raise many unrelated classes
+            reason = first_line(error)
+            raise UserError(f"AOTInductor cannot compile this network ({reason}); it needs a C++ compiler") from error
 
     @staticmethod
     def open(
         paths: Sequence[Path], device: torch.device, half: bool = False, augment: bool = False
     ) -> tuple[Runner, dict[str, Any]]:
-        """Return a runner for the packages. They hold machine code: open only those you trust."""
-        warn_half(half, paths[0])
-        return joined([_open_compiled(path, device) for path in paths], augment)
+        """Open packages, several as an ensemble. They contain machine code: open only those you trust."""
+        warn_half_ignored(half, paths[0])
+        return combine_runners([_open_compiled(path, device) for path in paths], augment)
 
 
 def _open_compiled(path: Path, device: torch.device) -> ExportedRunner:
@@ -151,11 +157,11 @@ def _open_compiled(path: Path, device: torch.device) -> ExportedRunner:
     try:
         with _quiet():
             model = aoti_load_package(str(path))
-        text = model.get_metadata().get(KEY, "{}")
-    except Exception as error:  # a damaged archive shows in many ways
-        raise UserError(f"{path}: no AOTInductor package that this torch can load") from error
+        text = model.get_metadata().get(METADATA_KEY, "{}")
+    except Exception as error:  # damaged archives raise many unrelated classes
+        raise UserError(f"{path}: not an AOTInductor package that torch {torch.__version__} can load") from error
 
-    def call(images: Tensor) -> list[Tensor]:
+    def infer(images: Tensor) -> list[Tensor]:
         return list(model(images.to(device)))
 
-    return ExportedRunner(from_json(text, path), call, path)
+    return ExportedRunner(parse_metadata(text, path), infer, path)

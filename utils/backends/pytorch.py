@@ -1,8 +1,8 @@
-"""Checkpoints run by PyTorch."""
+"""Runner of checkpoints with PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +16,48 @@ from models.network import Network
 from models.network_runner import NetworkRunner, to_input
 from models.tta import MirroredRunner, MultiViewRunner, with_tta
 from utils.backends import BACKENDS
-from utils.core.contracts import Outputs, Runner
+from utils.core.contracts import Backend, Outputs, Runner
 from utils.core.device import cpu_has_bf16
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
 
 
 class HalfRunner(NetworkRunner):
-    """Run a network whose weights are fp16, which saves the casts of autocast; decoding is fp32."""
+    """Runner of a network with fp16 weights, which avoids the casts of autocast; outputs are decoded in fp32."""
 
     @torch.inference_mode()
     def run(self, images: Tensor) -> Outputs:
-        """Return raw and decoded outputs of (B, 3, H, W) uint8 or float images."""
+        """Compute raw and decoded outputs of (B, 3, H, W) uint8 or float images."""
         raw = self.network(to_input(images, self.device, torch.float16))
         return Outputs(decoded=self.network.decode(raw), raw=raw)
 
 
 @BACKENDS.register("pytorch")
-class PyTorchBackend:
-    """Runs .pt and .safetensors files of ours and official .pt files."""
+class PyTorchBackend(Backend):
+    """Runs .pt and .safetensors checkpoints of this project and YOLOv5's .pt checkpoints."""
 
     title, suffixes = "PyTorch", (".pt", ".safetensors")
-    can: frozenset[str] = frozenset()
 
     @staticmethod
     def open(
-        paths: Sequence[Path], device: torch.device, half: bool = False, augment: bool = False, folded: bool = True
+        paths: Sequence[Path], device: torch.device, half: bool = False, augment: bool = False
     ) -> tuple[Runner, dict[str, Any]]:
-        """Return a runner for the checkpoints, several as an ensemble, and what the first says about itself.
+        """Open checkpoints, several as an ensemble.
 
-        `augment` averages over scales and a flip (behaviour.md 2.5); `folded` folds normalisation into convolutions.
+        Args:
+            paths: The checkpoints.
+            device: Where to run them.
+            half: Compute in fp16 on GPUs, in bf16 on CPUs that support it.
+            augment: Apply test-time augmentation: three scales, the middle one mirrored.
+
+        Returns:
+            The runner, and training metadata of the first checkpoint.
         """
         checkpoints = [load_checkpoint(path) for path in paths]
         for path, one in zip(paths, checkpoints, strict=True):
             if (channels := one.network.architecture.get("ch", 3)) != 3:
-                raise UserError(f"{path}: takes images of {channels} channels; those here have 3")
-        networks = [fuse(one.network) if folded else one.network for one in checkpoints]
+                raise UserError(f"{path}: the network takes images of {channels} channels; only 3 are supported here")
+        networks = [fuse(one.network) for one in checkpoints]
         members = [_runner(network, device, half) for network in networks]
         runner: Runner = members[0] if len(members) == 1 else Ensemble(members)
         return with_tta(runner) if augment else runner, checkpoints[0].meta
@@ -62,30 +68,37 @@ def _runner(network: Network, device: torch.device, half: bool) -> Runner:
     if half and device.type != "cpu":
         return HalfRunner(network.half(), device)
     if half and not cpu_has_bf16():
-        LOGGER.warning("--half: this CPU has no fast half precision; computing in fp32")
+        LOGGER.warning("--half: this CPU does not support bf16; computing in fp32")
         return NetworkRunner(network, device)
     return NetworkRunner(network, device, torch.bfloat16 if half else None)
 
 
-def watch_layers(runner: Runner) -> dict[str, Tensor]:
-    """Return a table that always holds the (B, C, H, W) outputs of the last run, by row and name of the layer.
+def record_feature_maps(runner: Runner) -> dict[str, Tensor]:
+    """Record the feature maps of every layer during each run.
 
-    Of an ensemble it shows the first network, of an augmented run the last pass. Exported files have no layers to
-    see: UserError.
+    Args:
+        runner: Of PyTorch checkpoints; of an ensemble the first network is recorded, of an augmented run the last
+            pass.
+
+    Returns:
+        A table that always contains the (B, C, H, W) outputs of the last run, by index and class of the layer.
+
+    Raises:
+        UserError: The runner is an exported file, whose layers are not accessible.
     """
     while isinstance(runner, (Ensemble, MirroredRunner, MultiViewRunner)):
         runner = runner.members[0] if isinstance(runner, Ensemble) else runner.runner
     if not isinstance(runner, NetworkRunner):
-        raise UserError("--visualize needs a PyTorch checkpoint; exported files do not show their layers")
+        raise UserError("--visualize: exported files do not expose their layers; give a PyTorch checkpoint")
     maps: dict[str, Tensor] = {}
     for row, layer in enumerate(runner.network.model):
-        layer.register_forward_hook(_keeper(maps, f"{row:02d}_{type(layer).__name__}"))
+        layer.register_forward_hook(_recorder(maps, f"{row:02d}_{type(layer).__name__}"))
     return maps
 
 
-def _keeper(maps: dict[str, Tensor], name: str) -> Any:
-    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+def _recorder(maps: dict[str, Tensor], name: str) -> Callable[[nn.Module, object, object], None]:
+    def record(module: nn.Module, inputs: object, output: object) -> None:
         if isinstance(output, Tensor) and output.ndim == 4:
             maps[name] = output.detach()
 
-    return keep
+    return record

@@ -1,4 +1,4 @@
-"""TorchScript: a recorded graph that torch runs without this project, from Python or C++."""
+"""TorchScript export and runner: a traced graph that torch runs without this project, from Python or C++."""
 
 from __future__ import annotations
 
@@ -12,33 +12,38 @@ import torch
 from torch import Tensor
 
 from utils.backends import BACKENDS
-from utils.backends.export_metadata import KEY, Description, from_json
-from utils.backends.exported_runner import ExportedRunner, described, joined, warn_half
+from utils.backends.export_metadata import METADATA_KEY, ExportMetadata, parse_metadata
+from utils.backends.exported_runner import (
+    ExportedRunner,
+    InferFunction,
+    combine_runners,
+    resolve_metadata,
+    warn_half_ignored,
+)
 from utils.backends.flat_outputs import ExportJob
-from utils.core.contracts import Runner
+from utils.core.contracts import ExportBackend, Runner
 from utils.core.errors import UserError
 
-_CONFIG = "config.txt"  # where YOLOv5 puts shape, stride and names
+_CONFIG_FILE = "config.txt"  # extra file in which YOLOv5 stores shape, stride and names
 
 
 @BACKENDS.register("torchscript")
-class TorchScriptBackend:
-    """Writes and runs .torchscript files, YOLOv5's included."""
+class TorchScriptBackend(ExportBackend):
+    """Writes and runs .torchscript files, also those that YOLOv5 exported."""
 
     title, suffixes, ending = "TorchScript", (".torchscript", ".torchscript.pt", ".ptl"), ".torchscript"
-    packages: tuple[str, ...] = ()
-    open_sizes = True  # unless a size is named
-    can = frozenset({"dynamic", "half", "preprocess", "optimize"})
+    dynamic_by_default = True
+    capabilities = frozenset({"dynamic", "half", "preprocess", "optimize"})
 
     @staticmethod
     def write(job: ExportJob, path: Path) -> None:
-        """Trace the network; sizes stay open, `dynamic` only records that they are meant to be used so."""
-        about, module, example = job.description, job.module(), job.example()
+        """Trace the network. Traces accept any size; `dynamic` only records the intended use."""
+        metadata, module, example = job.metadata, job.module(), job.example()
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # the tracer's remarks about shapes; parity is checked afterwards
+            warnings.simplefilter("ignore")  # the tracer warns about shapes; export.py checks the outputs afterwards
             traced = torch.jit.trace(module, example, strict=False)
-            config = {"shape": list(example.shape), "stride": about.stride, "names": dict(enumerate(about.names))}
-            extra = {_CONFIG: json.dumps(config), KEY: about.to_json()}
+            config = {"shape": list(example.shape), "stride": metadata.stride, "names": dict(enumerate(metadata.names))}
+            extra = {_CONFIG_FILE: json.dumps(config), METADATA_KEY: metadata.to_json()}
             if job.optimize:
                 from torch.utils.mobile_optimizer import optimize_for_mobile
 
@@ -50,47 +55,47 @@ class TorchScriptBackend:
     def open(
         paths: Sequence[Path], device: torch.device, half: bool = False, augment: bool = False
     ) -> tuple[Runner, dict[str, Any]]:
-        """Return a runner for the files, several as an ensemble, and what the first says about itself."""
-        warn_half(half, paths[0])
-        return joined([_open(path, device) for path in paths], augment)
+        """Open files, several as an ensemble."""
+        warn_half_ignored(half, paths[0])
+        return combine_runners([_open(path, device) for path in paths], augment)
 
 
 def _open(path: Path, device: torch.device) -> ExportedRunner:
-    extra: dict[str, Any] = {KEY: "", _CONFIG: ""}
+    extra: dict[str, Any] = {METADATA_KEY: "", _CONFIG_FILE: ""}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             module = torch.jit.load(str(path), map_location=device, _extra_files=extra)
         except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(f"{path}: no TorchScript file that this torch can read") from error
+            raise UserError(f"{path}: not a TorchScript file that torch {torch.__version__} can read") from error
     module.eval()
 
-    def call(images: Tensor) -> list[Tensor]:
+    def infer(images: Tensor) -> list[Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = module(images.to(device))
-        return _tensors(found)
+            outputs = module(images.to(device))
+        if isinstance(outputs, Tensor):
+            return [outputs]
+        return [one for one in outputs if isinstance(one, Tensor)]  # YOLOv5's files also return lists of raw maps
 
-    about = from_json(_text(extra[KEY]), path) if extra[KEY] else _foreign(_text(extra[_CONFIG]), call, path)
-    return ExportedRunner(about, call, path)
+    if extra[METADATA_KEY]:
+        metadata = parse_metadata(_to_text(extra[METADATA_KEY]), path)
+    else:
+        metadata = _yolov5_metadata(_to_text(extra[_CONFIG_FILE]), infer, path)
+    return ExportedRunner(metadata, infer, path)
 
 
-def _text(value: str | bytes) -> str:
+def _to_text(value: str | bytes) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def _tensors(found: Any) -> list[Tensor]:
-    """Return the tensors of an output; YOLOv5's carry raw maps in lists, which nobody here needs."""
-    return [found] if isinstance(found, Tensor) else [one for one in found if isinstance(one, Tensor)]
-
-
-def _foreign(text: str, call: Any, path: Path) -> Description:
-    """Return the description of a file that YOLOv5 wrote, from its config and one run on an empty image."""
+def _yolov5_metadata(config_text: str, infer: InferFunction, path: Path) -> ExportMetadata:
+    """Infer the metadata of a file that YOLOv5 exported from its config and a trial run."""
     try:
-        config = json.loads(text)
+        config = json.loads(config_text)
         shape = tuple(int(side) for side in config["shape"])
         entries = {"stride": str(config["stride"]), "names": str({int(k): v for k, v in dict(config["names"]).items()})}
     except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{path}: says neither its classes nor its stride; export it again with export.py") from error
+        raise UserError(f"{path}: has no class names and stride; export it again with export.py") from error
     with torch.inference_mode():
-        return described(entries, shape, call, path)
+        return resolve_metadata(entries, shape, infer, path)

@@ -296,8 +296,13 @@ class Backend(Protocol):
     """File format that can be run: a class with static methods in the registry `BACKENDS`, used without an instance."""
 
     title: str  # display name
-    suffixes: tuple[str, ...]  # of the files that it opens
-    can: frozenset[str]  # supported options of export.py
+    suffixes: tuple[str, ...]  # of the files and folders that it opens
+    capabilities: frozenset[str] = frozenset()  # supported options of export.py
+
+    @staticmethod
+    def unavailable_reason() -> str:
+        """Explain why files of this format cannot run on this machine; empty if they can."""
+        return ""
 
     @staticmethod
     def open(
@@ -310,7 +315,9 @@ class ExportBackend(Backend, Protocol):
     """Backend that can also write files: everything but `pytorch`."""
 
     ending: str  # of the files that it writes
-    packages: tuple[str, ...]  # that it needs
+    packages: tuple[str, ...] = ()  # modules that `write` needs
+    dynamic_by_default: bool = False  # input sizes are dynamic unless the user chooses a size
+    tolerance_factor: float = 1.0  # scales the limits of the comparison with PyTorch, for runtimes that round more
 
     @staticmethod
     def write(job: Any, path: Path) -> None:
@@ -326,8 +333,8 @@ class Sink(Protocol):
 
     stopped: bool  # the user closed the destination to stop the prediction
 
-    def write(self, frame: Frame, results: Results, picture: Callable[[], np.ndarray]) -> None:
-        """Write one frame; `picture()` draws the annotated image, once for all sinks."""
+    def write(self, frame: Frame, results: Results, annotated: Callable[[], np.ndarray]) -> None:
+        """Write one frame; `annotated()` draws the annotated image, once for all sinks."""
 
     def close(self) -> str:
         """Finish the files and return a log text about them, or an empty string."""

@@ -1,1 +1,1 @@
-"""A checkpoint as a Python object that takes images as people have them."""
+"""Python interface to a trained model: call it with images of any kind."""

@@ -1,4 +1,4 @@
-"""What stands behind the entries of hubconf.py (behaviour.md 5.6)."""
+"""Implementation of the entry points of hubconf.py."""
 
 from __future__ import annotations
 
@@ -20,14 +20,25 @@ from utils.core.log import LOGGER, set_up_console
 from utils.hub.hub_model import Model, load
 
 
-def open_custom(path: Any, autoshape: bool, verbose: bool, device: Any, download: bool) -> Any:
-    """Return a file, or several as an ensemble, as a `Model`; without `autoshape` the network of the file."""
+def open_custom(path: Any, autoshape: bool, verbose: bool, device: Any, download: bool) -> Model | Network:
+    """Open a checkpoint or exported file, or several as an ensemble.
+
+    Args:
+        path: The file, or a list of files.
+        autoshape: Return a `Model`, which takes images of any kind; else the network of a checkpoint.
+        verbose: Log what was loaded.
+        device: As --device of the programs; None: the first GPU, else the CPU.
+        download: Fetch official weights that are missing.
+
+    Returns:
+        The model or network.
+    """
     if autoshape:
         model = load(path, str(device or ""), download=download)
-        _tell(f"{path}: {model}", verbose)
+        _log(f"{path}: {model}", verbose)
         return model
     network = load_checkpoint(resolve_weights(str(path), download)).network
-    _tell(f"{path}: {', '.join(network.specs)}, {len(network.names)} classes", verbose)
+    _log(f"{path}: {', '.join(network.specs)}, {len(network.names)} classes", verbose)
     return network.to(select_device(str(device or "")))
 
 
@@ -41,35 +52,47 @@ def open_named(
     verbose: bool,
     device: Any,
     download: bool,
-) -> Any:
-    """Return the network `name`, with the official weights if `pretrained`, as far as they fit."""
+) -> Model | Network:
+    """Create a network of the model zoo.
+
+    Args:
+        name: Of the architecture.
+        pretrained: Load the official weights, as far as their shapes fit.
+        channels: Of the images.
+        classes: Number of classes.
+        autoshape: Return a `Model`, which takes images of any kind; else the network.
+        verbose: Log what was loaded.
+        device: As --device of the programs; None: the first GPU, else the CPU.
+        download: Fetch official weights that are missing.
+
+    Returns:
+        The model or network.
+    """
     stored = load_checkpoint(resolve_weights(f"{name}.pt", download)).network if pretrained else None
     if stored is not None and (channels, classes) == (3, len(stored.names)):
         network = stored
     else:
         network = build_network(read_architecture(name), classes, channels=channels)
         if stored is not None:
-            _tell(f"{transfer(network, stored.state_dict(), skip_anchors=True)} from {name}.pt", verbose)
+            _log(f"{transfer(network, stored.state_dict(), skip_anchors=True)} from {name}.pt", verbose)
     target = select_device(str(device or ""))
     network = network.to(target)
-    _tell(f"{name}: {len(network.names)} classes", verbose)
-    return _as_model(network, target) if autoshape else network
+    _log(f"{name}: {len(network.names)} classes", verbose)
+    if not autoshape:
+        return network
+    fused = fuse(network.eval()).requires_grad_(False).to(memory_format=torch.channels_last)
+    return Model(NetworkRunner(fused, target), target)
 
 
-def _as_model(network: Network, device: torch.device) -> Model:
-    ready = fuse(network.eval()).requires_grad_(False).to(memory_format=torch.channels_last)
-    return Model(NetworkRunner(ready, device), device)
-
-
-def _tell(text: str, verbose: bool) -> None:
+def _log(text: str, verbose: bool) -> None:
     if verbose:
-        if not LOGGER.handlers:  # not one of our programs: nobody set the console up
+        if not LOGGER.handlers:  # imported by another program, which has not set up the console
             set_up_console()
         LOGGER.info(text)
 
 
 def self_test(model: Model, source: Sequence[str]) -> None:
-    """Run `model` on images of every kind it takes, or on `source`."""
+    """Run a model on `source`, or without any on generated images of all supported types; print the results."""
     if source:
         model(list(source)).print()
         return

@@ -1,4 +1,4 @@
-"""A checkpoint to call with images (behaviour.md 5.5)."""
+"""Callable model with the interface of YOLOv5's `torch.hub` models."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.tta import with_tta
 from utils.backends.open_weights import open_weights
 from utils.core.contracts import Decoded, EvalSettings, Geometry, ImageInfo, Results, Runner
 from utils.core.device import select_device
@@ -17,18 +18,30 @@ from utils.core.errors import UserError
 from utils.core.timing import Stopwatch
 from utils.core.train_settings import MAX_IMAGE_PX
 from utils.hub.detections import Detections
-from utils.hub.image_inputs import Picture, common_shape, pictures
+from utils.hub.image_inputs import common_shape, load_images
 from utils.ops.crop import centre_crop
 from utils.ops.letterbox import letterbox
 from utils.postprocess import POSTPROCESS
 
 
 class Model:
-    """What `torch.hub.load` returns: call it with images, get `Detections`.
+    """A network that is called with images of any kind and returns `Detections`, as from `torch.hub.load`.
 
-    The attributes may be changed at any time: `conf` and `iou` are the thresholds of suppression, `agnostic` lets boxes
-    of different classes suppress each other, `multi_label` lets a box have several classes, `classes` keeps only these
-    numbers, `max_det` is the most boxes per image, `urls` allows to fetch images from addresses.
+    Attributes may be changed at any time.
+
+    Args:
+        runner: The network.
+        device: Where it runs.
+        meta: Training metadata of the checkpoint.
+
+    Attributes:
+        conf: Confidence threshold.
+        iou: IoU threshold of NMS.
+        max_det: Maximum number of detections per image.
+        agnostic: Apply NMS across classes.
+        multi_label: Allow several classes per box.
+        classes: Class indices to detect; None: all.
+        urls: Allow downloads of images from URLs.
     """
 
     def __init__(self, runner: Runner, device: torch.device, meta: dict[str, Any] | None = None) -> None:
@@ -40,81 +53,105 @@ class Model:
 
     @property
     def names(self) -> dict[int, str]:
-        """Return the class names by number."""
+        """Class names by index."""
         return dict(enumerate(self.runner.names))
 
     @property
     def stride(self) -> int:
-        """Return what the sides of the network's input divide by."""
+        """Height and width of the network input are multiples of it."""
         return self.runner.stride
+
+    @property
+    def default_px(self) -> int:
+        """Default size of the network input."""
+        return max((spec.usual_px for spec in self.runner.specs.values()), default=640)
+
+    @property
+    def uses_centre_crop(self) -> bool:
+        """Whether the network takes the central square of images instead of whole images with padding."""
+        return any(spec.fit == "centre" for spec in self.runner.specs.values())
 
     def __repr__(self) -> str:
         return f"Model({', '.join(self.runner.specs)}; {len(self.runner.names)} classes; {self.device})"
 
     def __call__(self, images: Any, size: int | tuple[int, int] | None = None, augment: bool = False) -> Any:
-        """Return the `Detections` of an image or a list of images, of any sizes and kinds mixed.
+        """Predict on one image or a list of images, which may differ in type and size.
 
-        A path, an address (only with `urls`), a PIL image, an RGB array (H, W, 3), a (3, H, W) tensor. `size` is the
-        longer side at which the network sees them (640, for whole-image classifiers 224). A (B, 3, H, W) tensor, uint8
-        or from 0 to 1, goes through as it is and its decoded outputs come back, by the names of the heads.
+        Args:
+            images: See `load_images`. A (B, 3, H, W) tensor, uint8 or floats in [0, 1], is passed to the network as it
+                is.
+            size: Longer side of the network input, or height and width, in pixels; None: 640, for classifiers 224.
+            augment: Apply test-time augmentation.
+
+        Returns:
+            The `Detections`; for a (B, 3, H, W) tensor the decoded outputs by head name.
         """
         if isinstance(images, Tensor) and images.ndim == 4:
-            return self.raw(images, augment)
-        watches = [Stopwatch(self.device) for _ in range(3)]
-        with watches[0]:
-            given = pictures(images, self.urls)
-            boxed, info = self._boxed(given, self.usual_px if size is None else size)
-        with watches[1]:
-            decoded = self.raw(boxed, augment)
-        with watches[2]:
-            found = self._results(decoded, info)
-        milliseconds = tuple(watch.seconds * 1000 / len(given) for watch in watches)
-        return Detections(given, found, self.runner, milliseconds, tuple(boxed.shape))
+            return self.decode(images, augment)
+        preprocess, inference, postprocess = (Stopwatch(self.device) for _ in range(3))
+        with preprocess:
+            loaded = load_images(images, self.urls)
+            arrays = [image.bgr for image in loaded]
+            shape_hw = self.input_shape(
+                [array.shape[:2] for array in arrays], self.default_px if size is None else size
+            )
+            batch, geometries = self.fit(arrays, shape_hw)
+            info = [ImageInfo(i, loaded[i].name, geometry) for i, geometry in enumerate(geometries)]
+        with inference:
+            decoded = self.decode(batch, augment)
+        with postprocess:
+            results = self._postprocess(decoded, info)
+        milliseconds = tuple(watch.seconds * 1000 / len(loaded) for watch in (preprocess, inference, postprocess))
+        return Detections(loaded, results, self.runner, milliseconds, tuple(batch.shape))
 
     @torch.inference_mode()
-    def raw(self, images: Tensor, augment: bool = False) -> dict[str, Decoded]:
-        """Return the decoded outputs of a (B, 3, H, W) batch, uint8 or floats from 0 to 1, by the heads' names."""
-        return self._runner(augment).run(images).decoded
-
-    def _runner(self, augment: bool) -> Runner:
+    def decode(self, images: Tensor, augment: bool = False) -> dict[str, Decoded]:
+        """Run a (B, 3, H, W) batch, uint8 or floats in [0, 1]; return the decoded outputs by head name."""
         if not augment:
-            return self.runner
+            return self.runner.run(images).decoded
         if self._augmented is None:
-            from models.tta import with_tta
-
             self._augmented = with_tta(self.runner)
-        return self._augmented
+        return self._augmented.run(images).decoded
 
-    @property
-    def usual_px(self) -> int:
-        """Return the size of the input where nobody says which."""
-        return max((spec.usual_px for spec in self.runner.specs.values()), default=640)
+    def input_shape(self, sizes_hw: Sequence[Any], size: int | tuple[int, int]) -> tuple[int, int]:
+        """Choose the network input for a batch of images.
 
-    def _boxed(self, given: Sequence[Picture], size: int | tuple[int, int]) -> tuple[Tensor, list[ImageInfo]]:
-        """Return the images at one size as (B, 3, H, W) uint8 RGB, and where each came from."""
-        images = [picture.bgr for picture in given]
-        boxed, geometries = fitted(images, self.shape_for([image.shape[:2] for image in images], size), self)
-        return boxed, [ImageInfo(i, given[i].name, geometry) for i, geometry in enumerate(geometries)]
+        Args:
+            sizes_hw: Height and width of each image.
+            size: Longer side, or height and width.
 
-    def shape_for(self, sizes_hw: Sequence[Any], size: int | tuple[int, int]) -> tuple[int, int]:
-        """Return the (height, width) at which images of these sizes go through the network together."""
+        Returns:
+            Height and width in pixels.
+        """
         if self.runner.fixed_hw is not None:
             return self.runner.fixed_hw
         sides = (size, size) if isinstance(size, int) else tuple(size)
         if len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= MAX_IMAGE_PX for side in sides):
-            raise UserError(f"size {size!r}: a number of pixels up to {MAX_IMAGE_PX}, or height and width")
-        if isinstance(size, int) and not self.square:
+            raise UserError(f"size expects pixels, or height and width, between 1 and {MAX_IMAGE_PX}, got {size!r}")
+        if isinstance(size, int) and not self.uses_centre_crop:
             return common_shape(sizes_hw, size, self.stride)
         height, width = (-(-side // self.stride) * self.stride for side in sides)
         return height, width
 
-    @property
-    def square(self) -> bool:
-        """Tell whether the network sees the middle square of images."""
-        return any(spec.fit == "centre" for spec in self.runner.specs.values())
+    def fit(self, images: Sequence[np.ndarray], shape_hw: tuple[int, int]) -> tuple[Tensor, list[Geometry]]:
+        """Fit images to the network input.
+
+        Args:
+            images: (H, W, 3) BGR arrays.
+            shape_hw: Height and width of the input.
+
+        Returns:
+            (B, 3, H, W) uint8 RGB, and how each image was resized.
+        """
+        if self.uses_centre_crop:
+            fitted = [centre_crop(image, shape_hw) for image in images]
+        else:
+            fitted = [letterbox(image, shape_hw, auto=False, stride=self.stride) for image in images]
+        pixels = np.stack([np.ascontiguousarray(image[:, :, ::-1]) for image, _ in fitted])
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2), [geometry for _, geometry in fitted]
 
     @torch.inference_mode()
-    def _results(self, decoded: dict[str, Decoded], info: Sequence[ImageInfo]) -> list[Results]:
+    def _postprocess(self, decoded: dict[str, Decoded], info: Sequence[ImageInfo]) -> list[Results]:
         settings = EvalSettings(
             names=tuple(self.runner.names),
             confidence=self.conf,
@@ -131,24 +168,21 @@ class Model:
         return [one.cpu() for one in results]
 
 
-def fitted(images: Sequence[np.ndarray], shape_hw: tuple[int, int], model: Model) -> tuple[Tensor, list[Geometry]]:
-    """Return (H, W, 3) BGR images as the network sees them, (B, 3, H, W) uint8 RGB, and how each was fitted."""
-    if model.square:
-        placed = [centre_crop(image, shape_hw) for image in images]
-    else:
-        placed = [letterbox(image, shape_hw, auto=False, stride=model.stride) for image in images]
-    pixels = np.stack([np.ascontiguousarray(image[:, :, ::-1]) for image, _ in placed])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2), [geometry for _, geometry in placed]
-
-
 def load(
     weights: str | Path | Sequence[str | Path], device: str = "", half: bool = False, download: bool = False
 ) -> Model:
-    """Return a checkpoint or an exported file, several as an ensemble, as a `Model`.
+    """Load checkpoints or exported files as a `Model`.
 
-    `device` is as in the programs: empty for the first GPU or the CPU. `download` may fetch official weights.
+    Args:
+        weights: A file, or several that form an ensemble.
+        device: As --device of the programs; empty: the first GPU, else the CPU.
+        half: Compute in half precision.
+        download: Fetch official weights that are missing.
+
+    Returns:
+        The model.
     """
     paths = [weights] if isinstance(weights, (str, Path)) else list(weights)
-    chosen = select_device(str(device))
-    opened = open_weights([str(path) for path in paths], chosen, half=half, download=download)
-    return Model(opened.runner, chosen, opened.meta)
+    selected = select_device(str(device))
+    opened = open_weights([str(path) for path in paths], selected, half=half, download=download)
+    return Model(opened.runner, selected, opened.meta)

@@ -1,4 +1,4 @@
-"""Where classes of whole images go as text."""
+"""Sink of whole-image classes as text files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from utils.plots.prediction_sinks import TextSink
 
 
 class ClassTextSink(TextSink):
-    """One text file per image or frame: `probability name` of the five surest classes (behaviour.md 5.4)."""
+    """Write a text file per image or frame: lines of `probability name` for the five most probable classes."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         super().__init__(folder)

@@ -12,7 +12,7 @@ from torch import Tensor
 from utils.core.contracts import Frame, Results
 from utils.core.files import atomic_path
 from utils.plots.figure_io import write_image
-from utils.plots.prediction_sinks import Names
+from utils.plots.prediction_sinks import UniqueNames
 
 SHOWN_CHANNELS = 32  # behaviour.md 5.3
 _COLUMNS = 8
@@ -26,12 +26,11 @@ class FeatureSink:
 
     def __init__(self, folder: Path, maps: Mapping[str, Tensor]) -> None:
         """Take `maps`, which holds the (B, C, H, W) output of each layer for the batch that was run last."""
-        self.folder, self.maps, self._names, self._count = folder, maps, Names(), 0
+        self.folder, self.maps, self._names, self._count = folder, maps, UniqueNames(), 0
 
-    def write(self, frame: Frame, results: Results, picture: Callable[[], np.ndarray]) -> None:
+    def write(self, frame: Frame, results: Results, annotated: Callable[[], np.ndarray]) -> None:
         """Write the maps of one frame."""
-        stem = self._names.of(frame, stem_only=True)
-        place = self.folder / (f"{stem}_{frame.number}" if frame.is_video else stem)
+        place = self.folder / self._names.frame_stem(frame)
         for name, values in self.maps.items():
             channels = values[results.info.index].float().cpu().numpy()
             with atomic_path(place / f"{name}.npy") as temporary:

@@ -1,4 +1,4 @@
-"""Where predictions go: pictures, videos, text labels, crops, a table, a window."""
+"""Sinks of the prediction loop: annotated images and videos, label files, crops, a CSV table and a window."""
 
 from __future__ import annotations
 
@@ -15,184 +15,203 @@ from typing import TextIO
 import cv2
 import numpy as np
 
-from utils.core.contracts import Frame, Results
+from utils.core.contracts import Frame, Results, Sink
 from utils.core.errors import UserError
 from utils.core.files import atomic_path, is_url, write_text
 from utils.ops.label_text import box_lines
 from utils.plots.draw import class_name
 from utils.plots.figure_io import write_image
-from utils.plots.video_writer import Film
+from utils.plots.video_writer import VideoWriter
 
-Picture = Callable[[], np.ndarray]  # makes, at the first call, the annotated (H, W, 3) BGR image
-Colours = Callable[[np.ndarray], np.ndarray]  # an (H, W) map of classes as an (H, W, 3) BGR image
-WRITABLE = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
-MAX_STEM_BYTES = 230  # file systems take names of 255
-CROP_GAIN, CROP_PAD_PX = 1.02, 10  # behaviour.md 5.3
-JOINED_FPS = 30.0  # behaviour.md 12.9
+AnnotatedImage = Callable[[], np.ndarray]  # draws the (H, W, 3) BGR image at the first call, then returns the same
+Colourize = Callable[[np.ndarray], np.ndarray]  # (H, W) semantic map -> (H, W, 3) BGR image
+WRITABLE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+MAX_STEM_BYTES = 230  # file systems limit names to 255 bytes; the rest is for numbers and suffixes
+CROP_SCALE, CROP_PAD_PX = 1.02, 10  # enlargement of boxes before they are cropped
+JOINED_FPS = 30.0
 CSV_COLUMNS = ("Image Name", "Prediction", "Confidence")
+STOP_KEY = ord("q")
+_DISPLAY_VARIABLES = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
 
 
 def file_name(frame: Frame) -> str:
-    """Return the name of the frame's file; an address becomes a name that every file system takes."""
+    """Derive a file name from the path or URL of a frame."""
     if is_url(frame.path):
-        place = re.sub(r"[?#].*", "", frame.path.split("://", 1)[1])
+        address = re.sub(r"[?#].*", "", frame.path.split("://", 1)[1])
         is_file = not frame.is_video or frame.count
-        return safe_name(place.rstrip("/").rsplit("/", 1)[-1] if is_file else place)
+        return safe_name(address.rstrip("/").rsplit("/", 1)[-1] if is_file else address)
     return Path(frame.path).name
 
 
 def safe_name(text: str) -> str:
-    """Return `text` (a class name, an address) without what cannot stand in, or would leave, a folder."""
+    """Replace the characters of a text that are not valid in file names or would leave the folder."""
     return re.sub(r'[\\/:*?"<>|\x00-\x1f]+', "_", text).strip(" .") or "_"
 
 
-class Names:
-    """Give every source file its own name: the second `a.jpg`, from another folder, becomes `a_2.jpg`."""
+class UniqueNames:
+    """Assign a distinct file name to every source: a second `a.jpg` from another folder becomes `a_2.jpg`."""
 
     def __init__(self) -> None:
-        self._given: dict[str, str] = {}
-        self._taken: set[str] = set()
+        self._assigned: dict[str, str] = {}
+        self._used: set[str] = set()
 
-    def of(self, frame: Frame, stem_only: bool = False) -> str:
-        """Return the name for the frame's source, always the same one."""
+    def file_name(self, frame: Frame) -> str:
+        """Get the name of the frame's source with its suffix; the same for every frame of a source."""
+        return self._name(frame, with_suffix=True)
+
+    def stem(self, frame: Frame) -> str:
+        """Get the name of the frame's source without its suffix."""
+        return self._name(frame, with_suffix=False)
+
+    def frame_stem(self, frame: Frame) -> str:
+        """Get the name of the frame without a suffix: that of its source, with the frame number in videos."""
+        stem = self.stem(frame)
+        return f"{stem}_{frame.number}" if frame.is_video else stem
+
+    def _name(self, frame: Frame, with_suffix: bool) -> str:
         key = f"{frame.stream} {frame.path}"
-        if key not in self._given:
+        if key not in self._assigned:
             name = Path(file_name(frame))
-            endless = frame.is_video and not frame.count  # dots in an address are no suffix
-            suffix = "" if stem_only or endless else name.suffix
-            stem = str(name) if endless else name.stem
-            while len(stem.encode("utf-8", "surrogateescape")) > MAX_STEM_BYTES:  # room for numbers and endings
+            is_stream = frame.is_video and not frame.count  # a dot in a URL does not start a suffix
+            suffix = name.suffix if with_suffix and not is_stream else ""
+            stem = str(name) if is_stream else name.stem
+            while len(stem.encode("utf-8", "surrogateescape")) > MAX_STEM_BYTES:
                 stem = stem[:-1]
             number, chosen = 1, f"{stem}{suffix}"
-            while chosen.lower() in self._taken:
+            while chosen.lower() in self._used:
                 number += 1
                 chosen = f"{stem}_{number}{suffix}"
-            self._given[key] = chosen
-            self._taken.add(chosen.lower())
-        return self._given[key]
+            self._assigned[key] = chosen
+            self._used.add(chosen.lower())
+        return self._assigned[key]
 
 
-def counted(number: int, one: str, many: str, where: Path) -> str:
-    """Return `2 images in runs/detect/exp`, nothing for none."""
-    return f"{number} {one if number == 1 else many} in {where}" if number else ""
+def summarize(number: int, singular: str, plural: str, path: Path) -> str:
+    """Format what a sink has written, `2 images in runs/detect/exp`; empty for none."""
+    return f"{number} {singular if number == 1 else plural} in {path}" if number else ""
 
 
-class PictureSink:
-    """Annotated still images, under their own names, in `folder`."""
+class ImageSink(Sink):
+    """Write annotated still images to a folder, under the names of their files."""
 
     stopped = False
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._names, self._count = folder, Names(), 0
+        self.folder, self._names, self._count = folder, UniqueNames(), 0
 
-    def write(self, frame: Frame, results: Results, picture: Picture) -> None:
-        """Write the picture of a still image; frames of videos are left to VideoSink."""
+    def write(self, frame: Frame, results: Results, annotated: AnnotatedImage) -> None:
+        """Write a still image; frames of videos are written by `VideoSink`."""
         if frame.is_video:
             return
-        path = self.folder / self._names.of(frame)
-        write_image(path if path.suffix.lower() in WRITABLE else path.with_suffix(".png"), picture())
+        path = self.folder / self._names.file_name(frame)
+        write_image(path if path.suffix.lower() in WRITABLE_SUFFIXES else path.with_suffix(".png"), annotated())
         self._count += 1
 
     def close(self) -> str:
-        """Return what was written."""
-        return counted(self._count, "image", "images", self.folder)
+        """Summarize the written files."""
+        return summarize(self._count, "image", "images", self.folder)
 
 
-class VideoSink:
-    """One annotated mp4 per video or stream in `folder`, complete only when it is closed."""
+class VideoSink(Sink):
+    """Write an annotated mp4 per video or stream to a folder; a file appears when it is complete."""
 
     stopped = False
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._names, self._count = folder, Names(), 0
-        self._open: dict[str, Film] = {}
+        self.folder, self._names, self._count = folder, UniqueNames(), 0
+        self._writers: dict[str, VideoWriter] = {}
 
-    def write(self, frame: Frame, results: Results, picture: Picture) -> None:
-        """Append the picture of one frame of a video."""
+    def write(self, frame: Frame, results: Results, annotated: AnnotatedImage) -> None:
+        """Append a frame to its video; still images are ignored."""
         if not frame.is_video:
             return
-        name = self._names.of(frame, stem_only=True)
-        if name not in self._open:
-            if frame.count:  # a file: the one before it is over
-                self._finish()
+        name = self._names.stem(frame)
+        if name not in self._writers:
+            if frame.count:  # files are read one after the other, so the previous one is complete
+                self._close_writers()
             height, width = frame.image.shape[:2]
-            self._open[name] = Film(self.folder / f"{name}.mp4", (width, height), frame.fps)
+            self._writers[name] = VideoWriter(self.folder / f"{name}.mp4", (width, height), frame.fps)
             self._count += 1
-        film = self._open[name]
-        image = picture()
-        same = image.shape[1::-1] == film.size_xy
-        film.add(image if same else cv2.resize(image, film.size_xy))  # a stream may change its size
+        writer = self._writers[name]
+        image = annotated()
+        same_size = image.shape[1::-1] == writer.size_xy
+        writer.write(image if same_size else cv2.resize(image, writer.size_xy))  # streams may change their size
 
-    def _finish(self) -> None:
-        films = list(self._open.values())
-        self._open.clear()
-        for film in films:
-            film.finish()
+    def _close_writers(self) -> None:
+        writers = list(self._writers.values())
+        self._writers.clear()
+        for writer in writers:
+            writer.close()
 
     def close(self) -> str:
-        """Finish the files and return what was written."""
-        self._finish()
-        return counted(self._count, "video", "videos", self.folder)
+        """Complete the files and summarize them."""
+        self._close_writers()
+        return summarize(self._count, "video", "videos", self.folder)
 
 
-class JoinSink:
-    """The pictures of all still images as one mp4, 30 a second; they must be of one size."""
+class JoinedVideoSink(Sink):
+    """Join annotated still images of equal size to one mp4 with 30 frames per second."""
 
     stopped = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._film: Film | None = None
-        self._first = ""
+        self._writer: VideoWriter | None = None
+        self._first_path = ""
         self._failed = False
 
-    def write(self, frame: Frame, results: Results, picture: Picture) -> None:
-        """Append the picture of a still image; videos have a file of their own anyway."""
+    def write(self, frame: Frame, results: Results, annotated: AnnotatedImage) -> None:
+        """Append a still image; frames of videos are written by `VideoSink`."""
         if frame.is_video or self._failed:
             return
-        image = picture()
+        image = annotated()
         size_xy = (image.shape[1], image.shape[0])
-        if self._film is None:
-            self._film, self._first = Film(self.path, size_xy, JOINED_FPS), frame.path
-        if size_xy != self._film.size_xy:
+        if self._writer is None:
+            self._writer, self._first_path = VideoWriter(self.path, size_xy, JOINED_FPS), frame.path
+        if size_xy != self._writer.size_xy:
             self._failed = True
-            self._film.abandon()
-            raise UserError(other_size(frame.path, size_xy[::-1], self._first, self._film.size_xy[::-1]))
-        self._film.add(image)
+            self._writer.discard()
+            raise UserError(size_mismatch(frame.path, size_xy[::-1], self._first_path, self._writer.size_xy[::-1]))
+        self._writer.write(image)
 
     def close(self) -> str:
-        """Finish the file and return what was written."""
-        if self._film is None or self._failed:
+        """Complete the file and summarize it."""
+        if self._writer is None or self._failed:
             return ""
-        self._film.finish()
-        return f"{self._film.frames} {'picture' if self._film.frames == 1 else 'pictures'} in {self.path}"
+        self._writer.close()
+        return summarize(self._writer.frames, "image", "images", self.path)
 
 
-def other_size(path: object, image_hw: tuple[int, int], first: object, first_hw: tuple[int, int]) -> str:
-    """Return what is wrong with an image that does not fit into the film."""
+def size_mismatch(path: object, image_hw: tuple[int, int], first: object, first_hw: tuple[int, int]) -> str:
+    """Format the error message for an image that cannot be joined to a video with the first one."""
     sizes = f"{image_hw[1]} x {image_hw[0]} pixels, but {first} has {first_hw[1]} x {first_hw[0]}"
-    return f"{path}: {sizes}; --save-as-video joins images of one size"
+    return f"{path}: {sizes}; --save-as-video joins images of equal size"
 
 
-class TextSink:
-    """One text file per image or frame in `folder`: `class x y w h [confidence]`, normalised to the image."""
+class TextSink(Sink):
+    """Write a label file per image or frame: lines of `class cx cy w h [confidence]`, normalised to the image.
+
+    Args:
+        folder: Of the files.
+        confidence: Append the confidence to each line.
+        corners: Write x1 y1 x2 y2 instead of centre and size.
+    """
 
     stopped = False
 
     def __init__(self, folder: Path, confidence: bool = False, corners: bool = False) -> None:
         self.folder, self.confidence, self.corners = folder, confidence, corners
-        self._names, self._count = Names(), 0
+        self._names, self._count = UniqueNames(), 0
 
-    def write(self, frame: Frame, results: Results, picture: Picture) -> None:
-        """Write the boxes; without any there is no file."""
-        stem = self._names.of(frame, stem_only=True)
-        path = self.folder / (f"{stem}_{frame.number}.txt" if frame.is_video else f"{stem}.txt")
+    def write(self, frame: Frame, results: Results, annotated: AnnotatedImage) -> None:
+        """Write the labels of a frame; without labels no file is written."""
+        path = self.folder / f"{self._names.frame_stem(frame)}.txt"
         lines = self._lines(frame, results)
         if lines:
             write_text(path, "\n".join(lines) + "\n")
             self._count += 1
         else:
-            path.unlink(missing_ok=True)  # of an earlier run into the same folder
+            path.unlink(missing_ok=True)  # a previous run into the same folder may have left one
 
     def _lines(self, frame: Frame, results: Results) -> list[str]:
         if results.boxes is None or results.classes is None:
@@ -202,50 +221,56 @@ class TextSink:
         return box_lines(results.boxes, results.classes, scores, (height, width), self.corners)
 
     def close(self) -> str:
-        """Return what was written."""
-        return counted(self._count, "label file", "label files", self.folder)
+        """Summarize the written files."""
+        return summarize(self._count, "label file", "label files", self.folder)
 
 
-class CropSink:
-    """Every box as a JPEG of its own in `folder`/class."""
+class CropSink(Sink):
+    """Write every box, slightly enlarged, as a JPEG in a folder per class."""
 
     stopped, suffix = False, ".jpg"
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.folder, self.names = folder, names
-        self._files, self._count = Names(), 0
+        self._file_names, self._count = UniqueNames(), 0
 
-    def write(self, frame: Frame, results: Results, picture: Picture) -> None:
-        """Cut the boxes, a little enlarged, out of the image as it was."""
+    def write(self, frame: Frame, results: Results, annotated: AnnotatedImage) -> None:
+        """Crop the boxes from the image without annotations."""
         if results.boxes is None or results.classes is None:
             return
-        stem = self._files.of(frame, stem_only=True)
-        if frame.is_video:
-            stem = f"{stem}_{frame.number}"
-        seen: Counter[int] = Counter()
+        stem = self._file_names.frame_stem(frame)
+        per_class: Counter[int] = Counter()
         for row, (box, index) in enumerate(zip(results.boxes.tolist(), results.classes.tolist(), strict=True)):
-            seen[index] += 1
-            crop = cut_out(self._pixels(frame, results, row), box)
+            per_class[index] += 1
+            crop = crop_box(self._pixels(frame, results, row), box)
             if crop.size:
-                number = "" if seen[index] == 1 else f"{'_' if frame.is_video else ''}{seen[index]}"
+                number = "" if per_class[index] == 1 else f"{'_' if frame.is_video else ''}{per_class[index]}"
                 name = f"{stem}{number}{self.suffix}"
                 write_image(self.folder / safe_name(class_name(self.names, index)) / name, crop)
                 self._count += 1
 
     def _pixels(self, frame: Frame, results: Results, row: int) -> np.ndarray:
-        """Return the image that object `row` is cut out of."""
+        """Get the image from which object `row` is cropped."""
         return frame.image
 
     def close(self) -> str:
-        """Return what was written."""
-        return counted(self._count, "crop", "crops", self.folder)
+        """Summarize the written files."""
+        return summarize(self._count, "crop", "crops", self.folder)
 
 
-def cut_out(image: np.ndarray, box_xyxy: Sequence[float]) -> np.ndarray:
-    """Return the pixels of a box, its sides 1.02 times as long plus 10 px, as far as the image goes."""
+def crop_box(image: np.ndarray, box_xyxy: Sequence[float]) -> np.ndarray:
+    """Crop a box from an image, enlarged by 2 % plus 10 px per side length and clipped to the image.
+
+    Args:
+        image: (H, W, channels) pixels.
+        box_xyxy: Corners in pixels.
+
+    Returns:
+        The pixels, empty if the box lies outside the image.
+    """
     x1, y1, x2, y2 = box_xyxy
-    half_w = ((x2 - x1) * CROP_GAIN + CROP_PAD_PX) / 2
-    half_h = ((y2 - y1) * CROP_GAIN + CROP_PAD_PX) / 2
+    half_w = ((x2 - x1) * CROP_SCALE + CROP_PAD_PX) / 2
+    half_h = ((y2 - y1) * CROP_SCALE + CROP_PAD_PX) / 2
     centre_x, centre_y = (x1 + x2) / 2, (y1 + y2) / 2
     height, width = image.shape[:2]
     left, right = (int(min(max(value, 0), width)) for value in (centre_x - half_w, centre_x + half_w))
@@ -253,8 +278,8 @@ def cut_out(image: np.ndarray, box_xyxy: Sequence[float]) -> np.ndarray:
     return np.ascontiguousarray(image[top:bottom, left:right])
 
 
-class CsvSink:
-    """All boxes as rows `Image Name,Prediction,Confidence`; a table that is there already grows."""
+class CsvSink(Sink):
+    """Write all boxes to a CSV table of image name, class and confidence; rows are appended to an existing table."""
 
     stopped = False
 
@@ -264,62 +289,72 @@ class CsvSink:
         self._file: TextIO | None = None
 
     def _open(self) -> TextIO:
-        earlier = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
+        existing = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
         temporary = self._stack.enter_context(atomic_path(self.path))
         file = self._stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
-        file.write(earlier or ",".join(CSV_COLUMNS) + "\n")
+        file.write(existing or ",".join(CSV_COLUMNS) + "\n")
         return file
 
-    def write(self, frame: Frame, results: Results, picture: Picture) -> None:
-        """Add the boxes of one frame."""
+    def write(self, frame: Frame, results: Results, annotated: AnnotatedImage) -> None:
+        """Append the boxes of a frame."""
         self._file = self._file or self._open()
         if results.classes is None or results.scores is None:
             return
-        rows = csv.writer(self._file, lineterminator="\n")
+        writer = csv.writer(self._file, lineterminator="\n")
         for index, score in zip(results.classes.tolist(), results.scores.tolist(), strict=True):
-            rows.writerow((file_name(frame), class_name(self.names, index), f"{score:.2f}"))
+            writer.writerow((file_name(frame), class_name(self.names, index), f"{score:.2f}"))
             self._count += 1
 
     def close(self) -> str:
-        """Finish the file and return what was written."""
+        """Complete the file and summarize it."""
         if self._file is None:
             return ""
         self._stack.close()
         return f"{self._count} {'row' if self._count == 1 else 'rows'} in {self.path}"
 
 
-class WindowSink:
-    """A window per source, and with `colours` a second one for the classes of pixels; the key q ends the run."""
+class WindowSink(Sink):
+    """Show annotated images in a window per source; the key q stops the prediction.
 
-    def __init__(self, colours: Colours | None = None) -> None:
-        screens = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
-        if sys.platform.startswith("linux") and not any(os.environ.get(name) for name in screens):
-            raise UserError("--view-img: there is no screen here (DISPLAY is not set)")  # Qt would end the process
-        self.stopped, self.colours = False, colours
-        self._titles: set[str] = set()
+    Args:
+        colourize: Also show the coloured semantic map, in a second window.
+    """
 
-    def write(self, frame: Frame, results: Results, picture: Picture) -> None:
-        """Show the picture; a still image stays until a key is pressed."""
-        shown = {frame.path: picture()}
-        if self.colours is not None and results.semantic is not None:
-            shown[f"{frame.path} (classes)"] = self.colours(results.semantic.numpy())
+    def __init__(self, colourize: Colourize | None = None) -> None:
+        if sys.platform.startswith("linux") and not any(map(os.environ.get, _DISPLAY_VARIABLES)):
+            raise UserError("--view-img: no display (DISPLAY is not set); leave --view-img out")  # Qt would abort
+        self.stopped, self.colourize = False, colourize
+        self._titles: list[str] = []  # of the open windows
+
+    def write(self, frame: Frame, results: Results, annotated: AnnotatedImage) -> None:
+        """Show a frame; a still image remains until a key is pressed."""
+        views = [(frame.path, annotated())]
+        if self.colourize is not None and results.semantic is not None:
+            views.append((f"{frame.path} (classes)", self.colourize(results.semantic.numpy())))
+        delay_ms = 1 if frame.is_video else 0  # 0: until a key is pressed
         try:
-            for title, image in shown.items():
+            for title, image in views:
                 if title not in self._titles:
-                    cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
-                    cv2.resizeWindow(title, image.shape[1], image.shape[0])
-                    self._titles.add(title)
+                    self._open(title, size_xy=image.shape[1::-1])
                 cv2.imshow(title, image)
-            key = cv2.waitKey(1 if frame.is_video else 0)
+            pressed = cv2.waitKey(delay_ms) % 256  # the higher bits are modifier keys
         except cv2.error as error:
-            raise UserError("--view-img: no window can be opened (no screen, or opencv-python-headless)") from error
-        self.stopped = key & 0xFF == ord("q")
-        if not frame.is_video:
+            raise UserError(
+                "--view-img: OpenCV cannot open a window; start it with a display and without opencv-python-headless"
+            ) from error
+        self.stopped = pressed == STOP_KEY
+        if delay_ms == 0:
             self.close()
+
+    def _open(self, title: str, size_xy: tuple[int, ...]) -> None:
+        """Create a window that users can resize, at the size of the image."""
+        width, height = size_xy
+        cv2.namedWindow(title, cv2.WINDOW_KEEPRATIO | cv2.WINDOW_NORMAL)
+        cv2.resizeWindow(title, width, height)
+        self._titles.append(title)
 
     def close(self) -> str:
         """Close the windows."""
-        for title in self._titles:
-            cv2.destroyWindow(title)
-        self._titles.clear()
+        while self._titles:
+            cv2.destroyWindow(self._titles.pop())
         return ""

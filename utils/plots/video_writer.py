@@ -1,4 +1,4 @@
-"""An mp4 file that is complete or not there: pictures in, one by one."""
+"""Writer of mp4 videos that appear only when they are complete."""
 
 from __future__ import annotations
 
@@ -12,8 +12,17 @@ from utils.core.errors import UserError
 from utils.core.files import atomic_path
 
 
-class Film:
-    """A video that is being written under a temporary name; `finish` gives it its own."""
+class VideoWriter:
+    """Write an mp4 file under a temporary name; `close` renames it into place.
+
+    Args:
+        path: The file.
+        size_xy: Width and height of the frames.
+        fps: Frames per second.
+
+    Raises:
+        UserError: OpenCV cannot write the file.
+    """
 
     def __init__(self, path: Path, size_xy: tuple[int, int], fps: float) -> None:
         self.path, self.size_xy, self.frames = path, size_xy, 0
@@ -21,24 +30,24 @@ class Film:
         self._temporary = self._stack.enter_context(atomic_path(path))
         self._writer = cv2.VideoWriter(str(self._temporary), cv2.VideoWriter.fourcc(*"mp4v"), fps, size_xy)
         if not self._writer.isOpened():
-            self.abandon()
-            raise UserError(f"{path}: OpenCV cannot write mp4 here; use --nosave, and no --save-as-video")
+            self.discard()
+            raise UserError(f"{path}: OpenCV cannot write mp4 files; use --nosave and leave --save-as-video out")
 
-    def add(self, image_bgr: np.ndarray) -> None:
-        """Append one (H, W, 3) picture, which must have the film's size."""
+    def write(self, image_bgr: np.ndarray) -> None:
+        """Append one (H, W, 3) uint8 frame of the video's size."""
         self._writer.write(image_bgr)
         self.frames += 1
 
-    def finish(self) -> None:
-        """Complete the file; one that lacks frames is removed and a UserError."""
+    def close(self) -> None:
+        """Complete the file; if frames are missing, remove it and raise UserError."""
         self._writer.release()
-        if count_frames(self._temporary) < self.frames:  # OpenCV does not say when the disk is full
-            self.abandon()
-            raise UserError(f"{self.path}: cannot write all {self.frames} frames there (is the disk full?)")
+        if count_frames(self._temporary) < self.frames:  # OpenCV does not report write errors
+            self.discard()
+            raise UserError(f"{self.path}: cannot write all {self.frames} frames; check the free disk space")
         self._stack.close()
 
-    def abandon(self) -> None:
-        """Leave no file, as if there had been an error inside `atomic_path`."""
+    def discard(self) -> None:
+        """Remove the file, as `atomic_path` does after an exception."""
         self._writer.release()
         stopped = InterruptedError("not written")
         with suppress(UserError):
@@ -46,7 +55,7 @@ class Film:
 
 
 def count_frames(path: Path) -> int:
-    """Return the number of frames that the video file says it holds, 0 if it cannot be read."""
+    """Read the number of frames of a video file; 0 if it cannot be read."""
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     try:
         return int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0

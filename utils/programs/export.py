@@ -1,43 +1,42 @@
-"""From options to exported files: what was asked for, format by format, each certified before it gets its name."""
+"""Export checkpoints: write each format, compare the file with PyTorch, and move it into place."""
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
-from utils.core.cli import add_device, add_download, add_image_size, new_parser
-from utils.core.errors import UserError
+from utils.core.errors import UserError, did_you_mean
 from utils.core.log import LOGGER
+from utils.programs.export_settings import ExportSettings
 
-if TYPE_CHECKING:  # what needs torch is imported after parsing, so that --help answers at once
-    import torch
-
+if TYPE_CHECKING:  # modules that load torch are imported after parsing, so that --help is fast
     from models.checkpoint import Checkpoint
     from models.network import Network
     from utils.backends.flat_outputs import ExportJob
-    from utils.programs.export_certificate import Certifier
+    from utils.core.contracts import ExportBackend
+    from utils.programs.export_certificate import Certificate, Certifier
 
-NOT_WRITTEN = {
+UNSUPPORTED_FORMATS = {  # formats of YOLOv5's export.py that are not written
     "saved_model": "TensorFlow SavedModel",
     "pb": "TensorFlow GraphDef",
     "edgetpu": "Edge TPU",
     "tfjs": "TensorFlow.js",
     "paddle": "PaddlePaddle",
 }
-STRONG = {  # option: what a format must be able to; without it the numbers would be others than asked for
+REQUIRED_CAPABILITIES = {  # option -> capability that every format must have, since the option changes the outputs
     "half": "half",
     "int8": "int8",
     "nms": "nms",
     "dynamic": "dynamic",
     "with_preprocess": "preprocess",
 }
-WEAK = {  # the same for options that change only how the file is written
+OPTIONAL_CAPABILITIES = {  # option -> capability that one format must have; others ignore the option
     "optimize": "optimize",
     "simplify": "simplify",
     "opset": "opset",
@@ -46,268 +45,240 @@ WEAK = {  # the same for options that change only how the file is written
     "mlmodel": "mlmodel",
     "verbose": "verbose",
 }
-CAUTIONS = 3  # INT8: tries, each keeping more layers in higher precision
+MAX_INT8_ATTEMPTS = 3  # each leaves one more layer per output in floating point
 
 
-def export_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return the options of export.py."""
-    parser = new_parser(description)
-    add = parser.add_argument
-    add("--weights", nargs="+", default=[], help="checkpoints, each exported by itself; default: newest best.pt")
-    add(
-        "--include",
-        nargs="+",
-        default=["torchscript"],
-        metavar="FORMAT",
-        help="formats to write; docs/export.md lists them",
-    )
-    add("--output", default="", help="folder to write into; empty: beside each checkpoint")
-    add("--data", default="", help="data-set YAML for INT8 calibration, its accuracy, and images to compare on")
-    add("--source", default="", help="images to compare on; default: those of --data, else generated ones")
-    add_image_size(parser, [], "size of the input, or height and width; empty: the size it was trained at, else 640")
-    add("--batch-size", type=int, default=0, help="images per call, which fixes batch and size; 0: one, or any number")
-    add_device(parser)
-    parser.set_defaults(device="cpu")
-    add("--half", action="store_true", help="weights in half precision")
-    add("--int8", action="store_true", help="convolutions in 8-bit integers, calibrated on images of --data")
-    add("--max-drop", type=float, default=0.02, help="with --int8: how much mAP50-95 (or top-1) may be lost")
-    add("--per-tensor", action="store_true", help="with --int8: one scale per tensor instead of one per channel")
-    open_help = "leave batch and image size open, as ONNX, OpenVINO, TorchScript and .pt2 are without --imgsz"
-    add("--dynamic", action="store_true", help=open_help)
-    add("--static", action="store_true", help="exactly one batch and image size")
-    bytes_help = "take (B, H, W, 3) bytes in this order instead of (B, 3, H, W) floats"
-    add("--with-preprocess", nargs="?", const="rgb", default="", choices=["rgb", "bgr"], help=bytes_help)
-    add("--nms", action="store_true", help="put non-maximum suppression into the file")
-    add("--agnostic-nms", action="store_true", help="with --nms: suppress overlapping boxes of different classes too")
-    add("--conf-thres", type=float, default=0.25, help="with --nms: keep boxes with more confidence than this")
-    add("--iou-thres", type=float, default=0.45, help="with --nms: of boxes that overlap more than this, keep the best")
-    add("--topk-per-class", type=int, default=300, help="with --nms: keep at most this many boxes of a class")
-    add("--topk-all", type=int, default=300, help="with --nms: keep at most this many boxes of an image")
-    add("--opset", type=int, default=None, help="ONNX operator set; default: 17")
-    add("--simplify", action="store_true", help="simplify the ONNX graph (package onnxslim)")
-    add("--optimize", action="store_true", help="TorchScript for mobile devices")
-    add("--workspace", type=int, default=4, help="TensorRT: GB of memory to build with")
-    add("--cache", default="", help="TensorRT: file that keeps timings for the next build")
-    add("--mlmodel", action="store_true", help="CoreML: the older .mlmodel instead of .mlpackage")
-    add("--keras", action="store_true", help="YOLOv5's; refused, Keras files are not written")
-    add("--train", action="store_true", help="YOLOv5's; refused, files always carry decoded outputs")
-    add("--inplace", action="store_true", help="YOLOv5's; our decoding has one form, the file is the same")
-    add("--grid", action="store_true", help="YOLOv5 v5.0's; boxes are decoded in the file with or without it")
-    add("--verbose", action="store_true", help="show what exporters say (ONNX, TensorRT)")
-    add("--allow-mismatch", action="store_true", help="keep files that differ from PyTorch by more than allowed")
-    add_download(parser)
-    return parser
+def export_checkpoints(settings: ExportSettings, stop_at_error: bool = False) -> list[Path]:
+    """Export checkpoints to the formats of the settings.
 
+    Args:
+        settings: Options of export.py.
+        stop_at_error: Raise the first error; otherwise the remaining formats are written before an error is raised.
 
-def export_task(options: argparse.Namespace, gather: bool = True) -> list[Path]:
-    """Export as `options` say; return the files.
+    Returns:
+        The exported files.
 
-    With `gather` a format that fails lets the others be written before UserError is raised, else it ends everything.
+    Raises:
+        UserError: A format could not be written, or its outputs differ from PyTorch.
     """
-    _check(options)
     from models.checkpoint import load_checkpoint
-    from utils.backends import BACKENDS
     from utils.backends.open_weights import find_weights
     from utils.core.device import select_device
     from utils.programs.export_certificate import Certifier
 
-    formats = _formats(options, BACKENDS)
-    device = select_device(options.device)
+    backends = _select_backends(settings)
+    device = select_device(settings.device)
     written: list[Path] = []
     failures: list[str] = []
-    for path in find_weights(options.weights, options.download):
+    for path in find_weights(settings.weights, settings.download):
         checkpoint = load_checkpoint(path)
-        subject = _subject(checkpoint, path, options)
-        certifier = Certifier(subject.reference, checkpoint.meta, options, device)
-        for name in formats:
+        source = _prepare(checkpoint, path, settings)
+        trained_on = str(checkpoint.meta.get("data") or "")
+        certifier = Certifier(source.reference, settings, trained_on, device)
+        for name, backend in backends.items():
             try:
-                written.append(_export(name, BACKENDS.get(name), subject, certifier, options, device))
+                written.append(_export(name, backend, source, certifier, settings))
             except UserError as error:
-                if not gather:
+                if stop_at_error:
                     raise
                 LOGGER.error(f"{name}: {error}")
                 failures.append(name)
-    if written and gather:
-        _hint(written)
+    if written and not stop_at_error:
+        LOGGER.info(f"usage: python detect.py --weights {written[-1]}   python val.py --weights {written[-1]}")
     if failures:
-        raise UserError(f"not exported: {', '.join(failures)} (the reasons are above)")
+        raise UserError(f"--include: {', '.join(failures)} not exported; the reasons are above")
     return written
 
 
-def _check(options: argparse.Namespace) -> None:
-    for name in ("conf_thres", "iou_thres"):
-        if not 0 <= getattr(options, name) <= 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: from 0 to 1")
-    for name, least in (("batch_size", 0), ("topk_per_class", 1), ("topk_all", 1), ("workspace", 1)):
-        if getattr(options, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least 1")
-    if options.dynamic and options.static:
-        raise UserError("--dynamic and --static: sizes are open or fixed; choose one")
-    if options.half and options.int8:
-        raise UserError("--half and --int8: a file has one precision; choose one")
-    if options.keras:
-        raise UserError("--keras: Keras files are not written here; the nearest is --include tflite")
-    if options.train:
-        raise UserError("--train: files carry decoded outputs; train with train.py, which takes checkpoints")
-    if options.agnostic_nms and not options.nms:
-        raise UserError("--agnostic-nms: there is no suppression in the file without --nms")
+def export_backends() -> dict[str, type[ExportBackend]]:
+    """Find the backends that can write files, by format name."""
+    from utils.backends import BACKENDS
+
+    backends = {name: BACKENDS.get(name) for name in BACKENDS.names()}
+    return {name: cast("type[ExportBackend]", one) for name, one in backends.items() if hasattr(one, "write")}
 
 
-def written_formats(backends: Any) -> list[str]:
-    """Return the formats that can be written."""
-    return [name for name in backends.names() if hasattr(backends.get(name), "write")]
+def parse_formats(include: Sequence[str]) -> list[str]:
+    """Parse the values of --include, which may also be separated by commas.
 
+    Args:
+        include: Names of formats.
 
-def wanted_formats(include: list[str], backends: Any) -> list[str]:
-    """Return the formats of --include, each once; one that is not written here is a UserError."""
-    known = written_formats(backends)
+    Returns:
+        Each name once.
+
+    Raises:
+        UserError: A format is unknown or not supported.
+    """
+    known = export_backends()
     names = [part.strip().lower() for text in include for part in text.split(",") if part.strip()]
     for name in names:
-        if name in NOT_WRITTEN:
-            raise UserError(f"--include {name}: {NOT_WRITTEN[name]} is not written here (known: {', '.join(known)})")
+        if name in UNSUPPORTED_FORMATS:
+            raise UserError(f"--include {name}: {UNSUPPORTED_FORMATS[name]} is not supported; see docs/export.md")
         if name not in known:
-            raise UserError(f"--include {name}: no such format (known: {', '.join(known)})")
+            raise UserError(f"--include {name}: unknown format{did_you_mean(name, known) or '; see docs/export.md'}")
     return list(dict.fromkeys(names))
 
 
-def _formats(options: argparse.Namespace, backends: Any) -> list[str]:
-    """Return the formats to write; an option that none of them knows is a UserError."""
-    names = wanted_formats(options.include, backends)
-    can = set().union(*(backends.get(name).can for name in names))
-    for option, ability in WEAK.items():
-        if getattr(options, option) and ability not in can:
-            raise UserError(f"--{option.replace('_', '-')}: none of {', '.join(names)} knows it")
-    return names
+def _select_backends(settings: ExportSettings) -> dict[str, type[ExportBackend]]:
+    """Select the backends of --include; raise UserError for options that none of them supports."""
+    names = parse_formats(settings.include)
+    known = export_backends()
+    backends = {name: known[name] for name in names}
+    capabilities = set().union(*(backend.capabilities for backend in backends.values()))
+    for option, capability in OPTIONAL_CAPABILITIES.items():
+        if getattr(settings, option) and capability not in capabilities:
+            raise UserError(f"--{option.replace('_', '-')}: not supported by {', '.join(names)}; leave it out")
+    return backends
 
 
 @dataclass(frozen=True)
-class _Subject:
-    """What is exported: a job without its format, and where files go."""
+class _Source:
+    """A checkpoint to export: a job without its format, and where the files go."""
 
-    reference: Network  # what it must compute
+    reference: Network  # whose outputs the files must reproduce
     job: ExportJob
     folder: Path
     stem: str
 
 
-def _subject(checkpoint: Checkpoint, path: Path, options: argparse.Namespace) -> _Subject:
+def _prepare(checkpoint: Checkpoint, path: Path, settings: ExportSettings) -> _Source:
     import torch
 
     from models.fuse import fuse, replace_focus
-    from utils.backends.export_metadata import Description, Suppression
-    from utils.backends.flat_outputs import ExportJob, decoded_names
+    from utils.backends.export_metadata import ExportMetadata, NmsSettings
+    from utils.backends.flat_outputs import ExportJob, decoded_output_names
     from utils.core.version import VERSION
 
     network = fuse(checkpoint.network).eval().requires_grad_(False)
     boxes = any(spec.strides for spec in network.specs.values())
-    if options.nms and not boxes:
-        raise UserError(f"{path}: --nms is for networks that find boxes; this one has {', '.join(network.specs)}")
-    suppression = Suppression(
-        options.conf_thres, options.iou_thres, options.agnostic_nms, options.topk_per_class, options.topk_all
+    if settings.nms and not boxes:
+        raise UserError(f"{path}: --nms requires a network with boxes; its heads are {', '.join(network.specs)}")
+    nms = NmsSettings(
+        settings.conf_thres, settings.iou_thres, settings.agnostic_nms, settings.topk_per_class, settings.topk_all
     )
-    about = Description(
+    metadata = ExportMetadata(
         specs=network.specs,
         names=network.names,
         stride=network.stride,
-        image_hw=_size(options.imgsz, checkpoint),
-        outputs=decoded_names(network),
-        batch=max(options.batch_size, 1),
-        colors=options.with_preprocess,
-        suppression=suppression if options.nms else None,
-        precision="int8" if options.int8 else "fp16" if options.half else "fp32",
-        made_with={"polyolo": VERSION, "torch": str(torch.__version__)},
+        image_hw=_input_size(settings.imgsz, checkpoint),
+        outputs=decoded_output_names(network),
+        batch=max(settings.batch_size, 1),
+        colors=settings.with_preprocess,
+        nms=nms if settings.nms else None,
+        precision=settings.precision,
+        versions={"polyolo": VERSION, "torch": str(torch.__version__)},
         meta={key: str(checkpoint.meta[key]) for key in ("data",) if checkpoint.meta.get(key)},
     )
     job = ExportJob(
-        replace_focus(network), about, options.opset, options.simplify, options.optimize, options.per_tensor,
-        options.mlmodel, options.workspace, options.cache, options.verbose,
-    )  # fmt: skip
-    folder = Path(options.output) if options.output else path.parent
-    return _Subject(network, job, folder, path.stem + ("_int8" if options.int8 else ""))
+        network=replace_focus(network),
+        metadata=metadata,
+        opset=settings.opset,
+        simplify=settings.simplify,
+        optimize=settings.optimize,
+        per_tensor=settings.per_tensor,
+        mlmodel=settings.mlmodel,
+        workspace_gb=settings.workspace,
+        timing_cache=settings.cache,
+        verbose=settings.verbose,
+    )
+    folder = Path(settings.output) if settings.output else path.parent
+    return _Source(network, job, folder, path.stem + ("_int8" if settings.int8 else ""))
 
 
-def _size(sizes: list[int], checkpoint: Checkpoint) -> tuple[int, int]:
+def _input_size(sizes: Sequence[int], checkpoint: Checkpoint) -> tuple[int, int]:
+    """Choose height and width of the input: --imgsz rounded up to the stride, else the size of the training."""
     from utils.core.train_settings import MAX_IMAGE_PX
 
     network = checkpoint.network
     if fixed := getattr(network, "fixed_hw", None):
         return int(fixed[0]), int(fixed[1])
-    usual = max(spec.usual_px for spec in network.specs.values())
-    given = sizes or [int(checkpoint.meta.get("imgsz") or usual)]
+    default_px = max(spec.usual_px for spec in network.specs.values())
+    given = sizes or [int(checkpoint.meta.get("imgsz") or default_px)]
     if len(given) > 2 or min(given) < 1 or max(given) > MAX_IMAGE_PX:
-        raise UserError(f"--imgsz {' '.join(map(str, given))}: one size, or height and width, up to {MAX_IMAGE_PX}")
+        text = " ".join(map(str, given))
+        raise UserError(f"--imgsz expects one size, or height and width, between 1 and {MAX_IMAGE_PX}, got {text}")
     stride = network.stride
     height, width = (-(-side // stride) * stride for side in (given[0], given[-1]))
     if (height, width) != (given[0], given[-1]):
-        LOGGER.warning(f"--imgsz {given[0]} {given[-1]}: no multiples of the stride {stride}; taking {height} {width}")
+        LOGGER.warning(f"--imgsz {given[0]} {given[-1]}: not multiples of the stride {stride}; using {height} {width}")
     return height, width
 
 
 def _export(
-    name: str, backend: Any, subject: _Subject, certifier: Certifier, options: argparse.Namespace, device: torch.device
+    name: str, backend: type[ExportBackend], source: _Source, certifier: Certifier, settings: ExportSettings
 ) -> Path:
-    """Write one format into a temporary folder, certify it, and move it to its place."""
-    for option, ability in STRONG.items():
-        if getattr(options, option) and ability not in backend.can:
-            raise UserError(f"--{option.replace('_', '-')}: {backend.title} files are not written with it here")
-    dynamic = _open_sizes(options, backend)
-    if options.batch_size > 1 and not dynamic and "batch" not in backend.can:
-        raise UserError(f"--batch-size {options.batch_size}: {backend.title} files take one image at a time here")
-    for package in backend.packages:
-        if not _installed(package):
-            raise UserError(f"{backend.title} needs the package {package}: pip install {' '.join(backend.packages)}")
-    folder = subject.folder
+    """Write one format into a temporary folder, certify it, and move it into place."""
+    dynamic = _is_dynamic(settings, backend)
+    _check_backend(backend, settings, dynamic)
+    folder = source.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{subject.stem[:40]}.", dir=folder))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{source.stem[:40]}.", dir=folder))
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); give --output a folder") from error
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose a folder with --output") from error
     try:
-        ending = ".mlmodel" if name == "coreml" and options.mlmodel else backend.ending
-        path = temporary / f"{subject.stem}{ending}"
+        ending = ".mlmodel" if name == "coreml" and settings.mlmodel else backend.ending
+        path = temporary / f"{source.stem}{ending}"
         start = time.perf_counter()
-        about = replace(subject.job.description, dynamic=dynamic)
-        certificate = _write_certified(name, backend, replace(subject.job, description=about), certifier, path)
+        job = replace(source.job, metadata=replace(source.job.metadata, dynamic=dynamic))
+        certificate = _write_certified(name, backend, job, certifier, path)
         seconds = time.perf_counter() - start
         certificate_path = temporary / f"{path.name}.json"
-        certifier.save(certificate, certificate_path)
+        certificate.save(certificate_path)
         final = folder / path.name
-        _replace(path, final)
-        _replace(certificate_path, folder / certificate_path.name)
+        _move(path, final)
+        _move(certificate_path, folder / certificate_path.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    LOGGER.info(f"{backend.title}: {final}, {size_bytes(final) / 1e6:.1f} MB, {seconds:.1f} s; {certificate.words}")
+    LOGGER.info(f"{backend.title}: {final}, {size_bytes(final) / 1e6:.1f} MB, {seconds:.1f} s; {certificate.summary}")
     return final
 
 
-def _open_sizes(options: argparse.Namespace, backend: Any) -> bool:
-    """Tell whether a file takes any batch and size: if asked, and where nothing is lost by it unless a size is named.
+def _check_backend(backend: type[ExportBackend], settings: ExportSettings, dynamic: bool) -> None:
+    """Raise UserError for options that the format does not support, and for missing packages."""
+    from utils.backends.exported_runner import is_installed
 
-    Fixed files get squares where a checkpoint gets rectangles, and score lower by that.
+    for option, capability in REQUIRED_CAPABILITIES.items():
+        if getattr(settings, option) and capability not in backend.capabilities:
+            raise UserError(f"--{option.replace('_', '-')}: not supported for {backend.title}; leave it out")
+    if settings.batch_size > 1 and not dynamic and "batch" not in backend.capabilities:
+        raise UserError(f"--batch-size {settings.batch_size}: {backend.title} supports one image per call only")
+    for package in backend.packages:
+        if not is_installed(package):
+            raise UserError(f"{backend.title} needs the package {package}; pip install {' '.join(backend.packages)}")
+
+
+def _is_dynamic(settings: ExportSettings, backend: type[ExportBackend]) -> bool:
+    """Decide whether a file has dynamic sizes: with --dynamic, and by default where the format supports it well.
+
+    Files of fixed size take squares where checkpoints take rectangles, which lowers their accuracy.
     """
-    named = options.static or options.imgsz or options.batch_size
-    return bool(options.dynamic or (getattr(backend, "open_sizes", False) and not named))
+    fixed = settings.static or settings.imgsz or settings.batch_size
+    return bool(settings.dynamic or (backend.dynamic_by_default and not fixed))
 
 
-def _write_certified(name: str, backend: Any, job: ExportJob, certifier: Certifier, path: Path) -> Any:
-    """Write the file; one in INT8 again with more layers in higher precision while it loses too much."""
-    if job.description.precision != "int8":
+def _write_certified(
+    name: str, backend: type[ExportBackend], job: ExportJob, certifier: Certifier, path: Path
+) -> Certificate:
+    """Write and certify a file; retry INT8 with more layers in floating point while the accuracy drops too much."""
+    if job.metadata.precision != "int8":
         backend.write(job, path)
         return certifier.certify(name, backend, job, path)
-    job = replace(job, calibration=partial(certifier.calibration, job.description))
-    for caution in range(CAUTIONS):
-        backend.write(replace(job, caution=caution), path)
-        last = caution == CAUTIONS - 1
+    job = replace(job, calibration=partial(certifier.calibration, job.metadata))
+    for attempt in range(MAX_INT8_ATTEMPTS):
+        backend.write(replace(job, extra_float_layers=attempt), path)
+        last = attempt == MAX_INT8_ATTEMPTS - 1
         certificate = certifier.certify(name, backend, job, path, final=last)
         if certificate.passed or last:
             return certificate
-        LOGGER.info(f"{backend.title}: {certificate.words}; keeping more layers in higher precision")
+        LOGGER.info(f"{backend.title}: {certificate.summary}; retrying with more layers in floating point")
         _remove(path)
-    raise AssertionError("the last try returns")
+    raise AssertionError("the last attempt returns")
 
 
-def _replace(path: Path, final: Path) -> None:
-    """Put a file or folder in its place, over an older one."""
+def _move(path: Path, final: Path) -> None:
+    """Move a file or folder into place, replacing an older one."""
     if path.is_dir() and final.exists():
         _remove(final)
     path.replace(final)
@@ -321,16 +292,5 @@ def _remove(path: Path) -> None:
 
 
 def size_bytes(path: Path) -> int:
-    """Return the size of a file, or of all files of a folder."""
+    """Measure the size of a file, or of all files in a folder."""
     return sum(one.stat().st_size for one in path.rglob("*") if one.is_file()) if path.is_dir() else path.stat().st_size
-
-
-def _installed(package: str) -> bool:
-    from utils.backends.exported_runner import installed
-
-    return installed(package)
-
-
-def _hint(written: list[Path]) -> None:
-    path = written[-1]
-    LOGGER.info(f"use it: python detect.py --weights {path}   python val.py --weights {path}")

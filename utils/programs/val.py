@@ -120,13 +120,13 @@ def validate_task(
     if settings.data:
         resolve_dataset(settings.data, settings.download)
 
-    from utils.backends.open_weights import open_subject  # loads torch, which --help does not need
+    from utils.backends.open_weights import open_model  # loads torch, which --help does not need
     from utils.engine.image_size_study import study_image_sizes
     from utils.engine.validate import validate
     from utils.plots.size_study import draw_study
     from utils.tasks.task_selection import select_task
 
-    select, open_model = partial(select_task, task), partial(open_subject, runs=Path(runs))
+    select, opener = partial(select_task, task), partial(open_model, runs=Path(runs))
     if settings.task == "study":
-        return study_image_sizes(select, settings, open_model, draw_study)
-    return validate(select, settings, open_model)
+        return study_image_sizes(select, settings, opener, draw_study)
+    return validate(select, settings, opener)
