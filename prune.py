@@ -1,11 +1,11 @@
-"""Make a checkpoint smaller and faster: take channels out of its layers, and fine-tune what is left.
+"""Prune a checkpoint: remove channels from its layers, and optionally fine-tune it.
 
     python prune.py --weights yolov5n.pt --data coco128.yaml --target-flops 0.7
     python prune.py --weights best.pt --data data/animals.yaml --target-flops 0.7 --epochs 20
     python prune.py --weights best.pt --target-latency 0.8 --importance l2
     python prune.py --weights best.pt --sparsity 0.3
 
-Writes pruned.pt, prune.json and prune.png. The work is done by tools/pruning.
+Writes pruned.pt, prune.json and prune.png. The implementation is in tools/pruning.
 """
 
 from __future__ import annotations
@@ -18,12 +18,19 @@ from utils.core.cli import run_script, to_namespace
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the options of this script."""
+    """Create the command-line parser of this script."""
     return prune_parser(__doc__)
 
 
 def run(**overrides: Any) -> list[dict[str, Any]]:
-    """Prune from Python with the options' names and defaults; return a row per network: before, pruned, fine-tuned."""
+    """Prune from Python.
+
+    Args:
+        **overrides: Options of the script, with underscores for dashes.
+
+    Returns:
+        A row per network: before, pruned, fine-tuned.
+    """
     return prune_task(to_namespace(build_parser(), overrides))
 
 

@@ -37,7 +37,7 @@ CLASSES, SIDES_HW = 80, (96, 128)
 MEASURE = """
 import sys, time
 from utils.core.data_config import load_data
-from utils.datasets.labels.scan import build_index
+from utils.datasets.labels.label_scan import build_index
 started = time.perf_counter()
 index = build_index(load_data(sys.argv[1]), "train")
 seconds = time.perf_counter() - started
@@ -51,10 +51,10 @@ import multiprocessing, sys
 from utils.core.data_config import load_data
 from utils.core.load_request import LoadRequest
 from utils.core.hyp import Hyp
-from utils.datasets.pipeline.loader import open_loader
+from utils.datasets.pipeline.box_samples import open_box_loader
 yaml, workers, epochs = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 request = LoadRequest(load_data(yaml), "train", True, 64, 64, 32, Hyp(), workers=workers)
-loader = open_loader(request)
+loader = open_box_loader(request)
 def own(process):
     with open(f"/proc/{process.pid}/smaps_rollup", encoding="ascii") as file:
         return sum(int(line.split()[1]) * 1024 for line in file if line.startswith("Private_"))
@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         size = (folder / "instances.json").stat().st_size / 2**20
         for kept in folder.glob("*.polyolo-cache.*"):
             kept.unlink()
-        found = {name: measure(yaml, folder / "cache") for name in ("first start", "with what was kept")}
+        found = {name: measure(yaml, folder / "cache") for name in ("first start", "start from the cache")}
         epochs = follow(yaml, folder / "cache", options.workers, options.epochs)
     if any(row[3:] != (options.images, options.boxes) for row in found.values()):
         raise RuntimeError(f"{options.images} images and {options.boxes} objects were expected, found {found}")

@@ -36,7 +36,8 @@ from utils.datasets.labels.label_index import Index
 from utils.datasets.pipeline import box_samples as dataset
 from utils.datasets.pipeline import image_cache as cache
 from utils.datasets.pipeline import mosaic
-from utils.datasets.pipeline.loader import BatchLoader, open_loader
+from utils.datasets.pipeline.box_samples import open_box_loader
+from utils.datasets.pipeline.loader import BatchLoader
 
 NAME = "data_sample"
 GREY = 114
@@ -189,7 +190,7 @@ def measure(options: argparse.Namespace) -> tuple[str, float]:
     data = DataConfig(folder, folder, tuple(map(str, range(1000))), {"train": (folder,)})
     hyp = Hyp()
     request = LoadRequest(data, "train", True, options.size, options.batch_size, 32, hyp, workers=0)
-    ours = open_loader(request, rank=0, world=1)
+    ours = open_box_loader(request, place=(0, 1))
     theirs = Straightforward(ours.index, hyp, options.size)
     count = ours.num_images
 

@@ -15,7 +15,7 @@ from utils.core.yaml_file import read_yaml, write_yaml
 from utils.datasets.fetch import array_files
 from utils.datasets.fetch.array_files import write_images
 from utils.datasets.fetch.dataset_download import parse_download, resolve_dataset
-from utils.datasets.labels.scan import build_index
+from utils.datasets.labels.label_scan import build_index
 
 
 def idx(values):

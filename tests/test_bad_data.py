@@ -17,9 +17,9 @@ from utils.core.load_request import LoadRequest
 from utils.core.train_options import resolve_training
 from utils.core.yaml_file import write_yaml
 from utils.datasets.image_files import IMAGE_SUFFIXES, ImageFault, probe_image, read_image
-from utils.datasets.labels.scan import build_index
+from utils.datasets.labels.label_scan import build_index
 from utils.datasets.labels.yolo_lines import parse_labels
-from utils.datasets.pipeline.loader import open_loader
+from utils.datasets.pipeline.box_samples import open_box_loader
 from utils.plots import prediction_sinks as sinks
 from utils.programs.train import recommended_for
 
@@ -187,7 +187,7 @@ def test_valid_model_yaml_is_accepted(images, tmp_path):
     path.write_text(MODEL)
     build_network(read_architecture(str(path)))
     path.write_text(MODEL + "ch: 4\n")
-    assert "4 channels" in error_of("train", "--data", images, *TINY, "--cfg", path, project=tmp_path / "p")
+    assert "4 input channels" in error_of("train", "--data", images, *TINY, "--cfg", path, project=tmp_path / "p")
 
 
 HYPS = (
@@ -265,7 +265,7 @@ def test_empty_label_files(images, tmp_path):
     with pytest.raises(UserError, match="no labels for any image"):
         build_index(data, "train", need_labels=True)
     request = LoadRequest(data, "train", False, 64, 4, 32, Hyp(), workers=0, rect=True)
-    loader = open_loader(request)  # validation without a single label
+    loader = open_box_loader(request)  # validation without a single label
     assert sum(len(batch) for batch in loader.epoch(0)) == 8 and loader.class_counts.tolist() == [0, 0]
 
 

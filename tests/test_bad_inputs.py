@@ -20,7 +20,7 @@ from utils.core import distributed as dist
 from utils.core.cli import one_line
 from utils.core.errors import UserError
 from utils.core.files import atomic_path, remove_if_empty, run_folder
-from utils.datasets.labels.scan import Pool
+from utils.datasets.labels.scan import ThreadPool
 from utils.datasets.sources.frame_sources import open_source
 from utils.engine.run_state import find_last, load_resumable
 from utils.metrics import EVALUATORS
@@ -243,7 +243,7 @@ def test_interrupt_cancels_queued_work():
         time.sleep(0.02)
         done.append(number)
 
-    with pytest.raises(KeyboardInterrupt), Pool(2) as pool:
+    with pytest.raises(KeyboardInterrupt), ThreadPool(2) as pool:
         waiting = [pool.submit(slow, number) for number in range(500)]
         start.wait()
         raise KeyboardInterrupt

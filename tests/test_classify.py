@@ -17,7 +17,7 @@ from utils.core.load_request import LoadRequest
 from utils.core.train_settings import TrainSettings
 from utils.datasets import GENERATORS
 from utils.datasets.generators.prepare import ensure_generated
-from utils.datasets.pipeline.classification_samples import open_class_loader
+from utils.datasets.pipeline.classification_samples import open_classification_loader
 from utils.losses import LOSSES
 from utils.metrics import EVALUATORS
 from utils.ops.crop import centre_crop, colour_jitter, random_resized_area
@@ -54,7 +54,7 @@ def request(folder, training=True, **changes):
 def test_folder_data_set_has_sorted_classes(folder):
     data = load_data(str(folder))
     assert (data.names, data.format, sorted(data.splits)) == (("A", "b"), "folders", ["train", "val"])
-    loader = open_class_loader(request(folder))
+    loader = open_classification_loader(request(folder))
     assert loader.class_counts.tolist() == [3, 5] and loader.num_batches == 2
     found = [(batch.info[i].path.split("/")[-2], c) for batch in loader.epoch(0) for i, c in enumerate(batch.classes)]
     assert sorted((name, int(c)) for name, c in found) == [("A", 0)] * 3 + [("b", 1)] * 5
@@ -72,20 +72,22 @@ def test_test_split_replaces_missing_val(folder):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_deterministic(folder, workers):
-    whole = list(open_class_loader(request(folder)).epoch(3))
-    again = list(open_class_loader(request(folder, workers=workers)).epoch(3, start=1))
+    whole = list(open_classification_loader(request(folder)).epoch(3))
+    again = list(open_classification_loader(request(folder, workers=workers)).epoch(3, start=1))
     assert torch.equal(again[0].images, whole[1].images) and torch.equal(again[0].classes, whole[1].classes)
-    halves = [open_class_loader(request(folder, batch_size=2), rank=r, world=2) for r in (0, 1)]
+    halves = [open_classification_loader(request(folder, batch_size=2), place=(r, 2)) for r in (0, 1)]
     parts = [next(iter(loader.epoch(3))) for loader in halves]
     joined = torch.stack([parts[i % 2].images[i // 2] for i in range(4)])
     assert torch.equal(joined, whole[0].images)
-    assert not torch.equal(next(iter(open_class_loader(request(folder)).epoch(4))).images, whole[0].images)
+    assert not torch.equal(next(iter(open_classification_loader(request(folder)).epoch(4))).images, whole[0].images)
 
 
 def test_caches_do_not_change_batches(folder):
-    plain = next(iter(open_class_loader(request(folder)).epoch(0)))
+    plain = next(iter(open_classification_loader(request(folder)).epoch(0)))
     for cache in ("ram", "disk"):
-        assert torch.equal(next(iter(open_class_loader(request(folder, cache=cache)).epoch(0))).images, plain.images)
+        assert torch.equal(
+            next(iter(open_classification_loader(request(folder, cache=cache)).epoch(0))).images, plain.images
+        )
 
 
 def test_faulty_images_and_small_classes_are_reported(folder, caplog):
@@ -94,14 +96,14 @@ def test_faulty_images_and_small_classes_are_reported(folder, caplog):
     for i in range(60):
         write(folder / "train" / "b" / f"more{i}.png", hw=(12, 12))
     with caplog.at_level("INFO", logger="polyolo"):
-        loader = open_class_loader(request(folder))
+        loader = open_classification_loader(request(folder))
     assert loader.num_images == 68 and loader.class_counts.tolist() == [3, 65, 0]
     for said in ("broken.png: not an image", "/c: no images in this folder", "no images of c", "3 of the rarest class"):
         assert said in caplog.text, said
 
 
 FAULTS = {
-    "a class that training does not have": (lambda f: write(f / "val" / "z" / "0.png"), "val", r"val/z: no class of"),
+    "a class that training does not have": (lambda f: write(f / "val" / "z" / "0.png"), "val", r"z: not a class of"),
     "no images": (lambda f: [p.unlink() for p in (f / "val").rglob("*.png")], "val", r"no images \(avif"),
     "no folders": (lambda f: (f / "train").rename(f / "old"), "train", "no folder train"),
     "a file in place of a split": (lambda f: ((f / "val").rename(f / "v"), write(f / "val")), "val", "no folder val"),
@@ -114,7 +116,7 @@ def test_too_many_faulty_images(folder, kind, monkeypatch):
     monkeypatch.setattr(cv2, "imwrite", lambda path, _: open(path, "w").close() or True)  # noqa: PTH123
     damage(folder)
     with pytest.raises(UserError, match=says) as caught:
-        open_class_loader(request(folder, training=split == "train"))
+        open_classification_loader(request(folder, training=split == "train"))
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
 
 
@@ -127,7 +129,7 @@ def test_folder_without_splits_or_classes(tmp_path):
 
 
 def test_missing_image_becomes_unlabelled_grey(folder):
-    loader = open_class_loader(request(folder, training=False))
+    loader = open_classification_loader(request(folder, training=False))
     (folder / "val" / "A" / "0.png").unlink()
     batch = next(iter(loader.epoch(0)))
     assert batch.classes.tolist() == [-1, 1, 0, 1] and batch.instances == 3
@@ -301,4 +303,4 @@ def test_generated_class_folders(tmp_path):
     recipe = GENERATORS.get("shape-classes")(data)
     made = {f"s/{name}": content for step in range(recipe.steps) for name, content in recipe.make(step).items()}
     assert made == {name: path.read_bytes() for name, path in files.items()} and len(set(made.values())) == 6
-    assert open_class_loader(request(yaml)).class_counts.tolist() == [2, 2]
+    assert open_classification_loader(request(yaml)).class_counts.tolist() == [2, 2]

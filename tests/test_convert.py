@@ -20,7 +20,7 @@ from tools.converters import SOURCES, TARGETS, sources, targets
 from tools.converters.split import stratify
 from utils.core.data_config import load_data
 from utils.core.errors import UserError
-from utils.datasets.labels.scan import build_index
+from utils.datasets.labels.label_scan import build_index
 
 SIZE_HW = (60, 80)
 

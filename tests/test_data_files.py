@@ -8,8 +8,8 @@ from helpers_labels import coco_file, picture
 from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
 from utils.core.yaml_file import write_yaml
+from utils.datasets.labels.label_scan import build_index
 from utils.datasets.labels.readers.xview import TYPES
-from utils.datasets.labels.scan import build_index
 
 
 def boxes_of(index):
@@ -26,7 +26,7 @@ def test_visdrone(tmp_path):
     index = build_index(data, "train")
     assert boxes_of(index) == [[[3, 0.2, 0.2, 0.2, 0.2], [0, 0.75, 0.75, 0.5, 0.5]], []]
     (tmp_path / "annotations" / "b.txt").write_text("1,2,3,4,1,4,0,0\n1,2,3\n")
-    with pytest.raises(UserError, match=r"b\.txt:2: 8 whole numbers"):
+    with pytest.raises(UserError, match=r"b\.txt:2: expected 8 integers"):
         build_index(data, "train")
 
 
@@ -39,7 +39,7 @@ def test_sku110k(tmp_path):
     data = DataConfig(tmp_path / "d.yaml", tmp_path, ("object",), {"train": (table,)}, "sku110k")
     assert boxes_of(build_index(data, "train")) == [[[0, 0.2, 0.2, 0.2, 0.2]], [[0, 0.25, 0.5, 0.5, 1.0]]]
     table.write_text("train_0.jpg,8,6,24,18,object,80,60\n../evil.jpg,0,0,40,60,object,80,60\n")
-    with pytest.raises(UserError, match=r"annotations_train\.csv:2: image,x1"):
+    with pytest.raises(UserError, match=r"annotations_train\.csv:2: expected image,x1"):
         build_index(data, "train")
 
 

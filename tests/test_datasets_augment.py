@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.datasets.pipeline.augment import copy_paste, hsv_tables, mixup, rarely_changed, share_covered, write_rgb
+from utils.datasets.pipeline.augment import apply_optional, copy_paste, covered_fractions, hsv_tables, mixup, write_rgb
 from utils.datasets.pipeline.collate import normalised_rows
 from utils.datasets.pipeline.mosaic import Tile, View, compose, mosaic4, mosaic9
 from utils.datasets.pipeline.sample import Sample
@@ -313,7 +313,7 @@ def test_mixup():
 
 def test_covered_fraction():
     others = np.array([[2, 2, 6, 6], [0, 0, 2, 2.0]])
-    np.testing.assert_allclose(share_covered(np.array([0, 0, 4, 4.0]), others), [0.25, 1], atol=1e-9)
+    np.testing.assert_allclose(covered_fractions(np.array([0, 0, 4, 4.0]), others), [0.25, 1], atol=1e-9)
 
 
 def test_copy_paste():
@@ -348,12 +348,12 @@ def test_optional_transforms_probability():
             return {"image": np.full_like(image, self.value)}
 
     image = np.zeros((4, 4, 4), np.uint8)
-    results = [rarely_changed(image, (Brighter(), Brighter()), np.random.default_rng(i)) for i in range(1000)]
+    results = [apply_optional(image, (Brighter(), Brighter()), np.random.default_rng(i)) for i in range(1000)]
     changed = [i for i, result in enumerate(results) if result is not image]
     assert 5 <= len(changed) <= 40  # 20 expected
     for i in changed:
         assert results[i].shape == (4, 4, 3)
-        again = rarely_changed(image, (Brighter(), Brighter()), np.random.default_rng(i))
+        again = apply_optional(image, (Brighter(), Brighter()), np.random.default_rng(i))
         np.testing.assert_array_equal(again, results[i])
 
 

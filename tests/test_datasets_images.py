@@ -78,7 +78,7 @@ def test_jpeg_without_end_marker(tmp_path):
     assert probe_image(path, notes) == (64, 48)
     assert read_image(path, notes).shape == (64, 48, 3)
     assert len(notes) == 2
-    assert all(str(path) in note and "cut short" in note for note in notes)
+    assert all(str(path) in note and "truncated JPEG" in note for note in notes)
     assert path.read_bytes() == whole[:-2]
 
 
@@ -87,7 +87,7 @@ def test_truncated_png(tmp_path):
     whole = cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (64, 48, 3), dtype=np.uint8))[1].tobytes()
     path.write_bytes(whole[: len(whole) // 2])
     for read in (probe_image, read_image):
-        with pytest.raises(ImageFault, match="cut short"):
+        with pytest.raises(ImageFault, match="truncated PNG"):
             read(path)
 
 

@@ -11,8 +11,9 @@ from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.datasets import READERS
 from utils.datasets.labels import scan as scan_module
+from utils.datasets.labels.label_scan import build_index
 from utils.datasets.labels.readers.yolo import label_path
-from utils.datasets.labels.scan import build_index, cache_places
+from utils.datasets.labels.scan_cache import cache_paths
 from utils.datasets.labels.yolo_lines import parse_labels
 
 
@@ -89,7 +90,7 @@ def test_no_images(tmp_path):
     ("0 .5 .5 -.1 .1", 1, "negative coordinate"),
     ("-1 .5 .5 .1 .1", 1, "negative class"),
     ("0 320 240 50 60", 1, "above 1"),
-    ("1.5 .5 .5 .1 .1", 1, "not a whole number"),
+    ("1.5 .5 .5 .1 .1", 1, "not an integer"),
     ("0 .1 .1 .2 .2 .3 .1\n\n0 .5 .5 .1 .1", 3, "a box in a file of polygons"),
     ("0 .1 .1 .2 .2 .3 .1 .4", 1, "8 fields"),
     ("0,0.5,0.5,0.1,0.1", 1, "finite number"),
@@ -241,7 +242,7 @@ def test_works_without_writable_cache(tmp_path, monkeypatch, scans):
     (tmp_path / "labels").chmod(0o555)
     try:
         assert len(build_index(data, "train")) == 3
-        assert all(not place.exists() for place in cache_places(cache_of(data)))
+        assert all(not place.exists() for place in cache_paths(cache_of(data)))
     finally:
         (tmp_path / "labels").chmod(0o755)
 

@@ -14,8 +14,9 @@ from utils.core.hyp import Hyp
 from utils.core.load_request import LoadRequest
 from utils.datasets.pipeline import image_cache as cache_module
 from utils.datasets.pipeline.batch_plan import by_aspect, epoch_order, rect_shape, window_of
+from utils.datasets.pipeline.box_samples import open_box_loader
 from utils.datasets.pipeline.collate import quad
-from utils.datasets.pipeline.loader import BatchLoader, open_loader
+from utils.datasets.pipeline.loader import BatchLoader
 
 PLAIN = Hyp(hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0, mosaic=0)
 RICH = Hyp(mosaic=0.8, mosaic9=0.3, mixup=0.4, copy_paste=0.5, degrees=5, flipud=0.2)
@@ -40,7 +41,7 @@ def data(tmp_path_factory) -> DataConfig:
 def load(data: DataConfig, place: tuple[int, int] = (0, 1), **changes) -> BatchLoader:
     options = {"training": True, "image_size": 64, "batch_size": 4, "stride": 32, "hyp": RICH, "workers": 0}
     options |= changes
-    return open_loader(LoadRequest(data, "train" if options["training"] else "val", **options), *place)
+    return open_box_loader(LoadRequest(data, "train" if options["training"] else "val", **options), place)
 
 
 def assert_same(first: list[Batch], second: list[Batch]) -> None:
@@ -86,7 +87,7 @@ def test_start_in_mid_epoch(data, workers):
 
 def test_decoded_image_cache_does_not_change_batches(data):
     large, small = load(data), load(data)
-    small._maker.pictures.limit_bytes = 1
+    small.maker.images.limit_bytes = 1
     assert_same(list(large.epoch(0)), list(small.epoch(0)))
     assert large.decoded == 11 < small.decoded
 
@@ -265,8 +266,8 @@ def test_image_cache_does_not_change_batches(data, where):
 def test_no_room_for_cache(data, monkeypatch, caplog):
     monkeypatch.setattr(cache_module, "available_memory", lambda: 1000)
     loader = load(data, cache="ram")
-    assert loader._maker.pictures.all is None
-    assert "images are not kept" in caplog.text
+    assert loader.maker.images.in_memory is None
+    assert "images not cached" in caplog.text
     assert_same(list(load(data).epoch(0)), list(loader.epoch(0)))
 
 

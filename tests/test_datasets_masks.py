@@ -10,8 +10,8 @@ from utils.core.contracts import EvalSettings, HeadSpec, Results
 from utils.core.data_config import DataConfig
 from utils.core.hyp import Hyp
 from utils.core.load_request import LoadRequest
-from utils.datasets.pipeline.collate import MaskStyle, masks_of
-from utils.datasets.pipeline.loader import open_loader
+from utils.datasets.pipeline.box_samples import open_box_loader
+from utils.datasets.pipeline.collate import MaskStyle, rasterise_masks
 from utils.datasets.pipeline.sample import Sample
 from utils.losses import LOSSES
 from utils.metrics import EVALUATORS
@@ -52,7 +52,7 @@ def load(data, **changes):
     options = {"training": True, "image_size": SIZE, "batch_size": 4, "stride": 32, "hyp": LOUD, "workers": 0}
     options |= {"masks": True, "mask_ratio": 1} | changes
     place = options.pop("place", (0, 1))
-    return open_loader(LoadRequest(data, "train" if options["training"] else "val", **options), *place)
+    return open_box_loader(LoadRequest(data, "train" if options["training"] else "val", **options), place)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_overlapping_masks_sort_by_area():
     large, small = star((60, 60), 50), star((60, 60), 12)
     boxes = np.stack([np.concatenate((p.min(0), p.max(0))) for p in (small, large)])
     sample = Sample(np.zeros((SIZE, SIZE, 3), np.uint8), boxes, np.float32([1, 2]), [small, large])
-    maps, (ordered,) = masks_of([sample], (SIZE, SIZE), MaskStyle(ratio=2, overlap=True))
+    maps, (ordered,) = rasterise_masks([sample], (SIZE, SIZE), MaskStyle(ratio=2, overlap=True))
     assert ordered.classes.tolist() == [2, 1] and ordered.boxes_xyxy[1] == pytest.approx(boxes[0])
     assert maps[0, 30, 30] == 2 and maps[0, 30, 42] == 1 and maps[0, 2, 2] == 0
 

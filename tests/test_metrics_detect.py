@@ -254,7 +254,7 @@ def test_coco_class_matching():
     assert match_categories(path, ("cat", "dog"), categories) == (9, 7)
     assert match_categories(path, ("cat",), categories) == (9,)
     assert match_categories(path, ("a", "b"), categories) == (7, 9)
-    with pytest.raises(UserError, match=r"x\.json: has 2 categories for 3 classes and none called 'bird'"):
+    with pytest.raises(UserError, match=r"x\.json: 2 categories for 3 classes, and none is named 'bird'"):
         match_categories(path, ("cat", "bird", "dog"), categories)
 
 

@@ -10,17 +10,16 @@ from utils.core.contracts import Batch, Geometry, HeadSpec, ImageInfo
 from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
-from utils.datasets.pipeline.loader import open_loader
+from utils.datasets.pipeline.box_samples import open_box_loader
 from utils.datasets.pipeline.mixed_loader import (
+    LoaderSequence,
     MixedLoader,
-    Suite,
-    joined,
-    open_mixed,
-    open_suite,
-    same_images,
-    shared_batch_sizes,
+    concatenate_batches,
+    has_same_images,
+    open_mixed_loader,
+    split_batch_size,
 )
-from utils.datasets.pipeline.semantic_loader import open_semantic_loader
+from utils.datasets.pipeline.semantic_samples import open_semantic_loader
 from utils.losses import LOSSES
 
 
@@ -42,20 +41,20 @@ def same(first: Batch, second: Batch) -> bool:
     [(16, 0.5, (8, 8)), (5, 0.5, (3, 2)), (18, 0.3, (13, 5)), (2, 0.9, (1, 1)), (16, 0.01, (15, 1)), (7, 0.99, (1, 6))],
 )
 def test_batch_fractions(batch, share, sizes):
-    assert shared_batch_sizes(batch, share) == sizes and sum(sizes) == batch
+    assert split_batch_size(batch, share) == sizes and sum(sizes) == batch
 
 
 @pytest.mark.parametrize(("batch", "share"), [(1, 0.5), (8, 0.0), (8, 1.0), (8, -0.1)])
 def test_batch_too_small_to_divide(batch, share):
-    with pytest.raises(UserError, match=r"batch size 1|share"):
-        shared_batch_sizes(batch, share)
+    with pytest.raises(UserError, match=r"batch size 1|fraction"):
+        split_batch_size(batch, share)
 
 
 def test_mixed_batch_label_flags(data):
-    loader = open_mixed(request(data, fraction=0.5))
+    loader = open_mixed_loader(request(data, fraction=0.5))
     assert loader.heads == ("detect", "semantic")
     assert (loader.primary.num_batches, loader.secondary.num_batches, loader.num_batches) == (3, 4, 4)
-    assert (loader.num_images, loader.num_images_of_both) == (5, 12)
+    assert (loader.num_images, loader.total_images) == (5, 12)
     assert loader.class_counts.tolist() == [3, 2] and len(loader.labels) == len(loader.shapes_hw) == 5
     alone = next(iter(loader.secondary.epoch(0)))
     batch = next(iter(loader.epoch(0)))
@@ -69,7 +68,7 @@ def test_mixed_batch_label_flags(data):
 
 
 def test_shorter_set_wraps_to_next_epoch(data):
-    loader = open_mixed(request(data, fraction=0.5))  # 3 batches of boxes, 4 of pixels
+    loader = open_mixed_loader(request(data, fraction=0.5))  # 3 batches of boxes, 4 of pixels
     seen = [[info.index for info in batch.info if info.index < 5] for e in range(3) for batch in loader.epoch(e)]
     assert len(seen) == 12
     for own_epoch in range(4):  # 12 steps: four whole epochs of the boxes
@@ -80,10 +79,10 @@ def test_shorter_set_wraps_to_next_epoch(data):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_start_in_mid_epoch(data, workers, monkeypatch):
-    for module in ("mixed_loader", "loader", "semantic_loader"):
+    for module in ("mixed_loader", "loader"):
         monkeypatch.setattr(f"utils.datasets.pipeline.{module}.usable_cpus", lambda: 4)
-    plain, loader = open_mixed(request(data)), open_mixed(request(data, workers=workers))
-    assert [part._crew.workers for part in (loader.primary, loader.secondary)] == [workers // 2] * 2
+    plain, loader = open_mixed_loader(request(data)), open_mixed_loader(request(data, workers=workers))
+    assert [part.workers for part in (loader.primary, loader.secondary)] == [workers // 2] * 2
     whole = list(plain.epoch(1))
     for start in (0, 3, 1, 4):
         rest = list(loader.epoch(1, start=start))
@@ -96,8 +95,8 @@ def test_start_in_mid_epoch(data, workers, monkeypatch):
 
 
 def test_ranks_match_one_process(data):
-    whole = list(open_mixed(request(data, batch_size=4)).epoch(1))
-    shares = [list(open_mixed(request(data, batch_size=2), place=(rank, 2)).epoch(1)) for rank in range(2)]
+    whole = list(open_mixed_loader(request(data, batch_size=4)).epoch(1))
+    shares = [list(open_mixed_loader(request(data, batch_size=2), place=(rank, 2)).epoch(1)) for rank in range(2)]
     assert [len(share) for share in shares] == [len(whole)] * 2
     for step, batch in enumerate(whole):
         wanted = {info.index: image for info, image in zip(batch.info, batch.images, strict=True)}
@@ -112,25 +111,25 @@ def test_ranks_match_one_process(data):
 
 def test_same_images_for_both_tasks(tmp_path):
     data = pixel_set(tmp_path, 6, boxes=True)
-    assert same_images(request(data))
-    batch = next(iter(open_mixed(request(data)).epoch(0)))
+    assert has_same_images(request(data))
+    batch = next(iter(open_mixed_loader(request(data)).epoch(0)))
     assert batch.boxes_known.tolist() == [True, True, False, False]
     other = replace(data, semantic=replace(data.semantic, splits={"train": (tmp_path / "elsewhere",)}))
-    assert not same_images(request(other)) and not same_images(request(replace(data, semantic=None)))
+    assert not has_same_images(request(other)) and not has_same_images(request(replace(data, semantic=None)))
 
 
 def test_incompatible_loaders(data):
     with pytest.raises(UserError, match="--rect"):
-        open_mixed(request(data, rect=True))
+        open_mixed_loader(request(data, rect=True))
     with pytest.raises(UserError, match="--quad"):
-        open_mixed(request(data, quad=True))
+        open_mixed_loader(request(data, quad=True))
     wide = replace(data, semantic=replace(data.semantic, options={"crop": [1.0, 0.5]}))
     with pytest.raises(UserError, match=r"`semantic.crop:` must be \[1, 1\].*64 x 32"):
-        open_mixed(request(wide))
+        open_mixed_loader(request(wide))
     info = [ImageInfo(0, "a", Geometry((8, 8), (8, 8)))]
     small, large = (Batch(torch.zeros(1, 3, side, side), torch.zeros(0, 6), info) for side in (8, 16))
-    with pytest.raises(ValueError, match="make no batch"):
-        joined(small, large)
+    with pytest.raises(ValueError, match="cannot be concatenated"):
+        concatenate_batches(small, large)
 
 
 def batch_with(masks: torch.Tensor | None, boxes: int, classes: torch.Tensor | None = None) -> Batch:
@@ -141,21 +140,21 @@ def batch_with(masks: torch.Tensor | None, boxes: int, classes: torch.Tensor | N
 
 def test_instance_masks_and_classes_are_preserved():
     overlap = torch.ones(2, 4, 4, dtype=torch.uint8)
-    both = joined(batch_with(overlap, 3, torch.tensor([4, 5])), batch_with(None, 0))
+    both = concatenate_batches(batch_with(overlap, 3, torch.tensor([4, 5])), batch_with(None, 0))
     assert both.masks.shape == (4, 4, 4) and both.masks.sum(dim=(1, 2)).tolist() == [16, 16, 0, 0]
     assert both.classes.tolist() == [4, 5, -1, -1] and both.semantic is None
-    stacked = joined(batch_with(None, 0), batch_with(torch.ones(3, 4, 4, dtype=torch.bool), 3))
+    stacked = concatenate_batches(batch_with(None, 0), batch_with(torch.ones(3, 4, 4, dtype=torch.bool), 3))
     assert stacked.masks.shape == (3, 4, 4) and stacked.boxes[:, 0].tolist() == [2, 2, 2]
     with pytest.raises(ValueError, match="boxes without masks"):
-        joined(batch_with(overlap, 3), batch_with(None, 1))
+        concatenate_batches(batch_with(overlap, 3), batch_with(None, 1))
 
 
 def test_unlabelled_images_are_not_background(data):
     """The loss of a mixed batch is that of its images with boxes; the others get no gradient at all."""
     anchors = (((10.0, 13.0), (30.0, 23.0)), ((60.0, 60.0), (40.0, 20.0)))
     loss = LOSSES.get("detect")(HeadSpec("detect", 2, (8, 16), anchors), Hyp())
-    batch = next(iter(open_mixed(request(data)).epoch(0)))
-    alone = next(iter(open_mixed(request(data)).primary.epoch(0)))
+    batch = next(iter(open_mixed_loader(request(data)).epoch(0)))
+    alone = next(iter(open_mixed_loader(request(data)).primary.epoch(0)))
     torch.manual_seed(0)
     raw = {f"level{i}": torch.randn(4, 2, side, side, 7, requires_grad=True) for i, side in enumerate((8, 4))}
     terms = loss(raw, batch)
@@ -180,7 +179,10 @@ def test_detection_loss_of_semantic_batch_is_zero(data):
 
 
 def test_evaluation_suite(data):
-    suite = open_suite(request(data, training=False, rect=True))
+    wanted = request(data, training=False, rect=True)
+    boxes = open_box_loader(wanted)
+    boxes.heads = ("detect",)
+    suite = LoaderSequence((boxes, open_semantic_loader(wanted)))
     assert suite.heads == ("detect", "semantic") and [part.heads for part in suite.parts] == [
         ("detect",),
         ("semantic",),
@@ -193,10 +195,12 @@ def test_evaluation_suite(data):
     for start in range(len(batches) + 1):
         assert [b.info for b in suite.epoch(0, start=start)] == [b.info for b in batches[start:]]
     with pytest.raises(ValueError, match="at least one part"):
-        Suite([])
+        LoaderSequence([])
 
 
 def test_mixed_loader_of_any_loaders(data):
-    mixed = MixedLoader(open_loader(request(data, batch_size=1)), open_semantic_loader(request(data, batch_size=3)), ())
+    mixed = MixedLoader(
+        open_box_loader(request(data, batch_size=1)), open_semantic_loader(request(data, batch_size=3)), ()
+    )
     assert mixed.num_batches == 5 and mixed.heads == ()
     assert [len(batch) for batch in mixed.epoch(0)] == [4, 4, 2, 4, 4]  # 7 = 3 + 3 + 1

@@ -1,4 +1,4 @@
-"""prune.py from end to end, and everything that loads what it wrote."""
+"""prune.py from end to end, and programs that load its checkpoint."""
 
 import json
 
@@ -77,7 +77,7 @@ def test_latency_target(weights, tmp_path, monkeypatch):
     assert rows[1]["gflops"] <= rows[0]["gflops"]
     with pytest.raises(UserError, match="not reached"):
         prune.run(target_latency="0.001ms", **common)
-    assert len(list(tmp_path.iterdir())) == 1  # what failed left nothing
+    assert len(list(tmp_path.iterdir())) == 1  # failed runs leave no folder
 
 
 def test_sparsity_keeps_shapes(weights, tmp_path):
@@ -89,14 +89,14 @@ def test_sparsity_keeps_shapes(weights, tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "one of --target-flops"), ({"target_flops": 0.7, "sparsity": 0.3}, "one of"),
+        ({}, "expected one of --target-flops"), ({"target_flops": 0.7, "sparsity": 0.3}, "one of"),
         ({"target_flops": 1.5}, "between 0 and 1"), ({"sparsity": 0}, "between 0 and 1"),
-        ({"target_latency": "fast"}, "milliseconds"), ({"target_latency": "2"}, "share"),
-        ({"sparsity": 0.3, "epochs": 2}, "fill the zeros"), ({"target_flops": 0.7, "max_cut": 1}, "--max-cut"),
+        ({"target_latency": "fast"}, "milliseconds"), ({"target_latency": "2"}, "fraction"),
+        ({"sparsity": 0.3, "epochs": 2}, "change the zeros"), ({"target_flops": 0.7, "max_cut": 1}, "--max-cut"),
         ({"target_flops": 0.7, "round_to": 0}, "--round-to"), ({"target_flops": 0.7, "imgsz": [8]}, "--imgsz"),
         ({"target_flops": 0.7}, "--data"), ({"target_flops": 0.7, "importance": "l2", "epochs": 1}, "--data"),
         ({"target_flops": 0.7, "data": "shapes.yaml", "weights": ["eighty"]}, "classes"),
-        ({"target_flops": 0.7, "importance": "l2", "weights": ["folded"]}, "folded"),
+        ({"target_flops": 0.7, "importance": "l2", "weights": ["folded"]}, "fused"),
         ({"target_flops": 0.1, "importance": "l2"}, "--max-cut"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Channels taken out of networks of every kind: what is left computes the same, is stored as data, and loads again."""
+"""Pruned networks of every kind: equal outputs, checkpoints, and further use."""
 
 import numpy as np
 import pytest
@@ -11,9 +11,9 @@ from models.fuse import fuse
 from models.summary import count_operations
 from tools.pruning.apply import without_channels
 from tools.pruning.channel_groups import Group, Slice, find_coupling
-from tools.pruning.channel_selection import Costs, Limits, choose, removed_places
-from tools.pruning.importance import TaylorImportance, by_normalisation, by_weights
-from tools.pruning.weight_sparsity import made_sparse, zero_share
+from tools.pruning.channel_selection import Costs, Limits, choose, removed_channels
+from tools.pruning.importance import TaylorImportance, by_batchnorm, by_weights
+from tools.pruning.weight_sparsity import sparsify, zero_fraction
 from utils.core.errors import UserError
 
 pytest.importorskip("torch_pruning", reason="pruning needs torch-pruning")
@@ -25,7 +25,7 @@ def network_of(name, seed=0, **more):
     torch.manual_seed(seed)
     network = build_network(read_architecture(name), **more).eval()
     for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):  # statistics of a network that has seen something
+        if isinstance(module, torch.nn.BatchNorm2d):  # statistics as after training
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.running_mean, 0, 0.1)
     return network
@@ -36,7 +36,7 @@ def prune(network, share=0.7, scores=None, **limits):
     scores = by_weights(network, coupling.groups, 2) if scores is None else scores
     costs = Costs(network, SIZE)
     chosen = choose(costs, coupling.groups, scores, Limits(**limits), lambda left: left <= share)
-    return without_channels(network, removed_places(coupling.groups, chosen), coupling.fixed)
+    return without_channels(network, removed_channels(coupling.groups, chosen), coupling.fixed)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ KINDS = (
 @pytest.mark.parametrize("name", KINDS)
 def test_pruned_network_matches_masked_network(name):
     network = network_of(name, num_classes=3)
-    smaller = prune(network)  # it proves itself: the same numbers as the network that does not listen to what went
+    smaller = prune(network)  # without_channels compares it with the masked network
     assert count_operations(smaller, SIZE) <= 0.72 * count_operations(network, SIZE)
     before, after = (net(torch.zeros(1, 3, *SIZE)) for net in (network, smaller))
     shapes = [{h: {n: t.shape for n, t in raw.items()} for h, raw in found.items()} for found in (before, after)]
@@ -98,7 +98,7 @@ def test_pruned_network_fuse_train_and_classes(pruned, tmp_path):
 
 def test_prune_twice(pruned):
     once = count_operations(pruned, SIZE)
-    twice = prune(pruned, 0.8, most=0.6)
+    twice = prune(pruned, 0.8, max_fraction=0.6)
     assert count_operations(twice, SIZE) <= 0.82 * once
     assert twice.architecture["name"] == "yolov5n-pruned"
 
@@ -154,10 +154,10 @@ def test_pruning_order():
     groups = find_coupling(network).groups
     scores = [torch.arange(group.channels, dtype=torch.float32) + 1 for group in groups]
     scores[7] *= 1e-6
-    chosen = choose(Costs(network, SIZE), groups, scores, Limits(most=0.5), lambda left: left <= 0.99)
+    chosen = choose(Costs(network, SIZE), groups, scores, Limits(max_fraction=0.5), lambda left: left <= 0.99)
     assert len(chosen[7]) and set(chosen[7]) == set(range(len(chosen[7])))  # the least important of it
     even = choose(
-        Costs(network, SIZE), groups, scores, Limits(most=0.5, uniform=True, step=4), lambda left: left <= 0.8
+        Costs(network, SIZE), groups, scores, Limits(max_fraction=0.5, uniform=True, step=4), lambda left: left <= 0.8
     )
     shares = [len(gone) / group.channels for gone, group in zip(even, groups, strict=True)]
     assert max(shares) - min(shares) <= 0.25
@@ -167,7 +167,7 @@ def test_pruning_order():
 def test_unreachable_target():
     network = build_network(read_architecture("yolov5n")).eval()
     with pytest.raises(UserError, match="--max-cut"):
-        prune(network, 0.3, most=0.2)
+        prune(network, 0.3, max_fraction=0.2)
 
 
 def test_published_flops():
@@ -192,12 +192,12 @@ def test_dead_channels_are_least_important():
     network.requires_grad_(True)(torch.rand(2, 3, *SIZE))["classify"]["logits"].square().sum().backward()
     taylor.add()
     for scores in (taylor.scores(), by_weights(network, groups, 1), by_weights(network, groups, 2),
-                   by_normalisation(network, groups)):  # fmt: skip
+                   by_batchnorm(network, groups)):  # fmt: skip
         assert int(scores[dead].argmin()) == channel and all(torch.isfinite(one).all() for one in scores)
 
 
 def test_taylor_importance():
-    """For a loss that is linear in a channel the first order is the whole truth."""
+    """For a loss that is linear in a channel, the first-order change is exact."""
     network = network_of("yolov5n-cls", num_classes=2)
     group = Group(16, (Slice("model.0.bn", "out", np.arange(16), np.arange(16)),))
     taylor = TaylorImportance(network, [group])
@@ -213,8 +213,8 @@ def test_taylor_importance():
 
 def test_sparsity_zeroes_smallest_weights():
     network = network_of("yolov5n")
-    sparse = made_sparse(network, 0.3)
-    assert zero_share(network) < 0.001 and zero_share(sparse) == pytest.approx(0.3, abs=0.001)
+    sparse = sparsify(network, 0.3)
+    assert zero_fraction(network) < 0.001 and zero_fraction(sparse) == pytest.approx(0.3, abs=0.001)
     for name, weight in network.named_parameters():
         if name.endswith("conv.weight"):
             new = dict(sparse.named_parameters())[name]

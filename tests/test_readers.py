@@ -17,12 +17,18 @@ from utils.core.hyp import Hyp
 from utils.core.load_request import LoadRequest
 from utils.core.yaml_file import write_yaml
 from utils.datasets.labels import json_stream
-from utils.datasets.labels.annotation_objects import bezier, join_pieces, mask_pieces, run_length_pieces, unpacked
+from utils.datasets.labels.annotation_objects import (
+    bezier,
+    decompress_counts,
+    join_pieces,
+    mask_pieces,
+    run_length_pieces,
+)
 from utils.datasets.labels.json_stream import stream_json
+from utils.datasets.labels.label_scan import build_index
 from utils.datasets.labels.readers import coco as coco_reader
-from utils.datasets.labels.readers.auto import guess_format
-from utils.datasets.labels.scan import build_index
-from utils.datasets.pipeline.loader import open_loader
+from utils.datasets.labels.readers.auto import detect_format
+from utils.datasets.pipeline.box_samples import open_box_loader
 from utils.ops.masks import polygon_mask
 
 
@@ -63,7 +69,7 @@ def test_coco_categories_with_gaps(tmp_path):
     ]
     other = build_index(replace(data, names=("x", "y")), "train")  # other names, as many: by the order of the ids
     assert other.boxes[:, 0].tolist() == [1, 0]
-    with pytest.raises(UserError, match=r"none called 'bird'"):
+    with pytest.raises(UserError, match=r"none is named 'bird'"):
         build_index(replace(data, names=("cat", "bird", "dog")), "train")
 
 
@@ -76,7 +82,7 @@ def test_coco_category_subset(tmp_path, said):
 def test_coco_crowds_are_skipped(tmp_path, said):
     runs = {"size": [60, 80], "counts": [0, 4800]}
     index = build_index(coco_data(tmp_path, [{}, {"iscrowd": 1, "segmentation": runs}]), "train")
-    assert len(index.boxes) == 1 and "1 crowd regions are not trained on" in said()
+    assert len(index.boxes) == 1 and "1 crowd regions are not used for training" in said()
 
 
 def test_coco_segmentation_forms(tmp_path):
@@ -96,17 +102,17 @@ def test_coco_segmentation_forms(tmp_path):
     for image in range(2):
         assert np.array_equal(polygon_mask(index.polygons(image)[0] * (80, 60), (60, 80)), mask)
     np.testing.assert_allclose(index.polygons(2)[0] * (80, 60), [[8, 6], [24, 6], [24, 18], [8, 18]], atol=1e-4)
-    assert index.first_without_outline() is None
+    assert index.first_without_polygon() is None
 
 
 @pytest.mark.parametrize(
     ("row", "says"),
     [
         ({"bbox": [1, 2, 3]}, "no `bbox"), ({"bbox": [1, 2, "x", 4]}, "no `bbox"),
-        ({"bbox": [1, 2, float("nan"), 4]}, "not of finite numbers"), ({"category_id": 99}, "category is not in"),
+        ({"bbox": [1, 2, float("nan"), 4]}, "number that is not finite"), ({"category_id": 99}, "category is not in"),
         ({"category_id": None}, "no `category_id`"), ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "pairs of finite"),
         ({"segmentation": {"size": [60, 80], "counts": [5, 5]}}, "do not add up"),
-        ({"segmentation": {"size": [60000, 80000], "counts": "x"}}, "run lengths of a mask of 80000"),
+        ({"segmentation": {"size": [60000, 80000], "counts": "x"}}, "run lengths of an invalid size, 80000"),
         ({"segmentation": {"size": [60, 80], "counts": "o" * 50}}, "do not add up"), ({"segmentation": 3}, "neither"),
     ],
 )  # fmt: skip
@@ -124,9 +130,9 @@ def test_coco_empty_boxes(tmp_path, said):
     data = coco_data(tmp_path, [*rows, {"bbox": [5, 5, 0, 7]}])
     index = build_index(data, "train")
     assert (len(index), len(index.boxes), index.count["lost"]) == (3, 150, 1)
-    assert "annotation 250 (0.png): a box of 0 x 7 pixels at 5, 5, left out" in said()
+    assert "annotation 250 (0.png): a box of 0 x 7 pixels at 5, 5, dropped" in said()
     data = coco_data(tmp_path, [*rows, {"bbox": [5, 5, 0, 7]}, {"bbox": [90, 5, 4, 7]}])
-    with pytest.raises(UserError, match=r"2 objects among 152 that cannot be used.*--allow-label-faults"):
+    with pytest.raises(UserError, match=r"2 invalid objects among 152, see.*--allow-label-faults"):
         build_index(data, "train")
     assert len(build_index(data, "train", allow_faults=True).boxes) == 150
 
@@ -153,7 +159,7 @@ def test_coco_wrong_or_missing_json(tmp_path):
         build_index(replace(data, splits={"train": (tmp_path / "elsewhere",)}), "train")
     with pytest.raises(UserError, match=r"needs the JSON of this split"):
         build_index(replace(data, annotations={}), "train")
-    with pytest.raises(UserError, match=r"is not there; looked for"):
+    with pytest.raises(UserError, match=r"not found; looked for"):
         build_index(replace(data, annotations={"train": tmp_path / "no.json"}), "train")
 
 
@@ -163,7 +169,7 @@ def test_coco_image_size_mismatch(tmp_path):
     index = build_index(data, "train")
     assert index.labels(1).tolist() == index.labels(0).tolist()
     picture(tmp_path / "images" / "1.png", 1, (80, 60))
-    with pytest.raises(UserError, match=r"a.json: says that .*1.png has 80 x 60 pixels, it has 60 x 80; is it turned"):
+    with pytest.raises(UserError, match=r"a.json: size of .*1.png is 80 x 60 pixels in the labels but 60 x 80 in"):
         build_index(data, "train")
 
 
@@ -216,7 +222,7 @@ def request(data, **more):
 def same_batches(first, second, tolerance_px, size):
     """Compare every batch of an epoch: pixels equal, boxes to so many pixels; return how many boxes there were."""
     count = 0
-    for one, other in zip(open_loader(first).epoch(0), open_loader(second).epoch(0), strict=True):
+    for one, other in zip(open_box_loader(first).epoch(0), open_box_loader(second).epoch(0), strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.boxes[:, :2], other.boxes[:, :2])
         assert float((one.boxes[:, 2:] - other.boxes[:, 2:]).abs().max() * size) < tolerance_px
@@ -307,12 +313,12 @@ LAUGHS = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>\
     ("text", "says"),
     [
         ("<annotation><object>", r"x\.xml:1: not valid XML"), ("", "not valid XML"),
-        ("<html></html>", "this is <html>"),
+        ("<html></html>", "got <html>"),
         (LAUGHS + "<annotation>&b;</annotation>", r"x\.xml:1: has a document type"),
         ((LAUGHS + "<annotation/>").encode("utf-16"), "document type"), ("<a>" * 100, "too deep"),
         ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', "document type"),
         ("<annotation>\n\n<object><name>cat</name></object></annotation>", r"x\.xml:3: object 1: <bndbox> needs"),
-        ("<annotation><size><width>a</width></size></annotation>", "<size> is not of numbers"),
+        ("<annotation><size><width>a</width></size></annotation>", "<size> must have numbers"),
     ],
 )  # fmt: skip
 def test_voc_faulty_xml(tmp_path, text, says):
@@ -397,13 +403,13 @@ def test_labelme_empty_and_ignored_shapes(tmp_path, said):
     shapes = [shape("point", [[1, 1]]), shape("polygon", [[1, 1], [2, 2]]), shape("rectangle", [[1, 1], [9, 9]])]
     index = labelme_index(tmp_path, [*shapes, shape("polygon", [[1, 1], [5, 1], [5, 5]], "__ignore__")])
     assert (len(index.boxes), index.count["lost"]) == (1, 2)
-    assert "x.json: shape 1 (cat): a point has no area, left out" in said()
+    assert "x.json: shape 1 (cat): a point has no area, dropped" in said()
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{", r"x\.json:1: not valid JSON"), ('{"a": 1}', "no list of `shapes`"), ("[" * 100_000, "not valid JSON"),
+        ("{", r"x\.json:1: not valid JSON"), ('{"a": 1}', "no list `shapes`"), ("[" * 100_000, "not valid JSON"),
         (json.dumps({"shapes": [{"points": []}]}), "shape 1: no `label`"),
         (json.dumps({"shapes": [shape("polygon", [[1, "x"], [2, 2], [3, 3]])]}), r"shape 1 \(cat\)"),
         (json.dumps({"shapes": [shape("spiral", [[1, 1], [2, 2], [3, 3]])]}), "unknown shape_type 'spiral'"),
@@ -424,7 +430,7 @@ def test_train_from_labelme(shared):
     if not folder.is_dir():
         pytest.skip(f"no crack photos at {folder}")
     data = DataConfig(folder, folder, ("crack",), {"train": (folder,)})
-    batch = next(iter(open_loader(request(data, masks=True, mask_ratio=1, overlap=False, training=False)).epoch(0)))
+    batch = next(iter(open_box_loader(request(data, masks=True, mask_ratio=1, overlap=False, training=False)).epoch(0)))
     assert len(batch.boxes) == len(batch.masks) > 0
     for (_, _, cx, _, w, h), mask in zip(batch.boxes.tolist(), batch.masks, strict=True):
         rows, columns = torch.nonzero(mask, as_tuple=True)
@@ -452,7 +458,7 @@ def test_format_detection(tmp_path):
             voc_file(root / "annotations" / "a.xml", [("cat", 1, 1, 9, 9, 0)])
         if name == "labelme":
             labelme_file(root / "images" / "a.json", [shape("rectangle", [[1, 1], [9, 9]])])
-        found[name] = guess_format(data, "train")
+        found[name] = detect_format(data, "train")
         if name in ("voc", "labelme"):
             assert len(build_index(data, "train").boxes) == 1
     assert found == {"yolo": "yolo", "coco": "coco", "voc": "voc", "labelme": "labelme", "bare": "yolo"}
@@ -480,9 +486,9 @@ def test_compressed_rle_matches_pycocotools():
     rng = np.random.default_rng(0)
     for share in (0, 0.01, 0.5, 1):
         mask = (rng.random((37, 53)) < share).astype(np.uint8)
-        runs = unpacked(coco_mask.encode(np.asfortranarray(mask))["counts"].decode())
+        runs = decompress_counts(coco_mask.encode(np.asfortranarray(mask))["counts"].decode())
         assert np.array_equal(np.repeat(np.arange(len(runs)) % 2, runs).reshape(53, 37).T, mask)
-    assert unpacked("\x00") == unpacked("oooooooooo") == [-1]
+    assert decompress_counts("\x00") == decompress_counts("oooooooooo") == [-1]
     with pytest.raises(ValueError, match="add up"):
         run_length_pieces({"size": [3, 3], "counts": "5"})
 
@@ -490,7 +496,7 @@ def test_compressed_rle_matches_pycocotools():
 def test_mask_to_polygons_min_area():
     mask = np.zeros((20, 20), bool)
     mask[2:10, 2:10], mask[15, 15] = True, True
-    assert len(mask_pieces(mask)) == 2 and len(mask_pieces(mask, least_px=2)) == 1
+    assert len(mask_pieces(mask)) == 2 and len(mask_pieces(mask, min_px=2)) == 1
     assert mask_pieces(mask[15:16, 15:16])[0].tolist() == [[0, 0], [1, 0], [1, 1], [0, 1]]
 
 

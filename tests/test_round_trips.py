@@ -12,7 +12,7 @@ from PIL import Image
 import convert
 from utils.core.data_config import load_data
 from utils.core.yaml_file import write_yaml
-from utils.datasets.labels.scan import build_index
+from utils.datasets.labels.label_scan import build_index
 
 NAMES = ("cat & mouse", "Übergröße <1>", "犬")
 ROUNDING_PX = 0.02  # of COCO's x, y, width and height 0.005 each, of VOC's corners 0.005: docs/convert.md

@@ -9,14 +9,14 @@ import pytest
 from helpers_semantic import pixel_set, request, scene, write_pair
 from PIL import Image
 
-from utils.core.cityscapes import LABEL_IDS, NAMES
+from utils.core.cityscapes import NAMES
 from utils.core.data_config import DataConfig, SemanticConfig, load_cityscapes_folder, load_data
 from utils.core.errors import UserError
 from utils.core.yaml_file import write_yaml
-from utils.datasets.labels import semantic_scan as scan_module
+from utils.datasets.labels.scan import SplitScan
+from utils.datasets.labels.semantic_layouts.cityscapes import LABEL_IDS
 from utils.datasets.labels.semantic_scan import build_semantic_index
-from utils.datasets.pipeline.semantic_loader import open_semantic_loader
-from utils.datasets.pipeline.semantic_map_cache import Maps
+from utils.datasets.pipeline.semantic_samples import open_semantic_loader
 
 
 def yaml_of(folder: Path, **values) -> str:
@@ -127,7 +127,7 @@ def index_of(root, layout, places, names=("a", "b", "c"), split="train", **optio
 
 
 def first_map(index):
-    return Maps(index).read(0)
+    return index.read_map(0)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_coco_stuff(tmp_path, caplog):
     write_pair(tmp_path, "1", np.zeros((32, 32, 3), np.uint8), values, ("images/val", "stuffthingmaps/val"))
     cv2.imwrite(str(tmp_path / "images/val/2.png"), np.zeros((32, 32, 3), np.uint8))
     index = index_of(tmp_path, "coco", tmp_path / "images/val", [str(i) for i in range(171)])
-    assert len(index) == 1 and "1 of 2 images without a mask left out" in caplog.text
+    assert len(index) == 1 and "1 of 2 images without a mask dropped" in caplog.text
     classes = first_map(index)[0]
     assert [int(classes[row, 0]) for row in (0, 8, 16, 24)] == [170, 11, 255, 0]
 
@@ -254,11 +254,11 @@ def test_real_camvid_and_cityscapes(shared):
 def test_unsupported_layout_settings(tmp_path):
     data = pixel_set(tmp_path, 2, ids={0: 0})
     shapes = replace(data, semantic=replace(data.semantic, format="shapes"))
-    with pytest.raises(UserError, match=r"`semantic.ids:` means nothing to the format shapes"):
+    with pytest.raises(UserError, match=r"`semantic.ids:` is not supported by the format shapes"):
         open_semantic_loader(request(shapes))
-    with pytest.raises(UserError, match=r"low: 2.0` is above"):
+    with pytest.raises(UserError, match=r"low: 2.0` exceeds"):
         open_semantic_loader(request(pixel_set(tmp_path / "b", 2, low=2.0)))
-    with pytest.raises(UserError, match=r"unknown layout of class maps 'folder'.*did you mean 'folders'"):
+    with pytest.raises(UserError, match=r"unknown layout of semantic maps 'folder'.*did you mean 'folders'"):
         open_semantic_loader(request(replace(data, semantic=replace(data.semantic, format="folder"))))
 
 
@@ -328,15 +328,16 @@ def broken(root: Path, kind: str) -> str:
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("size", "pixels, its image"), ("colour", "a colour picture"), ("deep", "16 bits"),
-        ("value", "value 3 at x 7, y 5 is no class; 3 are named"), ("missing", "no such mask"), ("cut", "cut short"),
-        ("jpeg", "JPEG changes the numbers"), ("image", "not an image"),
+        ("size", "pixels, its image"), ("colour", "a colour image"), ("deep", "16 bits"),
+        ("value", "value 3 at x 7, y 5 is not a class; expected 0 to 2"), ("missing", "no such mask"),
+        ("cut", "truncated PNG"),
+        ("jpeg", "JPEG compression changes"), ("image", "not an image"),
     ],
 )  # fmt: skip
 def test_fault_limit(tmp_path, kind, says, caplog):
     data = pixel_set(tmp_path, 9)
     file = broken(tmp_path, kind)
-    if kind == "image":  # a broken image is left out, as with boxes
+    if kind == "image":  # a broken image is dropped, as with boxes
         assert len(build_semantic_index(data, "train")) == 8
     else:
         with pytest.raises(UserError, match="1 faulty masks among 9") as caught:
@@ -361,8 +362,8 @@ def test_duplicate_images_are_used_once(tmp_path, caplog):
 def test_cache_invalidation(tmp_path, monkeypatch):
     data = pixel_set(tmp_path, 4)
     scans = []
-    original = scan_module._scan
-    monkeypatch.setattr(scan_module, "_scan", lambda *a: scans.append(1) or original(*a))
+    original = SplitScan._check_all
+    monkeypatch.setattr(SplitScan, "_check_all", lambda self: scans.append(1) or original(self))
     first = build_semantic_index(data, "train")
     again = build_semantic_index(data, "train")
     assert len(scans) == 1 and again.pixel_counts.tolist() == first.pixel_counts.tolist()

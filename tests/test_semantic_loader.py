@@ -10,21 +10,22 @@ from utils.core.contracts import Batch
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.seed import generator
-from utils.datasets.labels.semantic_layout import Draws
-from utils.datasets.labels.semantic_layouts.citybdd import DRAWS as CITYBDD
-from utils.datasets.labels.semantic_layouts.cityscapes import DRAWS as CITYS
-from utils.datasets.pipeline.loader import open_loader
+from utils.datasets.labels.semantic_layout import SemanticAugment
+from utils.datasets.labels.semantic_layouts.citybdd import AUGMENT as CITYBDD
+from utils.datasets.labels.semantic_layouts.cityscapes import AUGMENT as CITYS
+from utils.datasets.pipeline.box_samples import open_box_loader
+from utils.datasets.pipeline.sample import Sample
 from utils.datasets.pipeline.semantic_augment import (
-    Colours,
-    Placing,
-    change_colours,
-    draw_colours,
-    draw_placing,
-    long_sides,
-    place_into,
+    ColourJitter,
+    RandomCrop,
+    apply_jitter,
+    crop_into,
+    draw_crop,
+    draw_jitter,
+    long_side_distribution,
     scaled_hw,
 )
-from utils.datasets.pipeline.semantic_loader import open_semantic_loader
+from utils.datasets.pipeline.semantic_samples import open_semantic_loader
 from utils.ops.letterbox import BORDER
 
 CALM = {"jitter": [0, 0, 0, 0], "flip": 0.0}
@@ -61,15 +62,19 @@ def far_from_edges(classes: np.ndarray, reach: int = 1) -> np.ndarray:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Draws
+# SemanticAugment
 
 
 @pytest.mark.parametrize(
     ("draws", "base", "count", "ends", "mode"),
-    [(CITYS, 1024, 76, (672, 3072), 896), (CITYBDD, 1024, 44, (672, 2048), 896), (Draws(), 832, 20, (640, 1248), 704)],
+    [
+        (CITYS, 1024, 76, (672, 3072), 896),
+        (CITYBDD, 1024, 44, (672, 2048), 896),
+        (SemanticAugment(), 832, 20, (640, 1248), 704),
+    ],
 )
 def test_random_scale_golden_values(draws, base, count, ends, mode):
-    sides, chances = long_sides(base, draws.low, draws.high, draws.std)
+    sides, chances = long_side_distribution(base, draws.low, draws.high, draws.std)
     assert (len(sides), sides[0], sides[-1], sides[chances.argmax()]) == (count, *ends, mode)
     assert chances.sum() == pytest.approx(1)
     if draws is CITYS:
@@ -79,9 +84,9 @@ def test_random_scale_golden_values(draws, base, count, ends, mode):
 
 
 def test_random_draw_distribution():
-    draws, hits, sizes, flips = Draws(), set(), [], 0
+    draws, hits, sizes, flips = SemanticAugment(), set(), [], 0
     for number in range(3000):
-        placing = draw_placing(generator(0, 0, number), (100, 200), (96, 96), draws, 128)
+        placing = draw_crop(generator(0, 0, number), (100, 200), (96, 96), draws, 128)
         assert placing.size_hw == (int(100 * placing.size_hw[1] / 200 + 0.5), placing.size_hw[1])
         assert 0 <= placing.left <= placing.size_hw[1] - 96 and placing.top == max(0, placing.top)
         flips += placing.flip
@@ -90,7 +95,7 @@ def test_random_draw_distribution():
             hits.add(placing.left)
     assert hits == set(range(33))
     assert flips / 3000 == pytest.approx(0.5, abs=0.04)
-    sides, chances = long_sides(128, 0.75, 1.5, 35)
+    sides, chances = long_side_distribution(128, 0.75, 1.5, 35)
     assert sides.tolist() == [96, 128, 160, 192]
     np.testing.assert_allclose([sizes.count(side) / 3000 for side in sides], chances, atol=0.03)
 
@@ -119,7 +124,7 @@ def test_placement_matches_separate_steps(flip, size):
     wanted[: part.shape[0], : part.shape[1]] = part
     wanted_labels[: part.shape[0], : part.shape[1]] = labels[top : top + 64, left : left + 64]
     out, out_labels = np.empty((64, 64, 3), np.uint8), np.empty((64, 64), np.uint8)
-    place_into(image, classes, Placing(flip, size, left, top), out, out_labels)
+    crop_into(Sample(image, semantic=classes), RandomCrop(flip, size, left, top), out, out_labels)
     assert np.abs(out.astype(int) - wanted).max() <= 6  # positions are rounded to 1/32 pixel there
     assert np.abs(out.astype(int) - wanted).mean() < 0.5
     assert ((out_labels == 255) == (wanted_labels == 255)).all()
@@ -140,7 +145,7 @@ def test_color_jitter_matches_torchvision(coco128):
     for name, (field, factors, worst) in cases.items():
         for factor in factors:
             out = image.copy()
-            change_colours(out, Colours(**{field: factor}))
+            apply_jitter(out, ColourJitter(**{field: factor}))
             wanted = np.asarray(getattr(functional, name)(Image.fromarray(image), factor)).astype(int)
             difference = np.abs(out - wanted)
             assert difference.max() <= worst and difference.mean() < 1, name
@@ -148,7 +153,7 @@ def test_color_jitter_matches_torchvision(coco128):
 
 
 def test_color_jitter_draws():
-    drawn = [draw_colours(generator(0, 0, number), (0.4, 1.5, 0.2, 0.1)) for number in range(800)]
+    drawn = [draw_jitter(generator(0, 0, number), (0.4, 1.5, 0.2, 0.1)) for number in range(800)]
     for field, low, high in (("brightness", 0.6, 1.4), ("contrast", 0, 2.5), ("saturation", 0.8, 1.2)):
         values = [getattr(colours, field) for colours in drawn]
         assert low <= min(values) < low + 0.05 * (high - low) and high - 0.05 * (high - low) < max(values) <= high
@@ -156,8 +161,8 @@ def test_color_jitter_draws():
     assert len({colours.order for colours in drawn}) == 24
     one, other = np.full((4, 4, 3), 200, np.uint8), np.full((4, 4, 3), 200, np.uint8)
     one[0, 0] = other[0, 0] = 10
-    change_colours(one, Colours(brightness=2.0, contrast=0.5, order=(0, 1, 2, 3)))
-    change_colours(other, Colours(brightness=2.0, contrast=0.5, order=(1, 0, 2, 3)))
+    apply_jitter(one, ColourJitter(brightness=2.0, contrast=0.5, order=(0, 1, 2, 3)))
+    apply_jitter(other, ColourJitter(brightness=2.0, contrast=0.5, order=(1, 0, 2, 3)))
     assert (one != other).any()  # the order counts
 
 
@@ -195,7 +200,7 @@ def test_map_matches_image(tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_independent_of_workers(data, workers, monkeypatch):
-    monkeypatch.setattr("utils.datasets.pipeline.semantic_loader.usable_cpus", lambda: 4)
+    monkeypatch.setattr("utils.datasets.pipeline.loader.usable_cpus", lambda: 4)
     alone, helped = open_semantic_loader(request(data)), open_semantic_loader(request(data, workers=workers))
     for epoch in (0, 1):
         assert_same(list(alone.epoch(epoch)), list(helped.epoch(epoch)))
@@ -207,7 +212,7 @@ def test_batches_independent_of_workers(data, workers, monkeypatch):
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_match_one_process(data, world):
     whole = list(open_semantic_loader(request(data, batch_size=6)).epoch(1))
-    loaders = [open_semantic_loader(request(data, batch_size=6 // world), rank, world) for rank in range(world)]
+    loaders = [open_semantic_loader(request(data, batch_size=6 // world), (rank, world)) for rank in range(world)]
     shares = [list(loader.epoch(1)) for loader in loaders]
     assert {len(share) for share in shares} == {len(whole)} == {loaders[0].num_batches}
     for step, batch in enumerate(whole):
@@ -309,14 +314,14 @@ def test_crop_mode(data):
     wide = next(row for row, info in enumerate(batches[0].info) if info.index == 0)  # 40 x 64: 96 x 153, 28 cut off
     _, classes = scene(0, 40, 64)
     assert batches[0].semantic[wide][48, 48] == classes[20, int((48.5 + 28) * 64 / 153)]
-    with pytest.raises(UserError, match="scoring mode 'centre': one of whole, native, crop"):
+    with pytest.raises(UserError, match="mode must be one of whole, native, crop, got 'centre'"):
         open_semantic_loader(request(data, training=False, mode="centre"))
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])
 def test_ranks_evaluate_every_image_once(data, world):
     one = [[i.index for i in b.info] for b in open_semantic_loader(request(data, training=False)).epoch(0)]
-    loaders = [open_semantic_loader(request(data, training=False), rank, world) for rank in range(world)]
+    loaders = [open_semantic_loader(request(data, training=False), (rank, world)) for rank in range(world)]
     shares = [[[i.index for i in b.info] for b in loader.epoch(0)] for loader in loaders]
     assert [shares[step % world][step // world] for step in range(len(one))] == one
     assert sum(loader.num_batches for loader in loaders) == len(one)
@@ -328,7 +333,7 @@ def test_ranks_evaluate_every_image_once(data, world):
 
 def test_mosaic_with_semantic_map(both):
     rich = Hyp(mosaic=0.6, mosaic9=0.4, degrees=20, flipud=0.3, hsv_h=0, hsv_s=0, hsv_v=0)
-    loader = open_loader(request(both, mosaic=True, hyp=rich))
+    loader = open_box_loader(request(both, mosaic=True, hyp=rich))
     assert loader.heads == ()
     seen = 0
     for epoch in range(4):
@@ -342,7 +347,7 @@ def test_mosaic_with_semantic_map(both):
                 assert (nearest_class(image)[inside] == classes[inside]).mean() > 0.99
                 seen += inside.sum()
     assert seen > 20_000
-    plain = open_loader(request(both, hyp=rich))
+    plain = open_box_loader(request(both, hyp=rich))
     for a, b in zip(plain.epoch(0), loader.epoch(0), strict=True):  # the maps change nothing else
         assert torch.equal(a.images, b.images) and torch.equal(a.boxes, b.boxes) and a.semantic is None
 
@@ -350,7 +355,7 @@ def test_mosaic_with_semantic_map(both):
 @pytest.mark.parametrize("changes", [{"cache": "ram"}, {"workers": 2}])
 def test_semantic_mosaic_is_deterministic(both, changes, monkeypatch):
     monkeypatch.setattr("utils.datasets.pipeline.loader.usable_cpus", lambda: 4)
-    first, second = (open_loader(request(both, mosaic=True, **more)) for more in ({}, changes))
+    first, second = (open_box_loader(request(both, mosaic=True, **more)) for more in ({}, changes))
     assert_same(list(first.epoch(1)), list(second.epoch(1)))
 
 
@@ -362,13 +367,13 @@ def test_images_without_map_are_ignored(tmp_path):
 
     data = replace(data, semantic=replace(data.semantic, splits={"train": (tmp_path / "list.txt",)}))
     still = Hyp(mosaic=0, translate=0, scale=0, hsv_h=0, hsv_s=0, hsv_v=0, fliplr=0)
-    batch = next(iter(open_loader(request(data, mosaic=True, hyp=still)).epoch(0)))
+    batch = next(iter(open_box_loader(request(data, mosaic=True, hyp=still)).epoch(0)))
     for classes, info in zip(batch.semantic.numpy(), batch.info, strict=True):
         wanted = scene(info.index, 64, 64)[1] if info.index in (0, 2) else np.full((64, 64), 255)
         np.testing.assert_array_equal(classes, wanted)
     elsewhere = replace(data, semantic=replace(data.semantic, splits={"train": (tmp_path / "images2",)},
                                                masks={"train": (tmp_path / "masks2",)}))  # fmt: skip
-    with pytest.raises(UserError, match="cannot share a mosaic"):
-        open_loader(request(elsewhere, mosaic=True))
+    with pytest.raises(UserError, match="have no image in common"):
+        open_box_loader(request(elsewhere, mosaic=True))
     with pytest.raises(UserError, match="--quad"):
-        open_loader(request(data, mosaic=True, quad=True))
+        open_box_loader(request(data, mosaic=True, quad=True))

@@ -24,7 +24,7 @@ from utils.datasets.labels.annotation_objects import (
     extent,
     resized,
 )
-from utils.datasets.labels.scan import same_aspect
+from utils.datasets.labels.label_scan import is_same_aspect
 
 
 def convert_labels(settings: LabelSettings) -> ConversionReport:
@@ -105,7 +105,7 @@ def _labelled_image(
         report.skip(image, "neither an image nor its size is known")
         return None
     stated = found.size_hw or size_hw
-    if not same_aspect(stated, size_hw):
+    if not is_same_aspect(stated, size_hw):
         sizes = " and ".join(f"{width} x {height}" for height, width in (stated, size_hw))
         report.skip(image, f"labels and image have different aspect ratios, {sizes}; is it rotated or cropped?")
         return None

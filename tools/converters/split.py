@@ -22,7 +22,7 @@ from utils.core.errors import UserError
 from utils.core.log import LOGGER, progress
 from utils.core.seed import generator
 from utils.datasets import READERS
-from utils.datasets.labels.annotation_paths import images_in
+from utils.datasets.labels.annotation_paths import find_images
 
 SPLITS = ("train", "val", "test")
 
@@ -132,7 +132,7 @@ def _count_labels(data: DataConfig, settings: SplitSettings, report: ConversionR
     """List the images of all splits with their (n, C) labels per class; images with faulty labels are left out."""
     if settings.stratify != "labels":
         images = sorted(
-            {image for paths in data.splits.values() for path in paths for image in images_in(path, data.root)}
+            {image for paths in data.splits.values() for path in paths for image in find_images(path, data.root)}
         )
         names = [Path(path).parent.name if settings.stratify == "folders" else "" for path in images]
         known = sorted(set(names))
@@ -146,7 +146,7 @@ def _count_labels(data: DataConfig, settings: SplitSettings, report: ConversionR
         for note in listing.prepare() if listing.prepare is not None else []:
             report.note(note)
         for i, image in enumerate(progress(listing.images, len(listing.images), f"{split}: reading labels", "image")):
-            labels = listing.labels_of(i)
+            labels = listing.load_labels(i)
             if labels.faults:
                 report.skip(image, "; ".join(labels.faults))
             elif labels.listed:

@@ -10,7 +10,7 @@ from tools.converters.convert_settings import LabelSettings
 from tools.converters.label_items import SourceImage, images_below, read_class_names
 from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
-from utils.datasets.labels.annotation_paths import images_in
+from utils.datasets.labels.annotation_paths import find_images
 
 SPLIT_NAMES = ("train", "val", "valid", "test", "trainval")
 
@@ -66,7 +66,7 @@ def list_images(data: DataConfig) -> list[SourceImage]:
     images: list[SourceImage] = []
     for split in data.splits:
         for path in data.split(split):
-            files = sorted(dict.fromkeys(images_in(path, data.root)))
+            files = sorted(dict.fromkeys(find_images(path, data.root)))
             images += images_below(path if path.is_dir() else data.root, files, split)
     return images
 

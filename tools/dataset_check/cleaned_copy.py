@@ -27,7 +27,7 @@ from utils.core.data_config import SPLITS
 from utils.core.errors import UserError
 from utils.core.log import LOGGER, progress
 from utils.datasets.image_files import read_image
-from utils.datasets.labels.semantic_mask_files import class_numbers, read_values
+from utils.datasets.labels.semantic_mask_files import map_classes, read_values
 from utils.datasets.labels.yolo_lines import ImageLabels
 
 FIX_REPORT_NAME = "fix-report.json"
@@ -144,7 +144,7 @@ def _write_maps(copy: _Copy) -> dict[str, Any]:
                 name = _relative_name(path, config.splits[split], copy.records.data.root)
                 stem = _unused(copy, f"seg/{split}/{name}", one.image).removeprefix("seg/")
                 _write_image(copy, one.image, f"segimages/{stem}")
-            _, data = cv2.imencode(".png", class_numbers(read_values(Path(one.mask)), one.table))
+            _, data = cv2.imencode(".png", map_classes(read_values(Path(one.mask)), one.table))
             copy.output.write(f"{'masks' if shared else 'seglabels'}/{stem}.png", data.tobytes())
     block: dict[str, Any] = {"format": "folders", **{split: f"segimages/{split}" for split in valid}}
     if shared:  # the format coco allows images without a map

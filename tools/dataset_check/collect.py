@@ -15,10 +15,10 @@ from utils.core.data_config import SPLITS, DataConfig
 from utils.core.errors import UserError
 from utils.core.log import progress
 from utils.datasets import READERS, SEMANTIC_READERS
-from utils.datasets.labels.label_index import Listing
-from utils.datasets.labels.readers.auto import guess_format
-from utils.datasets.labels.scan_cache import Pool
-from utils.datasets.labels.semantic_layout import SemanticListing
+from utils.datasets.labels.label_index import SplitFiles
+from utils.datasets.labels.readers.auto import detect_format
+from utils.datasets.labels.scan import ThreadPool
+from utils.datasets.labels.semantic_layout import SemanticSplitFiles
 from utils.datasets.labels.yolo_lines import ImageLabels
 
 
@@ -54,7 +54,7 @@ def collect_records(data: DataConfig, imgsz: int, fast: bool = False) -> Dataset
     return records
 
 
-def _find_same(listing: Listing, others: dict[str, Listing]) -> str:
+def _find_same(listing: SplitFiles, others: dict[str, SplitFiles]) -> str:
     """Find the split among `others` with the same images and labels, "" if there is none."""
     files = (listing.images, listing.label_files)
     return next((name for name, other in others.items() if (other.images, other.label_files) == files), "")
@@ -65,17 +65,17 @@ def _unreadable_split(split: str, error: UserError) -> Finding:
 
 
 def _map_on_all_cores(function: Callable[[Any], Any], items: Sequence[Any], text: str) -> list[Any]:
-    with Pool(os.cpu_count() or 1) as pool:
+    with ThreadPool(os.cpu_count() or 1) as pool:
         return list(progress(pool.map(function, items), len(items), text, "image"))
 
 
-def _listings(records: DatasetRecords) -> dict[str, Listing]:
+def _listings(records: DatasetRecords) -> dict[str, SplitFiles]:
     """List the images and labels of each split that can be read."""
     data, found = records.data, {}
     for split in (split for split in SPLITS if split in data.splits):
         try:
-            name = guess_format(data, split) if data.format == "auto" else data.format
-            listing: Listing = READERS.get(name, data.source)(data, split)
+            name = detect_format(data, split) if data.format == "auto" else data.format
+            listing: SplitFiles = READERS.get(name, data.source)(data, split)
             notes = listing.prepare() if listing.prepare is not None else []
         except UserError as error:
             records.findings.append(_unreadable_split(split, error))
@@ -86,13 +86,13 @@ def _listings(records: DatasetRecords) -> dict[str, Listing]:
     return found
 
 
-def _semantic_listings(records: DatasetRecords) -> dict[str, SemanticListing]:
+def _semantic_listings(records: DatasetRecords) -> dict[str, SemanticSplitFiles]:
     config, found = records.data.semantic, {}
     for split in SPLITS if config is not None else ():
         if config is None or split not in config.splits:
             continue
         try:
-            listing: SemanticListing = SEMANTIC_READERS.get(config.format, records.data.source).read(
+            listing: SemanticSplitFiles = SEMANTIC_READERS.get(config.format, records.data.source).read(
                 records.data, split
             )
         except UserError as error:
@@ -103,16 +103,16 @@ def _semantic_listings(records: DatasetRecords) -> dict[str, SemanticListing]:
     return found
 
 
-def _read_labels(listing: Listing, images: dict[str, ImageRecord], split: str) -> list[LabelRecord]:
+def _read_labels(listing: SplitFiles, images: dict[str, ImageRecord], split: str) -> list[LabelRecord]:
     labels: Iterable[ImageLabels] = _map_on_all_cores(
-        listing.labels_of, range(len(listing.images)), f"{split}: reading labels"
+        listing.load_labels, range(len(listing.images)), f"{split}: reading labels"
     )
     files = zip(listing.images, listing.label_files, labels, strict=True)
     return [LabelRecord(images[path], label, file) for path, file, label in files if label.listed]
 
 
 def _read_maps(
-    records: DatasetRecords, listing: SemanticListing, images: dict[str, ImageRecord], split: str, fast: bool
+    records: DatasetRecords, listing: SemanticSplitFiles, images: dict[str, ImageRecord], split: str, fast: bool
 ) -> list[SemanticRecord]:
     config = records.data.semantic
     assert config is not None

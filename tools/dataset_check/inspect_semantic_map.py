@@ -10,8 +10,8 @@ import numpy as np
 from tools.dataset_check.records import ImageRecord, SemanticRecord
 from utils.core.contracts import IGNORED_PIXEL
 from utils.datasets.image_files import ImageFault
-from utils.datasets.labels.semantic_mask_files import class_numbers, count_values, read_values
-from utils.datasets.labels.semantic_scan import value_fault
+from utils.datasets.labels.semantic_mask_files import count_values, map_classes, read_values
+from utils.datasets.labels.semantic_scan import find_value_fault
 from utils.datasets.labels.yolo_lines import ImageLabels
 
 _MIN_LABELLED_FRACTION = 0.5  # of a box's pixels; with fewer, the absence of its class means nothing
@@ -47,14 +47,14 @@ def inspect_semantic_map(
     except ImageFault as fault:
         mapped.fault = str(fault)
         return mapped
-    fault_text = value_fault(values, table, num_classes)
+    fault_text = find_value_fault(values, table, num_classes)
     if image.size_hw is not None and values.shape != image.size_hw:
         (height, width), (h, w) = values.shape, image.size_hw
         fault_text = f"{width} x {height} pixels, but its image {image.path} has {w} x {h}"
     if fault_text:
         mapped.fault = f"{mask}: {fault_text}"
         return mapped
-    classes = class_numbers(values, table)
+    classes = map_classes(values, table)
     mapped.counts = count_values(classes)[:num_classes]
     if boxes is not None:
         known = np.array(

@@ -1,1 +1,1 @@
-"""Taking channels out of a network: which belong together, which matter least, how many go, and the network without."""
+"""Structured pruning: coupled channels, their importance, the selection by cost, and the pruned network."""

@@ -1,4 +1,4 @@
-"""The network without the channels that go: its description with widths, its weights, and proof that they agree."""
+"""Removal of channels from a network: its architecture with widths, its weights, and a check of its outputs."""
 
 from __future__ import annotations
 
@@ -16,36 +16,43 @@ from models.network import Network
 from tools.pruning.channel_groups import IN, OUT, PROBE_PX, is_depthwise
 from utils.core.errors import UserError
 
-ROUNDING = 1e-12  # of double precision after many layers
-TOLERANCE = 1e-6  # of what two images differ by; sums of fewer terms round otherwise
+ROUNDING = 1e-12  # relative rounding error of double precision over many layers
+TOLERANCE = 1e-6  # relative to the difference between two images, because sums of fewer terms are rounded differently
 
-Removed = Mapping[tuple[str, str], np.ndarray]  # (module, side) -> numbers of its channels
+Removed = Mapping[tuple[str, str], np.ndarray]  # (module, side) -> indices of its removed channels
 
 
 def without_channels(network: Network, removed: Removed, fixed: frozenset[str]) -> Network:
-    """Return a copy of `network` without the channels `removed`; modules in `fixed` give what their rows say.
+    """Build a copy of a network without some channels.
 
-    It is compared with the original in which nobody listens to those channels; a difference raises UserError.
+    Args:
+        network: The original.
+        removed: Indices of the removed channels, by module and side.
+        fixed: Modules whose number of outputs follows from the architecture.
+
+    Raises:
+        UserError: If the result does not compute what the original computes with the inputs from these channels
+            set to zero.
     """
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
     for name, module in network.named_modules():
-        for key, tensor in _narrowed(module, removed.get((name, OUT)), removed.get((name, IN))).items():
+        for key, tensor in _select_channels(module, removed.get((name, OUT)), removed.get((name, IN))).items():
             state[f"{name}.{key}"] = tensor.cpu()
-    architecture = {**network.architecture, "widths": _record(network, removed, fixed)}
+    architecture = {**network.architecture, "widths": _record_widths(network, removed, fixed)}
     base = architecture["name"].removesuffix("-pruned")
     with torch.random.fork_rng(devices=[]):
         pruned = build_network({**architecture, "name": f"{base}-pruned"}, head_names=network.class_names)
     own = pruned.state_dict()
     if wrong := [key for key, tensor in own.items() if key not in state or tensor.shape != state[key].shape]:
-        raise UserError(f"{base}: {wrong[0]} does not fit the channels around it; this network cannot be pruned")
+        raise UserError(f"{base}: {wrong[0]} does not match the adjacent channels; this network cannot be pruned")
     pruned.load_state_dict(state)
     pruned.train(network.training)
-    _prove(network, pruned, removed)
+    _verify(network, pruned, removed)
     return pruned
 
 
-def _narrowed(module: nn.Module, out: np.ndarray | None, into: np.ndarray | None) -> dict[str, Tensor]:
-    """Return the tensors of a module that change, without some of its channels."""
+def _select_channels(module: nn.Module, out: np.ndarray | None, into: np.ndarray | None) -> dict[str, Tensor]:
+    """Select the remaining channels of a module's tensors; empty if none is removed."""
     if not width_attributes(module) or (out is None and into is None):
         return {}
     tensors = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
@@ -55,16 +62,16 @@ def _narrowed(module: nn.Module, out: np.ndarray | None, into: np.ndarray | None
         sides = [out] if tensor.ndim == 1 else [first, second]
         for dimension, side in enumerate(sides if tensor.ndim else []):
             if side is not None:
-                kept = np.setdiff1d(np.arange(tensor.shape[dimension]), side)
-                tensor = tensor.index_select(dimension, torch.from_numpy(kept).to(tensor.device))
+                remaining = np.setdiff1d(np.arange(tensor.shape[dimension]), side)
+                tensor = tensor.index_select(dimension, torch.from_numpy(remaining).to(tensor.device))
         found[name] = tensor.detach()
     return found
 
 
-def _record(network: Network, removed: Removed, fixed: frozenset[str]) -> Widths:
-    """Return how wide every module of every row is afterwards (models.channel_widths).
+def _record_widths(network: Network, removed: Removed, fixed: frozenset[str]) -> Widths:
+    """Record the channel widths of every module of every row, as `models.channel_widths` reads them.
 
-    What heads give depends on the classes they are built for, and is left open.
+    The outputs of heads are omitted because they depend on the number of classes.
     """
     widths: Widths = {}
     for index, layer in enumerate(network.model):
@@ -93,57 +100,61 @@ def _width(module: nn.Module, attribute: str, removed: Removed, key: tuple[str, 
 
 
 def _add_outputs(network: Network, widths: Widths, removed: Removed) -> None:
-    """Put down what later rows see of each row that has widths, found by a pass over an empty image."""
-    twin = copy.deepcopy(network).to("meta")
-    for name, module in twin.named_modules():
-        for key, tensor in _narrowed(module, removed.get((name, OUT)), removed.get((name, IN))).items():
+    """Add the output width of each row with widths, measured in a forward pass on the meta device."""
+    meta_network = copy.deepcopy(network).to("meta")
+    for name, module in meta_network.named_modules():
+        for key, tensor in _select_channels(module, removed.get((name, OUT)), removed.get((name, IN))).items():
             setattr(module, key, nn.Parameter(tensor) if isinstance(getattr(module, key), nn.Parameter) else tensor)
         if is_depthwise(module) and (name, OUT) in removed:
             module.groups -= len(removed[name, OUT])
     hooks = []
-    for index, layer in enumerate(twin.model):
-        if str(index) in widths and index not in twin.head_rows.values():
+    for index, layer in enumerate(meta_network.model):
+        if str(index) in widths and index not in meta_network.head_rows.values():
 
-            def note(_: nn.Module, __: object, output: Tensor, row: str = str(index)) -> None:
+            def record(_: nn.Module, __: object, output: Tensor, row: str = str(index)) -> None:
                 widths[row]["out"] = int(output.shape[1])
 
-            hooks.append(layer.register_forward_hook(note))
-    height, width = twin.fixed_hw or (PROBE_PX, PROBE_PX)
+            hooks.append(layer.register_forward_hook(record))
+    height, width = meta_network.fixed_hw or (PROBE_PX, PROBE_PX)
     try:
         with torch.no_grad():
-            twin.eval()(torch.empty(1, twin.architecture.get("ch", 3), height, width, device="meta"))
+            meta_network.eval()(torch.empty(1, meta_network.architecture.get("ch", 3), height, width, device="meta"))
     except RuntimeError as error:
         raise UserError(
-            f"{network.architecture['name']}: cannot be pruned, its channels depend on each other"
+            f"{network.architecture['name']}: cannot be pruned, its channels depend on each other in an unsupported way"
         ) from error
     for hook in hooks:
         hook.remove()
 
 
 @torch.no_grad()
-def _prove(network: Network, pruned: Network, removed: Removed) -> None:
-    """Raise UserError unless `pruned` computes what `network` does when the channels that went are not listened to.
+def _verify(network: Network, pruned: Network, removed: Removed) -> None:
+    """Check that `pruned` computes what `network` computes with the inputs from the removed channels set to zero.
 
-    In double precision, and measured by how much the outputs of two images differ: biases may hide all else.
+    The comparison is in double precision and relative to the difference between the outputs of two images, since large
+    biases would hide errors.
+
+    Raises:
+        UserError: If an output differs.
     """
-    deaf = copy.deepcopy(network).cpu().double().eval()
-    for name, module in deaf.named_modules():
-        places = removed.get((name, IN))
-        if places is not None:
+    masked = copy.deepcopy(network).cpu().double().eval()
+    for name, module in masked.named_modules():
+        channels = removed.get((name, IN))
+        if channels is not None:
             weight: Any = module.weight
             inputs = weight if isinstance(module, nn.ConvTranspose2d) else weight.transpose(0, 1)
-            inputs[torch.from_numpy(places)] = 0
+            inputs[torch.from_numpy(channels)] = 0
     height, width = network.fixed_hw or (PROBE_PX, PROBE_PX)
     rng = torch.Generator().manual_seed(0)
     images = torch.rand(2, network.architecture.get("ch", 3), height, width, generator=rng).double()
     images[1] *= 0.5
-    wanted, found = deaf(images), copy.deepcopy(pruned).cpu().double().eval()(images)
+    wanted, found = masked(images), copy.deepcopy(pruned).cpu().double().eval()(images)
     for head, tensors in wanted.items():
         for name, tensor in tensors.items():
             differs = float((found[head][name] - tensor).abs().max())
             signal, size = float((tensor[0] - tensor[1]).abs().max()), float(tensor.abs().max())
             if not differs <= max(TOLERANCE * signal, ROUNDING * size):
                 raise UserError(
-                    f"{network.architecture['name']}: without those channels {head}/{name} is another; this network "
+                    f"{network.architecture['name']}: removing channels changes {head}/{name}; this network "
                     "cannot be pruned"
                 )

@@ -1,4 +1,4 @@
-"""Which channels go: the least important for the operations they cost, until few enough operations are left."""
+"""Selection of the channels to remove: the least important per operation, until a target is reached."""
 
 from __future__ import annotations
 
@@ -21,19 +21,23 @@ Count = Callable[[float, float], float]
 
 @dataclass(frozen=True)
 class Limits:
-    """How channels may go: in steps of `step`, never more than the share `most` of a group.
+    """Limits of the selection.
 
-    `weigh_cost` divides importance by the operations that are saved; `uniform` takes the same share of every group.
+    Attributes:
+        step: Channels are removed in steps; the remaining number is a multiple of it.
+        max_fraction: Largest fraction of a group that may be removed.
+        weigh_cost: Divide the importance by the operations that are saved.
+        uniform: Remove the same fraction of every group.
     """
 
     step: int = 8
-    most: float = 0.5
+    max_fraction: float = 0.5
     weigh_cost: bool = True
     uniform: bool = False
 
 
 class Costs:
-    """Operations of a network for one image, as a function of how many channels its modules have."""
+    """Operations of a network for one image as a function of the channels of its modules."""
 
     def __init__(self, network: Network, size_hw: tuple[int, int]) -> None:
         self.modules = {name: module for name, module in network.named_modules() if width_attributes(module)}
@@ -43,7 +47,7 @@ class Costs:
         self._per_pair = dict.fromkeys(self.modules, 0.0)
         self._rest = 0.0
         self._measure(network, size_hw)
-        self._rest = max(count_operations(network, size_hw) - self.total, 0.0)  # of attention: it stays
+        self._rest = max(count_operations(network, size_hw) - self.total, 0.0)  # attention, which is not pruned
 
     def _measure(self, network: Network, size_hw: tuple[int, int]) -> None:
         names = {module: name for name, module in self.modules.items()}
@@ -65,7 +69,7 @@ class Costs:
                 hook.remove()
 
     def of(self, name: str) -> float:
-        """Return the operations of one module as wide as it is now."""
+        """Compute the operations of a module at its current width."""
         inputs, outputs = self.sides[name]
         module = self.modules[name]
         one_sided = is_depthwise(module) or isinstance(module, nn.BatchNorm2d)
@@ -74,27 +78,27 @@ class Costs:
 
     @property
     def total(self) -> float:
-        """Return the operations of the whole network."""
+        """Operations of the original_total network."""
         return self._rest + sum(self.of(name) for name in self.modules)
 
-    def saved(self, group: Group, share: float) -> float:
-        """Return what is saved if the share of a group's channels goes; nothing changes."""
+    def saved(self, group: Group, fraction: float) -> float:
+        """Compute the operations saved by removing a fraction of a group, without removing it."""
         touched = {part.module for part in group.slices}
         before = sum(self.of(name) for name in touched)
-        kept = {name: list(self.sides[name]) for name in touched}
-        self.cut(group, share)
+        original = {name: list(self.sides[name]) for name in touched}
+        self.cut(group, fraction)
         after = sum(self.of(name) for name in touched)
-        self.sides.update(kept)
+        self.sides.update(original)
         return before - after
 
-    def cut(self, group: Group, share: float) -> None:
-        """Take the share of a group's channels, of as many as there were at first, out of all modules."""
+    def cut(self, group: Group, fraction: float) -> None:
+        """Remove a fraction of a group from all modules, relative to its original number of channels."""
         for part in group.slices:
-            self.sides[part.module][1 if part.side == OUT else 0] -= share * len(part.places)
+            self.sides[part.module][1 if part.side == OUT else 0] -= fraction * len(part.places)
 
 
 def _per_pixel(module: nn.Module) -> float:
-    """Return the operations for each pixel and pair of an input and an output channel."""
+    """Compute the operations per pixel and pair of an input and an output channel."""
     if isinstance(module, nn.BatchNorm2d):
         return OPERATIONS_PER_NORMALISED
     if isinstance(module, nn.Linear):
@@ -107,27 +111,37 @@ def _per_pixel(module: nn.Module) -> float:
 def choose(
     costs: Costs, groups: Sequence[Group], scores: Sequence[Tensor], limits: Limits, enough: Callable[[float], bool]
 ) -> list[np.ndarray]:
-    """Return the numbers of the channels that go, per group; `enough` is told the share of the operations that is left.
+    """Choose the channels to remove, one step of the least important channels at a time.
 
-    One step of the least important channels after the other. `costs` is changed. UserError if the limits forbid to
-    take as many as that.
+    Args:
+        costs: Costs of the network; reduced to those of the pruned network.
+        groups: Groups of coupled channels.
+        scores: Importance of the channels of each group.
+        limits: Limits of the selection.
+        enough: Stopping criterion, called with the fraction of operations that remains.
+
+    Returns:
+        The sorted indices of the removed channels, per group.
+
+    Raises:
+        UserError: If the limits prevent reaching the target.
     """
     orders = [np.argsort(values.numpy(), kind="stable") for values in scores]
     ranked = [values.numpy()[order] for values, order in zip(scores, orders, strict=True)]
     gone = [0] * len(groups)
-    whole = costs.total
-    while not enough(costs.total / whole):
+    original_total = costs.total
+    while not enough(costs.total / original_total):
         prices = {}
         for index, group in enumerate(groups):
             step = _step(group.channels, gone[index], limits)
             saved = costs.saved(group, step / group.channels) if step else 0.0
-            if saved > 0:  # branches that only training has cost nothing
+            if saved > 0:  # auxiliary branches of training have no cost
                 loss = float(ranked[index][gone[index] : gone[index] + step].sum())
                 prices[index] = _price(group, gone[index] + step, loss / step, loss / saved, limits)
         if not prices:
             raise UserError(
-                f"{costs.total / whole:.0%} of the operations are left and no layer may lose more; raise --max-cut "
-                f"({limits.most:g}), lower --round-to ({limits.step}), or ask for less"
+                f"{costs.total / original_total:.0%} of the operations remain and no layer may lose more; raise "
+                f"--max-cut ({limits.max_fraction:g}), lower --round-to ({limits.step}), or choose another target"
             )
         index = min(prices, key=lambda one: (prices[one], one))
         step = _step(groups[index].channels, gone[index], limits)
@@ -137,25 +151,25 @@ def choose(
 
 
 def _step(channels: int, gone: int, limits: Limits) -> int:
-    """Return how many channels may go next: what remains is a multiple of the step; 0 if none may."""
+    """Compute how many channels may be removed next: the remainder is a multiple of the step; 0 if none may."""
     left = channels - gone
     step = left % limits.step or limits.step
-    return step if left - step >= max(channels * (1 - limits.most), 1) - 1e-9 else 0
+    return step if left - step >= max(channels * (1 - limits.max_fraction), 1) - 1e-9 else 0
 
 
 def _price(group: Group, gone: int, per_channel: float, per_operation: float, limits: Limits) -> float:
-    """Return by what the next step of a group is compared with those of others; `gone` counts it, too."""
+    """Compute the price by which the next step of a group is compared; `gone` includes that step."""
     if limits.uniform:
         return gone / group.channels
     return per_operation if limits.weigh_cost else per_channel
 
 
-def removed_places(groups: Sequence[Group], chosen: Sequence[np.ndarray]) -> Mapping[tuple[str, str], np.ndarray]:
-    """Return which channels go, by module and side."""
+def removed_channels(groups: Sequence[Group], chosen: Sequence[np.ndarray]) -> Mapping[tuple[str, str], np.ndarray]:
+    """Collect the indices of the removed channels by module and side."""
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     for group, channels in zip(groups, chosen, strict=True):
         for part in group.slices:
-            going = part.places[np.isin(part.owners, channels)]
-            if len(going):
-                found.setdefault((part.module, part.side), []).append(going)
+            removed = part.places[np.isin(part.owners, channels)]
+            if len(removed):
+                found.setdefault((part.module, part.side), []).append(removed)
     return {key: np.unique(np.concatenate(parts)) for key, parts in found.items()}

@@ -1,4 +1,4 @@
-"""What pruning asks of data and device: how much channels matter, how well a network does, how long it takes."""
+"""Evaluation of networks during pruning: importance of channels, scores and latency."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from models.checkpoint import Checkpoint
 from models.fuse import fuse
 from models.network import Network
 from models.network_runner import NetworkRunner
-from tools.pruning.calibration import gather_gradients, renew_statistics
+from tools.pruning.calibration import gather_gradients, recompute_statistics
 from tools.pruning.channel_groups import Group
-from tools.pruning.importance import TaylorImportance, by_normalisation, by_weights
+from tools.pruning.importance import TaylorImportance, by_batchnorm, by_weights
 from utils.core.contracts import EvalSettings, Loader, Task
 from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
@@ -31,12 +31,22 @@ from utils.engine.evaluate import evaluate
 from utils.engine.run_setup import build_losses
 from utils.tasks.task_selection import select_task
 
-ROUNDS = 15  # of timing; their median counts
+ROUNDS = 15  # timing rounds, whose median is reported
 
 
 @dataclass
-class Judge:
-    """Answers about networks that are made from one checkpoint; `data` is None where there is none."""
+class PruningEvaluator:
+    """Evaluator of a checkpoint and the networks pruned from it.
+
+    Attributes:
+        options: Options of prune.py.
+        task: Task of the checkpoint.
+        data: Data set for calibration and scores; None: neither is possible.
+        data_text: Data set as the user or the checkpoint names it.
+        size: Image size in pixels.
+        stride: Stride of the network.
+        device: Device of all measurements.
+    """
 
     options: argparse.Namespace
     task: Task
@@ -47,19 +57,25 @@ class Judge:
     device: torch.device
 
     @classmethod
-    def of(cls, options: argparse.Namespace, checkpoint: Checkpoint, path: Path, device: torch.device) -> Judge:
-        """Return the judge of a checkpoint; data that does not suit it raises UserError."""
+    def of(
+        cls, options: argparse.Namespace, checkpoint: Checkpoint, path: Path, device: torch.device
+    ) -> PruningEvaluator:
+        """Create the evaluator of a checkpoint.
+
+        Raises:
+            UserError: If data is needed but missing, or has other classes than the checkpoint.
+        """
         network = checkpoint.network
         task = select_task(checkpoint.task, network.heads)
-        usual = max(spec.usual_px for spec in network.specs.values())
-        size = int(options.imgsz[0] if options.imgsz else checkpoint.meta.get("imgsz") or usual)
+        default_size = max(spec.usual_px for spec in network.specs.values())
+        size = int(options.imgsz[0] if options.imgsz else checkpoint.meta.get("imgsz") or default_size)
         step = max(network.stride, 32)
         size = network.fixed_hw[0] if network.fixed_hw else -(-size // step) * step
         text = str(options.data or checkpoint.meta.get("data") or "")
         needs = options.epochs or (options.sparsity is None and options.importance == "taylor")
         if not text and needs:
-            why = "--epochs trains on data" if options.epochs else "--importance taylor looks at data"
-            raise UserError(f"{path}: {why}; name it with --data, or take --importance l2")
+            why = "--epochs needs data" if options.epochs else "--importance taylor needs data"
+            raise UserError(f"{path}: {why}; give it with --data, or use --importance l2")
         if text and options.data:
             resolve_dataset(text, options.download)
         data = load_data(text) if text else None
@@ -67,8 +83,8 @@ class Judge:
             names = data.names_for(head) if data is not None else None
             if names is not None and len(names) != spec.num_classes:
                 raise UserError(
-                    f"{text}: {len(names)} classes, but the {head} head of {path} knows {spec.num_classes}; "
-                    "prune it on the data it was trained for"
+                    f"{text}: {len(names)} classes, but the {head} head of {path} has {spec.num_classes}; "
+                    "use the data that it was trained on"
                 )
         return cls(options, task, data, text, size, network.stride, device)
 
@@ -86,12 +102,12 @@ class Judge:
         return -(-self.options.samples // self.options.batch_size)
 
     def importance(self, network: Network, groups: Sequence[Group]) -> list[Tensor]:
-        """Return how much each channel of each group matters."""
+        """Compute the importance of the channels of each group by the criterion of --importance."""
         criterion = self.options.importance
         if criterion in ("l1", "l2"):
             return by_weights(network, groups, int(criterion[1]))
         if criterion == "bn":
-            return by_normalisation(network, groups)
+            return by_batchnorm(network, groups)
         hyp = Hyp()
         losses = build_losses(network, hyp, self.size, self.device)
         found = TaylorImportance(network, groups)
@@ -99,15 +115,15 @@ class Judge:
         gather_gradients(found, loader, losses, self.task.gains(hyp), self.device, self._batches)
         return found.scores()
 
-    def renew(self, network: Network) -> None:
-        """Give a pruned network's normalisation the statistics of training images, if there are any."""
+    def recalibrate(self, network: Network) -> None:
+        """Recompute the BatchNorm statistics of a pruned network on training images, if there are any."""
         if self.data is None:
-            LOGGER.warning("no --data: BatchNorm statistics stay those of the larger network")
+            LOGGER.warning("no --data: BatchNorm keeps the statistics of the original network")
         else:
-            renew_statistics(network, self._loader("train", rect=False), self.device, self._batches)
+            recompute_statistics(network, self._loader("train", rect=False), self.device, self._batches)
 
     def scores(self, network: Network) -> dict[str, float] | None:
-        """Return the numbers that rank networks, on the validation images."""
+        """Compute the scores of the fitness on the validation images; None without data or with --noval."""
         if self.data is None or self.options.noval:
             return None
         runner = NetworkRunner(fuse(network).eval().to(self.device), self.device)
@@ -117,7 +133,7 @@ class Judge:
 
     @torch.inference_mode()
     def milliseconds(self, *networks: Network) -> tuple[float, ...]:
-        """Return the median time of each network for one image; they take turns."""
+        """Measure the median time of each network for one image in milliseconds, in alternation."""
         image = torch.rand(1, 3, self.size, self.size).to(self.device).contiguous(memory_format=torch.channels_last)
         runners = {str(i): fuse(network).eval().to(self.device) for i, network in enumerate(networks)}
         actions = {name: partial(runner, image) for name, runner in runners.items()}

@@ -1,4 +1,4 @@
-"""How much each channel of a group matters: by its weights, by its normalisation's factor, or by gradients."""
+"""Importance of channels by their weights, their BatchNorm scales, or gradients of the loss."""
 
 from __future__ import annotations
 
@@ -14,36 +14,50 @@ Measure = Callable[[nn.Module, Slice], Tensor]
 
 
 def by_weights(network: Network, groups: Sequence[Group], power: int) -> list[Tensor]:
-    """Return (channels,) per group: the L1 or L2 norm (`power`) of all weights that go with a channel.
+    """Compute the norm of all weights that are removed with a channel, relative to the mean of its group.
 
-    Divided by the group's mean, so that groups of large and of small weights compare (DepGraph, arXiv 2301.12900).
+    The normalisation makes groups with large and small weights comparable (DepGraph, arXiv 2301.12900).
+
+    Args:
+        network: The network.
+        groups: Groups of coupled channels.
+        power: 1 for the L1 norm, 2 for the L2 norm.
+
+    Returns:
+        A (channels,) tensor per group.
     """
     modules = dict(network.named_modules())
-    found = [_added(modules, group, lambda m, part: _channels(m, _weight(m).abs() ** power, part)) for group in groups]
-    scores = [values.sqrt() if power == 2 else values for values in found]
+    totals = [
+        _sum_by_channel(modules, group, lambda m, part: _sum_per_channel(m, _weight(m).abs() ** power, part))
+        for group in groups
+    ]
+    scores = [values.sqrt() if power == 2 else values for values in totals]
     return [values / values.mean().clamp(min=1e-12) for values in scores]
 
 
-def by_normalisation(network: Network, groups: Sequence[Group]) -> list[Tensor]:
-    """Return (channels,) per group: the mean factor of its batch normalisations (network slimming, arXiv 1708.06519).
+def by_batchnorm(network: Network, groups: Sequence[Group]) -> list[Tensor]:
+    """Compute the mean BatchNorm scale of each channel (network slimming; Liu et al., arXiv 1708.06519).
 
-    Groups without normalisation count by their weights.
+    Groups without BatchNorm have the importance of their weights.
+
+    Returns:
+        A (channels,) tensor per group.
     """
     modules = dict(network.named_modules())
     norms = [[part for part in group.slices if isinstance(modules[part.module], nn.BatchNorm2d)] for group in groups]
-    bare = by_weights(network, groups, 2)
-    found = []
-    for group, parts, weights in zip(groups, norms, bare, strict=True):
-        factors = _added(modules, Group(group.channels, tuple(parts)), lambda m, _: _weight(m).abs())
-        found.append(factors / len(parts) if parts else weights)
-    return found
+    weight_scores = by_weights(network, groups, 2)
+    totals = []
+    for group, parts, weights in zip(groups, norms, weight_scores, strict=True):
+        factors = _sum_by_channel(modules, Group(group.channels, tuple(parts)), lambda m, _: _weight(m).abs())
+        totals.append(factors / len(parts) if parts else weights)
+    return totals
 
 
 class TaylorImportance:
-    """Adds up, batch by batch, how much the loss would change without a channel (Molchanov et al., arXiv 1906.10771).
+    """Accumulator of the first-order change of the loss without a channel (Molchanov et al., arXiv 1906.10771).
 
-    To first order that is weight times gradient, summed over everything that makes the channel: the factors and shifts
-    of its normalisations, or where there are none the weights of its convolutions. Squares are added.
+    The change is the sum of weight times gradient over the scales and biases of the channel's BatchNorm layers, or over
+    the weights of its convolutions where there are none. The squares of all batches are added.
     """
 
     def __init__(self, network: Network, groups: Sequence[Group]) -> None:
@@ -51,25 +65,25 @@ class TaylorImportance:
         self.totals = [torch.zeros(group.channels, dtype=torch.float64) for group in groups]
 
     def add(self) -> None:
-        """Count the gradients that the network holds."""
+        """Add the current gradients of the network."""
         modules = dict(self.network.named_modules())
         for group, total in zip(self.groups, self.totals, strict=True):
-            made = [part for part in group.slices if part.side == OUT]
-            norms = [part for part in made if isinstance(modules[part.module], nn.BatchNorm2d)]
-            change = _added(modules, Group(group.channels, tuple(norms or made)), _change)
+            producers = [part for part in group.slices if part.side == OUT]
+            norms = [part for part in producers if isinstance(modules[part.module], nn.BatchNorm2d)]
+            change = _sum_by_channel(modules, Group(group.channels, tuple(norms or producers)), _first_order_change)
             total += change.double().cpu() ** 2
 
     def scores(self) -> list[Tensor]:
-        """Return (channels,) per group."""
+        """Get the importance of the channels, a (channels,) tensor per group."""
         return [total.float() for total in self.totals]
 
 
-def _change(module: nn.Module, part: Slice) -> Tensor:
+def _first_order_change(module: nn.Module, part: Slice) -> Tensor:
     total = torch.zeros(())
     for name, parameter in module.named_parameters(recurse=False):
         if parameter.grad is not None:
-            moved = parameter.detach() * parameter.grad
-            total = total.to(moved.device) + (moved if name == "bias" else _channels(module, moved, part))
+            product = parameter.detach() * parameter.grad
+            total = total.to(product.device) + (product if name == "bias" else _sum_per_channel(module, product, part))
     return total
 
 
@@ -79,8 +93,8 @@ def _weight(module: nn.Module) -> Tensor:
     return weight.detach()
 
 
-def _channels(module: nn.Module, values: Tensor, part: Slice) -> Tensor:
-    """Return what `values`, shaped as the module's weight, add up to for each channel of one of its sides."""
+def _sum_per_channel(module: nn.Module, values: Tensor, part: Slice) -> Tensor:
+    """Sum values in the shape of the module's weight over each channel of one of its sides."""
     if values.ndim == 1:
         return values
     first = part.side == OUT
@@ -90,8 +104,8 @@ def _channels(module: nn.Module, values: Tensor, part: Slice) -> Tensor:
     return values.sum(dim=dimensions)
 
 
-def _added(modules: Mapping[str, nn.Module], group: Group, measure: Measure) -> Tensor:
-    """Return (channels,): what `measure` gives for the places of all slices, added up by their channels."""
+def _sum_by_channel(modules: Mapping[str, nn.Module], group: Group, measure: Measure) -> Tensor:
+    """Sum `measure` over all slices of a group, per channel of the group."""
     total = torch.zeros(group.channels)
     for part in group.slices:
         values = measure(modules[part.module], part).float().cpu()

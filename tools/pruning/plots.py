@@ -1,4 +1,4 @@
-"""What pruning costs and saves: accuracy of every network over its size, its operations and its time."""
+"""Plot of pruned networks: score over parameters, operations and time."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ COLOURS = {"before": "#555555", "pruned": "#D62728", "sparse": "#D62728", "fine-
 
 
 def draw_pruning(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    """Draw a point per network over each measure; without scores, bars of the measures themselves.
+    """Draw the score of each network over each measure; without scores, bars of the measures.
 
-    A row has `network`, `parameters`, `gflops`, `milliseconds` and `scores`, of which the last may be None.
+    Args:
+        rows: Networks with `network`, `parameters`, `gflops`, `milliseconds` and `scores` (None: not scored).
+        path: Image file to write.
     """
     figure = new_figure(13, 4.2)
     for axes, (key, factor, text) in zip(figure.subplots(1, len(AXES)), AXES, strict=True):
@@ -37,16 +39,16 @@ def draw_pruning(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
 
 
 def _points(axes: Any, rows: Sequence[Mapping[str, Any]], values: Sequence[float]) -> None:
-    """Draw the score that counts most of each network over one measure, both from zero."""
+    """Draw the last score of each network over one measure, with both axes from zero."""
     name = list(rows[0]["scores"])[-1]
     scores = [row["scores"][name] for row in rows]
     axes.plot(values, scores, "--", color="#BBBBBB", zorder=1)
     for row, x, y in zip(rows, values, scores, strict=True):
         axes.scatter([x], [y], s=60, color=COLOURS[row["network"]], zorder=2)
         first = row is rows[0]
-        share = "" if first else f"\n{x / values[0]:.0%}"
+        ratio = "" if first else f"\n{x / values[0]:.0%}"
         axes.annotate(
-            f"{row['network']} {y:.3f}{share}", (x, y), textcoords="offset points", fontsize=9, ha="right",
+            f"{row['network']} {y:.3f}{ratio}", (x, y), textcoords="offset points", fontsize=9, ha="right",
             xytext=(6, 8) if first else (-8, -8), va="bottom" if first else "top",
         )  # fmt: skip
     axes.set_xlim(0, 1.12 * max(values))

@@ -1,4 +1,4 @@
-"""Plain magnitude sparsity: the smallest weights of every convolution become zero, wherever they stand."""
+"""Unstructured magnitude sparsity: the smallest weights of every convolution are set to zero."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import nn
 from models.network import Network
 
 
-def made_sparse(network: Network, share: float) -> Network:
-    """Return a copy in which the `share` of each convolution's weights that are nearest to zero are zero."""
+def sparsify(network: Network, fraction: float) -> Network:
+    """Copy a network and set a fraction of the smallest weights of each convolution to zero."""
     sparse = copy.deepcopy(network)
     with torch.no_grad():
         for module in sparse.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 flat = module.weight.reshape(-1)
-                count = round(share * flat.numel())
+                count = round(fraction * flat.numel())
                 smallest = flat.abs().argsort(stable=True)[:count]
                 flat = flat.clone()
                 flat[smallest] = 0
@@ -25,8 +25,8 @@ def made_sparse(network: Network, share: float) -> Network:
     return sparse
 
 
-def zero_share(network: Network) -> float:
-    """Return how many of the convolutions' weights are zero, as a share."""
+def zero_fraction(network: Network) -> float:
+    """Compute the fraction of zeros among the weights of all convolutions."""
     weights = [m.weight for m in network.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     return zeros / max(sum(weight.numel() for weight in weights), 1)

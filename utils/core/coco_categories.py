@@ -1,4 +1,4 @@
-"""Which class of the data set a category of a COCO JSON is."""
+"""Matching of COCO categories to classes, for training labels (datasets) and evaluation (metrics)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,19 @@ from utils.core.errors import UserError
 
 
 def match_categories(path: Path, names: Sequence[str], categories: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-    """Return the category id of each class: by name if all are found, else by order if the numbers agree."""
+    """Match the categories of a COCO JSON to classes: by name if all are found, otherwise by order.
+
+    Args:
+        path: the JSON, for messages.
+        names: class names; case is ignored.
+        categories: `id` and `name` of each category, in ascending order of ids.
+
+    Returns:
+        The category id of each class.
+
+    Raises:
+        UserError: a name is missing and the numbers of classes and categories differ.
+    """
     by_name = {str(category.get("name", "")).strip().casefold(): int(category["id"]) for category in categories}
     wanted = [name.strip().casefold() for name in names]
     if len(set(wanted)) == len(wanted) and all(name in by_name for name in wanted):
@@ -17,6 +29,6 @@ def match_categories(path: Path, names: Sequence[str], categories: Sequence[Mapp
         return tuple(int(category["id"]) for category in categories)
     missing = next((name for name, key in zip(names, wanted, strict=True) if key not in by_name), names[0])
     raise UserError(
-        f"{path}: has {len(categories)} categories for {len(names)} classes and none called {missing!r}; "
-        "correct `names` in the data file or pass other annotations"
+        f"{path}: {len(categories)} categories for {len(names)} classes, and none is named {missing!r}; "
+        "correct `names` in the data YAML or use other annotations"
     )

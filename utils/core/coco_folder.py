@@ -1,4 +1,7 @@
-"""COCO's own layout of a data set: images by split, annotations/instances_<split>.json, no YAML (behaviour.md 13.2)."""
+"""COCO's folder layout without a data YAML: images by split and annotations/instances_<split>.json.
+
+In `core` because `core.data_config` accepts such a folder in place of a YAML.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,18 @@ from utils.core.errors import UserError
 _PREFIX = "instances_"
 
 
-def coco_annotations(root: Path, splits: tuple[str, ...]) -> dict[str, tuple[Path, Path]]:
-    """Return the folder of images and the JSON of each split that `root` has both of.
+def find_coco_splits(root: Path, splits: tuple[str, ...]) -> dict[str, tuple[Path, Path]]:
+    """Find the splits of a folder in COCO's layout.
 
-    The images of instances_val2017.json are in val2017 or images/val2017, also without the year. Of several years the
-    last one counts.
+    The images of instances_val2017.json are in val2017 or images/val2017, also without the year. The last year counts
+    if there are several.
+
+    Args:
+        root: the folder.
+        splits: names of splits.
+
+    Returns:
+        Image folder and JSON of each split that has both.
     """
     found: dict[str, tuple[Path, Path]] = {}
     for split in splits:
@@ -27,15 +37,19 @@ def coco_annotations(root: Path, splits: tuple[str, ...]) -> dict[str, tuple[Pat
     return found
 
 
-def category_names(files: list[Path]) -> tuple[str, ...]:
-    """Return the names of the categories, by rising id, of the smallest of some files about the same categories."""
+def read_category_names(files: list[Path]) -> tuple[str, ...]:
+    """Read the category names in ascending order of ids from the smallest of COCO JSONs with the same categories.
+
+    Raises:
+        UserError: the file has no valid `categories`.
+    """
     path = min(files, key=lambda file: file.stat().st_size)
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         categories = sorted(content["categories"], key=lambda category: int(category["id"]))
         names = tuple(str(category["name"]) for category in categories)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: no COCO JSON with `categories`, each with `id` and `name` ({error})") from error
+        raise UserError(f"{path}: not a COCO JSON with `categories`, each with `id` and `name` ({error})") from error
     if not names:
         raise UserError(f"{path}: `categories` is empty")
     return names

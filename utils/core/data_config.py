@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.core.cityscapes import NAMES as CITYSCAPES
-from utils.core.coco_folder import category_names, coco_annotations
+from utils.core.coco_folder import find_coco_splits, read_category_names
 from utils.core.data_paths import find_data, find_root, resolve, resolve_all, searched_paths
 from utils.core.data_yaml_schema import describe_fault, schemas
 from utils.core.errors import UserError
@@ -147,11 +147,11 @@ def _load_folder(root: Path) -> DataConfig:
     In the latter, the test images replace a missing val split, and the folders of the training images in alphabetical
     order are the classes.
     """
-    if parts := coco_annotations(root, SPLITS):
+    if parts := find_coco_splits(root, SPLITS):
         return DataConfig(
             source=root,
             root=root,
-            names=category_names([file for _, file in parts.values()]),
+            names=read_category_names([file for _, file in parts.values()]),
             splits={split: (folder,) for split, (folder, _) in parts.items()},
             format="coco",
             annotations={split: file for split, (_, file) in parts.items()},

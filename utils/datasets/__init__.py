@@ -9,9 +9,9 @@ from utils.core.data_config import DataConfig
 from utils.core.registry import Registry
 
 if TYPE_CHECKING:
-    from utils.datasets.labels.label_index import Listing
+    from utils.datasets.labels.label_index import SplitFiles
     from utils.datasets.labels.semantic_layout import Layout
 
-READERS: Registry[Callable[[DataConfig, str], Listing]] = Registry("label format", "utils.datasets.labels.readers")
-SEMANTIC_READERS: Registry[Layout] = Registry("layout of class maps", "utils.datasets.labels.semantic_layouts")
+READERS: Registry[Callable[[DataConfig, str], SplitFiles]] = Registry("label format", "utils.datasets.labels.readers")
+SEMANTIC_READERS: Registry[Layout] = Registry("layout of semantic maps", "utils.datasets.labels.semantic_layouts")
 GENERATORS: Registry[Callable[[DataConfig], Any]] = Registry("data generator", "utils.datasets.generators")

@@ -1,4 +1,4 @@
-"""Image files to pixels: one reader for every format, that names the file when it cannot read it."""
+"""Reading of image files of all supported formats; every fault names the file."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-# behaviour.md 4.2, and the two formats of today's phones and browsers
+# YOLOv5's formats, and AVIF and HEIF, which browsers and phones write
 IMAGE_SUFFIXES = frozenset(
     ".bmp .dng .jpeg .jpg .mpo .png .tif .tiff .webp .pfm .avif .heic .heif".split()  # noqa: SIM905
 )
-MAX_PIXELS = 89_478_485  # 268 MB of BGR; Pillow's own limit. A 30000 x 30000 PNG of 3 MB would take 2.7 GB
+MAX_PIXELS = 89_478_485  # 268 MB of BGR, the limit of Pillow; a PNG of 3 MB can hold 30000 x 30000 pixels (2.7 GB)
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
-_TAIL_BYTES = 4096  # cameras append padding and previews after a JPEG's end marker
+TAIL_BYTES = 4096  # cameras append padding and previews after a JPEG's end marker
 _COLOR = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
 
-class ImageFault(Exception):  # noqa: N818 - what befell the file, as the label faults are called
-    """A file that gives no image. The message is one line that names the file."""
+class ImageFault(Exception):  # noqa: N818 - consistent with the label faults
+    """Unreadable image file; the message is one line that names the file."""
 
 
 class TooLargeFault(ImageFault):
-    """An image of more pixels than are taken."""
+    """Image with more pixels than the limit."""
 
 
 @cache
 def quiet_decoders() -> None:
-    """Keep decoders from writing to the terminal about files that we report ourselves; done at the first file."""
+    """Silence the messages of decoders about files that are reported here."""
     from PIL import Image
 
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -44,7 +44,7 @@ def quiet_decoders() -> None:
 
 @cache
 def _register_heif() -> bool:
-    """Let Pillow read HEIF if the optional package is there."""
+    """Register HEIF with Pillow if the optional package is installed."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -54,12 +54,26 @@ def _register_heif() -> bool:
 
 
 def open_header(source: Path | io.BytesIO, path: Path, head: bytes, max_pixels: int) -> PilImage:
-    """Return Pillow's view of the file: format, size and EXIF are read, pixels are not."""
+    """Open an image file with Pillow without decoding pixels.
+
+    Args:
+        source: the file, or its bytes.
+        path: the file, for messages.
+        head: its first 32 bytes.
+        max_pixels: limit of the image size.
+
+    Returns:
+        The image with format, size and EXIF data.
+
+    Raises:
+        TooLargeFault: the image exceeds `max_pixels`.
+        ImageFault: the file is empty, damaged or of an unknown format.
+    """
     from PIL import Image
 
     quiet_decoders()
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS and not _register_heif():
-        raise ImageFault(f"{path}: HEIF image; to read it: pip install pillow-heif")
+        raise ImageFault(f"{path}: HEIF image; to read it, run: pip install pillow-heif")
     if not head:
         raise ImageFault(f"{path}: empty file (0 bytes)")
     try:
@@ -72,7 +86,7 @@ def open_header(source: Path | io.BytesIO, path: Path, head: bytes, max_pixels: 
     if width * height > max_pixels:
         raise TooLargeFault(f"{path}: {width} x {height} pixels, more than {max_pixels}, refused; cut it into tiles")
     if width < 1 or height < 1:
-        raise ImageFault(f"{path}: an image of {width} x {height} pixels")
+        raise ImageFault(f"{path}: empty image of {width} x {height} pixels")
     return image
 
 
@@ -82,7 +96,7 @@ def _line(error: BaseException) -> str:
 
 
 def orientation_of(image: PilImage) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 when there is none or it cannot be read."""
+    """Read the EXIF orientation, 1 to 8; 1 if it is missing or invalid."""
     try:
         value = image.getexif().get(274, 1)
     except (OSError, ValueError, SyntaxError, TypeError, KeyError, OverflowError, EOFError):
@@ -91,7 +105,7 @@ def orientation_of(image: PilImage) -> int:
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Return the image as it is meant to be seen (EXIF 2.3, tag 274)."""
+    """Apply an EXIF orientation (EXIF 2.3, tag 274) to an (H, W, C) image."""
     if orientation >= 5:
         pixels = cv2.transpose(pixels)
     flips = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
@@ -99,40 +113,60 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def lacks_end(data: bytes) -> bool:
-    """Tell whether a JPEG's last bytes (4096 suffice) hold no end marker: it was cut short."""
-    return b"\xff\xd9" not in data[-_TAIL_BYTES:]
+    """Check whether the last bytes of a JPEG (at least 4096) lack the end marker because the file is truncated."""
+    return b"\xff\xd9" not in data[-TAIL_BYTES:]
 
 
 def probe_image(path: Path, notes: list[str] | None = None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Return (height, width) as `read_image` would give them, from the header alone.
+    """Read the size of an image from its header.
 
-    `notes` receives what is suspicious (a JPEG without its end marker). Raises ImageFault.
+    Args:
+        path: image file.
+        notes: receives warnings (a JPEG without end marker).
+        max_pixels: limit of the image size.
+
+    Returns:
+        (height, width) after EXIF orientation, as `read_image` returns it.
+
+    Raises:
+        ImageFault: the file is unreadable.
     """
     path = Path(path)
     try:
-        if path.is_fifo():  # opening it would wait for ever
+        if path.is_fifo():  # opening it would block
             raise ImageFault(f"{path}: a pipe, not an image")
         with path.open("rb") as file:
             head = file.read(32)
             file.seek(0, io.SEEK_END)
-            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            file.seek(max(0, file.tell() - TAIL_BYTES))
             tail = file.read()
         with open_header(path, path, head, max_pixels) as image:
             orientation, (width, height) = orientation_of(image), image.size
             if notes is not None and image.format in ("JPEG", "MPO") and lacks_end(tail):
-                notes.append(f"{path}: JPEG cut short (no end marker); what is there is used")
+                notes.append(f"{path}: truncated JPEG (no end marker), decoded as far as possible")
             if image.format == "PNG" and b"IEND" not in tail:
-                raise ImageFault(f"{path}: PNG cut short (no IEND)")
+                raise ImageFault(f"{path}: truncated PNG (no IEND)")
     except OSError as error:
         raise ImageFault(f"{path}: cannot be read ({error.strerror or error})") from error
     return (width, height) if orientation >= 5 else (height, width)
 
 
 def read_image(path: Path, notes: list[str] | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Return the image in `path` as (H, W, 3) uint8 BGR, EXIF orientation applied.
+    """Read an image file.
 
-    Grey, palette, CMYK and 16-bit images become three 8-bit channels, transparency is dropped, of animations the first
-    frame is taken. `notes` receives what was suspicious but readable. Raises ImageFault with one line.
+    Greyscale, palette, CMYK and 16-bit images are converted to three 8-bit channels, transparency is dropped, and of
+    animations the first frame is read.
+
+    Args:
+        path: image file.
+        notes: receives warnings about damaged but readable files.
+        max_pixels: limit of the image size.
+
+    Returns:
+        (H, W, 3) uint8 BGR with EXIF orientation applied.
+
+    Raises:
+        ImageFault: the file is unreadable.
     """
     path = Path(path)
     try:
@@ -143,15 +177,15 @@ def read_image(path: Path, notes: list[str] | None = None, max_pixels: int = MAX
 
 
 def decode_image(data: bytes, path: Path, notes: list[str] | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Return the (H, W, 3) uint8 BGR image that the bytes of `path` hold; see `read_image`."""
+    """Decode the content of the image file `path` to (H, W, 3) uint8 BGR; see `read_image`."""
     with open_header(io.BytesIO(data), path, data[:32], max_pixels) as header:
         orientation = orientation_of(header)
         if header.format in ("JPEG", "MPO") and lacks_end(data):
             if notes is not None:
-                notes.append(f"{path}: JPEG cut short (no end marker); what is there is used")
-            data += b"\xff\xd9"  # OpenCV 5 refuses it without
-        if header.format == "PNG" and b"IEND" not in data[-_TAIL_BYTES:]:
-            raise ImageFault(f"{path}: PNG cut short (no IEND)")
+                notes.append(f"{path}: truncated JPEG (no end marker), decoded as far as possible")
+            data += b"\xff\xd9"  # required by OpenCV 5
+        if header.format == "PNG" and b"IEND" not in data[-TAIL_BYTES:]:
+            raise ImageFault(f"{path}: truncated PNG (no IEND)")
         pixels = _decode_with_opencv(data)
         if pixels is None or sorted(pixels.shape[:2]) != sorted(header.size):
             pixels = _decode_with_pillow(header, path)
@@ -166,11 +200,11 @@ def _decode_with_opencv(data: bytes) -> np.ndarray | None:
 
 
 def _decode_with_pillow(image: PilImage, path: Path) -> np.ndarray:
-    """Decode what OpenCV cannot (HEIF, float TIFF, DDS)."""
+    """Decode formats that OpenCV does not support (HEIF, float TIFF, DDS)."""
     from PIL import Image
 
     try:
-        if image.mode == "F":  # Pillow would cut off at 255; scale as a picture is meant to be seen
+        if image.mode == "F":  # Pillow would clip at 255; scale the range of values to 0-255
             values: Any = np.nan_to_num(np.asarray(image, np.float32))
             low, high = float(values.min()), float(values.max())
             grey = ((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)

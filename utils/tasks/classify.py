@@ -7,7 +7,7 @@ from utils.core.contracts import Batch, Loader, Results, Scores, Task
 from utils.core.data_config import DataConfig
 from utils.core.load_request import LoadRequest
 from utils.datasets.generators.prepare import ensure_generated
-from utils.datasets.pipeline.classification_samples import open_class_loader
+from utils.datasets.pipeline.classification_samples import open_classification_loader
 from utils.plots.classification import draw_class_batch, draw_class_counts
 from utils.plots.curves import draw_confusion
 from utils.plots.results import draw_results
@@ -17,7 +17,7 @@ from utils.tasks import TASKS
 def load(request: LoadRequest) -> Loader:
     """Open the loader of one split; a generated data set is written first."""
     ensure_generated(request.data)
-    return open_class_loader(request)
+    return open_classification_loader(request)
 
 
 def draw_scores(scores: Mapping[str, Scores], folder: Path, data: DataConfig) -> Iterable[Path]:

@@ -7,7 +7,7 @@ from utils.core.contracts import Batch, Loader, Results, Scores, Task
 from utils.core.data_config import DataConfig
 from utils.core.load_request import LoadRequest
 from utils.datasets.generators.prepare import ensure_generated
-from utils.datasets.pipeline.loader import open_loader
+from utils.datasets.pipeline.box_samples import open_box_loader
 from utils.plots.batches import draw_batch
 from utils.plots.curves import draw_confusion, draw_score_curves
 from utils.plots.label_statistics import draw_labels
@@ -19,7 +19,7 @@ from utils.tasks import TASKS
 def load(request: LoadRequest) -> Loader:
     """Open the loader of one split; a generated data set is written first."""
     ensure_generated(request.data)
-    return open_loader(request)
+    return open_box_loader(request)
 
 
 def draw_labelled(batch: Batch, path: Path, data: DataConfig, results: Sequence[Results] | None = None) -> None:

@@ -12,7 +12,7 @@ from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.load_request import LoadRequest
 from utils.datasets.generators.prepare import ensure_generated
-from utils.datasets.pipeline.mixed_loader import Suite, open_mixed, same_images
+from utils.datasets.pipeline.mixed_loader import LoaderSequence, has_same_images, open_mixed_loader
 
 SEMANTIC_WEIGHT = 0.7  # of the mean IoU in the fitness
 BOX_WEIGHTS = {"map50": 0.1, "map50_95": 0.2}  # of the box metrics
@@ -75,14 +75,14 @@ def _load(request: LoadRequest, boxes: Task, semantic: Task) -> Loader:
             parts.append(semantic.load(request))
         if not parts:
             raise UserError(f"{data.source}: has no {request.split} split, neither of boxes nor of semantic maps")
-        return parts[0] if len(parts) == 1 else Suite(parts)
+        return parts[0] if len(parts) == 1 else LoaderSequence(parts)
     if data.semantic is None:
         raise UserError(f"{data.source}: has no `semantic:` block, but the network has a semantic head")
     if not data.splits:
         raise UserError(f"{data.source}: has no boxes (`names:`, `train:`), but the network has a head for them")
     if request.semantic.mosaic:
-        if not same_images(request):
+        if not has_same_images(request):
             raise UserError(f"{data.source}: --seg-mosaic needs boxes and semantic maps of the same images")
         return boxes.load(request)
     ensure_generated(data)
-    return open_mixed(request, (*boxes.heads, *semantic.heads), open_boxes=boxes.load)
+    return open_mixed_loader(request, (*boxes.heads, *semantic.heads), open_boxes=boxes.load)

@@ -8,7 +8,7 @@ from utils.core.contracts import Loader, Scores, Task
 from utils.core.data_config import DataConfig
 from utils.core.load_request import LoadRequest
 from utils.datasets.generators.prepare import ensure_generated
-from utils.datasets.pipeline.loader import open_loader
+from utils.datasets.pipeline.box_samples import open_box_loader
 from utils.plots.curves import draw_confusion, draw_score_curves
 from utils.plots.results import draw_results
 from utils.tasks import TASKS
@@ -21,7 +21,7 @@ def load(request: LoadRequest) -> Loader:
     In evaluation each object has a mask of its own, so that overlapping parts are compared as well.
     """
     ensure_generated(request.data)
-    return open_loader(replace(request, masks=True, overlap=request.overlap and request.training))
+    return open_box_loader(replace(request, masks=True, overlap=request.overlap and request.training))
 
 
 def draw_scores(scores: Mapping[str, Scores], folder: Path, data: DataConfig) -> Iterable[Path]:

@@ -7,7 +7,7 @@ from utils.core.contracts import Loader, Scores, Task
 from utils.core.data_config import DataConfig
 from utils.core.load_request import LoadRequest
 from utils.datasets.generators.prepare import ensure_generated
-from utils.datasets.pipeline.semantic_loader import open_semantic_loader
+from utils.datasets.pipeline.semantic_samples import open_semantic_loader
 from utils.plots.results import draw_results
 from utils.plots.semantic_scores import draw_semantic_scores
 from utils.tasks import TASKS

@@ -15,7 +15,7 @@ from tools.converters.split_folders import open_dataset, resolve_class_names
 from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject, bezier, extent
-from utils.datasets.labels.annotation_paths import images_in
+from utils.datasets.labels.annotation_paths import find_images
 
 _LINES = ("lane", "lane/")  # lane markings are lines, not objects
 
@@ -32,7 +32,7 @@ def open_bdd(settings: LabelSettings) -> LabelSource:
     for file in files:
         for frame in _frames(read_json(file), file):
             frames[Path(str(frame.get("name", file.stem))).stem] = (file, frame)
-    paths = [path for path in sorted(images_in(image_folder, image_folder)) if Path(path).stem in frames]
+    paths = [path for path in sorted(find_images(image_folder, image_folder)) if Path(path).stem in frames]
     if not paths:
         raise UserError(f"{image_folder}: none of the {len(frames)} images in the JSON found; set --pictures")
     if source.is_dir():

@@ -17,7 +17,7 @@ from tools.converters.json_file import read_json
 from tools.converters.label_items import NO_CLASS, LabelSource, SourceImage, images_below, read_class_names
 from utils.core.errors import UserError
 from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject, extent, mask_pieces
-from utils.datasets.labels.annotation_paths import images_in
+from utils.datasets.labels.annotation_paths import find_images
 
 BOX_NAMES = (
     "car", "traffic sign", "rider", "person", "bicycle", "traffic light", "bus", "motorcycle", "truck", "train",
@@ -38,7 +38,7 @@ def open_cityscapes(settings: LabelSettings) -> LabelSource:
         raise UserError(f"--source {settings.source}: no folder leftImg8bit; expected the root folder of Cityscapes")
     images: list[SourceImage] = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        images += images_below(folder, sorted(images_in(folder, folder)), folder.name)
+        images += images_below(folder, sorted(find_images(folder, folder)), folder.name)
     if settings.target_format == "masks":
         return LabelSource(SEMANTIC_NAMES, images, lambda image: _read_semantic(settings.source, image))
     without = sum(not _label(settings.source, image, "polygons.json").is_file() for image in images)

@@ -12,9 +12,9 @@ from tools.converters.label_items import LabelSource, SourceImage, images_below,
 from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.datasets.labels.annotation_objects import FileObjects
-from utils.datasets.labels.annotation_paths import images_in
+from utils.datasets.labels.annotation_paths import find_images
 from utils.datasets.labels.coco_json import CocoTable, read_coco_json
-from utils.datasets.labels.readers.coco import annotations_of, found_images
+from utils.datasets.labels.readers.coco import match_images, require_annotations
 
 
 @SOURCES.register("coco")
@@ -29,8 +29,8 @@ def open_coco(settings: LabelSettings) -> LabelSource:
     tables: dict[str, tuple[CocoTable, dict[str, int]]] = {}
     for split, (file, folders) in find_annotations(settings).items():
         table = read_coco_json(file)
-        paths = sorted(dict.fromkeys(path for folder in folders for path in images_in(folder, folder)))
-        rows = found_images(table, paths)
+        paths = sorted(dict.fromkeys(path for folder in folders for path in find_images(folder, folder)))
+        rows = match_images(table, paths)
         found = [path for path in paths if path in rows]
         if not found:
             raise UserError(
@@ -54,7 +54,7 @@ def find_annotations(settings: LabelSettings, kind: str = "instances") -> Mappin
     source = settings.source
     if source.suffix.lower() in (".yaml", ".yml"):
         data = load_data(str(source))
-        return {split: (annotations_of(data, split), list(data.split(split))) for split in data.annotations}
+        return {split: (require_annotations(data, split), list(data.split(split))) for split in data.annotations}
     if source.is_file():
         files, root = [source], source.parent.parent if source.parent.name == "annotations" else source.parent
     else:

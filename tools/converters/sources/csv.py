@@ -14,7 +14,7 @@ from tools.converters.label_items import LabelSource, images_below, read_class_n
 from utils.core.errors import UserError
 from utils.core.yaml_file import read_text
 from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject
-from utils.datasets.labels.annotation_paths import images_in
+from utils.datasets.labels.annotation_paths import find_images
 
 _COLUMNS = {  # accepted column names, in lower case
     "image": ("filename", "image", "frame", "image_id", "path", "file"),
@@ -43,7 +43,7 @@ def open_csv(settings: LabelSettings) -> LabelSource:
         raise UserError(f"--source {file}: expected a CSV file")
     found = _read(file)
     image_folder = Path(settings.pictures) if settings.pictures else file.parent
-    paths = [path for path in sorted(images_in(image_folder, image_folder)) if Path(path).name in found]
+    paths = [path for path in sorted(find_images(image_folder, image_folder)) if Path(path).name in found]
     if not paths:
         raise UserError(
             f"{image_folder}: no image of {file.name} found, such as {next(iter(found), '')}; set --pictures"

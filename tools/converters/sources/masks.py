@@ -13,7 +13,7 @@ from tools.converters.label_items import BACKGROUND, NO_CLASS, LabelSource, Sour
 from tools.converters.split_folders import SPLIT_NAMES
 from utils.core.errors import UserError
 from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject, mask_pieces
-from utils.datasets.labels.annotation_paths import images_in
+from utils.datasets.labels.annotation_paths import find_images
 
 _MAP_TYPES = (".png", ".bmp", ".tif", ".tiff", ".npy")
 _PAIRS = (("images", "masks"), ("images", "labels"), ("segimages", "seglabels"), ("imgs", "gts"))
@@ -36,7 +36,7 @@ def open_masks(settings: LabelSettings) -> LabelSource:
             images += [SourceImage(image.split, image.path, image.name, has_image=False) for image in found]
             maps |= {image.path: image.path for image in found}
             continue
-        for image in images_below(image_folder, sorted(images_in(image_folder, image_folder)), split):
+        for image in images_below(image_folder, sorted(find_images(image_folder, image_folder)), split):
             stems = [f"{base}{end}" for base in (image.name, _without_suffix(image.name)) for end in _SUFFIXES]
             file = next((files[stem] for stem in stems if stem in files), None)
             if file is not None:

@@ -15,7 +15,7 @@ from tools.converters.label_items import NO_CLASS, LabelSource, SourceImage, ima
 from tools.converters.sources.coco import find_annotations
 from utils.core.errors import UserError
 from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject, mask_pieces
-from utils.datasets.labels.annotation_paths import images_in
+from utils.datasets.labels.annotation_paths import find_images
 
 
 @SOURCES.register("panoptic")
@@ -32,7 +32,7 @@ def open_panoptic(settings: LabelSettings) -> LabelSource:
         try:
             categories = categories or sorted(content["categories"], key=lambda row: int(row["id"]))
             segments = {Path(row["file_name"]).stem: row for row in content["annotations"]}
-            paths = [path for path in sorted(images_in(folders[0], folders[0])) if Path(path).stem in segments]
+            paths = [path for path in sorted(find_images(folders[0], folders[0])) if Path(path).stem in segments]
             for path in paths:
                 row = segments[Path(path).stem]
                 about[Path(path)] = (masks / row["file_name"], list(row["segments_info"]))

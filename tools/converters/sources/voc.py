@@ -10,7 +10,7 @@ from tools.converters.label_items import LabelSource, images_below
 from tools.converters.split_folders import open_dataset, resolve_class_names
 from utils.core.log import progress
 from utils.datasets.labels.annotation_paths import annotation_files
-from utils.datasets.labels.readers.voc import images_at, read_voc_file
+from utils.datasets.labels.readers.voc import find_voc_images, read_voc_file
 
 
 @SOURCES.register("voc")
@@ -20,7 +20,7 @@ def open_voc(settings: LabelSettings) -> LabelSource:
     images = []
     for split in data.splits:
         for path in data.split(split):
-            found = sorted(dict.fromkeys(images_at(path, data.root)))
+            found = sorted(dict.fromkeys(find_voc_images(path, data.root)))
             folder = path if path.is_dir() else (Path(found[0]).parent if found else path)
             images += images_below(folder, found, split)
     paths = [image.path for image in images]

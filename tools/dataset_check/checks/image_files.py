@@ -31,7 +31,7 @@ def check_images(records: DatasetRecords) -> Iterator[Finding]:
 def _faults(image: ImageRecord) -> Iterator[tuple[str, str]]:
     path = image.path
     if image.fault:
-        yield ("truncated" if "cut short" in image.fault else "unreadable"), image.fault
+        yield ("truncated" if "truncated PNG" in image.fault else "unreadable"), image.fault
         return
     if image.truncation:
         yield "truncated", image.truncation

@@ -9,7 +9,7 @@ import numpy as np
 from tools.dataset_check import CHECKS
 from tools.dataset_check.findings import Finding
 from tools.dataset_check.records import DatasetRecords, LabelRecord
-from utils.datasets.labels.scan import same_aspect
+from utils.datasets.labels.label_scan import is_same_aspect
 
 Box = tuple[float, float, float, float]
 
@@ -43,7 +43,7 @@ def _check_file(one: LabelRecord, split: str, records: DatasetRecords) -> Iterat
     for text in labels.lost:
         yield Finding("degenerate", text, split, path)
     size_hw = one.image.size_hw
-    if labels.size_hw is not None and size_hw is not None and not same_aspect(labels.size_hw, size_hw):
+    if labels.size_hw is not None and size_hw is not None and not is_same_aspect(labels.size_hw, size_hw):
         stated, found = (f"{width} x {height}" for height, width in (labels.size_hw, size_hw))
         yield Finding("size-differs", f"{one.label_file}: states {stated} pixels, but {path} has {found}", split, path)
     if labels.duplicates:

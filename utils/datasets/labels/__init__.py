@@ -1,1 +1,1 @@
-"""Label readers, the scan that validates them, and its cache."""
+"""Label formats: readers, semantic layouts, and the scan that validates and caches them."""

@@ -1,4 +1,4 @@
-"""Labelled objects in pixels, as annotation files have them, and the way from there to training labels."""
+"""Objects of annotation files, in pixels, and their conversion to training labels."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ import numpy as np
 
 from utils.datasets.labels.yolo_lines import ImageLabels, without_duplicates
 
-_MOST_PIXELS = 2**28  # of a mask; more is no mask of an image that could be read
+_MAX_MASK_PIXELS = 2**28  # above the limit of readable images
 
 
 @dataclass
 class LabelledObject:
-    """One object of one image. Coordinates are pixels: the left edge of the first column is 0."""
+    """One object of one image. Coordinates are pixels; the left edge of the first column is 0."""
 
     name: str
     box_xyxy: np.ndarray  # (4,) float64
-    pieces: list[np.ndarray] = field(default_factory=list)  # each (k, 2) float64; none: only a box is known
-    aside: str = ""  # "crowd", "difficult": no object to train on
-    where: str = ""  # its place in the file, `object 3`
-    outlined: bool = True  # False: the outline is only the rectangle that was drawn
+    pieces: list[np.ndarray] = field(default_factory=list)  # (k, 2) float64 polygons; empty: only a box is known
+    aside: str = ""  # "crowd" or "difficult": not used for training
+    where: str = ""  # position in the file for messages, such as `object 3`
+    outlined: bool = True  # False: the polygon is only the drawn rectangle
 
 
 @dataclass
 class FileObjects:
-    """What an annotation file says about one image."""
+    """Content of the annotations of one image."""
 
     objects: list[LabelledObject] = field(default_factory=list)
-    size_hw: tuple[int, int] | None = None  # None: the file does not say
-    image: str = ""  # what the file calls the image
-    present: bool = True  # False: there is no such file
-    faults: list[str] = field(default_factory=list)  # `file: what is wrong`; nothing in the file can be relied on
-    lost: list[str] = field(default_factory=list)  # objects that make no sense, left out
-    semantic: np.ndarray | None = None  # (H, W) uint8 class of each pixel, 255 none, where the source has that
+    size_hw: tuple[int, int] | None = None  # None: not given
+    image: str = ""  # image name in the file
+    present: bool = True  # False: the file does not exist
+    faults: list[str] = field(default_factory=list)  # `file: fault`; the file is unusable
+    lost: list[str] = field(default_factory=list)  # faults of single objects, which are dropped
+    semantic: np.ndarray | None = None  # (H, W) uint8 class of each pixel, 255 unlabelled; None: not in the source
 
 
 class ClassNumbers:
-    """Class numbers by name; upper and lower case are the same unless two names differ only in that."""
+    """Class indices by name, ignoring case unless two names differ only in case."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._exact = {name.strip(): number for number, name in enumerate(names)}
@@ -49,15 +49,15 @@ class ClassNumbers:
         self._folded = folded if len(folded) == len(self._exact) else {}
 
     def get(self, name: str) -> int | None:
-        """Return the number of a class, None if there is none of that name."""
+        """Look up the index of a class, None if there is no such class."""
         number = self._exact.get(name.strip())
         return self._folded.get(name.strip().casefold()) if number is None else number
 
 
 def box_fault(box_xyxy: np.ndarray, size_hw: tuple[int, int]) -> str:
-    """Return why a box of pixels is no object, "" if it is one."""
+    """Find the fault of a (4,) box in pixels, "" if it is valid."""
     if not np.isfinite(box_xyxy).all():
-        return "a coordinate that is not a finite number"
+        return "a coordinate is not a finite number"
     x1, y1, x2, y2 = box_xyxy
     if x2 <= x1 or y2 <= y1:
         return f"a box of {x2 - x1:g} x {y2 - y1:g} pixels"
@@ -67,26 +67,34 @@ def box_fault(box_xyxy: np.ndarray, size_hw: tuple[int, int]) -> str:
 
 
 def to_labels(found: FileObjects, size_hw: tuple[int, int], classes: ClassNumbers, source: str) -> ImageLabels:
-    """Return training labels, divided by `size_hw` and cut at the border of the image.
+    """Convert the annotations of an image to training labels.
 
-    A class that has no number is a fault. A box without area, or outside, is lost. Objects put aside are left out.
+    Args:
+        found: annotations; objects with `aside` are skipped.
+        size_hw: size of the image, by which coordinates are divided after clipping to the image.
+        classes: class indices.
+        source: the annotation file, for messages.
+
+    Returns:
+        The labels. An unknown class is a fault of the image; boxes without area or outside the image are dropped.
     """
     labels = ImageLabels(present=found.present, faults=list(found.faults), lost=list(found.lost), size_hw=found.size_hw)
     limit = np.array([size_hw[1], size_hw[0]], np.float64)
     boxes: list[np.ndarray] = []
-    for one in found.objects:
-        number = classes.get(one.name)
-        if one.aside:
+    for item in found.objects:
+        number = classes.get(item.name)
+        if item.aside:
             continue
         if number is None:
-            labels.faults.append(f"{source}: {one.where}: class {one.name!r} is not among the `names` of the data YAML")
+            fault = f"class {item.name!r} is not among the `names` of the data YAML"
+            labels.faults.append(f"{source}: {item.where}: {fault}")
             continue
-        if fault := box_fault(one.box_xyxy, size_hw):
-            labels.lost.append(f"{source}: {one.where}: {fault}, left out")
+        if fault := box_fault(item.box_xyxy, size_hw):
+            labels.lost.append(f"{source}: {item.where}: {fault}, dropped")
             continue
-        corners = np.clip(one.box_xyxy.reshape(2, 2), 0, limit) / limit
+        corners = np.clip(item.box_xyxy.reshape(2, 2), 0, limit) / limit
         boxes.append(np.concatenate(([number], corners.mean(0), corners[1] - corners[0])).astype(np.float32))
-        outline = np.clip(join_pieces(one.pieces), 0, limit) / limit
+        outline = np.clip(join_pieces(item.pieces), 0, limit) / limit
         labels.polygons.append(outline.astype(np.float32))
     if labels.faults:
         return ImageLabels(faults=labels.faults)
@@ -96,43 +104,43 @@ def to_labels(found: FileObjects, size_hw: tuple[int, int], classes: ClassNumber
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Outlines
+# Polygons
 
 
 def extent(pieces: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the (4,) xyxy box around all points."""
+    """Compute the (4,) xyxy bounding box of polygons."""
     points = np.concatenate(list(pieces))
     return np.concatenate((points.min(0), points.max(0))).astype(np.float64)
 
 
 def rectangle(box_xyxy: np.ndarray) -> np.ndarray:
-    """Return the (4, 2) corners of a box."""
+    """Convert a (4,) xyxy box to a (4, 2) polygon."""
     x1, y1, x2, y2 = box_xyxy
     return np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]], np.float64)
 
 
 def circle(centre_xy: np.ndarray, radius: float) -> np.ndarray:
-    """Return an (n, 2) polygon that leaves its circle by less than a tenth of a pixel."""
+    """Approximate a circle by an (n, 2) polygon with an error below 0.1 pixels."""
     quarter = np.ceil(np.pi / 4 / np.arccos(1 - min(0.1 / max(radius, 0.2), 0.5)))
-    count = 4 * int(np.clip(quarter, 2, 90))  # a multiple of four: the extent is the circle's
+    count = 4 * int(np.clip(quarter, 2, 90))  # a multiple of four keeps the extent of the circle
     angles = np.arange(count) * (2 * np.pi / count)
     return np.asarray(centre_xy + radius * np.stack((np.cos(angles), np.sin(angles)), 1), np.float64)
 
 
 def join_pieces(pieces: Sequence[np.ndarray]) -> np.ndarray:
-    """Return one (k, 2) polygon of several: each piece hangs on the rest by a bridge without width.
+    """Join the polygons of one object to a single (k, 2) polygon by bridges of zero width.
 
-    The bridges join the nearest corners, the largest piece comes first. Filled, they may show as lines one pixel wide.
+    The bridges connect the nearest vertices, starting from the largest piece. Rasterised, they may be one pixel wide.
     """
     if len(pieces) < 2:
         return pieces[0] if pieces else np.zeros((0, 2), np.float64)
-    left = sorted(pieces, key=lambda piece: -abs(_signed_area(piece)))
-    joined = left.pop(0)
-    while left:
-        bridges = [_nearest_corners(joined, piece) for piece in left]
-        best = min(range(len(left)), key=lambda i: bridges[i][0])
+    remaining = sorted(pieces, key=lambda piece: -abs(_signed_area(piece)))
+    joined = remaining.pop(0)
+    while remaining:
+        bridges = [_nearest_vertices(joined, piece) for piece in remaining]
+        best = min(range(len(remaining)), key=lambda i: bridges[i][0])
         _, here, there = bridges[best]
-        piece = left.pop(best)
+        piece = remaining.pop(best)
         around = np.concatenate((piece[there:], piece[: there + 1]))
         joined = np.concatenate((joined[: here + 1], around, joined[here:]))
     return joined
@@ -143,56 +151,65 @@ def _signed_area(polygon: np.ndarray) -> float:
     return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
 
 
-def _nearest_corners(first: np.ndarray, second: np.ndarray) -> tuple[float, int, int]:
+def _nearest_vertices(first: np.ndarray, second: np.ndarray) -> tuple[float, int, int]:
     squares = ((first[:, None] - second[None]) ** 2).sum(2)
     here, there = np.unravel_index(int(squares.argmin()), squares.shape)
     return float(squares[here, there]), int(here), int(there)
 
 
-def mask_pieces(mask: np.ndarray, least_px: int = 1) -> list[np.ndarray]:
-    """Trace the outer outline of each connected part of a mask with at least `least_px` pixels.
+def mask_pieces(mask: np.ndarray, min_px: int = 1) -> list[np.ndarray]:
+    """Trace the outer contours of a mask.
 
     Args:
-        mask: (H, W) array, non-zero inside. Holes are ignored.
-        least_px: Smallest area of a part.
+        mask: (H, W), non-zero inside the object.
+        min_px: components with fewer pixels are dropped.
 
     Returns:
-        One (k, 2) polygon per part, through the centres of its border pixels. A part too thin for an outline is given
-        by its rectangle.
+        A (k, 2) polygon through the centres of the border pixels of each connected component, without holes; a
+        rectangle if the component is too thin for a polygon.
     """
     filled = np.ascontiguousarray(mask > 0).view(np.uint8)
     contours, _ = cv2.findContours(filled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     pieces = []
     for contour in contours:
         points = contour.reshape(-1, 2).astype(np.float64) + 0.5
-        if (
-            least_px > 1 and cv2.contourArea(contour) + cv2.arcLength(contour, True) / 2 + 1 < least_px
-        ):  # Pick's theorem
+        pixels = cv2.contourArea(contour) + cv2.arcLength(contour, True) / 2 + 1  # Pick's theorem
+        if min_px > 1 and pixels < min_px:
             continue
         pieces.append(points if len(points) >= 3 else rectangle(extent([points - 0.5, points + 0.5])))
     return pieces
 
 
 def run_length_pieces(encoded: dict[str, Any]) -> list[np.ndarray]:
-    """Return the outlines of COCO run lengths, compressed or not; a mask of no pixels has none.
+    """Convert a run-length encoded mask of COCO to polygons.
 
-    ValueError: the run lengths make no mask.
+    Args:
+        encoded: `size` [height, width] and `counts`, compressed or not.
+
+    Returns:
+        The polygons of `mask_pieces`; empty for an empty mask.
+
+    Raises:
+        ValueError: the run lengths are invalid.
     """
     height, width = (int(side) for side in encoded["size"])
-    if not (0 < height * width <= _MOST_PIXELS):
-        raise ValueError(f"run lengths of a mask of {width} x {height} pixels")
-    counts = unpacked(encoded["counts"]) if isinstance(encoded["counts"], str) else list(encoded["counts"])
+    if not (0 < height * width <= _MAX_MASK_PIXELS):
+        raise ValueError(f"run lengths of an invalid size, {width} x {height} pixels")
+    counts = decompress_counts(encoded["counts"]) if isinstance(encoded["counts"], str) else list(encoded["counts"])
     if any(not isinstance(n, int) or n < 0 for n in counts) or sum(counts) != height * width:
         raise ValueError("run lengths that do not add up to the size of their mask")
     flat = np.repeat((np.arange(len(counts)) % 2).astype(np.uint8), counts)  # zeros first, column by column
     return mask_pieces(flat.reshape(width, height).T)
 
 
-def unpacked(text: str) -> list[int]:
-    """Return the run lengths that COCO's compression stands for; [-1] for text that is none.
+def decompress_counts(text: str) -> list[int]:
+    """Decompress the run lengths of COCO.
 
-    Six bits a character from "0" on, the sixth says whether more follow; from the fourth run on the difference to the
-    run two before. (pycocotools trusts its input with memory, so it is not asked.)
+    Every character encodes six bits, counted from "0"; the sixth bit marks that more follow. From the fourth run on,
+    the value is the difference to the run two before. pycocotools does not validate its input, so it is not used.
+
+    Returns:
+        The run lengths, or [-1] for invalid text.
     """
     runs: list[int] = []
     value = shift = 0
@@ -212,12 +229,17 @@ def unpacked(text: str) -> list[int]:
 
 
 def resized(points: np.ndarray, size_hw: tuple[int, int], to_hw: tuple[int, int]) -> np.ndarray:
-    """Return (..., 2) points of an image of one size in one of another."""
+    """Scale (..., 2) points from one image size to another."""
     return points * (to_hw[1] / size_hw[1], to_hw[0] / size_hw[0])
 
 
 def bezier(corners: np.ndarray, kinds: str) -> np.ndarray:
-    """Return the polygon of BDD100K vertices: L is a corner, two C between corners are control points of a cubic."""
+    """Convert BDD100K vertices to a polygon.
+
+    Args:
+        corners: (k, 2) vertices.
+        kinds: k letters: L is a vertex, two C between vertices are the control points of a cubic Bezier curve.
+    """
     start = kinds.find("L")
     if "C" not in kinds or start < 0 or len(kinds) != len(corners):
         return corners

@@ -1,4 +1,4 @@
-"""A COCO JSON as flat arrays: a million annotations take 100 MB, not the gigabytes of as many dictionaries."""
+"""COCO JSON as flat arrays: a million annotations take 100 MB instead of gigabytes of dictionaries."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _NO_BOX = (math.nan,) * 4
 
 @dataclass(frozen=True)
 class CocoTable:
-    """n images with N annotations, sorted by image; annotation a owns pieces `first_piece[a]:first_piece[a + 1]`."""
+    """n images with N annotations, sorted by image; annotation a owns polygons `first_piece[a]:first_piece[a + 1]`."""
 
     path: Path
-    names: list[str]  # file names of the images
-    sizes_hw: np.ndarray  # (n, 2) int64, 0 where the file does not say
+    names: list[str]  # image file names
+    sizes_hw: np.ndarray  # (n, 2) int64, 0 if not given
     categories: list[dict[str, Any]]
     ids: list[Any]  # of the annotations, as in the file
     starts: np.ndarray  # (n + 1,) int64: the annotations of image i are starts[i]:starts[i + 1]
-    category: np.ndarray  # (N,) int64: row in `categories`, -1 if it is not there
+    category: np.ndarray  # (N,) int64: row in `categories`, -1 if missing
     boxes_xywh: np.ndarray  # (N, 4) float64 pixels
     crowd: np.ndarray  # (N,) bool
     points: np.ndarray  # (P, 2) float32 pixels
@@ -39,21 +39,21 @@ class CocoTable:
     notes: list[str] = field(default_factory=list)
 
     def pieces(self, annotation: int) -> list[np.ndarray]:
-        """Return the outlines of an annotation, (k, 2) pixels each."""
+        """Return the polygons of an annotation, (k, 2) pixels each."""
         first, last = self.first_piece[annotation : annotation + 2]
         return [self.points[self.piece_starts[q] : self.piece_starts[q + 1]] for q in range(first, last)]
 
     def size_hw(self, image: int) -> tuple[int, int] | None:
-        """Return the size of an image as the file has it, None if it does not say."""
+        """Return the size of an image in the JSON, None if not given."""
         height, width = self.sizes_hw[image]
         return (int(height), int(width)) if height > 0 and width > 0 else None
 
     def objects(self, image: int) -> FileObjects:
-        """Return the annotations of one image."""
+        """Convert the annotations of one image to objects."""
         found = FileObjects(size_hw=self.size_hw(image), image=self.names[image])
         found.faults = list(self.faults.get(image, []))
         for a in range(self.starts[image], self.starts[image + 1]):
-            if self.category[a] < 0:  # among the faults
+            if self.category[a] < 0:  # reported in `faults`
                 continue
             name = str(self.categories[self.category[a]].get("name", ""))
             x, y, w, h = self.boxes_xywh[a]
@@ -65,30 +65,31 @@ class CocoTable:
 
 
 def read_coco_json(path: Path) -> CocoTable:
-    """Return the images, categories and annotations of a COCO JSON.
+    """Read the images, categories and annotations of a COCO JSON; faults of single annotations are in `faults`.
 
-    UserError: it is no such file. What is wrong with single annotations is kept in `faults`.
+    Raises:
+        UserError: the file is unreadable or not a COCO JSON.
     """
-    building = _Building(path)
-    takers = {"images": building.image, "categories": building.category, "annotations": building.annotation}
+    builder = _TableBuilder(path)
+    add = {"images": builder.add_image, "categories": builder.add_category, "annotations": builder.add_annotation}
     try:
         total = path.stat().st_size
     except OSError:
         total = 0
     with progress(total=total, text=f"reading {path.name}", unit="B") as bar:
-        for key, item in stream_json(path, tuple(takers), lambda count: _move(bar, count)):
+        for key, item in stream_json(path, tuple(add), lambda count: _advance(bar, count)):
             if not isinstance(item, dict):
-                raise UserError(f"{path}: `{key}` must be a list of objects, it holds {str(item)[:60]!r}")
-            takers[key](item)
-    return building.table()
+                raise UserError(f"{path}: `{key}` must be a list of objects, got an item {str(item)[:60]!r}")
+            add[key](item)
+    return builder.build()
 
 
-def _move(bar: Any, count: int) -> None:
+def _advance(bar: Any, count: int) -> None:
     bar.update(count)
 
 
-class _Building:
-    """Takes the entries in whatever order the file has them."""
+class _TableBuilder:
+    """Collects the entries in any order."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -97,15 +98,15 @@ class _Building:
         self.sizes = array("q")
         self.categories: list[dict[str, Any]] = []
         self.ids: list[Any] = []
-        self.image_ids: dict[Hashable, int] = {}  # of annotations: the images may come later
+        self.image_ids: dict[Hashable, int] = {}  # of annotations: the images may follow later
         self.image_of, self.category_of = array("q"), array("q")
         self.category_ids: dict[Hashable, int] = {}
         self.boxes, self.crowd, self.points = array("d"), array("b"), array("f")
         self.piece_ends, self.first_piece = array("q", [0]), array("q", [0])
         self.annotation_faults: list[tuple[int, str]] = []
 
-    def image(self, item: dict[str, Any]) -> None:
-        key, name = item.get("id"), item.get("file_name") or item.get("name")  # Argoverse-HD's key
+    def add_image(self, item: dict[str, Any]) -> None:
+        key, name = item.get("id"), item.get("file_name") or item.get("name")  # `name` in Argoverse-HD
         if not isinstance(key, (int, str)) or not isinstance(name, str) or not name:
             raise UserError(f"{self.path}: image number {len(self.names) + 1} needs an `id` and a `file_name`")
         if key in self.image_rows:
@@ -115,12 +116,12 @@ class _Building:
         sides = [item.get("height"), item.get("width")]
         self.sizes.extend([side if isinstance(side, int) and 0 < side < 2**31 else 0 for side in sides])
 
-    def category(self, item: dict[str, Any]) -> None:
+    def add_category(self, item: dict[str, Any]) -> None:
         if not isinstance(item.get("id"), int) or not isinstance(item.get("name"), (str, int)):
             raise UserError(f"{self.path}: category number {len(self.categories) + 1} needs an `id` and a `name`")
         self.categories.append({"id": item["id"], "name": str(item["name"]), "isthing": item.get("isthing", 1)})
 
-    def annotation(self, item: dict[str, Any]) -> None:
+    def add_annotation(self, item: dict[str, Any]) -> None:
         number = len(self.ids)
         key, image, category = item.get("id", number + 1), item.get("image_id"), item.get("category_id")
         crowd, fault = bool(item.get("iscrowd")), ""
@@ -129,8 +130,8 @@ class _Building:
         if not isinstance(category, int):
             category, fault = None, "no `category_id`"
         pieces: list[Any] = []
-        if not crowd:  # those are no training objects
-            pieces, fault = _outlines(item.get("segmentation"), fault)
+        if not crowd:  # crowd regions are not used for training
+            pieces, fault = _polygons(item.get("segmentation"), fault)
         box = item.get("bbox")
         if not box and pieces:
             x1, y1, x2, y2 = extent([np.asarray(piece, np.float64).reshape(-1, 2) for piece in pieces]).tolist()
@@ -141,7 +142,7 @@ class _Building:
         except (TypeError, ValueError, OverflowError):
             numbers, fault = _NO_BOX, fault or "no `bbox: [x, y, width, height]`"
         if not fault and not math.isfinite(sum(numbers)):
-            fault = "a `bbox` that is not of finite numbers"
+            fault = "a `bbox` with a number that is not finite"
         if fault:
             self.annotation_faults.append((number, f"{self.path}: annotation {key}: {fault}"))
         self.ids.append(key)
@@ -154,14 +155,14 @@ class _Building:
             self.piece_ends.append(len(self.points) // 2)
         self.first_piece.append(len(self.piece_ends) - 1)
 
-    def table(self) -> CocoTable:
-        """Return everything, with the annotations sorted by image."""
+    def build(self) -> CocoTable:
+        """Build the table, with the annotations sorted by image."""
         for key, what in (("images", self.names), ("categories", self.categories)):
             if not what:
                 raise UserError(f"{self.path}: no `{key}` in it; is it a COCO annotations file?")
-        rows = _looked_up(self.image_ids, self.image_rows)[np.asarray(self.image_of, np.int64)]
+        rows = _rows_of(self.image_ids, self.image_rows)[np.asarray(self.image_of, np.int64)]
         known = {category["id"]: row for row, category in enumerate(self.categories)}
-        category = _looked_up(self.category_ids, known)[np.asarray(self.category_of, np.int64)]
+        category = _rows_of(self.category_ids, known)[np.asarray(self.category_of, np.int64)]
         for number in np.flatnonzero((category < 0) & (rows >= 0)):
             text = f"{self.path}: annotation {self.ids[number]}: its category is not in the file"
             self.annotation_faults.append((int(number), text))
@@ -193,25 +194,25 @@ class _Building:
         )
 
     def _faults(self, rows: np.ndarray) -> tuple[dict[int, list[str]], list[str]]:
-        """Return the faults by image, and what cannot be put down to one."""
+        """Group the faults by image; those of unknown images are warnings."""
         faults: dict[int, list[str]] = {}
         for number, text in self.annotation_faults:
             faults.setdefault(int(rows[number]), []).append(text)
-        homeless = np.flatnonzero(rows < 0)
+        orphans = np.flatnonzero(rows < 0)
         notes = faults.pop(-1, [])
-        if len(homeless):
-            first = self.ids[int(homeless[0])]
-            notes.append(f"{self.path}: {len(homeless)} annotations of images that it does not list, such as {first}")
+        if len(orphans):
+            first = self.ids[int(orphans[0])]
+            notes.append(f"{self.path}: {len(orphans)} annotations of images that it does not list, such as {first}")
         return faults, notes
 
 
-def _looked_up(numbers: dict[Hashable, int], rows: dict[Any, int]) -> np.ndarray:
-    """Return for each number its key's row, -1 where there is none."""
+def _rows_of(numbers: dict[Hashable, int], rows: dict[Any, int]) -> np.ndarray:
+    """Look up the row of each key, -1 if there is none."""
     return np.array([rows.get(key, -1) for key in numbers], np.int64)
 
 
-def _outlines(value: Any, fault: str) -> tuple[list[Any], str]:
-    """Return the flat outlines [x1, y1, x2, y2, …] of a `segmentation`, and what is wrong with it."""
+def _polygons(value: Any, fault: str) -> tuple[list[Any], str]:
+    """Convert a `segmentation` to flat polygons [x1, y1, x2, y2, …] and its fault, `fault` if there is none."""
     if not value:
         return [], fault
     try:
@@ -219,8 +220,8 @@ def _outlines(value: Any, fault: str) -> tuple[list[Any], str]:
             return [piece.ravel().tolist() for piece in run_length_pieces(value)], fault
         if isinstance(value, list) and isinstance(value[0], list):
             pieces = [piece for piece in value if len(piece) >= 6]
-            sound = all(len(piece) % 2 == 0 and math.isfinite(math.fsum(piece)) for piece in pieces)
-            return (pieces, fault) if sound else ([], "a `segmentation` that is not of pairs of finite numbers")
+            valid = all(len(piece) % 2 == 0 and math.isfinite(math.fsum(piece)) for piece in pieces)
+            return (pieces, fault) if valid else ([], "a `segmentation` without pairs of finite numbers")
     except (TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
         return [], f"a `segmentation` that cannot be read ({str(error)[:80]})"
-    return [], "a `segmentation` that is neither a list of outlines nor run lengths"
+    return [], "a `segmentation` that is neither a list of polygons nor run lengths"

@@ -1,4 +1,4 @@
-"""What is known about every image of a split, in flat arrays that forked workers share."""
+"""Files of a split and the `Index`: paths, sizes and labels of all images in flat arrays that forked workers share."""
 
 from __future__ import annotations
 
@@ -11,36 +11,39 @@ import numpy as np
 
 from utils.datasets.labels.yolo_lines import ImageLabels
 
-CACHE_SUFFIX = ".polyolo-cache.npz"
-
 
 @dataclass(frozen=True)
-class Listing:
-    """What a reader found: `READERS.get(format)(data, split)` returns one.
+class SplitFiles:
+    """Images and label files of a split, as a reader finds them: `READERS.get(format)(data, split)`.
 
-    `labels_of(i)` reads the labels of image i; `label_files` are watched for changes ("" where there is none), and
-    `cache` is where the index may be kept. `prepare` is called once before the first `labels_of`, only when there is
-    no index yet, and returns what is odd about the annotations as a whole. `meaning` is all else that the labels
-    depend on, such as the names of the classes.
+    Attributes:
+        images: image files.
+        label_files: label file of each image, "" if there is none; the cache is rebuilt when one changes.
+        load_labels: loads the labels of an image by its row; thread-safe.
+        cache: preferred path of the scan cache.
+        prepare: called once before the first `load_labels` if there is no valid cache; returns warnings about the
+            annotations as a whole.
+        fingerprint: everything else that the labels depend on, such as class names; the cache is rebuilt when it
+            changes.
     """
 
     images: list[str]
     label_files: list[str]
-    labels_of: Callable[[int], ImageLabels]
+    load_labels: Callable[[int], ImageLabels]
     cache: Path
     prepare: Callable[[], list[str]] | None = None
-    meaning: str = ""
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
 class Index:
-    """Paths, sizes and labels of n images with N objects, K of them with polygons of P points in all.
+    """Paths, sizes and labels of n images with N objects, whose polygons have P points in total.
 
-    A Python list of lists would be copied page by page into every worker (reference counts are writes); these arrays
-    are not. Image i owns rows `box_starts[i]:box_starts[i + 1]` of `boxes`, and so on.
+    Workers read these arrays without copying them, while reference counts would copy nested Python lists page by page.
+    Image i owns rows `box_starts[i]:box_starts[i + 1]` of `boxes`, and so on.
     """
 
-    path_bytes: np.ndarray  # uint8, all paths in a row
+    path_bytes: np.ndarray  # uint8, concatenated paths
     path_starts: np.ndarray  # (n + 1,) int64
     shapes_hw: np.ndarray  # (n, 2) int32, pixels
     boxes: np.ndarray  # (N, 5) float32: class, cx, cy, w, h, normalised
@@ -55,54 +58,61 @@ class Index:
         return len(self.shapes_hw)
 
     def path(self, image: int) -> str:
-        """Return the path of an image."""
+        """Decode the path of an image."""
         start, end = self.path_starts[image : image + 2]
         return self.path_bytes[start:end].tobytes().decode("utf-8", "surrogateescape")
 
     def labels(self, image: int) -> np.ndarray:
-        """Return the (n, 5) labels of an image, a view."""
+        """Return a view of the (n, 5) labels of an image."""
         return self.boxes[self.box_starts[image] : self.box_starts[image + 1]]
 
     def polygons(self, image: int) -> list[np.ndarray]:
-        """Return the normalised polygons of an image, one for each label, or an empty list if none has one."""
+        """Return the normalised (k, 2) polygon of each label of an image, or an empty list if none has one."""
         first, last = int(self.box_starts[image]), int(self.box_starts[image + 1])
         starts = self.point_starts[first : last + 1]
         if starts[0] == starts[-1]:
             return []
         return [self.points[a:b] for a, b in pairwise(starts)]
 
-    def first_without_outline(self) -> int | None:
-        """Return the first image with an object that has no polygon, None if all have one."""
+    def first_without_polygon(self) -> int | None:
+        """Find the first image with an object that has no polygon, None if all have one."""
         lacking = np.flatnonzero(np.diff(self.point_starts) == 0)
         return int(np.searchsorted(self.box_starts, lacking[0], side="right")) - 1 if len(lacking) else None
 
     @property
     def count(self) -> dict[str, int]:
-        """Return the counts by name."""
+        """Counts of the scan by name."""
         return {name: int(value) for name, value in zip(self.COUNTS, self.counts, strict=True)}
 
     def class_counts(self, num_classes: int) -> np.ndarray:
-        """Return (C,) objects per class."""
+        """Count the objects of each class, (C,)."""
         return np.bincount(self.boxes[:, 0].astype(np.int64), minlength=num_classes)[:num_classes]
 
     def without(self, images: set[int]) -> Index:
-        """Return the index of the other images; those are counted among the faulty ones."""
-        kept = [image for image in range(len(self)) if image not in images]
-        labels = [ImageLabels(self.labels(image), self.polygons(image)) for image in kept]
-        shapes = [(int(height), int(width)) for height, width in self.shapes_hw[kept]]
-        fewer = Index.build([self.path(image) for image in kept], shapes, labels, corrupt=0)
+        """Build the index of all other images; the removed ones are counted as faulty."""
+        rows = [image for image in range(len(self)) if image not in images]
+        labels = [ImageLabels(self.labels(image), self.polygons(image)) for image in rows]
+        shapes = [(int(height), int(width)) for height, width in self.shapes_hw[rows]]
+        fewer = Index.build([self.path(image) for image in rows], shapes, labels, corrupt=0)
         fewer.counts[:] = self.counts
         for name, change in (("found", -1), ("corrupt", 1), ("faulty_labels", 1)):
             fewer.counts[self.COUNTS.index(name)] += change * len(images)
         return fewer
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return the arrays by name, for saving."""
+        """Return all arrays by name, for the cache."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def build(cls, paths: list[str], shapes: list[tuple[int, int]], labels: list[ImageLabels], corrupt: int) -> Index:
-        """Return the index of these images; `corrupt` others were dropped."""
+        """Build an index.
+
+        Args:
+            paths: image files.
+            shapes: (height, width) of each image.
+            labels: labels of each image.
+            corrupt: number of images that were dropped.
+        """
         blobs = [path.encode("utf-8", "surrogateescape") for path in paths]
         boxes = [label.boxes for label in labels]
         polygons = [

@@ -1,4 +1,4 @@
-"""What was found out about files, kept as arrays beside them and believed until a file changes."""
+"""Cache of scan results: arrays in an .npz file beside the labels, valid until a file of the split changes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import os
 import zipfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,19 +15,21 @@ from utils.core.errors import UserError
 from utils.core.files import atomic_path, user_cache, write_text
 from utils.core.log import LOGGER
 
-Made = TypeVar("Made")
-
-
-class Pool(ThreadPoolExecutor):
-    """Threads that drop the work still in the queue when their block is left, so that Ctrl-C need not wait for it."""
-
-    def __exit__(self, *exception: object) -> None:
-        """Let running calls end, forget the others."""
-        self.shutdown(wait=True, cancel_futures=True)
+CACHE_SUFFIX = ".polyolo-cache.npz"
+Restored = TypeVar("Restored")
 
 
 def files_key(header: bytes, images: list[str], labels: list[str]) -> str:
-    """Return a hash of `header` and of the paths, sizes and times of images and labels."""
+    """Hash `header` and the paths, sizes and modification times of image and label files.
+
+    Args:
+        header: format version and everything else that the scan result depends on.
+        images: image files.
+        labels: label files; "" and missing files count as empty.
+
+    Returns:
+        The SHA-256 digest in hexadecimal.
+    """
     paths = images + labels
     stamps = np.zeros((len(paths), 2), np.int64)
     for row, path in enumerate(paths):
@@ -43,54 +44,65 @@ def files_key(header: bytes, images: list[str], labels: list[str]) -> str:
     return digest.hexdigest()
 
 
-def writable(folder: Path) -> bool:
-    """Tell whether files may be put into a folder; one marked read-only is left alone even by root."""
+def short_hash(parts: list[str]) -> str:
+    """Hash strings to eight hexadecimal digits, to tell cache files in one folder apart."""
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
+def is_writable(folder: Path) -> bool:
+    """Check whether files may be written to a folder; read-only permissions bind root as well."""
     try:
         return bool(folder.stat().st_mode & 0o222) and os.access(folder, os.W_OK)
     except OSError:
         return False
 
 
-def cache_places(cache: Path) -> list[Path]:
-    """Return where a cache file may lie, the preferred place first."""
+def cache_paths(cache: Path) -> list[Path]:
+    """List the candidate paths of a cache file: beside the labels if writable, then in the user's cache folder."""
     name = hashlib.sha256(str(cache.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:24]
     fallback = user_cache() / "index" / f"{name}.npz"
-    return [cache, fallback] if writable(cache.parent) else [fallback]
+    return [cache, fallback] if is_writable(cache.parent) else [fallback]
 
 
-def load_kept(
-    places: list[Path], key: str, rebuild: Callable[[dict[str, np.ndarray]], Made]
-) -> tuple[Made | None, list[str]]:
-    """Return what `rebuild` makes of the arrays kept under `key`, and the report kept with them; (None, []) if none.
+def load_scan(
+    paths: list[Path], key: str, restore: Callable[[dict[str, np.ndarray]], Restored]
+) -> tuple[Restored | None, list[str]]:
+    """Load a cached scan result.
 
-    `rebuild` raises ValueError or KeyError on arrays that do not fit together.
+    Args:
+        paths: candidate cache files, see `cache_paths`.
+        key: expected key, see `files_key`; a file with another key is ignored.
+        restore: builds the result from its arrays; raises ValueError or KeyError if they are inconsistent.
+
+    Returns:
+        The result and its report, or (None, []) without a valid cache. A damaged file is logged.
     """
-    for place in places:
-        if not place.is_file():
+    for path in paths:
+        if not path.is_file():
             continue
         try:
-            with place.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 if str(stored["key"]) != key:
                     continue
                 arrays = {name: stored[name] for name in stored.files if name not in ("key", "report")}
                 report = stored["report"].tobytes().decode("utf-8", "replace").splitlines()
-            return rebuild(arrays), report
+            return restore(arrays), report
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            LOGGER.warning(f"{place}: damaged cache ({str(error)[:80]}), made anew")
+            LOGGER.warning(f"{path}: damaged cache, rebuilding it ({str(error)[:80]})")
     return None, []
 
 
-def keep(places: list[Path], key: str, arrays: dict[str, np.ndarray], report: list[str]) -> None:
-    """Write arrays and report to the first place that takes them; the report as text beside them, too."""
+def save_scan(paths: list[Path], key: str, arrays: dict[str, np.ndarray], report: list[str]) -> None:
+    """Write a scan result to the first candidate path that is writable, and its report beside it as a text file."""
     text = "\n".join(report)
     blob = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
-    for place in places:
+    for path in paths:
         try:
-            with atomic_path(place) as temporary:
+            with atomic_path(path) as temporary:
                 np.savez(temporary, key=np.array(key), report=blob, **arrays)  # type: ignore[arg-type]
             if report:
-                write_text(place.with_suffix(".txt"), text + "\n")
-                LOGGER.info(f"{place.with_suffix('.txt')}: full report of {len(report)} faults and oddities")
+                write_text(path.with_suffix(".txt"), text + "\n")
+                LOGGER.info(f"{path.with_suffix('.txt')}: full report of {len(report)} faults and warnings")
             return
         except UserError as error:
-            LOGGER.warning(f"index not kept: {error}")
+            LOGGER.warning(f"scan result not cached: {error}")

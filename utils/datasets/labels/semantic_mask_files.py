@@ -1,4 +1,4 @@
-"""Mask files to class numbers: values as they are stored, never as colours."""
+"""Reading of mask files: stored values, never colours, and their mapping to classes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,32 @@ import cv2
 import numpy as np
 
 from utils.core.contracts import IGNORED_PIXEL
-from utils.datasets.image_files import MAX_PIXELS, ImageFault, open_header
-from utils.datasets.labels.semantic_layout import OUTSIDE
+from utils.datasets.image_files import MAX_PIXELS, TAIL_BYTES, ImageFault, open_header
+from utils.datasets.labels.semantic_layout import INVALID
 
-_KINDS = {"RGB": "a colour picture", "RGBA": "a colour picture", "CMYK": "a colour picture", "LA": "grey with alpha",
-          "F": "numbers with fractions"}  # fmt: skip
+_MODE_NAMES = {
+    "RGB": "a colour image",
+    "RGBA": "a colour image",
+    "CMYK": "a colour image",
+    "LA": "greyscale with alpha",
+    "F": "floating-point values",
+}
 _PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_BIT_DEPTH, _PNG_COLOUR_TYPE = 24, 25  # offsets in the IHDR chunk
+_EXACT_FLOAT32 = 2**24  # largest count that float32 holds exactly
 
 
 def read_values(path: Path) -> np.ndarray:
-    """Return the (H, W) uint8 values of a mask file: of a palette image the indices, not the colours.
+    """Read the values of a mask file; of palette images the indices.
 
-    ImageFault: no such file, damaged, in colour, of 16 bits, or of a format that changes values (JPEG).
+    Args:
+        path: mask file.
+
+    Returns:
+        (H, W) uint8 values.
+
+    Raises:
+        ImageFault: the file is missing, damaged, in colour, of 16 bits, or of a lossy format such as JPEG.
     """
     path = Path(path)
     try:
@@ -32,34 +46,40 @@ def read_values(path: Path) -> np.ndarray:
     with open_header(io.BytesIO(data), path, data[:32], MAX_PIXELS) as header:
         mode = header.mode
         if header.format in ("JPEG", "MPO", "WEBP"):
-            raise ImageFault(f"{path}: {header.format} changes the numbers of classes; save masks as PNG")
+            raise ImageFault(f"{path}: {header.format} compression changes class indices; save masks as PNG")
         if mode.startswith("I"):
-            raise ImageFault(f"{path}: 16 bits per pixel; a mask has one byte per pixel, the number of its class")
+            raise ImageFault(f"{path}: 16 bits per pixel; a mask has one byte per pixel, the index of its class")
         if mode not in ("1", "L", "P"):
-            raise ImageFault(
-                f"{path}: {_KINDS.get(mode, mode)} ({mode}); a mask has one byte per pixel, the number of its class"
-            )
-        if header.format == "PNG" and b"IEND" not in data[-4096:]:
-            raise ImageFault(f"{path}: PNG cut short (no IEND)")
+            kind = _MODE_NAMES.get(mode, mode)
+            raise ImageFault(f"{path}: {kind} ({mode}); a mask has one byte per pixel, the index of its class")
+        if header.format == "PNG" and b"IEND" not in data[-TAIL_BYTES:]:
+            raise ImageFault(f"{path}: truncated PNG (no IEND)")
         values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if mode == "L" else None
         if values is None or values.shape != (header.size[1], header.size[0]) or values.dtype != np.uint8:
             try:
                 values = np.array(header, np.uint8)
             except (OSError, ValueError, SyntaxError, EOFError) as error:
                 raise ImageFault(f"{path}: damaged mask ({str(error).splitlines()[0][:120]})") from error
-    # decoders spread the values of PNGs with 2 or 4 bits of grey over the whole byte
-    bits = data[24] if data.startswith(_PNG) and data[25] == 0 else 8
+    # decoders scale the values of greyscale PNGs with 2 or 4 bits to the whole byte
+    bits = data[_PNG_BIT_DEPTH] if data.startswith(_PNG) and data[_PNG_COLOUR_TYPE] == 0 else 8
     return values // (255 // (2**bits - 1)) if bits in (2, 4) else values
 
 
-def class_numbers(values: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Return the (H, W) uint8 classes of stored values by a (256,) table; what it does not know has no label."""
-    known = np.where(table == OUTSIDE, IGNORED_PIXEL, table).astype(np.uint8)
-    return cv2.LUT(values, known)
+def map_classes(values: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Map stored values to classes.
+
+    Args:
+        values: (H, W) uint8.
+        table: (256,) class of each value, see `SemanticSplitFiles`.
+
+    Returns:
+        (H, W) uint8 classes; invalid values become `IGNORED_PIXEL`.
+    """
+    return cv2.LUT(values, np.where(table == INVALID, IGNORED_PIXEL, table).astype(np.uint8))
 
 
 def count_values(values: np.ndarray) -> np.ndarray:
-    """Return (256,) int64 pixels of each value."""
-    if values.size < 2**24:  # up to here the float32 counts are exact, ten times as fast
+    """Count the pixels of each value, (256,) int64."""
+    if values.size < _EXACT_FLOAT32:  # ten times as fast as bincount, but counts in float32
         return cv2.calcHist([values], [0], None, [256], [0, 256]).ravel().astype(np.int64)
     return np.bincount(values.ravel(), minlength=256)

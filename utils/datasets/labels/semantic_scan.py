@@ -1,206 +1,209 @@
-"""Check every image and mask of a split once, count the pixels of each class, and keep what was found."""
+"""Scan of images with semantic maps: validates every mask and counts the pixels of each class."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 from utils.core.contracts import IGNORED_PIXEL
 from utils.core.data_config import DataConfig
-from utils.core.distributed import main_first
-from utils.core.errors import UserError
-from utils.core.log import LOGGER, progress
 from utils.datasets import SEMANTIC_READERS
-from utils.datasets.image_files import ImageFault, probe_image
+from utils.datasets.image_files import ImageFault
 from utils.datasets.labels.label_index import Index
-from utils.datasets.labels.scan import MAX_FAULTY_SHARE, MIN_SIDE_PX
-from utils.datasets.labels.scan_cache import Pool, cache_places, files_key, keep, load_kept
-from utils.datasets.labels.semantic_layout import OUTSIDE, SemanticListing, semantic_of
-from utils.datasets.labels.semantic_mask_files import count_values, read_values
+from utils.datasets.labels.scan import (
+    CheckedImage,
+    SplitScan,
+    check_image,
+    log_summary,
+    require_few_faults,
+    require_images,
+)
+from utils.datasets.labels.scan_cache import files_key
+from utils.datasets.labels.semantic_layout import INVALID, SemanticSplitFiles, require_semantic
+from utils.datasets.labels.semantic_mask_files import count_values, map_classes, read_values
 from utils.datasets.labels.yolo_lines import ImageLabels
 
-FORMAT_VERSION = 1
-_SHOWN = 10
+FORMAT_VERSION = 1  # of the cache; a change rebuilds all caches
 
 
 @dataclass(frozen=True)
 class SemanticIndex:
-    """Images with a mask each, in flat arrays that forked workers share. `images` knows no boxes."""
+    """Images with one mask each, in flat arrays that forked workers share; `images` has no boxes."""
 
     images: Index
-    masks: Index  # of the same length and sizes: the paths of the masks
-    tables: np.ndarray  # (k, 256) int16, see SemanticListing
+    masks: Index  # paths of the masks, with the lengths and sizes of `images`
+    tables: np.ndarray  # (k, 256) int16, see `SemanticSplitFiles`
     table_of: np.ndarray  # (n,) uint8
     pixel_counts: np.ndarray  # (C,) int64 pixels of each class
-    image_counts: np.ndarray  # (C,) int64 images that show it
+    image_counts: np.ndarray  # (C,) int64 images that show each class
 
     def __len__(self) -> int:
         return len(self.images)
 
+    def read_map(self, image: int) -> tuple[np.ndarray, str]:
+        """Read a semantic map at the size of its image.
+
+        Args:
+            image: row of the index.
+
+        Returns:
+            The (H, W) uint8 classes and the fault of the mask file, "" if there is none. A map that became unreadable
+            or changed its size since the scan is all `IGNORED_PIXEL`.
+        """
+        path = self.masks.path(image)
+        height, width = (int(side) for side in self.images.shapes_hw[image])
+        try:
+            values = read_values(Path(path))
+            if values.shape != (height, width):
+                raise ImageFault(f"{path}: no longer {width} x {height} pixels")
+        except ImageFault as fault:
+            return np.full((height, width), IGNORED_PIXEL, np.uint8), str(fault)
+        return map_classes(values, self.tables[self.table_of[image]]), ""
+
 
 def build_semantic_index(data: DataConfig, split: str, allow_faults: bool = False) -> SemanticIndex:
-    """Return the images of a split that have a class per pixel, from the cache if nothing has changed.
+    """Build the index of images with semantic maps, or load it from its cache if no file has changed.
 
-    An image is left out and reported by name if it or its mask cannot be read, if their sizes differ, or if the mask
-    is in colour, has 16 bits or holds a value that is no class. UserError: no image is left, or more than 1 % of the
-    masks are faulty and not `allow_faults`.
+    Images are dropped and reported if they or their mask are unreadable, if the sizes differ, or if the mask is a
+    colour or 16-bit image or has a value that is not a class.
+
+    Args:
+        data: data set with a `semantic:` block.
+        split: `train`, `val` or `test`.
+        allow_faults: accept any number of faulty masks.
+
+    Returns:
+        The usable images.
+
+    Raises:
+        UserError: no image is usable or, without `allow_faults`, more than 1 % of the masks are faulty.
     """
-    config = semantic_of(data)
-    listing: SemanticListing = SEMANTIC_READERS.get(config.format, data.source).read(data, split)
-    head = f"polyolo masks {FORMAT_VERSION} {len(config.names)}\n".encode() + listing.tables.tobytes()
-    key = files_key(head + listing.table_of.tobytes(), listing.images, listing.masks)
-    with main_first():
-        places = cache_places(listing.cache)
-        found, report = load_kept(places, key, _rebuilt)
-        if found is None:
-            found, report = _scan(listing, len(config.names), f"{split}: checking masks")
-            if len(found):
-                keep(places, key, found.arrays(), report)
-    report = [*listing.notes, *report]
-    _tell(found, report, split)
-    _judge(found, report, len(listing.images), f"{data.source}: `semantic.{split}:`", allow_faults)
-    rows = found.rows
+    config = require_semantic(data)
+    files = SEMANTIC_READERS.get(config.format, data.source).read(data, split)
+    found, report = _scan(files, len(config.names), split).run()
+    report = [*files.notes, *report]
+    absent = int((found.image_counts == 0).sum())
+    text = f"{split}: {len(found)} images with semantic maps"
+    text += f", {absent} of {len(found.image_counts)} classes absent" if absent and len(found) else ""
+    log_summary(text, report, split)
+    source, count = f"{data.source}: `semantic.{split}:`", len(files.images)
+    first = next((line for line in report[len(files.notes) :]), "")
+    if not allow_faults:
+        require_few_faults(int(found.faulty_masks), count, "masks", first, source)
+    require_images(len(found), count, first, source)
     return SemanticIndex(
-        images=_paths([listing.images[row] for row in rows], found.shapes_hw),
-        masks=_paths([listing.masks[row] for row in rows], found.shapes_hw),
-        tables=listing.tables,
-        table_of=listing.table_of[rows],
+        images=_index_of(files.images, found),
+        masks=_index_of(files.masks, found),
+        tables=files.tables,
+        table_of=files.table_of[found.rows],
         pixel_counts=found.pixel_counts,
         image_counts=found.image_counts,
     )
 
 
+def find_value_fault(values: np.ndarray, table: np.ndarray, num_classes: int) -> str:
+    """Find values of a mask that are neither a class nor ignored.
+
+    Args:
+        values: (H, W) uint8 values as stored.
+        table: (256,) class of each value, see `SemanticSplitFiles`.
+        num_classes: number of classes, for the message.
+
+    Returns:
+        The fault with the position of its first pixel, "" if there is none.
+    """
+    invalid = np.flatnonzero((count_values(values) > 0) & (table == INVALID))
+    if not len(invalid):
+        return ""
+    y, x = (int(axis[0]) for axis in np.nonzero(values == invalid[0]))
+    others = f" (and {', '.join(map(str, invalid[1:6]))})" if len(invalid) > 1 else ""
+    return (
+        f"value {invalid[0]}{others} at x {x}, y {y} is not a class; expected 0 to {num_classes - 1} "
+        f"({num_classes} classes) or {IGNORED_PIXEL} (unlabelled)"
+    )
+
+
 @dataclass(frozen=True)
 class _Found:
-    """What a scan found: which rows of the listing can be used, and what they hold."""
+    """Scan result: the usable rows of the split's files and their contents."""
 
     rows: np.ndarray  # (n,) int64
     shapes_hw: np.ndarray  # (n, 2) int32
-    pixel_counts: np.ndarray  # (C,)
-    image_counts: np.ndarray  # (C,)
+    pixel_counts: np.ndarray  # (C,) int64
+    image_counts: np.ndarray  # (C,) int64
     faulty_masks: np.ndarray  # () int64
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def _rebuilt(arrays: dict[str, np.ndarray]) -> _Found:
-    found = _Found(**arrays)
-    if found.rows.ndim != 1 or found.shapes_hw.shape != (len(found), 2) or found.faulty_masks.shape != ():
-        raise ValueError("arrays do not have the right shape")
-    return found
+def _scan(files: SemanticSplitFiles, num_classes: int, split: str) -> SplitScan[np.ndarray, _Found]:
+    def check(image: int) -> CheckedImage[np.ndarray]:
+        return _check(files, image, num_classes)
 
-
-def _paths(paths: list[str], shapes_hw: np.ndarray) -> Index:
-    shapes = [(int(height), int(width)) for height, width in shapes_hw]
-    return Index.build(paths, shapes, [ImageLabels() for _ in paths], corrupt=0)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Scanning
-
-
-@dataclass
-class _Checked:
-    """What was found out about one image: a fault of the image, one of the mask, or the pixels of each class."""
-
-    shape_hw: tuple[int, int] = (0, 0)
-    counts: np.ndarray | None = None
-    image_fault: str = ""
-    mask_fault: str = ""
-    notes: tuple[str, ...] = ()
-
-
-def _scan(listing: SemanticListing, num_classes: int, text: str) -> tuple[_Found, list[str]]:
-    rows, shapes, mask_faults, image_faults, notes = [], [], [], [], []
-    pixels, images = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
-    count = len(listing.images)
-    with Pool(min(16, 4 * (os.cpu_count() or 1))) as pool:
-        checked = pool.map(lambda row: _check(listing, row, num_classes), range(count))
-        for row, result in enumerate(progress(checked, count, text, "image")):
-            notes += result.notes
-            mask_faults += [result.mask_fault] if result.mask_fault else []
-            image_faults += [result.image_fault] if result.image_fault else []
-            if result.counts is not None:
+    def collect(checked: Iterator[CheckedImage[np.ndarray]]) -> _Found:
+        rows, shapes, faulty = [], [], 0
+        pixel_counts, image_counts = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
+        for row, one in enumerate(checked):
+            faulty += bool(one.label_faults)
+            if one.labels is not None and one.shape_hw is not None:
                 rows.append(row)
-                shapes.append(result.shape_hw)
-                pixels += result.counts
-                images += result.counts > 0
-    found = _Found(
-        rows=np.array(rows, np.int64),
-        shapes_hw=np.array(shapes, np.int32).reshape(-1, 2),
-        pixel_counts=pixels,
-        image_counts=images,
-        faulty_masks=np.array(len(mask_faults), np.int64),
+                shapes.append(one.shape_hw)
+                pixel_counts += one.labels
+                image_counts += one.labels > 0
+        shapes_hw = np.array(shapes, np.int32).reshape(-1, 2)
+        return _Found(np.array(rows, np.int64), shapes_hw, pixel_counts, image_counts, np.array(faulty, np.int64))
+
+    header = f"polyolo masks {FORMAT_VERSION} {num_classes}\n".encode()
+    header += files.tables.tobytes() + files.table_of.tobytes()
+    return SplitScan(
+        num_images=len(files.images),
+        check=check,
+        collect=collect,
+        restore=_restored,
+        cache=files.cache,
+        key=files_key(header, files.images, files.masks),
+        text=f"{split}: checking masks",
     )
-    return found, mask_faults + image_faults + notes
 
 
-def _check(listing: SemanticListing, row: int, num_classes: int) -> _Checked:
+def _check(files: SemanticSplitFiles, row: int, num_classes: int) -> CheckedImage[np.ndarray]:
+    """Check one image; its labels are the (C,) pixel counts of its classes."""
     notes: list[str] = []
-    image, mask = listing.images[row], listing.masks[row]
+    image, mask, table = files.images[row], files.masks[row], files.tables[files.table_of[row]]
     try:
-        shape_hw = probe_image(Path(image), notes)
+        shape_hw = check_image(image, notes)
     except ImageFault as error:
-        return _Checked(image_fault=str(error))
-    if min(shape_hw) < MIN_SIDE_PX:
-        return _Checked(image_fault=f"{image}: {shape_hw[1]} x {shape_hw[0]} pixels, smaller than {MIN_SIDE_PX}")
+        return CheckedImage(image_fault=str(error))
     try:
         values = read_values(Path(mask))
     except ImageFault as error:
-        return _Checked(mask_fault=str(error), notes=tuple(notes))
-    fault = value_fault(values, listing.tables[listing.table_of[row]], num_classes)
+        return CheckedImage(label_faults=[str(error)], notes=notes)
+    fault = find_value_fault(values, table, num_classes)
     if values.shape != shape_hw:
         fault = f"{values.shape[1]} x {values.shape[0]} pixels, its image {image} {shape_hw[1]} x {shape_hw[0]}"
     if fault:
-        return _Checked(mask_fault=f"{mask}: {fault}", notes=tuple(notes))
-    by_value, table = count_values(values), listing.tables[listing.table_of[row]]
-    counts = np.zeros(num_classes, np.int64)
+        return CheckedImage(label_faults=[f"{mask}: {fault}"], notes=notes)
+    by_value, counts = count_values(values), np.zeros(num_classes, np.int64)
     labelled = (by_value > 0) & (table != IGNORED_PIXEL)
     np.add.at(counts, table[labelled], by_value[labelled])
-    return _Checked(shape_hw, counts, notes=tuple(notes))
+    return CheckedImage(counts, shape_hw, notes=notes)
 
 
-def value_fault(values: np.ndarray, table: np.ndarray, num_classes: int) -> str:
-    """Return what is wrong with the values of a mask, "" if nothing is."""
-    outside = np.flatnonzero((count_values(values) > 0) & (table == OUTSIDE))
-    if not len(outside):
-        return ""
-    y, x = (int(place[0]) for place in np.nonzero(values == outside[0]))
-    others = f" (and {', '.join(map(str, outside[1:6]))})" if len(outside) > 1 else ""
-    return (
-        f"value {outside[0]}{others} at x {x}, y {y} is no class; {num_classes} are named (0 to {num_classes - 1}), "
-        f"{IGNORED_PIXEL} is no label"
-    )
+def _restored(arrays: dict[str, np.ndarray]) -> _Found:
+    """Rebuild the result from cached arrays; raises ValueError if they are inconsistent."""
+    found = _Found(**arrays)
+    if found.rows.ndim != 1 or found.shapes_hw.shape != (len(found), 2) or found.faulty_masks.shape != ():
+        raise ValueError("wrong array shapes")
+    return found
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Judging
-
-
-def _tell(found: _Found, report: list[str], split: str) -> None:
-    absent = int((found.image_counts == 0).sum())
-    text = f"{split}: {len(found)} images with a class per pixel"
-    LOGGER.info(text + (f", {absent} of {len(found.image_counts)} classes nowhere" if absent and len(found) else ""))
-    for line in report[:_SHOWN]:
-        LOGGER.warning(line)
-    if len(report) > _SHOWN:
-        LOGGER.warning(f"{split}: {len(report) - _SHOWN} more, all in the report beside the cache")
-
-
-def _judge(found: _Found, report: list[str], count: int, what: str, allow_faults: bool) -> None:
-    faulty = int(found.faulty_masks)
-    first = next((line for line in report if "listed" not in line and "left out" not in line), "")
-    if faulty > MAX_FAULTY_SHARE * count and not allow_faults:
-        raise UserError(
-            f"{what} has {faulty} faulty masks among {count}, the first: {first}; correct them or give "
-            "--allow-label-faults to leave those images out"
-        )
-    if len(found) == 0:
-        raise UserError(f"{what}: none of {count} images can be used, the first: {first}")
+def _index_of(paths: list[str], found: _Found) -> Index:
+    shapes = [(int(height), int(width)) for height, width in found.shapes_hw]
+    return Index.build([paths[row] for row in found.rows], shapes, [ImageLabels() for _ in shapes], corrupt=0)

@@ -1,4 +1,4 @@
-"""XML without its dangers: no document types, so no entities to expand; every element knows its line."""
+"""Safe XML parser: rejects document types and thus entity expansion; elements have line numbers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _MAX_DEPTH = 50
 _MAX_ELEMENTS = 2_000_000
 
 
-class XmlFault(Exception):  # noqa: N818 - as image faults are called
-    """A file that gives no tree. The message is `file:line: why`."""
+class XmlFault(Exception):  # noqa: N818 - consistent with the image faults
+    """Invalid XML file; the message is `file:line: fault`."""
 
 
 @dataclass
 class Element:
-    """One element with its text and children."""
+    """XML element with its text, line and children."""
 
     tag: str
     line: int
@@ -27,28 +27,33 @@ class Element:
     children: list[Element] = field(default_factory=list)
 
     def child(self, tag: str) -> Element | None:
-        """Return the first child of that name."""
+        """Return the first child with a tag, None if there is none."""
         return next((one for one in self.children if one.tag == tag), None)
 
     def all(self, tag: str) -> Iterator[Element]:
-        """Yield the children of that name."""
+        """Iterate over the children with a tag."""
         return (one for one in self.children if one.tag == tag)
 
     def value(self, *path: str) -> str:
-        """Return the text at the end of a path of names, "" if there is none."""
-        here: Element | None = self
+        """Return the text at a path of tags, "" if there is no such element."""
+        element: Element | None = self
         for tag in path:
-            here = here.child(tag) if here is not None else None
-        return here.text.strip() if here is not None else ""
+            element = element.child(tag) if element is not None else None
+        return element.text.strip() if element is not None else ""
 
 
 def read_xml(path: Path) -> Element:
-    """Return the root element of the file. Raises XmlFault; a file that is not there raises FileNotFoundError."""
+    """Parse an XML file and return its root element.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        XmlFault: the file is unreadable, invalid or too large.
+    """
     try:
-        if path.is_fifo():  # opening it would wait for ever
+        if path.is_fifo():  # opening it would block
             raise XmlFault(f"{path}:1: a pipe, not an XML file")
         if path.stat().st_size > MAX_BYTES:
-            raise XmlFault(f"{path}:1: larger than {MAX_BYTES} bytes, no annotation of one image")
+            raise XmlFault(f"{path}:1: larger than {MAX_BYTES} bytes, too large for the annotations of one image")
         data = path.read_bytes()
     except FileNotFoundError:
         raise
@@ -75,14 +80,14 @@ class _Tree:
         except xml.parsers.expat.ExpatError as error:
             reason = xml.parsers.expat.ErrorString(error.code)
             raise XmlFault(f"{self.path}:{error.lineno}: not valid XML ({reason})") from error
-        except (ValueError, LookupError) as error:  # an encoding that nobody knows
+        except (ValueError, LookupError) as error:  # an unknown encoding
             raise XmlFault(f"{self.path}:1: not valid XML ({str(error)[:80]})") from error
         return self.open[0].children[0]
 
     def _start(self, tag: str, _: dict[str, str]) -> None:
         self.count += 1
         if len(self.open) > _MAX_DEPTH or self.count > _MAX_ELEMENTS:
-            raise XmlFault(f"{self.path}:{self.parser.CurrentLineNumber}: too deep or too many elements, refused")
+            raise XmlFault(f"{self.path}:{self.parser.CurrentLineNumber}: nested too deeply or too many elements")
         element = Element(tag, self.parser.CurrentLineNumber)
         self.open[-1].children.append(element)
         self.open.append(element)
@@ -95,4 +100,4 @@ class _Tree:
 
     def _doctype(self, *_: object) -> None:
         line = self.parser.CurrentLineNumber
-        raise XmlFault(f"{self.path}:{line}: has a document type (DOCTYPE), refused; annotations need none, remove it")
+        raise XmlFault(f"{self.path}:{line}: has a document type (DOCTYPE), which is not allowed; remove it")

@@ -1,4 +1,4 @@
-"""The lines of a YOLO label file to boxes and polygons, and every fault by its line (behaviour.md 4.2)."""
+"""Parser of YOLO label files: one box or polygon per line; faults are reported by line."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from pathlib import Path
 import numpy as np
 
 _BOX_FIELDS = 5
-_POLYGON_FIELDS = 7  # a class and three points
+_POLYGON_FIELDS = 7  # class and three points
 MAX_BYTES = 32 * 2**20
-MAX_CLASS = 2**24  # more is no class, and float32 would not hold it
+MAX_CLASS = 2**24  # the largest integer that float32 holds exactly
 
 
 @dataclass
 class ImageLabels:
-    """What is known about the objects of one image. Coordinates are normalised by its width and height."""
+    """Labels of one image, with coordinates normalised by its width and height."""
 
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.float32))  # class, cx, cy, w, h
-    polygons: list[np.ndarray] = field(default_factory=list)  # (k, 2) of each box, or no entry at all
-    present: bool = True  # False: there is no label file
+    polygons: list[np.ndarray] = field(default_factory=list)  # (k, 2) of each box; or empty
+    present: bool = True  # False: no label file
     duplicates: int = 0
-    faults: list[str] = field(default_factory=list)  # `file:line: what is wrong`; the image cannot be used
-    lost: list[str] = field(default_factory=list)  # the same of single objects that were left out
-    size_hw: tuple[int, int] | None = None  # of the image as the labels have it, None: they do not say
-    listed: bool = True  # False: the annotations do not speak of this image, so it is of no split
+    faults: list[str] = field(default_factory=list)  # `file:line: fault`; the image is unusable
+    lost: list[str] = field(default_factory=list)  # faults of single objects, which are dropped
+    size_hw: tuple[int, int] | None = None  # size of the image in the annotations; None: not given
+    listed: bool = True  # False: not in the annotations, so the image is in no split
 
 
 def read_labels(path: Path) -> ImageLabels:
-    """Return the labels in the text file `path`; a missing file means an image without objects."""
+    """Read a label file; a missing file means an image without objects, other errors are reported in `faults`."""
     try:
         state = path.stat()
-        if stat.S_ISFIFO(state.st_mode):  # opening it would wait for ever
+        if stat.S_ISFIFO(state.st_mode):  # opening it would block
             return ImageLabels(faults=[f"{path}:1: a pipe, not a label file"])
         if state.st_size > MAX_BYTES:
             return ImageLabels(faults=[f"{path}:1: larger than {MAX_BYTES} bytes, not a label file"])
@@ -47,7 +47,15 @@ def read_labels(path: Path) -> ImageLabels:
 
 
 def parse_labels(text: str, source: str) -> ImageLabels:
-    """Return the labels in `text`. One line with more than six fields makes the whole file one of polygons."""
+    """Parse the content of a label file.
+
+    Args:
+        text: the content; if a line has more than six fields, all lines must be polygons.
+        source: the file, for messages.
+
+    Returns:
+        The labels without duplicates, or only `faults` if a line is invalid.
+    """
     rows = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not rows:
         return ImageLabels()
@@ -55,7 +63,7 @@ def parse_labels(text: str, source: str) -> ImageLabels:
     labels = ImageLabels()
     boxes: list[np.ndarray] = []
     for number, fields in rows:
-        values = _numbers(fields)
+        values = _parse_numbers(fields)
         fault = _line_fault(values, len(fields), polygonal)
         if fault is None:
             points = values[1:].reshape(-1, 2)
@@ -73,7 +81,7 @@ def parse_labels(text: str, source: str) -> ImageLabels:
     return without_duplicates(labels)
 
 
-def _numbers(fields: list[str]) -> np.ndarray:
+def _parse_numbers(fields: list[str]) -> np.ndarray:
     try:
         return np.array(fields, np.float64)
     except ValueError:
@@ -81,15 +89,15 @@ def _numbers(fields: list[str]) -> np.ndarray:
 
 
 def _line_fault(values: np.ndarray, count: int, polygonal: bool) -> str | None:
-    """Return what is wrong with the form of a line, None if nothing is."""
+    """Find a fault in the format of a line, None if there is none."""
     if not np.isfinite(values).all():
-        return "holds something that is not a finite number"
+        return "has a value that is not a finite number"
     if not polygonal:
         return None if count == _BOX_FIELDS else f"{count} fields; a box is `class x y width height`"
     if count == _BOX_FIELDS:
-        return "a box in a file of polygons; use one kind"
+        return "a box in a file of polygons; use only one kind per file"
     if count < _POLYGON_FIELDS or count % 2 == 0:
-        return f"{count} fields; a polygon is a class and at least three points, `class x1 y1 x2 y2 x3 y3`"
+        return f"{count} fields; a polygon has a class and at least three points, `class x1 y1 x2 y2 x3 y3`"
     return None
 
 
@@ -99,11 +107,11 @@ def _box_of(points: np.ndarray) -> np.ndarray:
 
 
 def _box_fault(box: np.ndarray) -> str | None:
-    """Return what is wrong with the values of a box, None if nothing is."""
+    """Find a fault in the values of a box, None if there is none."""
     if box[0] != int(box[0]):
-        return f"class {box[0]:g} is not a whole number"
+        return f"class {box[0]:g} is not an integer"
     if box[0] > MAX_CLASS:
-        return f"class {box[0]:g} is no class number"
+        return f"class {box[0]:g} is too large"
     if (box < 0).any():
         return f"negative {'class' if box[0] < 0 else 'coordinate'} {box.min():g}"
     if (box[1:] > 1).any():
@@ -112,13 +120,13 @@ def _box_fault(box: np.ndarray) -> str | None:
 
 
 def without_duplicates(labels: ImageLabels) -> ImageLabels:
-    """Return the labels with every box once, and how many were repeated."""
-    if len(set(map(tuple, labels.boxes.tolist()))) == len(labels.boxes):  # np.unique takes ten times as long
+    """Remove duplicate boxes from the labels and count them."""
+    if len(set(map(tuple, labels.boxes.tolist()))) == len(labels.boxes):  # np.unique is ten times slower
         return labels
     _, first = np.unique(labels.boxes, axis=0, return_index=True)
-    keep = np.sort(first)
-    labels.duplicates = len(labels.boxes) - len(keep)
-    labels.boxes = labels.boxes[keep]
+    rows = np.sort(first)
+    labels.duplicates = len(labels.boxes) - len(rows)
+    labels.boxes = labels.boxes[rows]
     if labels.polygons:
-        labels.polygons = [labels.polygons[i] for i in keep]
+        labels.polygons = [labels.polygons[i] for i in rows]
     return labels

@@ -1,1 +1,1 @@
-"""Samples, augmentation, batches and the worker pool: from a label index to batches."""
+"""Samples, augmentation, collation and loaders."""

@@ -1,4 +1,4 @@
-"""Samples to a `Batch`: one buffer of pixels, one table of boxes, masks on request (behaviour.md 4.8 to 4.10)."""
+"""Collation of samples to a `Batch`: one pixel buffer, one table of boxes, rasterised masks."""
 
 from __future__ import annotations
 
@@ -14,31 +14,40 @@ from utils.core.contracts import Batch, Geometry, ImageInfo
 from utils.datasets.pipeline.sample import Sample
 from utils.ops.masks import instance_map, polygon_masks
 
-_EDGE_PX = 1e-3  # boxes end this far inside the image
+_EDGE_PX = 1e-3  # boxes end this far inside the image, so that their centre is in a grid cell
 
 
 @dataclass(frozen=True)
 class MaskStyle:
-    """How polygons become masks: `ratio` pixels of the image per pixel, one map of numbers per image or a mask each."""
+    """How polygons are rasterised."""
 
-    ratio: int
-    overlap: bool
+    ratio: int  # image size divided by mask size
+    overlap: bool  # one index map per image instead of one mask per object
     strict: bool = False  # see `polygon_mask`
 
 
 def new_images(count: int, shape_hw: tuple[int, int]) -> Tensor:
-    """Return an unfilled (count, H, W, 3) uint8 tensor, in a worker in memory that the main process can see."""
+    """Allocate a (count, H, W, 3) uint8 tensor, in shared memory within a worker."""
     return new_bytes((count, *shape_hw, 3))
 
 
 def new_bytes(shape: tuple[int, ...]) -> Tensor:
-    """Return an unfilled uint8 tensor, in a worker in memory that the main process can see."""
+    """Allocate a uint8 tensor, in shared memory within a worker, where returning it then needs no copy."""
     values = torch.empty(shape, dtype=torch.uint8)
     return values.share_memory_() if get_worker_info() is not None else values
 
 
 def normalised_rows(sample: Sample, number: int, shape_hw: tuple[int, int]) -> np.ndarray:
-    """Return (n, 6) float32 rows: `number`, class, cx, cy, w, h, the last four in parts of the network's input."""
+    """Convert the boxes of a sample to rows of `Batch.boxes`.
+
+    Args:
+        sample: sample with n boxes in pixels.
+        number: row of the image in the batch.
+        shape_hw: network input size.
+
+    Returns:
+        (n, 6) float32: `number`, class, cx, cy, w, h, the last four normalised.
+    """
     height, width = shape_hw
     boxes = sample.boxes_xyxy.astype(np.float64)
     boxes = np.clip(boxes, 0, np.array([width, height, width, height]) - _EDGE_PX)
@@ -49,52 +58,80 @@ def normalised_rows(sample: Sample, number: int, shape_hw: tuple[int, int]) -> n
     return rows
 
 
-def masks_of(samples: list[Sample], shape_hw: tuple[int, int], style: MaskStyle) -> tuple[Tensor, list[Sample]]:
-    """Return the batch's masks as `Batch.masks` has them, and the samples with their objects in the masks' order."""
+def rasterise_masks(samples: list[Sample], shape_hw: tuple[int, int], style: MaskStyle) -> tuple[Tensor, list[Sample]]:
+    """Rasterise the polygons of a batch.
+
+    Args:
+        samples: samples with a polygon per object.
+        shape_hw: network input size.
+        style: mask size and kind.
+
+    Returns:
+        The masks as in `Batch.masks`, and the samples with their objects in the order of the masks.
+    """
     if not style.overlap:
         each = [polygon_masks(sample.polygons, shape_hw, style.ratio, style.strict) for sample in samples]
         return torch.from_numpy(np.concatenate(each)).bool(), samples
     maps, ordered = [], []
     for sample in samples:
-        joined, order = instance_map(sample.polygons, shape_hw, style.ratio)
-        maps.append(joined)
+        overlap, order = instance_map(sample.polygons, shape_hw, style.ratio)
+        maps.append(overlap)
         polygons = [sample.polygons[row] for row in order]
         boxes, classes = sample.boxes_xyxy[order], sample.classes[order]
-        ordered.append(Sample(sample.image, boxes, classes, polygons, sample.semantic))
+        ordered.append(replace(sample, boxes_xyxy=boxes, classes=classes, polygons=polygons))
     return torch.from_numpy(np.stack(maps).astype(np.result_type(*maps), copy=False)), ordered
 
 
 def collate(images: Tensor, samples: list[Sample], info: list[ImageInfo], masks: MaskStyle | None = None) -> Batch:
-    """Return the batch of (B, H, W, 3) pixels and their samples; the images are only viewed, never copied."""
+    """Collate samples to a batch.
+
+    Args:
+        images: (B, H, W, 3) uint8 pixels of the samples; the batch has a view of them.
+        samples: labels of the B images.
+        info: identity of the B images.
+        masks: how to rasterise polygons; None: no instance masks.
+
+    Returns:
+        The batch; it has semantic maps only if all samples have one.
+    """
     shape_hw = (images.shape[1], images.shape[2])
-    drawn = None
+    rasterised = None
     if masks is not None:
-        drawn, samples = masks_of(samples, shape_hw, masks)
+        rasterised, samples = rasterise_masks(samples, shape_hw, masks)
     rows = [normalised_rows(sample, number, shape_hw) for number, sample in enumerate(samples)]
-    semantic = None
-    if samples and all(sample.semantic is not None for sample in samples):
-        semantic = torch.from_numpy(np.stack([s.semantic for s in samples if s.semantic is not None]))
     labels = [sample.label for sample in samples if sample.label is not None]
+    known = [sample.boxes_known for sample in samples]
     return Batch(
         images=images.permute(0, 3, 1, 2),
         boxes=torch.from_numpy(np.concatenate(rows) if rows else np.zeros((0, 6), np.float32)),
         info=info,
-        masks=drawn,
+        boxes_known=None if all(known) else torch.tensor(known),
+        masks=rasterised,
         classes=torch.tensor(labels) if labels else None,
-        semantic=semantic,
+        semantic=_stack_maps([sample.semantic for sample in samples if sample.semantic is not None], len(samples)),
     )
 
 
-def quad(batch: Batch, enlarge: list[bool]) -> Batch:
-    """Return a batch of a quarter as many images of twice the size (behaviour.md 4.9).
+def _stack_maps(maps: list[np.ndarray], count: int) -> Tensor | None:
+    """Stack semantic maps of one size to (B, H, W); None if some samples have none."""
+    if not maps or len(maps) < count:
+        return None
+    stacked = new_bytes((count, *maps[0].shape))
+    np.stack(maps, out=stacked.numpy())
+    return stacked
 
-    Group i of four images becomes its first one enlarged where `enlarge[i]`, else all four side by side. Images that
-    fill no group are left out.
+
+def quad(batch: Batch, enlarge: list[bool]) -> Batch:
+    """Combine groups of four images to a quarter as many images of twice the size (--quad).
+
+    Args:
+        batch: images of one size; those that do not fill a group are dropped.
+        enlarge: for each group, whether its first image is enlarged; otherwise all four are tiled.
     """
     images, boxes = [], []
-    for group, one in enumerate(enlarge):
+    for group, enlarged in enumerate(enlarge):
         four, first = batch.images[4 * group : 4 * group + 4], 4 * group
-        if one:
+        if enlarged:
             big = interpolate(four[:1].float(), scale_factor=2.0, mode="bilinear", align_corners=False)
             images.append(big[0].round().to(torch.uint8))
             boxes.append(_renumbered(batch.boxes, first, group))

@@ -1,4 +1,4 @@
-"""Two data sets as one: mixed batches for training, one after the other for scoring."""
+"""Loaders of several data sets: mixed batches for training, one data set after the other in evaluation."""
 
 from __future__ import annotations
 
@@ -14,92 +14,106 @@ from utils.core.contracts import IGNORED_PIXEL, Batch, ImageInfo, Loader
 from utils.core.device import usable_cpus
 from utils.core.errors import UserError
 from utils.core.load_request import LoadRequest
-from utils.datasets.pipeline.loader import open_loader
-from utils.datasets.pipeline.semantic_loader import open_semantic_loader
+from utils.datasets.pipeline.box_samples import open_box_loader
+from utils.datasets.pipeline.semantic_samples import open_semantic_loader
 
 
-def shared_batch_sizes(batch_size: int, share: float) -> tuple[int, int]:
-    """Return how many images of a batch come from the boxes' data set and how many from that of the pixels.
+def split_batch_size(batch_size: int, fraction: float) -> tuple[int, int]:
+    """Divide a batch between two data sets.
 
-    The latter get `share` of the batch, rounded to the nearest whole number (a half goes to the boxes), but both get
-    at least one image. UserError: the batch cannot be shared.
+    Args:
+        batch_size: batch size per process, at least 2.
+        fraction: fraction of images with semantic maps, between 0 and 1.
+
+    Returns:
+        The numbers of images with boxes and with semantic maps, at least 1 each; half an image goes to the boxes.
+
+    Raises:
+        UserError: the batch cannot be divided.
     """
-    if not 0 < share < 1:
-        raise UserError(f"share {share} of images with a class per pixel: above 0 and below 1")
+    if not 0 < fraction < 1:
+        raise UserError(f"the fraction of images with semantic maps must be between 0 and 1, got {fraction}")
     if batch_size < 2:
         raise UserError(f"batch size {batch_size} per process: two data sets need at least 2")
-    pixels = min(max(int(np.ceil(batch_size * share - 0.5)), 1), batch_size - 1)
-    return batch_size - pixels, pixels
+    semantic = min(max(int(np.ceil(batch_size * fraction - 0.5)), 1), batch_size - 1)
+    return batch_size - semantic, semantic
 
 
-def open_mixed(
+def open_mixed_loader(
     request: LoadRequest,
     heads: tuple[str, ...] = ("detect", "semantic"),
     place: tuple[int, int] | None = None,
     open_boxes: Callable[[LoadRequest], Loader] | None = None,
 ) -> MixedLoader:
-    """Return mixed batches of the images with boxes and of those with a class per pixel.
+    """Open the loader of batches that mix images with boxes and images with semantic maps.
 
-    `place` is (rank, world), None: the launcher's. `open_boxes` opens the former where they need more than boxes. The
-    workers are shared as the batches are.
+    Args:
+        request: split and options; batch size and workers are divided between the two data sets.
+        heads: heads that the labels are for.
+        place: (rank, world size); None: those of the launcher.
+        open_boxes: opens the images with boxes; None: `open_box_loader`.
+
+    Raises:
+        UserError: a data set is unusable or the options cannot be combined.
     """
-    boxes, pixels = shared_batch_sizes(request.batch_size, request.semantic.fraction)
+    boxes, semantic = split_batch_size(request.batch_size, request.semantic.fraction)
     if request.rect or request.quad:
         option = "--rect" if request.rect else "--quad"
-        raise UserError(f"{option} is not possible with images of two data sets in a batch: all must be squares")
-    rank, world = place or (None, None)
-    helpers = min(request.workers, usable_cpus())
-    for_pixels = min(max(round(helpers * request.semantic.fraction), 1), max(helpers - 1, 1)) if helpers else 0
-    for_boxes = max(helpers - for_pixels, 1) if helpers else 0
+        raise UserError(f"{option} cannot be combined with batches from two data sets, whose images must be square")
+    workers = min(request.workers, usable_cpus())
+    for_semantic = min(max(round(workers * request.semantic.fraction), 1), max(workers - 1, 1)) if workers else 0
+    for_boxes = max(workers - for_semantic, 1) if workers else 0
     own = replace(request, batch_size=boxes, workers=for_boxes)
-    primary = open_boxes(own) if open_boxes else open_loader(own, rank, world)
-    secondary = open_semantic_loader(replace(request, batch_size=pixels, workers=for_pixels), rank, world)
-    if secondary.train_hw != (request.image_size,) * 2:
+    primary = open_boxes(own) if open_boxes else open_box_loader(own, place)
+    secondary = open_semantic_loader(replace(request, batch_size=semantic, workers=for_semantic), place)
+    if secondary.training_hw != (request.image_size,) * 2:
         raise UserError(
-            f"{request.data.source}: `semantic.crop:` must be [1, 1] for images of two data sets in a batch, got "
-            f"images of {secondary.train_hw[1]} x {secondary.train_hw[0]}"
+            f"{request.data.source}: `semantic.crop:` must be [1, 1] for batches from two data sets, got images of "
+            f"{secondary.training_hw[1]} x {secondary.training_hw[0]}"
         )
     return MixedLoader(primary, secondary, heads)
 
 
 class MixedLoader:
-    """Batches of which some images come from `primary`, which knows boxes, the others from `secondary`.
+    """Batches with images of `primary`, which has boxes, followed by images of `secondary`.
 
-    Every image says what is known about it (`Batch.boxes_known`, `IGNORED_PIXEL`). An epoch has as many batches as
-    the longer of the two; when the other one ends it begins its next epoch, so that none of its images is left out.
-    Which batches meet depends on the number of the step alone. Labels, counts and sizes are those of `primary`; the
-    indices of the others' images follow on its own.
+    Missing kinds of labels are marked per image (`Batch.boxes_known`, `IGNORED_PIXEL`). An epoch has as many batches as
+    that of the longer loader; the shorter one continues with its next epoch, so that none of its images is left out.
+    Which batches meet depends on the step alone. Labels, counts and sizes are those of `primary`; the image indices of
+    `secondary` follow its own.
     """
 
     def __init__(self, primary: Loader, secondary: Loader, heads: tuple[str, ...] = ("detect", "semantic")) -> None:
         self.primary, self.secondary, self.heads = primary, secondary, heads
         self.parts: tuple[Loader, ...] = (self,)
-        self.num_images = primary.num_images  # those that `labels` and `shapes_hw` are about
-        self.num_images_of_both = primary.num_images + secondary.num_images
+        self.num_images = primary.num_images  # the length of `labels` and `shapes_hw`
+        self.total_images = primary.num_images + secondary.num_images
         self.num_batches = max(primary.num_batches, secondary.num_batches)
         self.class_counts, self.shapes_hw = primary.class_counts, primary.shapes_hw
 
     @property
     def labels(self) -> list[np.ndarray]:
-        """Return the labels of the primary's images."""
+        """Labels of the images of `primary`."""
         return self.primary.labels
 
     def epoch(self, epoch: int, start: int = 0, image_weights: np.ndarray | None = None) -> Iterator[Batch]:
-        """Yield the batches of an epoch from number `start` on; `image_weights` are for the primary's images."""
+        """Iterate over an epoch from batch `start`; `image_weights` are sampling weights of the images of `primary`."""
         first = epoch * self.num_batches + start
         count = self.num_batches - start
-        boxes = _endless(self.primary, first, count, image_weights)
-        pixels = _endless(self.secondary, first, count, None)
+        boxes = _continuous(self.primary, first, count, image_weights)
+        semantic = _continuous(self.secondary, first, count, None)
         try:
-            for pair in zip(boxes, pixels, strict=True):
-                yield joined(*pair, self.primary.num_images)
+            for pair in zip(boxes, semantic, strict=True):
+                yield concatenate_batches(*pair, self.primary.num_images)
         finally:
             boxes.close()
-            pixels.close()
+            semantic.close()
 
 
-def _endless(loader: Loader, first: int, count: int, image_weights: np.ndarray | None) -> Generator[Batch, None, None]:
-    """Yield `count` batches of the loader's epochs put one after the other, from batch `first` of all on."""
+def _continuous(
+    loader: Loader, first: int, count: int, image_weights: np.ndarray | None
+) -> Generator[Batch, None, None]:
+    """Yield `count` batches of the concatenated epochs of a loader, from batch `first` on."""
     epoch, start = divmod(first, loader.num_batches)
     while count > 0:
         for batch in loader.epoch(epoch, start, image_weights):
@@ -110,53 +124,61 @@ def _endless(loader: Loader, first: int, count: int, image_weights: np.ndarray |
         epoch, start = epoch + 1, 0
 
 
-def joined(first: Batch, second: Batch, offset: int = 0) -> Batch:
-    """Return one batch of both's images; `offset` is added to the indices of the second's.
+def concatenate_batches(first: Batch, second: Batch, offset: int = 0) -> Batch:
+    """Concatenate two batches; kinds of labels that only one of them has are marked unknown for the other.
 
-    Images of different sizes raise ValueError. What only one of them has is unknown for the images of the other.
+    Args:
+        first: batch with images of the same size as `second`.
+        second: batch whose images follow.
+        offset: added to the image indices of `second`.
+
+    Raises:
+        ValueError: the sizes differ, or only one batch has instance masks and the other has boxes.
     """
     if first.images.shape[1:] != second.images.shape[1:]:
-        raise ValueError(f"images of {tuple(first.images.shape)} and {tuple(second.images.shape)} make no batch")
+        raise ValueError(
+            f"images of {tuple(first.images.shape)} and {tuple(second.images.shape)} cannot be concatenated"
+        )
     moved = second.boxes.clone()
     moved[:, 0] += len(first)
     others = [ImageInfo(info.index + offset, info.path, info.geometry) for info in second.info]
     pair = (first, second)
-    known = [_or(batch.boxes_known, (len(batch),), True) for batch in pair]
+    known = [_filled(batch.boxes_known, (len(batch),), True) for batch in pair]
     semantic = classes = None
     if any(batch.semantic is not None for batch in pair):
         shape_hw = next(batch.semantic.shape[1:] for batch in pair if batch.semantic is not None)
-        maps = [_or(batch.semantic, (len(batch), *shape_hw), IGNORED_PIXEL) for batch in pair]
-        semantic = _together(maps)
+        maps = [_filled(batch.semantic, (len(batch), *shape_hw), IGNORED_PIXEL) for batch in pair]
+        semantic = _concatenate(maps)
     if any(batch.classes is not None for batch in pair):
-        classes = torch.cat([_or(batch.classes, (len(batch),), -1) for batch in pair])
+        classes = torch.cat([_filled(batch.classes, (len(batch),), -1) for batch in pair])
     return Batch(
-        images=_together([batch.images.permute(0, 2, 3, 1) for batch in pair]).permute(0, 3, 1, 2),
+        images=_concatenate([batch.images.permute(0, 2, 3, 1) for batch in pair]).permute(0, 3, 1, 2),
         boxes=torch.cat((first.boxes, moved)),
         info=[*first.info, *others],
         boxes_known=torch.cat(known),
-        masks=_masks(first, second),
+        masks=_concatenate_masks(first, second),
         classes=classes,
         semantic=semantic,
     )
 
 
-def _or(values: Tensor | None, shape: tuple[int, ...], otherwise: int | bool) -> Tensor:
-    """Return the values, or a tensor of `shape` that says nothing about any image."""
+def _filled(values: Tensor | None, shape: tuple[int, ...], default: int | bool) -> Tensor:
+    """Return `values`, or a tensor of `shape` filled with `default`."""
     if values is not None:
         return values
-    kinds = {IGNORED_PIXEL: torch.uint8, -1: torch.int64}
-    return torch.full(shape, otherwise, dtype=torch.bool if otherwise is True else kinds[otherwise])
+    dtypes = {IGNORED_PIXEL: torch.uint8, -1: torch.int64}
+    return torch.full(shape, default, dtype=torch.bool if default is True else dtypes[default])
 
 
-def _together(parts: list[Tensor]) -> Tensor:
-    """Return the parts one after the other, in page-locked memory where there is a GPU to copy it to."""
+def _concatenate(parts: list[Tensor]) -> Tensor:
+    """Concatenate tensors, in page-locked memory if there is a GPU."""
     shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
     whole = torch.empty(shape, dtype=parts[0].dtype, pin_memory=torch.cuda.is_available())
     return torch.cat(parts, out=whole)
 
 
-def _masks(first: Batch, second: Batch) -> Tensor | None:
-    """Return the masks of both's instances, in the order of their boxes."""
+def _concatenate_masks(first: Batch, second: Batch) -> Tensor | None:
+    """Concatenate the instance masks of two batches, in the order of their boxes."""
     if first.masks is None and second.masks is None:
         return None
     known = first.masks if first.masks is not None else second.masks
@@ -170,12 +192,12 @@ def _masks(first: Batch, second: Batch) -> Tensor | None:
     return torch.cat([part.to(torch.promote_types(parts[0].dtype, parts[1].dtype)) for part in parts])
 
 
-class Suite:
-    """Loaders that are scored one after the other, each for the heads that it has labels for."""
+class LoaderSequence:
+    """Loaders that are evaluated one after the other, each for the heads that it has labels for."""
 
     def __init__(self, parts: Sequence[Loader]) -> None:
         if not parts:
-            raise ValueError("a suite needs at least one part")
+            raise ValueError("a sequence of loaders needs at least one part")
         self.parts: tuple[Loader, ...] = tuple(parts)
         self.heads: tuple[str, ...] = tuple(dict.fromkeys(head for part in parts for head in part.heads))
         self.num_images = sum(part.num_images for part in parts)
@@ -184,34 +206,24 @@ class Suite:
 
     @property
     def labels(self) -> list[np.ndarray]:
-        """Return the labels of the first part's images."""
+        """Labels of the images of the first part."""
         return self.parts[0].labels
 
     def epoch(self, epoch: int, start: int = 0, image_weights: np.ndarray | None = None) -> Iterator[Batch]:
-        """Yield the batches of all parts from number `start` of all on; weights are for the first part's images."""
+        """Iterate over all parts from batch `start` on; `image_weights` are for the images of the first part."""
         for number, part in enumerate(self.parts):
             if start < part.num_batches:
                 yield from part.epoch(epoch, start, image_weights if number == 0 else None)
             start = max(0, start - part.num_batches)
 
 
-def open_suite(
-    request: LoadRequest, box_heads: tuple[str, ...] = ("detect",), place: tuple[int, int] | None = None
-) -> Suite:
-    """Return the images with boxes, for `box_heads`, and then those with a class per pixel, for scoring."""
-    rank, world = place or (None, None)
-    boxes = open_loader(request, rank, world)
-    boxes.heads = box_heads
-    return Suite((boxes, open_semantic_loader(request, rank, world)))
-
-
-def same_images(request: LoadRequest) -> bool:
-    """Tell whether the images of the split with boxes are those with a class per pixel, by where the YAML has them."""
+def has_same_images(request: LoadRequest) -> bool:
+    """Check whether the images with boxes and those with semantic maps have the same paths in the data YAML."""
     semantic = request.data.semantic
     if semantic is None or request.split not in request.data.splits or request.split not in semantic.splits:
         return False
     first, second = (
-        {Path(place).resolve() for place in places}
-        for places in (request.data.splits[request.split], semantic.splits[request.split])
+        {Path(path).resolve() for path in paths}
+        for paths in (request.data.splits[request.split], semantic.splits[request.split])
     )
     return first == second

@@ -1,4 +1,7 @@
-"""Several images to one, warped straight into the network's input (behaviour.md 4.6 and 4.7)."""
+"""Mosaics: several samples composed and warped directly into the network input.
+
+See docs/reference/augmentation.md. Warping tile by tile avoids drawing and warping the large canvas.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,12 @@ from utils.ops.transform import (
 )
 from utils.ops.warp import pixel_flip, translation_matrix, warp_into
 
-AREA_RATIO, AREA_RATIO_POLYGON = 0.1, 0.01  # a smaller part of an object is not worth finding
+AREA_RATIO, AREA_RATIO_POLYGON = 0.1, 0.01  # objects of which less remains visible are dropped, as in YOLOv5
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A sample whose pixel (0, 0) lies at (left, top) of a canvas."""
+    """A sample whose pixel (0, 0) is at (left, top) of a canvas."""
 
     sample: Sample
     left: int
@@ -36,7 +39,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class View:
-    """How a canvas becomes the network's input. `warp` None: the canvas as it is, and no object is dropped."""
+    """Transform from a canvas to the network input; without `warp` the canvas is unchanged and no object is dropped."""
 
     canvas_hw: tuple[int, int]
     output_hw: tuple[int, int]
@@ -46,7 +49,7 @@ class View:
 
 
 def mosaic4(samples: Sequence[Sample], size: int, centre_xy: tuple[int, int]) -> list[Tile]:
-    """Return four tiles whose corners meet at `centre_xy` of a canvas of 2 size x 2 size."""
+    """Arrange four samples so that their corners meet at `centre_xy` of a canvas of 2 size x 2 size pixels."""
     x, y = centre_xy
     tiles = []
     for corner, sample in enumerate(samples):  # top left, top right, bottom left, bottom right
@@ -56,16 +59,24 @@ def mosaic4(samples: Sequence[Sample], size: int, centre_xy: tuple[int, int]) ->
 
 
 def mosaic9(samples: Sequence[Sample], size: int, crop_xy: tuple[int, int]) -> list[Tile]:
-    """Return nine tiles around one whose corner lies at (size, size), seen through a crop of 2 size x 2 size.
+    """Arrange nine samples, the first with its corner at (size, size), and crop 2 size x 2 size pixels.
 
-    Clockwise from the top, each tile is butted against the one before it and against the centre.
+    The other eight follow clockwise from the top, each adjacent to the previous one and to the centre.
+
+    Args:
+        samples: nine samples.
+        size: network input size.
+        crop_xy: top left corner of the crop.
+
+    Returns:
+        The tiles that are visible in the crop, in its coordinates.
     """
-    (centre_h, centre_w), places = samples[0].size_hw, [(size, size)]
+    (centre_h, centre_w), corners = samples[0].size_hw, [(size, size)]
     right, bottom = size + centre_w, size + centre_h
     before_h, before_w = centre_h, centre_w
     for number, sample in enumerate(samples[1:], 1):
         height, width = sample.size_hw
-        places.append(
+        corners.append(
             {
                 1: (size, size - height),
                 2: (size + before_w, size - height),
@@ -78,17 +89,17 @@ def mosaic9(samples: Sequence[Sample], size: int, crop_xy: tuple[int, int]) -> l
             }[number]
         )
         before_h, before_w = height, width
-    tiles = [Tile(s, x - crop_xy[0], y - crop_xy[1]) for s, (x, y) in zip(samples, places, strict=True)]
+    tiles = [Tile(s, x - crop_xy[0], y - crop_xy[1]) for s, (x, y) in zip(samples, corners, strict=True)]
     return _visible(tiles, 2 * size)
 
 
 def _visible(tiles: list[Tile], side: int) -> list[Tile]:
-    """Return the tiles without what lies outside the canvas: those pixels can never be seen."""
+    """Drop the tiles that are outside the canvas."""
     return [tile for tile in tiles if _crop(tile, (side, side)) is not None]
 
 
 def _crop(tile: Tile, canvas_hw: tuple[int, int]) -> tuple[slice, slice] | None:
-    """Return the rows and columns of the tile that lie on the canvas."""
+    """Compute the rows and columns of a tile that are on the canvas; None if there are none."""
     height, width = tile.sample.size_hw
     top, bottom = max(0, -tile.top), min(height, canvas_hw[0] - tile.top)
     left, right = max(0, -tile.left), min(width, canvas_hw[1] - tile.left)
@@ -96,7 +107,7 @@ def _crop(tile: Tile, canvas_hw: tuple[int, int]) -> tuple[slice, slice] | None:
 
 
 def compose(tiles: Sequence[Tile], view: View) -> Sample:
-    """Return the sample that `view` shows of the tiles; labels and every kind of mask pass through one matrix."""
+    """Compose tiles to one sample; pixels, labels and semantic maps are transformed by one matrix."""
     height, width = view.output_hw
     matrix = np.eye(3) if view.warp is None else view.warp.matrix(view.canvas_hw, view.output_hw)
     pixels = pixel_flip(width, height, view.flip_lr, view.flip_ud) @ matrix
@@ -117,7 +128,13 @@ def compose(tiles: Sequence[Tile], view: View) -> Sample:
 
 
 def move_labels(tiles: Sequence[Tile], view: View, matrix: np.ndarray) -> Sample:
-    """Return boxes, classes and polygons on the output, without pixels."""
+    """Transform boxes, classes and polygons to the output; the sample has no pixels.
+
+    Args:
+        tiles: tiles of the canvas.
+        view: transform to the output.
+        matrix: (3, 3) matrix of `view.warp`.
+    """
     placed = [_placed(tile, view.canvas_hw) for tile in tiles]
     boxes, classes, polygons = concatenate(placed)
     if view.warp is not None and len(boxes):
@@ -135,7 +152,7 @@ def move_labels(tiles: Sequence[Tile], view: View, matrix: np.ndarray) -> Sample
 
 
 def _placed(tile: Tile, canvas_hw: tuple[int, int]) -> Sample:
-    """Return the tile's labels on the canvas, clipped to it."""
+    """Move the labels of a tile to the canvas and clip them to it."""
     offset = np.array([tile.left, tile.top], np.float64)
     boxes = clip_boxes(tile.sample.boxes_xyxy + np.tile(offset, 2), canvas_hw)
     limit = (canvas_hw[1], canvas_hw[0])
@@ -146,9 +163,9 @@ def _placed(tile: Tile, canvas_hw: tuple[int, int]) -> Sample:
 def _warp_labels(
     boxes: np.ndarray, classes: np.ndarray, polygons: list[np.ndarray], by: tuple[View, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Return labels through the matrix, without those of which too little is left (behaviour.md 4.7).
+    """Warp labels and drop objects of which too little remains visible.
 
-    An object with a polygon gets the box of its transformed outline, the others the box of their transformed corners.
+    Objects with a polygon get the box of the warped polygon, others the box of their warped corners.
     """
     view, matrix = by
     moved = transform_boxes(boxes, matrix, view.output_hw)

@@ -1,4 +1,4 @@
-"""Worker processes that make batches in chunks; they outlive the epochs."""
+"""Persistent worker processes that create batches."""
 
 from __future__ import annotations
 
@@ -15,56 +15,54 @@ from utils.core.contracts import Batch
 from utils.core.log import LOGGER
 from utils.datasets.pipeline.batch_plan import BatchPlan
 
-Chunk = tuple[BatchPlan, ...]  # successive batches that one worker makes
+Chunk = tuple[BatchPlan, ...]  # successive batches created by one worker
+_PREFETCHED_CHUNKS = 2  # per worker
 
 
-class Crew:
-    """Has `maker` make batches: `maker[chunk]` returns the batches of a chunk and what befell their files.
+class WorkerPool:
+    """Creates batches in `workers` processes, or in this one if `workers` is 0.
 
-    With 0 workers the batches are made in this process. What befell a file is told once.
+    `factory[chunk]` returns the batches of a chunk and the faults of their files; each fault is logged once.
     """
 
-    def __init__(self, maker: Dataset[Any], workers: int) -> None:
-        self.maker, self.workers = maker, workers
-        self.told: set[str] = set()
-        self._tasks = _Tasks()
+    def __init__(self, factory: Dataset[tuple[list[Batch], list[str]]], workers: int) -> None:
+        self.factory, self.workers = factory, workers
+        self._logged: set[str] = set()
+        self._chunks = _Chunks()
         self._loader: DataLoader[Any] | None = None
 
     def batches(self, chunks: list[Chunk]) -> Iterator[Batch]:
-        """Yield the batches of the chunks in order; an iterator left half way does not disturb the next."""
-        self._tasks.chunks = chunks
+        """Iterate over the batches of chunks in order; abandoning an iterator does not affect the next one."""
+        self._chunks.chunks = chunks
         if self._loader is None:
-            self._loader = self._open()
+            self._loader = self._create_loader()
         for batches, faults in self._loader:
-            self._tell(faults)
+            for fault in faults:
+                if fault not in self._logged:
+                    self._logged.add(fault)
+                    LOGGER.warning(fault)
             yield from batches
 
-    def _open(self) -> DataLoader[Any]:
+    def _create_loader(self) -> DataLoader[Any]:
         parallel: dict[str, Any] = {}
         if self.workers:
             context = "fork" if sys.platform == "linux" else None  # forked workers share the index and the cache
-            parallel = {"persistent_workers": True, "prefetch_factor": 2, "multiprocessing_context": context}
+            parallel = {"persistent_workers": True, "prefetch_factor": _PREFETCHED_CHUNKS}
+            parallel["multiprocessing_context"] = context
         return DataLoader(
-            self.maker,
+            self.factory,
             batch_size=None,
-            sampler=self._tasks,
+            sampler=self._chunks,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_start_worker,
-            generator=torch.Generator(),  # its own: a resumed epoch must not draw from the training's random numbers
+            worker_init_fn=_init_worker,
+            generator=torch.Generator(),  # a resumed epoch must not draw from the training's global generator
             **parallel,
         )
 
-    def _tell(self, faults: list[str]) -> None:
-        """Warn once about each file that turned out unreadable."""
-        for fault in faults:
-            if fault not in self.told:
-                self.told.add(fault)
-                LOGGER.warning(fault)
 
-
-class _Tasks(Sampler[Chunk]):
-    """The chunks of the coming epoch."""
+class _Chunks(Sampler[Chunk]):
+    """Chunks of the next epoch."""
 
     def __init__(self) -> None:
         self.chunks: list[Chunk] = []
@@ -76,7 +74,7 @@ class _Tasks(Sampler[Chunk]):
         return len(self.chunks)
 
 
-def _start_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
+def _init_worker(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

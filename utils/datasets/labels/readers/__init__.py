@@ -1,1 +1,1 @@
-"""One label format per file."""
+"""Readers of label formats, one per file."""

@@ -1,4 +1,4 @@
-"""No format given: a look at the files tells which it is."""
+"""Format `auto`: detects the label format of a split from its files."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.datasets import READERS
 from utils.datasets.image_files import IMAGE_SUFFIXES
-from utils.datasets.labels.annotation_paths import annotation_places, lines_of, suffix_of
-from utils.datasets.labels.label_index import Listing
+from utils.datasets.labels.annotation_paths import annotation_candidates, read_list, suffix_of
+from utils.datasets.labels.label_index import SplitFiles
 from utils.datasets.labels.readers.coco import read_coco
 from utils.datasets.labels.readers.labelme import read_labelme
 from utils.datasets.labels.readers.voc import read_voc
 from utils.datasets.labels.readers.yolo import label_path, read_yolo
 
-_LOOKED_AT = 200
-_READERS: dict[str, Callable[[DataConfig, str], Listing]] = {
+_SAMPLED_IMAGES = 200  # whose annotation files are looked for
+_READERS: dict[str, Callable[[DataConfig, str], SplitFiles]] = {
     "yolo": read_yolo,
     "coco": read_coco,
     "voc": read_voc,
@@ -28,51 +28,52 @@ _READERS: dict[str, Callable[[DataConfig, str], Listing]] = {
 
 
 @READERS.register("auto")
-def read_auto(data: DataConfig, split: str) -> Listing:
-    """Return what the reader of the format that is there finds."""
-    return _READERS[guess_format(data, split)](data, split)
+def read_auto(data: DataConfig, split: str) -> SplitFiles:
+    """Read a split with the reader of its detected format."""
+    return _READERS[detect_format(data, split)](data, split)
 
 
-def guess_format(data: DataConfig, split: str) -> str:
-    """Return which label format a split has.
+def detect_format(data: DataConfig, split: str) -> str:
+    """Detect the label format of a split.
 
-    Text files beside the images win, then a COCO JSON under `annotations:`, then XML, then JSON. With none of them it
-    is yolo, whose images need no labels.
+    Returns:
+        The first that is found of `yolo` (text files), `coco` (a JSON under `annotations:`), `voc` (XML files) and
+        `labelme` (JSON files); without any of them `yolo`, whose images need no labels.
     """
     images: list[str] = []
-    for place in data.split(split):
-        images += _some_images(place, data)
-        if place.is_file() and _is_name_list(place):
+    for source in data.split(split):
+        images += _sample_images(source, data)
+        if source.is_file() and _is_name_list(source):
             return "voc"
-    if any(os.path.exists(label_path(image)) for image in images):  # noqa: PTH110 - see below
+    if any(os.path.exists(label_path(image)) for image in images):  # noqa: PTH110 - faster than a Path per image
         return "yolo"
     if split in data.annotations and data.annotations[split].is_file():
         return "coco"
     for suffix, name in ((".xml", "voc"), (".json", "labelme")):
-        if any(os.path.exists(place) for image in images for place in annotation_places(image, suffix)):  # noqa: PTH110
+        if any(os.path.exists(path) for image in images for path in annotation_candidates(image, suffix)):  # noqa: PTH110
             return name
     return "yolo"
 
 
-def _some_images(place: Path, data: DataConfig) -> list[str]:
-    if place.is_dir():
-        walked = (os.path.join(folder, name) for folder, _, names in os.walk(place) for name in names)  # noqa: PTH118
-        return list(islice((path for path in walked if suffix_of(path) in IMAGE_SUFFIXES), _LOOKED_AT))
-    if suffix_of(place.name) in IMAGE_SUFFIXES:
-        return [str(place)]
+def _sample_images(source: Path, data: DataConfig) -> list[str]:
+    if source.is_dir():
+        walked = (os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names)  # noqa: PTH118
+        return list(islice((path for path in walked if suffix_of(path) in IMAGE_SUFFIXES), _SAMPLED_IMAGES))
+    if suffix_of(source.name) in IMAGE_SUFFIXES:
+        return [str(source)]
     try:
-        lines = [line for _, line in lines_of(place)[:_LOOKED_AT]]
-    except UserError:  # the reader will say what is wrong with it
+        lines = [line for _, line in read_list(source)[:_SAMPLED_IMAGES]]
+    except UserError:  # reported by the reader
         return []
-    return [os.path.normpath(base / line) for base in (place.parent, data.root) for line in lines if "\0" not in line]
+    return [os.path.normpath(base / line) for base in (source.parent, data.root) for line in lines if "\0" not in line]
 
 
-def _is_name_list(place: Path) -> bool:
-    """Tell whether a list is one of VOC's: names without suffix, and a folder JPEGImages above it."""
-    if suffix_of(place.name) in IMAGE_SUFFIXES or not any((up / "JPEGImages").is_dir() for up in place.parents):
+def _is_name_list(source: Path) -> bool:
+    """Check whether a list is one of VOC: names without suffix, below the parent of a folder JPEGImages."""
+    if suffix_of(source.name) in IMAGE_SUFFIXES or not any((up / "JPEGImages").is_dir() for up in source.parents):
         return False
     try:
-        lines = lines_of(place)
+        lines = read_list(source)
     except UserError:
         return False
     return bool(lines) and suffix_of(lines[0][1]) not in IMAGE_SUFFIXES

@@ -1,12 +1,11 @@
-"""COCO JSON: boxes, polygons and run lengths of all images of a split in one file (behaviour.md 13.2).
+"""COCO format: boxes, polygons and run-length masks of all images of a split in one JSON file.
 
-Categories become classes by name, or by order if there are as many. Crowd regions are no training objects; scoring,
-which reads the same JSON, treats them as COCO does.
+Categories are matched to classes by name, or by order if their numbers agree. Crowd regions are not used for training;
+evaluation, which reads the same JSON, treats them as COCO does.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,39 +18,46 @@ from utils.core.errors import UserError
 from utils.datasets import READERS
 from utils.datasets.image_files import ImageFault, probe_image
 from utils.datasets.labels.annotation_objects import join_pieces
-from utils.datasets.labels.annotation_paths import class_names, images_of, meaning_of
+from utils.datasets.labels.annotation_paths import fingerprint_of, label_class_names, split_images
 from utils.datasets.labels.coco_json import CocoTable, read_coco_json
-from utils.datasets.labels.label_index import CACHE_SUFFIX, Listing
+from utils.datasets.labels.label_index import SplitFiles
+from utils.datasets.labels.scan_cache import CACHE_SUFFIX, short_hash
 from utils.datasets.labels.yolo_lines import ImageLabels, without_duplicates
 
 
 @READERS.register("coco")
-def read_coco(data: DataConfig, split: str) -> Listing:
-    """Return the images of a split and the JSON that `annotations:` names; it is read only if there is no index yet."""
-    source = annotations_of(data, split)
-    images = images_of(data, split)
-    places = hashlib.sha256("\n".join(map(str, data.split(split))).encode()).hexdigest()[:8]
-    cache = source.with_name(f"{source.stem}.{places}{CACHE_SUFFIX}")
+def read_coco(data: DataConfig, split: str) -> SplitFiles:
+    """List the images of a split and its COCO JSON, which is read only without a valid scan cache."""
+    source = require_annotations(data, split)
+    images = split_images(data, split)
+    cache = source.with_name(f"{source.stem}.{short_hash([*map(str, data.split(split))])}{CACHE_SUFFIX}")
     labels = _Labels(source, images, data)
-    return Listing(
-        images, [str(source)] * len(images), labels.of, cache, prepare=labels.open, meaning=meaning_of(data, "coco")
-    )
+    files = [str(source)] * len(images)
+    return SplitFiles(images, files, labels.load, cache, labels.prepare, fingerprint_of(data, "coco"))
 
 
-def annotations_of(data: DataConfig, split: str) -> Path:
-    """Return the COCO JSON of a split; one the YAML does not name, or that is not there, is a UserError."""
+def require_annotations(data: DataConfig, split: str) -> Path:
+    """Return the COCO JSON of a split.
+
+    Raises:
+        UserError: the data YAML does not name it or it does not exist.
+    """
     if split not in data.annotations:
         raise UserError(
             f"{data.source}: `format: coco` needs the JSON of this split: `annotations: {{{split}: annotations/"
             f"instances_{split}2017.json}}`"
         )
     if not data.annotations[split].is_file():
-        raise UserError(f"{data.source}: `annotations: {split}:` is not there; looked for {data.annotations[split]}")
+        raise UserError(f"{data.source}: `annotations: {split}:` not found; looked for {data.annotations[split]}")
     return data.annotations[split]
 
 
-def found_images(table: CocoTable, images: Sequence[str]) -> dict[str, int]:
-    """Return the row in `table` of each image file that it lists: by the end of its path, else by its name alone."""
+def match_images(table: CocoTable, images: Sequence[str]) -> dict[str, int]:
+    """Match image files to the images of a COCO JSON, by the end of their path, otherwise by name alone.
+
+    Returns:
+        Row in `table` by image file, for the files that the JSON lists.
+    """
     by_name: dict[str, list[str]] = {}
     for image in images:
         by_name.setdefault(os.path.basename(image), []).append(image)  # noqa: PTH119 - 100 000 of them
@@ -62,14 +68,14 @@ def found_images(table: CocoTable, images: Sequence[str]) -> dict[str, int]:
         exact = [image for image in candidates if image.replace(os.sep, "/").endswith("/" + wanted.lstrip("./"))]
         best = exact or candidates
         if len(best) > 1:
-            best = sorted(best, key=len)[:1] if exact else []  # the one that lies highest; else nobody knows which
+            best = sorted(best, key=len)[:1] if exact else []  # the shortest path; names alone would be ambiguous
         if best and best[0] not in rows:
             rows[best[0]] = row
     return rows
 
 
 class _Labels:
-    """The labels of one JSON, normalised all at once."""
+    """Labels of one JSON, normalised in one pass."""
 
     def __init__(self, source: Path, images: list[str], data: DataConfig) -> None:
         self.source, self.images, self.data = source, images, data
@@ -79,10 +85,10 @@ class _Labels:
         self.keep = np.zeros(0, bool)
         self.lost: dict[int, list[str]] = {}
 
-    def open(self) -> list[str]:
-        """Read the JSON; return what is odd about it as a whole."""
+    def prepare(self) -> list[str]:
+        """Read the JSON; return warnings about it as a whole."""
         table = read_coco_json(self.source)
-        self.table, self.rows = table, found_images(table, self.images)
+        self.table, self.rows = table, match_images(table, self.images)
         if not self.rows:
             raise UserError(
                 f"{self.source}: none of its {len(table.names)} images, such as {table.names[0]}, is among the "
@@ -92,64 +98,64 @@ class _Labels:
         image = np.repeat(np.arange(len(table.names)), np.diff(table.starts))
         sizes_xy = self._sizes(table)[image]
         classes = np.append(number, -1)[table.category]
-        corners = table.boxes_xywh.reshape(-1, 2, 2).cumsum(1)  # x, y, x + w, y + h
+        corners = table.boxes_xywh.reshape(-1, 2, 2).cumsum(1)  # x1, y1, x2, y2
         clipped = np.clip(corners, 0, sizes_xy[:, None])
         sides = clipped[:, 1] - clipped[:, 0]
-        wanted = (classes >= 0) & ~table.crowd
-        sound = (sides > 0).all(1)  # false for what is not finite, which has its fault
-        self._note_lost(table, np.flatnonzero(wanted & ~sound & np.isfinite(table.boxes_xywh).all(1)), image)
+        trainable = (classes >= 0) & ~table.crowd
+        valid = (sides > 0).all(1)  # False for non-finite boxes, which have a fault of their own
+        self._report_dropped(table, np.flatnonzero(trainable & ~valid & np.isfinite(table.boxes_xywh).all(1)), image)
         with np.errstate(invalid="ignore"):
             parts = [classes[:, None], clipped.mean(1) / sizes_xy, sides / sizes_xy]
             self.boxes = np.concatenate(parts, 1).astype(np.float32)
-        self.keep, self.sizes_xy = wanted & sound, self._sizes(table)
-        return self._notes(table, number)
+        self.keep, self.sizes_xy = trainable & valid, self._sizes(table)
+        return self._warnings(table, number)
 
-    def of(self, number: int) -> ImageLabels:
-        """Return the labels of an image."""
-        table, row = self.table, self.rows.get(self.images[number])
+    def load(self, image: int) -> ImageLabels:
+        """Load the labels of an image."""
+        table, row = self.table, self.rows.get(self.images[image])
         if table is None or row is None:
             return ImageLabels(listed=False)
         if row in table.faults:
             return ImageLabels(faults=list(table.faults[row]))
         first, last = table.starts[row : row + 2]
-        kept = first + np.flatnonzero(self.keep[first:last])
-        labels = ImageLabels(self.boxes[kept], lost=self.lost.get(row, []), size_hw=table.size_hw(row))
+        rows = first + np.flatnonzero(self.keep[first:last])
+        labels = ImageLabels(self.boxes[rows], lost=self.lost.get(row, []), size_hw=table.size_hw(row))
         if table.first_piece[last] > table.first_piece[first]:
             size_xy = self.sizes_xy[row]
-            outlines = [np.clip(join_pieces(table.pieces(a)), 0, size_xy) / size_xy for a in kept]
+            outlines = [np.clip(join_pieces(table.pieces(a)), 0, size_xy) / size_xy for a in rows]
             labels.polygons = [outline.astype(np.float32) for outline in outlines]
         return without_duplicates(labels)
 
     def _class_of_category(self, table: CocoTable) -> np.ndarray:
-        """Return the class of each category of the JSON, -1 for those that the data YAML does not name."""
+        """Map each category of the JSON to its class, -1 for categories that the data YAML does not name."""
         ordered = sorted(table.categories, key=lambda category: int(category["id"]))
-        ids = match_categories(self.source, class_names(self.data), ordered)
+        ids = match_categories(self.source, label_class_names(self.data), ordered)
         numbers = {key: number for number, key in enumerate(ids)}
         return np.array([numbers.get(category["id"], -1) for category in table.categories], np.int64)
 
     def _sizes(self, table: CocoTable) -> np.ndarray:
-        """Return (n, 2) width and height of every image; of those that the JSON gives none for, the file's own."""
+        """Return the (n, 2) width and height of each image: from the JSON, else from the image file."""
         sizes_xy = table.sizes_hw[:, ::-1].astype(np.float64)
         paths = {row: path for path, row in self.rows.items()}
         for row in np.flatnonzero((sizes_xy <= 0).any(1)):
             try:
                 height, width = probe_image(Path(paths[int(row)])) if int(row) in paths else (1, 1)
-            except ImageFault:  # will be reported as such
+            except ImageFault:  # reported by the scan
                 height, width = 1, 1
             sizes_xy[row] = width, height
         return sizes_xy
 
-    def _note_lost(self, table: CocoTable, annotations: np.ndarray, image: np.ndarray) -> None:
+    def _report_dropped(self, table: CocoTable, annotations: np.ndarray, image: np.ndarray) -> None:
         for a in annotations:
             x, y, w, h = table.boxes_xywh[a]
             fault = f"a box of {w:g} x {h:g} pixels at {x:g}, {y:g}" + (" outside the image" if min(w, h) > 0 else "")
-            line = f"{self.source}: annotation {table.ids[a]} ({table.names[image[a]]}): {fault}, left out"
+            line = f"{self.source}: annotation {table.ids[a]} ({table.names[image[a]]}): {fault}, dropped"
             self.lost.setdefault(int(image[a]), []).append(line)
 
-    def _notes(self, table: CocoTable, number: np.ndarray) -> list[str]:
+    def _warnings(self, table: CocoTable, number: np.ndarray) -> list[str]:
         notes = list(table.notes)
-        there = set(self.rows.values())
-        missing = [name for row, name in enumerate(table.names) if row not in there]
+        present = set(self.rows.values())
+        missing = [name for row, name in enumerate(table.names) if row not in present]
         if missing:
             notes.append(
                 f"{self.source}: {len(missing)} of its {len(table.names)} images not found, such as {missing[0]}"
@@ -157,12 +163,14 @@ class _Labels:
         if len(self.rows) < len(self.images):
             other = next(image for image in self.images if image not in self.rows)
             count = len(self.images) - len(self.rows)
-            notes.append(f"{self.source}: does not list {count} of the images found, such as {other}; left out")
+            notes.append(f"{self.source}: does not list {count} of the images found, such as {other}; dropped")
         unnamed = int((np.append(number, 0)[table.category] < 0).sum())
         if unnamed:
             notes.append(
-                f"{self.source}: {unnamed} objects of categories that {self.data.source} does not name, left out"
+                f"{self.source}: {unnamed} objects of categories that {self.data.source} does not name, dropped"
             )
         if crowds := int(table.crowd.sum()):
-            notes.append(f"{self.source}: {crowds} crowd regions are not trained on; scoring treats them as COCO does")
+            notes.append(
+                f"{self.source}: {crowds} crowd regions are not used for training; evaluation treats them as COCO does"
+            )
         return notes

@@ -1,4 +1,4 @@
-"""LabelMe: a JSON file of shapes beside every image. Rectangles and circles are outlines like polygons."""
+"""LabelMe format: a JSON file of shapes beside each image; rectangles and circles become polygons."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,50 +17,41 @@ from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.core.yaml_file import read_text
 from utils.datasets import READERS
-from utils.datasets.image_files import ImageFault, decode_image, probe_image
+from utils.datasets.image_files import ImageFault, decode_image
 from utils.datasets.labels.annotation_objects import (
-    ClassNumbers,
     FileObjects,
     LabelledObject,
     circle,
     extent,
     mask_pieces,
     rectangle,
-    to_labels,
 )
-from utils.datasets.labels.annotation_paths import annotation_files, cache_path, class_names, images_of, meaning_of
-from utils.datasets.labels.label_index import Listing
-from utils.datasets.labels.yolo_lines import ImageLabels
+from utils.datasets.labels.annotation_paths import label_class_names, split_images
+from utils.datasets.labels.annotation_splits import split_of_files
+from utils.datasets.labels.label_index import SplitFiles
 
-IGNORED = ("__ignore__", "_background_")  # labels of no object (behaviour.md 12.10)
+IGNORED = ("__ignore__", "_background_")  # labels that LabelMe's own converters skip
 _WITHOUT_AREA = ("point", "points", "line", "linestrip")
 
 
 @READERS.register("labelme")
-def read_labelme(data: DataConfig, split: str) -> Listing:
-    """Return the images of a split and their JSON files."""
-    images = images_of(data, split)
-    files = annotation_files(images, ".json")
-    names = class_names(data)
-    classes = ClassNumbers(names)
-
-    def labels(i: int) -> ImageLabels:
-        found = read_labelme_file(Path(files[i]), names)
-        try:
-            size_hw = found.size_hw or probe_image(Path(images[i]))
-        except ImageFault:  # is reported as such
-            return ImageLabels()
-        return to_labels(found, size_hw, classes, files[i])
-
-    cache = cache_path(Path(files[0]).parent, data, split)
-    return Listing(images, files, labels, cache, meaning=meaning_of(data, "labelme"))
+def read_labelme(data: DataConfig, split: str) -> SplitFiles:
+    """List the images and JSON files of a split."""
+    read = partial(read_labelme_file, names=label_class_names(data))
+    return split_of_files(data, split, split_images(data, split), ("labelme", ".json"), read)
 
 
 def read_labelme_file(path: Path, names: tuple[str, ...] = ()) -> FileObjects:
-    """Return what a JSON file says; what is wrong with it is among its faults.
+    """Read a JSON file.
 
-    Shapes with the same `group_id` and label are one object. Those labelled `__ignore__` or `_background_` are none,
-    unless `names` has such a class.
+    Shapes with the same `group_id` and label are one object.
+
+    Args:
+        path: the file; a missing file has no objects.
+        names: class names; the labels in `IGNORED` are skipped unless they are among them.
+
+    Returns:
+        The objects of the image; invalid content is reported in `faults`.
     """
     if not path.exists():
         return FileObjects(present=False)
@@ -74,7 +66,7 @@ def read_labelme_file(path: Path, names: tuple[str, ...] = ()) -> FileObjects:
         return FileObjects(faults=[f"{path}:{line}: not valid JSON ({getattr(error, 'msg', str(error)[:80])})"])
     shapes = content.get("shapes") if isinstance(content, dict) else None
     if not isinstance(shapes, list):
-        return FileObjects(faults=[f"{path}: no list of `shapes`; is it a LabelMe file?"])
+        return FileObjects(faults=[f"{path}: no list `shapes`; is it a LabelMe file?"])
     found = FileObjects(image=str(content.get("imagePath") or ""))
     height, width = content.get("imageHeight"), content.get("imageWidth")
     if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
@@ -97,7 +89,7 @@ def read_labelme_file(path: Path, names: tuple[str, ...] = ()) -> FileObjects:
 
 
 def _object(found: FileObjects, shape: Any, path: Path, number: int) -> LabelledObject | None:
-    """Return the object of a shape, or None and why in `found`."""
+    """Convert a shape to an object; None if it is invalid, with the reason added to `found`."""
     where = f"shape {number}"
     if not isinstance(shape, dict) or not isinstance(shape.get("label"), (str, int)):
         found.faults.append(f"{path}: {where}: no `label`")
@@ -112,8 +104,8 @@ def _object(found: FileObjects, shape: Any, path: Path, number: int) -> Labelled
         found.faults.append(f"{path}: {where} ({name}): {str(error)[:100] or 'no points'}")
         return None
     if not pieces or kind in _WITHOUT_AREA:
-        reason = f"a {kind} has no area" if kind in _WITHOUT_AREA else f"a {kind} of {len(points)} points"
-        found.lost.append(f"{path}: {where} ({name}): {reason}, left out")
+        reason = f"a {kind} has no area" if kind in _WITHOUT_AREA else f"a {kind} with {len(points)} points"
+        found.lost.append(f"{path}: {where} ({name}): {reason}, dropped")
         return None
     return LabelledObject(name, extent(pieces), pieces, where=where, outlined=kind != "rectangle")
 
@@ -130,11 +122,11 @@ def _pieces(kind: str, points: np.ndarray, mask: Any) -> list[np.ndarray]:
     if kind == "circle":
         return [circle(points[0], math.dist(points[0], points[1]))]
     if kind == "mask":
-        return [piece + points[0] for piece in mask_pieces(_decoded(mask))]
+        return [piece + points[0] for piece in mask_pieces(_decode_mask(mask))]
     raise ValueError(f"unknown shape_type {kind!r}")
 
 
-def _decoded(text: Any) -> np.ndarray:
+def _decode_mask(text: Any) -> np.ndarray:
     if not isinstance(text, str):
-        raise TypeError("a mask shape without its `mask`")
+        raise TypeError("a mask shape without `mask`")
     return cv2.cvtColor(decode_image(base64.b64decode(text, validate=True), Path("mask")), cv2.COLOR_BGR2GRAY)

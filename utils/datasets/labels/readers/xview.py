@@ -1,4 +1,4 @@
-"""xView: one GeoJSON of boxes for all images, in the folder above them (behaviour.md 4.1)."""
+"""xView format: one GeoJSON file of boxes for all images, in a folder above them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.datasets import READERS
 from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject
-from utils.datasets.labels.annotation_paths import class_names, images_of
+from utils.datasets.labels.annotation_paths import label_class_names, split_images
+from utils.datasets.labels.annotation_splits import Table, split_of_table
 from utils.datasets.labels.json_stream import stream_json
-from utils.datasets.labels.label_index import Listing
-from utils.datasets.labels.split_tables import Table, table_listing
+from utils.datasets.labels.label_index import SplitFiles
 
 _FILE = "xView_train.geojson"
 TYPES = (
@@ -25,17 +25,17 @@ TYPES = (
 
 
 @READERS.register("xview")
-def read_xview(data: DataConfig, split: str) -> Listing:
-    """Return the images of a split with their objects; types that are no class are left out."""
-    names = class_names(data)
+def read_xview(data: DataConfig, split: str) -> SplitFiles:
+    """List the images of a split; objects of other types than `TYPES` are dropped."""
+    names = label_class_names(data)
     if len(names) != len(TYPES):
-        raise UserError(f"{data.source}: xView has {len(TYPES)} classes, `names` lists {len(names)}")
-    images = images_of(data, split)
-    places = [up / _FILE for up in Path(images[0]).parents]
-    source = next((place for place in places if place.is_file()), None)
+        raise UserError(f"{data.source}: xView has {len(TYPES)} classes, `names` has {len(names)}")
+    images = split_images(data, split)
+    candidates = [folder / _FILE for folder in Path(images[0]).parents]
+    source = next((path for path in candidates if path.is_file()), None)
     if source is None:
         raise UserError(f"{data.source}: no {_FILE} beside or above {Path(images[0]).parent}")
-    return table_listing(data, images, source, partial(_read, source, names), "xview")
+    return split_of_table(data, images, source, partial(_read, source, names), "xview")
 
 
 def _read(path: Path, names: tuple[str, ...]) -> Table:
@@ -50,10 +50,10 @@ def _read(path: Path, names: tuple[str, ...]) -> Table:
             if box.shape != (4,):
                 raise ValueError
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{path}: {where}: needs image_id, type_id and bounds_imcoords of four numbers") from error
+            raise UserError(f"{path}: {where}: needs image_id, type_id and four numbers in bounds_imcoords") from error
         objects = found.setdefault(image, FileObjects(image=image)).objects
         if kind in number_of:
             objects.append(LabelledObject(names[number_of[kind]], box, where=where))
     if not found:
-        raise UserError(f"{path}: no features in it")
+        raise UserError(f"{path}: no features")
     return found

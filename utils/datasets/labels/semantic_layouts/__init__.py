@@ -1,1 +1,1 @@
-"""One layout of images and class maps per file."""
+"""Layouts of semantic data sets, one per file."""
