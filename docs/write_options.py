@@ -62,7 +62,7 @@ def section(program: str, introduction: str) -> str:
 
 
 def page(text: str) -> str:
-    """Return the whole page anew; introductions are taken from `text`, its present content."""
+    """Write the page with new tables; introductions are taken from `text`, its present content."""
     opening, *sections = re.split(r"^## (?=\S+\.py$)", text, flags=re.MULTILINE)
     introductions = {}
     for part in sections:

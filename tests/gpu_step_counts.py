@@ -24,7 +24,7 @@ def snapshot() -> dict[str, Any]:
 
 
 def difference(after: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """Return what happened between two snapshots."""
+    """Compute the difference of two snapshots."""
     waits = {place: count - before["waits"].get(place, 0) for place, count in after["waits"].items()}
     return {
         "launches": after["launches"] - before["launches"],

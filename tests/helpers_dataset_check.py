@@ -54,10 +54,10 @@ def _cut_with_end(image: Path, label: Path) -> None:
 
 
 def _turn(image: Path, label: Path) -> None:
-    with Image.open(image) as picture:
+    with Image.open(image) as pil_image:
         exif = Image.Exif()
         exif[274] = 6
-        picture.save(image, "JPEG", quality=95, exif=exif)
+        pil_image.save(image, "JPEG", quality=95, exif=exif)
 
 
 def _png_called_jpg(image: Path, label: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 NAMES = ("cat", "dog")
 
 
-def picture(path: Path, seed: int = 0, size_hw: tuple[int, int] = (60, 80)) -> Path:
+def write_image(path: Path, seed: int = 0, size_hw: tuple[int, int] = (60, 80)) -> Path:
     """Write a noise image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), np.random.default_rng(seed).integers(0, 255, (*size_hw, 3), dtype=np.uint8))

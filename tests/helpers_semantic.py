@@ -1,4 +1,4 @@
-"""Small data sets with a class per pixel, made for tests."""
+"""Small data sets with semantic maps for tests."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ SIZES = ((40, 64), (64, 48), (48, 48))
 
 
 def scene(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return a picture of blocks whose colours tell their classes, and the classes."""
+    """Draw an image of blocks coloured by class, and its semantic map."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 3, (4, 4), dtype=np.uint8)
     classes = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_NEAREST)
@@ -22,7 +22,7 @@ def scene(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_pair(root: Path, name: str, image: np.ndarray, mask: np.ndarray, folders: tuple[str, str]) -> None:
-    """Write a picture and its mask below two folders."""
+    """Write an image and its mask below two folders."""
     for folder, pixels in zip(folders, (image, mask), strict=True):
         path = root / folder / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

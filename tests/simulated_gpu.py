@@ -56,7 +56,7 @@ MIXING_ALLOWED = INDEXING | {"copy_", "_to_copy"}
 
 
 class Recorder:
-    """What the simulated device has seen since the last `reset()`."""
+    """Record of the simulated device since the last `reset()`."""
 
     def __init__(self) -> None:
         self.strict = False

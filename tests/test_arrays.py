@@ -111,25 +111,25 @@ def test_interrupted_generation_restarts(server, tmp_path, monkeypatch):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["set", "set.yaml"]
 
 
-def spoiled(**changed):
+def damaged(**changed):
     return {name: content for name, content in (idx_files() | changed).items() if content is not None}
 
 
 IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 LIAR = gzip.compress(struct.pack(">HBB3i", 0, 8, 3, 2**30, 2**30, 2**30) + b"x")
 FAULTS = {
-    "no gzip": (spoiled(**{IMAGES: b"<html>"}), "cannot be read"),
-    "cut short": (spoiled(**{IMAGES: idx(digits(20, 1)[0])[:-900]}), "cannot be read"),
-    "missing": (spoiled(**{LABELS: None}), "cannot be read"),
-    "another type": (spoiled(**{IMAGES: gzip.compress(b"\0\0\x0d\x03" + bytes(12))}), "not an IDX file"),
-    "labels for images": (spoiled(**{IMAGES: idx(digits(20, 1)[1])}), "not an IDX file"),
-    "a header that lies": (spoiled(**{IMAGES: LIAR}), "the header says"),
-    "fewer labels": (spoiled(**{LABELS: idx(digits(19, 1)[1])}), "20 images but 19 labels"),
+    "no gzip": (damaged(**{IMAGES: b"<html>"}), "cannot be read"),
+    "cut short": (damaged(**{IMAGES: idx(digits(20, 1)[0])[:-900]}), "cannot be read"),
+    "missing": (damaged(**{LABELS: None}), "cannot be read"),
+    "another type": (damaged(**{IMAGES: gzip.compress(b"\0\0\x0d\x03" + bytes(12))}), "not an IDX file"),
+    "labels for images": (damaged(**{IMAGES: idx(digits(20, 1)[1])}), "not an IDX file"),
+    "a header that lies": (damaged(**{IMAGES: LIAR}), "the header says"),
+    "fewer labels": (damaged(**{LABELS: idx(digits(19, 1)[1])}), "20 images but 19 labels"),
     "a class too many": (
-        spoiled(**{LABELS: idx(np.full(20, 10, np.uint8))}),
+        damaged(**{LABELS: idx(np.full(20, 10, np.uint8))}),
         "class 10 in split train, but the data YAML has 10",
     ),
-    "no images": (spoiled(**{IMAGES: idx(digits(0, 1)[0]), LABELS: idx(digits(0, 1)[1])}), "0 images"),
+    "no images": (damaged(**{IMAGES: idx(digits(0, 1)[0]), LABELS: idx(digits(0, 1)[1])}), "0 images"),
 }
 
 

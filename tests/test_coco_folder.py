@@ -27,14 +27,14 @@ def coco_folder(root, splits=("train2017", "val2017"), below="", count=6):
         folder.mkdir(parents=True)
         images, annotations = [], []
         for number in range(count):
-            picture = rng.integers(90, 110, (64, 64, 3), np.uint8)
+            image = rng.integers(90, 110, (64, 64, 3), np.uint8)
             x, y, side = (int(value) for value in rng.integers(4, 24, 3))
             side += 8
             if number % 2:
-                cv2.circle(picture, (x + side // 2, y + side // 2), side // 2, (40, 40, 250), -1)
+                cv2.circle(image, (x + side // 2, y + side // 2), side // 2, (40, 40, 250), -1)
             else:
-                cv2.rectangle(picture, (x, y), (x + side, y + side), (250, 250, 40), -1)
-            cv2.imwrite(str(folder / f"{number}.png"), picture)
+                cv2.rectangle(image, (x, y), (x + side, y + side), (250, 250, 40), -1)
+            cv2.imwrite(str(folder / f"{number}.png"), image)
             images.append({"id": number + 50, "file_name": f"{number}.png", "width": 64, "height": 64})
             box = {"bbox": [x, y, side, side], "area": side * side, "iscrowd": 0}
             annotations.append(box | {"id": number, "image_id": number + 50, "category_id": 18 if number % 2 else 3})

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from helpers_bad import two_class_network
-from helpers_labels import NAMES, coco_file, labelme_file, picture, voc_file
+from helpers_labels import NAMES, coco_file, labelme_file, voc_file, write_image
 
 import convert
 from models.checkpoint import load_checkpoint
@@ -39,7 +39,7 @@ def yolo_set(root, polygons=False, count=6, least=0.0):
     rng = np.random.default_rng(1)
     for i in range(count):
         split, size_hw = ("val" if i > count - 3 else "train"), (SIZE_HW, (97, 53))[i % 2]
-        picture(root / "images" / split / "deep" / f"{i}.png", i, size_hw)
+        write_image(root / "images" / split / "deep" / f"{i}.png", i, size_hw)
         lines = []
         for _ in range(3):
             corners = rng.uniform(0.02, 0.98, (2, 2))
@@ -134,7 +134,7 @@ def test_label_styles(tmp_path):
 def test_report_lists_what_a_format_cannot_hold(tmp_path):
     rows = [{"bbox": [1, 1, 1, 1]}, {"bbox": [5, 5, 9, 0]}, {"bbox": [2, 2, 9, 9], "iscrowd": 1}, {}]
     for i in range(3):
-        picture(tmp_path / "set" / "images" / f"{i}.png", i)
+        write_image(tmp_path / "set" / "images" / f"{i}.png", i)
     coco_file(tmp_path / "set" / "instances_train.json", rows)
     report = labels("coco", "voc", tmp_path / "set", tmp_path / "voc")
     assert [row["why"].split(":")[1].strip()[:20] for row in report["objects lost"]] == [
@@ -167,7 +167,7 @@ def test_coco_keeps_image_ids(tmp_path):
 def cityscapes(root):
     """Write one Cityscapes frame with polygons of four labels and another with instance numbers only."""
     for stem in ("a_1", "a_2"):
-        picture(root / "leftImg8bit" / "val" / "a" / f"{stem}_leftImg8bit.png")
+        write_image(root / "leftImg8bit" / "val" / "a" / f"{stem}_leftImg8bit.png")
     entries = [
         ("car", [[10, 20], [30, 20], [30, 30]]), ("cargroup", [[1, 1], [9, 1], [9, 9]]),
         ("traffic sign", [[40, 5], [44, 5], [44, 11], [40, 11]]), ("road", [[0, 40], [80, 40], [80, 60]]),
@@ -271,7 +271,7 @@ def test_mask_polygon_round_trip(tmp_path):
     cv2.circle(mask, (20, 20), 9, 1, -1)
     cv2.rectangle(mask, (40, 10), (60, 50), 2, -1)
     mask[5, 70], mask[:, 78:] = 1, 255
-    picture(tmp_path / "set" / "images" / "x.png")
+    write_image(tmp_path / "set" / "images" / "x.png")
     (tmp_path / "set" / "masks").mkdir()
     cv2.imwrite(str(tmp_path / "set" / "masks" / "x.png"), mask)
     names = ("--names", "_background_,cat,dog")
@@ -279,7 +279,7 @@ def test_mask_polygon_round_trip(tmp_path):
     assert report["objects"] == {"cat": 2, "dog": 1}
     labels("labelme", "masks", tmp_path / "shapes", tmp_path / "again", *names)
     again = cv2.imread(str(tmp_path / "again" / "masks" / "train" / "x.png"), -1)
-    mask[mask == 255] = 0  # what nobody labelled has no outline
+    mask[mask == 255] = 0  # unlabelled pixels have no polygon
     assert (again != mask).sum() <= 3  # the single pixel's square ends on pixels of its own
     report = labels("masks", "yolo", tmp_path / "set", tmp_path / "large", *names, "--least-px", 2)
     assert report["objects"] == {"cat": 1, "dog": 1}
@@ -297,7 +297,7 @@ def test_arrays_to_png_masks(tmp_path):
 def test_labelme_rectangles_to_boxes(tmp_path):
     square = {"label": "cat", "points": [[8, 6], [24, 18]], "shape_type": "rectangle"}
     triangle = {"label": "dog", "points": [[1, 1], [9, 1], [9, 9]], "shape_type": "polygon"}
-    picture(tmp_path / "set" / "x.png")
+    write_image(tmp_path / "set" / "x.png")
     labelme_file(tmp_path / "set" / "x.json", [square, triangle])
     labels("labelme", "yolo", tmp_path / "set", tmp_path / "out", "--only", "rectangle", "--names", "cat,dog")
     np.testing.assert_allclose(lines_of(tmp_path / "out" / "labels" / "train" / "x.txt"), [[0, 0.2, 0.2, 0.2, 0.2]])
@@ -309,7 +309,7 @@ def test_bdd100k(tmp_path):
     line = {"category": "lane/road curb", "poly2d": [{"vertices": [[1, 1], [5, 5]], "types": "LL", "closed": False}]}
     outline = {"category": "bus", "poly2d": [{"vertices": [[0, 0], [40, 0], [40, 30]], "types": "LLL"}]}
     frames = [{"name": "x.jpg", "labels": [crowd, box, line, outline]}, {"name": "gone.jpg", "labels": []}]
-    picture(tmp_path / "images" / "x.jpg")
+    write_image(tmp_path / "images" / "x.jpg")
     (tmp_path / "labels.json").write_text(json.dumps(frames))
     more = ("--pictures", tmp_path / "images")
     report = labels("bdd100k", "yolo", tmp_path / "labels.json", tmp_path / "out", *more, "--style", "boxes")
@@ -319,7 +319,7 @@ def test_bdd100k(tmp_path):
 
 
 def test_kitti(tmp_path):
-    picture(tmp_path / "set" / "image_2" / "1.png")
+    write_image(tmp_path / "set" / "image_2" / "1.png")
     (tmp_path / "set" / "label_2").mkdir()
     lines = "Car 0.0 0 1.5 8 6 24 18 1 1 1 1 1 1 1\nDontCare -1 -1 -10 1 1 9 9 -1 -1 -1 -1 -1 -1 -1\n"
     (tmp_path / "set" / "label_2" / "1.txt").write_text(lines)
@@ -336,14 +336,14 @@ def test_kitti(tmp_path):
     ],
 )
 def test_csv_tables(tmp_path, text):
-    picture(tmp_path / "set" / "x.png")
+    write_image(tmp_path / "set" / "x.png")
     (tmp_path / "set" / "labels.csv").write_text(text)
     labels("csv", "yolo", tmp_path / "set" / "labels.csv", tmp_path / "out")
     np.testing.assert_allclose(lines_of(tmp_path / "out" / "labels" / "train" / "x.txt"), [[0, 0.2, 0.2, 0.2, 0.2]])
 
 
 def test_csv_faults_name_the_line(tmp_path):
-    picture(tmp_path / "x.png")
+    write_image(tmp_path / "x.png")
     for text, says in (
         ("a,b\n", ":1: no column for image, label"),
         ("x.png 8 six 24 18 0 car\n", ":1: expected an"),
@@ -412,7 +412,7 @@ def test_images_linked_or_omitted(tmp_path):
 
 def test_duplicate_file_names(tmp_path):
     for split in ("train", "val"):
-        picture(tmp_path / "set" / split / "1.png")
+        write_image(tmp_path / "set" / split / "1.png")
         voc_file(tmp_path / "set" / split / "1.xml", [("cat", 1, 1, 9, 9, 0)])
     labels("voc", "voc", tmp_path / "set", tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out" / "JPEGImages").iterdir()) == ["1.png", "val_1.png"]
@@ -447,8 +447,8 @@ def test_faulty_inputs_are_skipped(tmp_path):
     ],
 )  # fmt: skip
 def test_invalid_commands(tmp_path, monkeypatch, line, says):
-    picture(tmp_path / "set" / "images" / "a.png")
-    picture(tmp_path / "set" / "images" / "b.png")
+    write_image(tmp_path / "set" / "images" / "a.png")
+    write_image(tmp_path / "set" / "images" / "b.png")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=says) as caught:
         run(*("set" if part == "SET" else part for part in line))
@@ -479,7 +479,7 @@ def test_stratified_split():
     part = stratify(counts, np.ones(1000, np.int64), (0.7, 0.2, 0.1), seed=0)
     for label in range(4):
         shares = np.array([counts[part == n, label].sum() for n in range(3)]) / counts[:, label].sum()
-        one = counts[:, label].max() / counts[:, label].sum()  # nobody can cut an image in two
+        one = counts[:, label].max() / counts[:, label].sum()  # an image cannot be divided
         assert np.abs(shares - (0.7, 0.2, 0.1)).max() <= max(one, 0.005)
     assert np.abs(np.bincount(part) - (700, 200, 100)).max() <= 20
     assert np.array_equal(part, stratify(counts, np.ones(1000, np.int64), (0.7, 0.2, 0.1), seed=0))
@@ -495,7 +495,7 @@ def test_stratified_split_of_small_class():
 
 def test_split_lists_and_groups(tmp_path):
     for i in range(24):
-        picture(tmp_path / "set" / "images" / f"street{i % 8}_{i}.png", i)
+        write_image(tmp_path / "set" / "images" / f"street{i % 8}_{i}.png", i)
         file = tmp_path / "set" / "labels" / f"street{i % 8}_{i}.txt"
         file.parent.mkdir(exist_ok=True)
         file.write_text(f"{i % 2} 0.5 0.5 0.2 0.2\n")
@@ -513,14 +513,14 @@ def test_split_lists_and_groups(tmp_path):
 
 def test_split_of_coco_and_class_folders(tmp_path):
     for i in range(4):
-        picture(tmp_path / "set" / "images" / f"{i}.png", i)
+        write_image(tmp_path / "set" / "images" / f"{i}.png", i)
     coco_file(tmp_path / "set" / "a.json", [{"image_id": 10 * i} for i in (1, 2, 3, 4)], images=4)
     values = {"format": "coco", "train": "images", "annotations": {"train": "a.json"}, "names": ["cat", "dog"]}
     (tmp_path / "set" / "d.yaml").write_text(yaml.safe_dump(values))
     run("split", "--source", tmp_path / "set" / "d.yaml", "--out", tmp_path / "out", "--shares", 0.5, 0.5)
     assert [len(index.boxes) for index in indexes(tmp_path / "out" / "data.yaml").values()] == [2, 2]
     for i in range(10):
-        picture(tmp_path / "folders" / ("ants" if i < 6 else "bees") / f"{i}.png", i)
+        write_image(tmp_path / "folders" / ("ants" if i < 6 else "bees") / f"{i}.png", i)
     more = ("--stratify", "folders", "--shares", 0.5, 0.5)
     run("split", "--source", tmp_path / "folders", "--out", tmp_path / "halves", *more)
     for split in ("train", "val"):

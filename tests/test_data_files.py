@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from helpers_labels import coco_file, picture
+from helpers_labels import coco_file, write_image
 
 from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
@@ -17,8 +17,8 @@ def boxes_of(index):
 
 
 def test_visdrone(tmp_path):
-    picture(tmp_path / "images" / "a.jpg")  # 80 x 60
-    picture(tmp_path / "images" / "b.jpg", 1)
+    write_image(tmp_path / "images" / "a.jpg")  # 80 x 60
+    write_image(tmp_path / "images" / "b.jpg", 1)
     (tmp_path / "annotations").mkdir()
     rows = ["8,6,16,12,1,4,0,0", "0,0,80,60,0,0,0,0", "0,0,8,8,0,4,0,0", "0,0,8,8,1,11,0,0", "40,30,40,30,1,1,1,2,", ""]
     (tmp_path / "annotations" / "a.txt").write_text("\n".join(rows))
@@ -32,7 +32,7 @@ def test_visdrone(tmp_path):
 
 def test_sku110k(tmp_path):
     for name in ("train_0.jpg", "train_1.jpg", "val_0.jpg"):
-        picture(tmp_path / "images" / name)
+        write_image(tmp_path / "images" / name)
     (tmp_path / "annotations").mkdir()
     table = tmp_path / "annotations" / "annotations_train.csv"
     table.write_text("train_0.jpg,8,6,24,18,object,80,60\ntrain_1.jpg,0,0,40,60,object,80,60\n")
@@ -44,8 +44,8 @@ def test_sku110k(tmp_path):
 
 
 def test_xview(tmp_path):
-    picture(tmp_path / "train_images" / "5.tif")
-    picture(tmp_path / "train_images" / "6.tif", 1)
+    write_image(tmp_path / "train_images" / "5.tif")
+    write_image(tmp_path / "train_images" / "6.tif", 1)
 
     def feature(image, kind, bounds):
         return {"properties": {"image_id": image, "type_id": kind, "bounds_imcoords": bounds}, "type": "Feature"}
@@ -60,7 +60,7 @@ def test_xview(tmp_path):
 
 
 def test_argoverse(tmp_path):
-    picture(tmp_path / "train" / "log" / "0.png")
+    write_image(tmp_path / "train" / "log" / "0.png")
     path = coco_file(tmp_path / "a.json", [{"category_id": 3}], images=1)
     path.write_text(path.read_text().replace("file_name", "name"))
     places, files = {"train": (tmp_path / "train",)}, {"train": path}
@@ -70,7 +70,7 @@ def test_argoverse(tmp_path):
 
 def test_class_folder_names(tmp_path):
     for number, name in enumerate(("n01", "n02")):
-        picture(tmp_path / "train" / name / "0.jpg", number)
+        write_image(tmp_path / "train" / name / "0.jpg", number)
     values = {"train": "train", "val": "train", "format": "folders", "names": ["tench", "dog"]}
     write_yaml(tmp_path / "d.yaml", values | {"label_names": ["n01", "n02"]})
     data = load_data(str(tmp_path / "d.yaml"))

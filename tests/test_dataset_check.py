@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from helpers_dataset_check import NAMES, PLANTS, scene, valid_set
-from helpers_labels import coco_file, labelme_file, picture, voc_file
+from helpers_labels import coco_file, labelme_file, voc_file, write_image
 
 import check
 from tools.dataset_check.check_settings import CheckSettings
@@ -35,7 +35,7 @@ def findings_of(data):
     """Return {(kind, name of the image or of the file in the text)} of all findings about single files."""
     found = run_checks(collect_records(load_data(str(data)), 640))
     names = [(one.kind, re.split(r"[/\\]", one.image or one.text.split(": ")[0])[-1]) for one in found]
-    assert len(set(names)) == len({(one.kind, one.image, one.text) for one in found}), "a finding is told twice"
+    assert len(set(names)) == len({(one.kind, one.image, one.text) for one in found}), "duplicate finding"
     return {pair for pair in names if pair[0] not in OF_CLASSES}
 
 
@@ -116,13 +116,13 @@ def test_faults_in_coco128(tmp_path, coco128):
 
 
 def found_in(data):
-    """Return how often each kind is found, without what is said about classes."""
+    """Count the findings of each kind, without those about classes."""
     return Counter(one.kind for one in run_checks(collect_records(data, 640)) if one.kind not in OF_CLASSES)
 
 
 def test_coco_json_checks(tmp_path):
     for number in range(4):
-        cv2.imwrite(str(picture(tmp_path / "images" / f"{number}.png")), scene(number, (60, 80)))
+        cv2.imwrite(str(write_image(tmp_path / "images" / f"{number}.png")), scene(number, (60, 80)))
     square = [[10, 10, 40, 10, 40, 40, 10, 40]]
     rows = [
         {"segmentation": square, "bbox": [10, 10, 30, 30]},
@@ -144,7 +144,7 @@ def test_coco_json_checks(tmp_path):
 ])  # fmt: skip
 def test_voc_and_labelme_checks(suffix, write, tmp_path):
     for number in range(4):
-        cv2.imwrite(str(picture(tmp_path / f"{number}.png")), scene(number, (60, 80)))
+        cv2.imwrite(str(write_image(tmp_path / f"{number}.png")), scene(number, (60, 80)))
         write(tmp_path / f"{number}{suffix}")
     data = DataConfig(tmp_path / "d.yaml", tmp_path, NAMES, {"train": (tmp_path,)})
     assert found_in(data) == {}
@@ -191,7 +191,7 @@ def test_class_folder_checks(tmp_path):
     for split, count in (("train", 4), ("val", 2)):
         for number, name in enumerate(NAMES):
             for i in range(count):
-                path = picture(tmp_path / split / name / f"{i}.jpg")
+                path = write_image(tmp_path / split / name / f"{i}.jpg")
                 cv2.imwrite(str(path), scene(100 * number + 10 * count + i))
     data = load_data(str(tmp_path))
     assert found_in(data) == {}
@@ -298,7 +298,7 @@ def test_cleaned_copy(tmp_path):
     check_dataset(CheckSettings(str(path), fix=tmp_path / "clean", project=tmp_path / "runs"))
     assert everything(tmp_path / "set") == before
     left = found_in(load_data(str(tmp_path / "clean" / "data.yaml")))
-    # what no rule can decide stays: which of two boxes, whether a needle is one, whether grey is a picture
+    # what no rule can decide stays: which of two boxes, whether a needle is one, whether grey is an image
     assert left == {
         "duplicate-box": 1,
         "odd-shape": 1,
@@ -327,8 +327,8 @@ def test_cleaned_copy_of_semantic_and_class_folders(tmp_path):
         one for one in run_checks(records) if one.kind not in OF_CLASSES
     ]
     for number in range(3):
-        cv2.imwrite(str(picture(tmp_path / "folders" / "train" / "cat" / f"{number}.jpg")), scene(number))
-        cv2.imwrite(str(picture(tmp_path / "folders" / "val" / "cat" / f"{number}.jpg")), scene(9 + number))
+        cv2.imwrite(str(write_image(tmp_path / "folders" / "train" / "cat" / f"{number}.jpg")), scene(number))
+        cv2.imwrite(str(write_image(tmp_path / "folders" / "val" / "cat" / f"{number}.jpg")), scene(9 + number))
     (tmp_path / "folders" / "train" / "cat" / "0.jpg").write_bytes(b"")
     check_dataset(CheckSettings(str(tmp_path / "folders"), fix=tmp_path / "clean2", project=tmp_path / "runs"))
     assert len([name for name in everything(tmp_path / "clean2") if name.endswith(".jpg")]) == 5

@@ -39,7 +39,7 @@ def cache_of(data: DataConfig) -> Path:
 
 def test_label_path():
     assert label_path("/a/images/b/images/c/d.e.jpg") == "/a/images/b/labels/c/d.e.txt"
-    assert label_path("/a/pictures/d.jpg") == "/a/pictures/d.txt"
+    assert label_path("/a/photos/d.jpg") == "/a/photos/d.txt"
     assert label_path("/images/d.jpg") == "/labels/d.txt"
 
 

@@ -37,12 +37,12 @@ def write_set(root, images):
     for kind in ("images", "labels"):
         (root / kind).mkdir(parents=True)
     for number, polygons in enumerate(images):
-        picture = np.zeros((SIZE, SIZE, 3), np.uint8)
+        image = np.zeros((SIZE, SIZE, 3), np.uint8)
         lines = []
         for polygon in polygons:
-            cv2.fillPoly(picture, [polygon.astype(np.int32)], (255, 255, 255))
+            cv2.fillPoly(image, [polygon.astype(np.int32)], (255, 255, 255))
             lines.append("0 " + " ".join(f"{value:.6f}" for value in (polygon / SIZE).ravel()))
-        cv2.imwrite(str(root / "images" / f"{number}.png"), picture)
+        cv2.imwrite(str(root / "images" / f"{number}.png"), image)
         (root / "labels" / f"{number}.txt").write_text("\n".join(lines))
     place = (root / "images",)
     return DataConfig(root / "d.yaml", root, ("thing",), {"train": place, "val": place})
@@ -65,7 +65,7 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("mosaic", [0.0, 1.0])
 def test_masks_follow_augmentation(data, overlap, mosaic):
-    """Where the picture is white there must be a mask and nowhere else, after every kind of warp, flip and paste."""
+    """Masks are exactly where the augmented image is white."""
     hyp = Hyp(**{**vars(LOUD), "mosaic": mosaic})
     shared = total = seen = 0
     for epoch in range(3):

@@ -43,7 +43,7 @@ def without_blocks(text):
 
 
 def spans(text):
-    """Return what stands between single backquotes."""
+    """Return the texts between single backquotes."""
     return re.findall(r"`([^`\n]+)`", without_blocks(text))
 
 
@@ -124,7 +124,7 @@ def test_links_resolve(page):
 
 
 def variants(text):
-    """Return what `a/{b,c}.py` stands for."""
+    """Expand braces as in `a/{b,c}.py`."""
     found = re.search(r"\{([^}]*)\}", text)
     if not found:
         return [text]

@@ -373,7 +373,7 @@ def test_custom_logger_can_stop_training(tmp_path):
 
 
 class Following(Failing):
-    """Notes what every hook is told."""
+    """Logger that records the arguments of every hook."""
 
     def __init__(self):
         super().__init__(None)

@@ -326,12 +326,12 @@ def reference_batch(folder, names):
     cv2 = pytest.importorskip("cv2")
     images, rows = [], []
     for index, name in enumerate(names):
-        picture = np.ascontiguousarray(cv2.imread(str(folder / "images" / "train2017" / name))[:, :, ::-1])
-        height, width = picture.shape[:2]
+        image = np.ascontiguousarray(cv2.imread(str(folder / "images" / "train2017" / name))[:, :, ::-1])
+        height, width = image.shape[:2]
         scale = 640 / max(height, width)
         if scale != 1:  # sides are truncated, as in the data loader
-            picture = cv2.resize(picture, (int(width * scale), int(height * scale)), interpolation=cv2.INTER_LINEAR)
-        inside, geometry = letterbox(picture, (640, 640))
+            image = cv2.resize(image, (int(width * scale), int(height * scale)), interpolation=cv2.INTER_LINEAR)
+        inside, geometry = letterbox(image, (640, 640))
         images.append(torch.from_numpy(inside.copy()).permute(2, 0, 1).float() / 255)
         labels = np.loadtxt(folder / "labels" / "train2017" / f"{name[:-4]}.txt", ndmin=2)
         corners = to_network(cxcywhn_to_xyxy(labels[:, 1:], geometry.original_hw), geometry)

@@ -159,7 +159,7 @@ def test_unlabelled_image_does_not_affect_others(kind, on_gpu, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["ce", "weighted", "smoothed", "focal", "dice"])
 def test_ranks_match_one_process(kind, monkeypatch):
-    """Two ranks with one image each, played one after the other: each is told the sums of both."""
+    """Two ranks with one image each, simulated one after the other: each receives the sums of both."""
     changes = KINDS[kind][0] if kind in KINDS else {"seg_dice": 1.0}
     raw, labels = random_case()
     ours = make(spec_of(5), **changes).train()
@@ -194,7 +194,7 @@ def test_evaluation_has_no_collectives(monkeypatch):
 
 
 def test_training_after_evaluation():
-    """What enlarges maps is kept between calls; made in inference mode it would be of no use to autograd."""
+    """Interpolation weights cached in inference mode must not be used by autograd."""
     raw, labels = random_case(large=(37, 53), seed=4)
     loss = make(spec_of(5), seg_dice=1.0, seg_lovasz=1.0)
     with torch.inference_mode():

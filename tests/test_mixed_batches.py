@@ -1,4 +1,4 @@
-"""Two data sets in one batch: nothing cut short, nothing taken for background that nobody labelled."""
+"""Two data sets in one batch: fractions, and unlabelled images that are not background."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Suppression: the rules one by one, and equality with and without torchvision."""
+"""NMS: its rules one by one, and equal results with and without torchvision."""
 
 import builtins
 import dataclasses

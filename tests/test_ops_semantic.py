@@ -30,7 +30,7 @@ def check(logits, size_hw):
     assert found.dtype == torch.uint8 and found.shape == size_hw
     best = scores.amax(dim=0)
     chosen = scores.gather(0, found.long()[None])[0]
-    assert float((best - chosen).max()) < 1e-5  # equal scores may be told apart by float32's rounding only
+    assert float((best - chosen).max()) < 1e-5  # scores may differ by float32 rounding
     clear = scores.topk(min(2, len(scores)), dim=0).values
     sure = (clear[0] - clear[-1] > 1e-5) if len(scores) > 1 else torch.ones(size_hw, dtype=torch.bool)
     assert torch.equal(found.long()[sure], scores.argmax(dim=0)[sure])

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers_labels import NAMES, coco_file, labelme_file, picture, voc_file
+from helpers_labels import NAMES, coco_file, labelme_file, voc_file, write_image
 from pycocotools import mask as coco_mask
 
 from utils.core.data_config import DataConfig, load_data
@@ -34,7 +34,7 @@ from utils.ops.masks import polygon_mask
 
 def coco_data(root, annotations, images=3, names=NAMES, **more):
     for i in range(images):
-        picture(root / "images" / f"{i}.png", i)
+        write_image(root / "images" / f"{i}.png", i)
     coco_file(root / "a.json", annotations, images, **more)
     places = {"train": (root / "images",)}
     return DataConfig(root / "d.yaml", root, names, places, format="coco", annotations={"train": root / "a.json"})
@@ -144,7 +144,7 @@ def test_coco_boxes_are_clipped(tmp_path):
 
 def test_coco_image_list(tmp_path, said):
     data = coco_data(tmp_path, [{}, {"image_id": 999}])
-    picture(tmp_path / "images" / "other.png")
+    write_image(tmp_path / "images" / "other.png")
     (tmp_path / "images" / "2.png").unlink()
     assert len(build_index(data, "train")) == 2
     for text in ("does not list 1 of the images found", "1 of its 3 images not found, such as 2.png", "1 annotations"):
@@ -154,7 +154,7 @@ def test_coco_image_list(tmp_path, said):
 def test_coco_wrong_or_missing_json(tmp_path):
     data = coco_data(tmp_path, [{}])
     (tmp_path / "elsewhere").mkdir()
-    picture(tmp_path / "elsewhere" / "x.png")
+    write_image(tmp_path / "elsewhere" / "x.png")
     with pytest.raises(UserError, match=r"none of its 3 images, such as 0.png"):
         build_index(replace(data, splits={"train": (tmp_path / "elsewhere",)}), "train")
     with pytest.raises(UserError, match=r"needs the JSON of this split"):
@@ -165,10 +165,10 @@ def test_coco_wrong_or_missing_json(tmp_path):
 
 def test_coco_image_size_mismatch(tmp_path):
     data = coco_data(tmp_path, [{}, {"image_id": 20}])
-    picture(tmp_path / "images" / "1.png", 1, (120, 160))
+    write_image(tmp_path / "images" / "1.png", 1, (120, 160))
     index = build_index(data, "train")
     assert index.labels(1).tolist() == index.labels(0).tolist()
-    picture(tmp_path / "images" / "1.png", 1, (80, 60))
+    write_image(tmp_path / "images" / "1.png", 1, (80, 60))
     with pytest.raises(UserError, match=r"a.json: size of .*1.png is 80 x 60 pixels in the labels but 60 x 80 in"):
         build_index(data, "train")
 
@@ -260,7 +260,7 @@ def test_coco128_json_and_text_train_alike(coco128, monkeypatch):
 def test_mindspore_folders(tmp_path):
     for split, count in (("train2017", 3), ("val2017", 1)):
         for i in range(count):
-            picture(tmp_path / split / f"{i}.png", i)
+            write_image(tmp_path / split / f"{i}.png", i)
         coco_file(tmp_path / "annotations" / f"instances_{split}.json", [{}], count)
     files = {split: f"annotations/instances_{split}2017.json" for split in ("train", "val")}
     values = {
@@ -280,7 +280,7 @@ def test_mindspore_folders(tmp_path):
 
 
 def test_voc_pixel_convention(tmp_path):
-    picture(tmp_path / "x.png")
+    write_image(tmp_path / "x.png")
     voc_file(tmp_path / "x.xml", [("dog", 9, 7, 24, 18, 0), ("Cat", 1, 1, 80, 60, 0), ("cat", 3, 3, 9, 9, 1)])
     index = build_index(files_data(tmp_path), "train")
     # 9 to 24 are 16 columns, from 8 to 24; the difficult one is not trained on
@@ -289,7 +289,7 @@ def test_voc_pixel_convention(tmp_path):
 
 def test_voc_image_sets(tmp_path):
     for i in range(4):
-        picture(tmp_path / "JPEGImages" / f"{i}.png", i)
+        write_image(tmp_path / "JPEGImages" / f"{i}.png", i)
         voc_file(tmp_path / "Annotations" / f"{i}.xml", [("cat", 1, 1, 40 + i, 30, 0)])
     lists = tmp_path / "ImageSets" / "Main"
     lists.mkdir(parents=True)
@@ -323,7 +323,7 @@ LAUGHS = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>\
 )  # fmt: skip
 def test_voc_faulty_xml(tmp_path, text, says):
     for name in ("x", "y"):
-        picture(tmp_path / f"{name}.png")
+        write_image(tmp_path / f"{name}.png")
         voc_file(tmp_path / f"{name}.xml", [("cat", 1, 1, 9, 9, 0)])
     (tmp_path / "x.xml").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=r"1 faulty label files among 2.*" + says):
@@ -332,14 +332,14 @@ def test_voc_faulty_xml(tmp_path, text, says):
 
 
 def test_unknown_class_name(tmp_path):
-    picture(tmp_path / "x.png")
+    write_image(tmp_path / "x.png")
     voc_file(tmp_path / "x.xml", [("bird", 1, 1, 9, 9, 0)])
     with pytest.raises(UserError, match=r"x.xml: object 1: class 'bird' is not among the `names`"):
         build_index(files_data(tmp_path), "train")
 
 
 def test_single_cls_label_names(tmp_path):
-    picture(tmp_path / "x.png")
+    write_image(tmp_path / "x.png")
     voc_file(tmp_path / "x.xml", [("dog", 1, 1, 9, 9, 0)])
     index = build_index(files_data(tmp_path).single_class(), "train", single_class=True)
     assert index.boxes[:, 0].tolist() == [0]
@@ -367,7 +367,7 @@ def shape(kind, points, label="cat", **more):
 
 
 def labelme_index(root, shapes, **more):
-    picture(root / "x.png")
+    write_image(root / "x.png")
     labelme_file(root / "x.json", shapes, **more)
     return build_index(files_data(root), "train", allow_faults=True)
 
@@ -418,7 +418,7 @@ def test_labelme_empty_and_ignored_shapes(tmp_path, said):
 )  # fmt: skip
 def test_labelme_faulty_file(tmp_path, text, says):
     for name in ("x", "y"):
-        picture(tmp_path / f"{name}.png")
+        write_image(tmp_path / f"{name}.png")
         labelme_file(tmp_path / f"{name}.json", [shape("rectangle", [[1, 1], [9, 9]])])
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UserError, match=r"1 faulty label files among 2.*" + says):
@@ -446,7 +446,7 @@ def test_format_detection(tmp_path):
     found = {}
     for name in ("yolo", "coco", "voc", "labelme", "bare"):
         root = tmp_path / name
-        picture(root / "images" / "a.png")
+        write_image(root / "images" / "a.png")
         data = DataConfig(root / "d.yaml", root, NAMES, {"train": (root / "images",)})
         if name == "yolo":
             (root / "labels").mkdir()
@@ -465,7 +465,7 @@ def test_format_detection(tmp_path):
 
 
 def test_unknown_format(tmp_path):
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     with pytest.raises(
         UserError,
         match=r"unknown label format 'coko'; did you mean 'coco'.* all of them are in utils/datasets/labels/readers/",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from helpers_labels import picture
+from helpers_labels import write_image
 from PIL import Image
 
 import convert
@@ -62,7 +62,7 @@ def awkward_set(root):
         ("val", "no file.png", (35, 36)),
     ]  # fmt: skip
     for number, (split, name, size_hw) in enumerate(files):
-        picture(root / "images" / split / name, number, size_hw)
+        write_image(root / "images" / split / name, number, size_hw)
         label = (root / "labels" / split / name).with_suffix(".txt")
         label.parent.mkdir(parents=True, exist_ok=True)
         if name != "no file.png":
@@ -104,7 +104,7 @@ def test_exif_rotated_image_labels(tmp_path):
 
 
 def test_crowd_difficult_round_trip(tmp_path):
-    picture(tmp_path / "set" / "images" / "train" / "0.png")
+    write_image(tmp_path / "set" / "images" / "train" / "0.png")
     rows = [
         {"bbox": [8, 6, 16, 12], "iscrowd": 0, "category_id": 3},
         {"bbox": [0, 0, 80, 60], "iscrowd": 1, "category_id": 7},
@@ -144,7 +144,7 @@ def outline_areas(data):
 def test_polygon_round_trip_per_format(tmp_path):
     root = tmp_path / "set"
     for name, size_hw in (("ä ö.png", (60, 80)), ("b.jpg", (97, 53))):
-        picture(root / "images" / "train" / name, len(name), size_hw)
+        write_image(root / "images" / "train" / name, len(name), size_hw)
     (root / "labels" / "train").mkdir(parents=True)
     (root / "labels" / "train" / "ä ö.txt").write_text("0 0 0 1 0 1 1 0 1\n2 0.1 0.1 0.9 0.2 0.5 0.9\n")
     (root / "labels" / "train" / "b.txt").write_text("1 0.2 0 0.4 0.5 0.2 1 0 0.5\n")

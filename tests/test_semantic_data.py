@@ -1,4 +1,4 @@
-"""Data with a class per pixel: what the YAML says, where masks lie, and every fault by the name of its file."""
+"""Data with semantic maps: the YAML, the layouts of masks, and faults."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -301,7 +301,7 @@ def test_ids_and_ignore(tmp_path):
 
 
 def broken(root: Path, kind: str) -> str:
-    """Spoil one of many images; return the file that the message must name."""
+    """Damage one of many images; return the file that the message must name."""
     mask, image = root / "masks" / "03.png", root / "images" / "03.png"
     classes = cv2.imread(str(mask), cv2.IMREAD_UNCHANGED)
     if kind == "size":

@@ -1,4 +1,4 @@
-"""Batches with a class per pixel: drawn as specified, the same whatever the workers and ranks, aligned to the pixel."""
+"""Batches with semantic maps: random draws, independence of workers and ranks, pixel alignment."""
 
 import cv2
 import numpy as np
@@ -51,7 +51,7 @@ def assert_same(first: list[Batch], second: list[Batch]) -> None:
 
 
 def nearest_class(rgb: np.ndarray) -> np.ndarray:
-    """Return the class whose colour is nearest, from the picture alone."""
+    """Return the class of the nearest colour for each pixel of an image."""
     distance = np.abs(rgb[..., None, ::-1].astype(int) - COLOURS).sum(-1)
     return distance.argmin(-1)
 

@@ -1,4 +1,4 @@
-"""What detect.py --submit writes for Cityscapes' server, scored by hand, is what val.py says of the same network."""
+"""Files of detect.py --submit for Cityscapes, scored here, against the score of val.py for the same network."""
 
 import json
 import logging

@@ -100,9 +100,9 @@ def test_every_class_in_both_splits(made):
 def test_image_and_mask_sizes(made):
     sizes = set()
     for path in made.glob("images/*/*.jpg"):
-        picture = cv2.imread(str(path))
+        image = cv2.imread(str(path))
         mask = cv2.imread(str(made / "masks" / path.parent.name / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
-        assert mask.shape == picture.shape[:2]
+        assert mask.shape == image.shape[:2]
         assert max(mask.shape) == 96
         assert mask.max() <= len(NAMES)
         sizes.add(mask.shape)

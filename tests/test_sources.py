@@ -16,7 +16,7 @@ from utils.datasets.sources.frame_sources import FileSource, open_source
 from utils.datasets.sources.streams import ScreenSource, StreamSource, without_password
 
 
-def picture(shade: int, height: int = 24, width: int = 32) -> np.ndarray:
+def grey_image(shade: int, height: int = 24, width: int = 32) -> np.ndarray:
     return np.full((height, width, 3), shade, np.uint8)
 
 
@@ -24,7 +24,7 @@ def write_video(path: Path, frames: int = 6, fps: float = 10.0) -> Path:
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, (64, 48))
     assert writer.isOpened()
     for i in range(frames):
-        writer.write(picture(i * 40, 48, 64))
+        writer.write(grey_image(i * 40, 48, 64))
     writer.release()
     return path
 
@@ -34,9 +34,9 @@ def folder(tmp_path: Path) -> Path:
     """Return a folder with two images, a video that sorts before them, and things that are neither."""
     place = tmp_path / "data"
     (place / "deep").mkdir(parents=True)
-    cv2.imwrite(str(place / "b.jpg"), picture(200))
-    cv2.imwrite(str(place / "c.PNG"), picture(50))
-    cv2.imwrite(str(place / "deep" / "d.png"), picture(90))
+    cv2.imwrite(str(place / "b.jpg"), grey_image(200))
+    cv2.imwrite(str(place / "c.PNG"), grey_image(50))
+    cv2.imwrite(str(place / "deep" / "d.png"), grey_image(90))
     write_video(place / "a.mp4")
     (place / "notes.md").write_text("nothing")
     return place
@@ -65,7 +65,7 @@ def test_glob_patterns(folder):
 
 
 def test_file_named_like_a_pattern(tmp_path):
-    cv2.imwrite(str(tmp_path / "a[1].png"), picture(9))
+    cv2.imwrite(str(tmp_path / "a[1].png"), grey_image(9))
     assert paths(open_source(str(tmp_path / "a[1].png"))) == ["a[1].png"]
 
 
@@ -77,7 +77,7 @@ def test_list_file(folder):
 
 def test_stream_list(tmp_path):
     (tmp_path / "a.txt").write_text("0\nrtsp://host/one\n")
-    (tmp_path / "b.streams").write_text("film.mp4\n")
+    (tmp_path / "b.streams").write_text("video.mp4\n")
     assert isinstance(open_source(str(tmp_path / "a.txt")), StreamSource)
     assert isinstance(open_source(str(tmp_path / "b.streams")), StreamSource)
     assert isinstance(open_source("0"), StreamSource)
@@ -99,7 +99,7 @@ def test_video_stride(folder):
 
 
 def test_animated_gif(tmp_path):
-    shots = [Image.fromarray(picture(shade)) for shade in (10, 120, 240)]
+    shots = [Image.fromarray(grey_image(shade)) for shade in (10, 120, 240)]
     shots[0].save(tmp_path / "a.gif", save_all=True, append_images=shots[1:], duration=100)
     frames = [frame for (frame,) in open_source(str(tmp_path / "a.gif"))]
     assert [round(float(frame.image.mean()), -1) for frame in frames] == [10, 120, 240]
@@ -186,7 +186,7 @@ class FakeCamera:
         return self.current is not None
 
     def retrieve(self):
-        return True, picture(self.current)
+        return True, grey_image(self.current)
 
     def release(self):
         pass

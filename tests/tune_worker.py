@@ -26,7 +26,7 @@ def build(folder: Path, trials: int, train, **options: object) -> Search:
 
 
 def score(hyp_file: Path) -> float:
-    """Return what a training with these hyperparameters is worth: best at lr0 0.03 and momentum 0.8."""
+    """Compute the score of a simulated training, best at lr0 0.03 and momentum 0.8."""
     hyp = read_yaml(hyp_file)
     return 1.0 - abs(hyp["lr0"] - 0.03) * 10 - abs(hyp["momentum"] - 0.8)
 

@@ -378,7 +378,7 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """What a family of scripts trains: heads, data, plots and fitness."""
+    """Record of a task: its heads, data, plots and fitness."""
 
     name: str
     heads: tuple[str, ...]  # required heads

@@ -62,7 +62,7 @@ class StepSchedule:
         return float(np.interp(step, [0, self.warmup_steps], [start, end]))
 
     def accumulate(self, step: int) -> int:
-        """Return how many batches are accumulated for one optimizer step."""
+        """Compute the number of batches that are accumulated for one optimizer step."""
         target = self.hyp.nominal_batch / self.batch_size
         return max(1, round(self._warm_up(step, 1, target) if step <= self.warmup_steps else target))
 

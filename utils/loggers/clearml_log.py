@@ -1,4 +1,4 @@
-"""ClearML: offline unless the environment variable CLEARML_OFFLINE_MODE is 0."""
+"""ClearML logger, offline unless the environment variable CLEARML_OFFLINE_MODE is 0."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CACHE = "CLEARML_CACHE_DIR"
 
 @contextmanager
 def _cache_below(folder: Path) -> Iterator[None]:
-    """Let ClearML write below `folder`, unless the user has named a place."""
+    """Set the cache folder of ClearML to `folder` unless the user has chosen one."""
     if os.environ.get(_CACHE):
         yield
         return
@@ -30,9 +30,9 @@ def _cache_below(folder: Path) -> Iterator[None]:
 
 @LOGGERS.register("clearml")
 class ClearMl:
-    """One ClearML task per run folder. Offline sessions lie in `<run>/clearml/offline`, one per start of the run.
+    """Logger with one ClearML task per run folder. Offline sessions are in `<run>/clearml/offline`, one per start.
 
-    `Task.import_offline_session` of the package sends them later.
+    Upload them later with `Task.import_offline_session` of the package.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class ClearMl:
         self._numbers: Any = None
 
     def start(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
-        """Open the task; of a resumed run the same one when online, else another session."""
+        """Open the task: for a resumed run the same one if online, else a new session."""
         try:
             from clearml import Task
             from clearml.utilities import check_updates
@@ -49,11 +49,11 @@ class ClearMl:
         online = os.environ.get("CLEARML_OFFLINE_MODE", "1") == "0"
         known = load_run_id(run_dir, "clearml") if online else None
         Task.set_offline(not online)
-        # its reporting process can keep close() waiting for ever when offline (2.1.12); a thread of it reports as well
+        # report from a thread: offline, close() can wait forever for the reporting process (ClearML 2.1.12)
         internals: Any = Task
         internals._report_subprocess_enabled = False
         news: Any = check_updates.CheckPackageUpdates
-        news._package_version_checked = True  # else it asks updates.clear.ml for a newer version, offline too (2.1.12)
+        news._package_version_checked = True  # no request for updates, which is sent even offline (ClearML 2.1.12)
         with _cache_below(run_dir / "clearml"):
             self._task = Task.init(
                 project_name=project_name(settings),
@@ -70,17 +70,17 @@ class ClearMl:
         self._numbers = self._task.get_logger()
 
     def epoch(self, epoch: int, numbers: Mapping[str, float]) -> None:
-        """Add a point to every curve; a chart holds the numbers before the same slash."""
+        """Log the numbers; those with the same prefix before the slash share a chart."""
         for name, value in numbers.items():
             title, _, series = name.rpartition("/")
             self._numbers.report_scalar(title or series, series, float(value), epoch)
 
     def image(self, path: Path, epoch: int) -> None:
-        """Add the picture under its file's name."""
+        """Log an image under its file name."""
         self._numbers.report_image(path.stem, path.stem, epoch, local_path=str(path))
 
     def finish(self, numbers: Mapping[str, float], checkpoints: Sequence[Path]) -> None:
-        """Report the final numbers, keep the checkpoints as artifacts, and close the task."""
+        """Log the final numbers, upload the checkpoints as artifacts, and close the task."""
         for name, value in numbers.items():
             self._numbers.report_single_value(name, float(value))
         for path in checkpoints:

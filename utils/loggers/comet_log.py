@@ -1,4 +1,4 @@
-"""Comet: offline unless the environment variable COMET_MODE is `online`."""
+"""Comet logger, offline unless the environment variable COMET_MODE is `online`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from utils.core.errors import UserError
 from utils.loggers import LOGGERS
 from utils.loggers.run_id import load_run_id, project_name, save_run_id
 
-_QUIET = {  # nothing is recorded that the user did not ask for, and no errors are reported home
+_QUIET = {  # no automatic records and no error reports
     "COMET_DISABLE_AUTO_LOGGING": "1",
     "COMET_INTERNAL_REPORTING": "false",
     "COMET_INTERNAL_SENTRY_DSN": "",
@@ -20,13 +20,13 @@ _QUIET = {  # nothing is recorded that the user did not ask for, and no errors a
 
 @LOGGERS.register("comet")
 class Comet:
-    """One Comet experiment per run folder. Offline archives lie in `<run>/comet`; `comet upload` sends them later."""
+    """Logger with one Comet experiment per run folder; `comet upload` uploads the offline archives in `<run>/comet`."""
 
     def __init__(self) -> None:
         self._experiment: Any = None
 
     def start(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
-        """Open the experiment, the same one when the training is resumed."""
+        """Open the experiment, the same one for a resumed run."""
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
         try:
@@ -64,11 +64,11 @@ class Comet:
             save_run_id(run_dir, "comet", self._experiment.get_key())
 
     def epoch(self, epoch: int, numbers: Mapping[str, float]) -> None:
-        """Log the epoch's numbers."""
+        """Log the numbers of an epoch."""
         self._experiment.log_metrics({name: float(value) for name, value in numbers.items()}, step=epoch, epoch=epoch)
 
     def image(self, path: Path, epoch: int) -> None:
-        """Log the picture under its file's name."""
+        """Log an image under its file name."""
         self._experiment.log_image(str(path), name=path.stem, step=epoch)
 
     def finish(self, numbers: Mapping[str, float], checkpoints: Sequence[Path]) -> None:

@@ -1,4 +1,4 @@
-"""`results.csv`: a line per epoch, in YOLOv5's layout (behaviour.md 8.2)."""
+"""Writer and reader of `results.csv`: one line per epoch, in the layout of YOLOv5."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ FILE = "results.csv"
 
 @LOGGERS.register("csv")
 class CsvFile:
-    """Columns of width 20 in the order of the first epoch's numbers, values as %20.5g.
+    """Logger that writes `results.csv` with columns of width 20 and values as %20.5g.
 
-    The first epoch of a run that continues another drops the lines from that epoch on; an epoch is never there twice.
-    A number that an epoch lacks is written as nan.
+    The columns are in the order of the first epoch's numbers. A resumed run drops the lines from its first epoch on.
+    Missing numbers are written as nan.
     """
 
     direct = True  # results.png is drawn from the file
@@ -29,12 +29,12 @@ class CsvFile:
         self._rows: dict[int, dict[str, float]] | None = None  # None until the first epoch
 
     def start(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
-        """Remember where to write; an old file is read when the first epoch is known."""
+        """Set the file; an existing one is read at the first epoch."""
         self._path = run_dir / FILE
         self._columns, self._rows = [], None
 
     def epoch(self, epoch: int, numbers: Mapping[str, float]) -> None:
-        """Write the file with one more line, in one step."""
+        """Rewrite the file atomically with one more line."""
         if self._rows is None:
             before = read_results(self._path) if epoch and self._path.is_file() else {}
             self._rows = {number: row for number, row in before.items() if number < epoch}
@@ -48,14 +48,14 @@ class CsvFile:
         write_text(self._path, "\n".join(lines) + "\n")
 
     def image(self, path: Path, epoch: int) -> None:
-        """Pictures lie in the run folder anyway."""
+        """Do nothing; images are in the run folder."""
 
     def finish(self, numbers: Mapping[str, float], checkpoints: Sequence[Path]) -> None:
-        """Nothing is open."""
+        """Do nothing; no file is open."""
 
 
 def read_results(path: Path) -> dict[int, dict[str, float]]:
-    """Return the numbers of each epoch in a `results.csv`; lines that are not whole are left out."""
+    """Read the numbers of each epoch of a `results.csv`, without incomplete lines."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     names = [name.strip() for name in lines[0].split(",")] if lines else []
     rows: dict[int, dict[str, float]] = {}
@@ -65,6 +65,6 @@ def read_results(path: Path) -> dict[int, dict[str, float]]:
             continue
         try:
             rows[int(cells[0])] = {name: float(cell) for name, cell in zip(names[1:], cells[1:], strict=True)}
-        except ValueError:  # a line someone edited
+        except ValueError:  # line edited by hand
             continue
     return rows

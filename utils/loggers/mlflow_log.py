@@ -1,4 +1,4 @@
-"""MLflow: a database beside the run folders, unless MLFLOW_TRACKING_URI names a server."""
+"""MLflow logger with a database beside the run folders, unless MLFLOW_TRACKING_URI names a server."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from utils.core.errors import UserError
 from utils.loggers import LOGGERS
 from utils.loggers.run_id import load_run_id, project_name, save_run_id
 
-_LONGEST = 500  # characters of a parameter
+_LONGEST = 500  # most characters of a parameter
 
 
 @LOGGERS.register("mlflow")
 class Mlflow:
-    """One MLflow run per run folder, in `<project>/mlflow.db` with its files in `<project>/mlflow-files`."""
+    """Logger with one MLflow run per run folder, in `<project>/mlflow.db` and `<project>/mlflow-files`."""
 
     def __init__(self) -> None:
         self._entities: Any = None
@@ -25,7 +25,7 @@ class Mlflow:
         self._run_id = ""
 
     def start(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
-        """Open the MLflow run, the same one when the training is resumed."""
+        """Open the MLflow run, the same one for a resumed run."""
         for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
             os.environ.setdefault(name, "true")
         try:
@@ -44,7 +44,7 @@ class Mlflow:
             save_run_id(run_dir, "mlflow", self._run_id)
             values = {name: str(value)[:_LONGEST] for name, value in settings.items()}
             params = [self._entities.Param(name, value) for name, value in values.items()]
-            for first in range(0, len(params), 100):  # what one call takes
+            for first in range(0, len(params), 100):  # most parameters per call
                 self._client.log_batch(self._run_id, params=params[first : first + 100])
         else:
             self._run_id = known
@@ -62,15 +62,15 @@ class Mlflow:
         self._client.log_batch(self._run_id, metrics=metrics)
 
     def epoch(self, epoch: int, numbers: Mapping[str, float]) -> None:
-        """Log the epoch's numbers as one step; what is not a number is left out."""
+        """Log the numbers of an epoch as one step, without NaN."""
         self._log({name: value for name, value in numbers.items() if value == value}, epoch)
 
     def image(self, path: Path, epoch: int) -> None:
-        """Keep a copy of the picture with the run."""
+        """Copy an image to the artifacts of the run."""
         self._client.log_artifact(self._run_id, str(path), "pictures")
 
     def finish(self, numbers: Mapping[str, float], checkpoints: Sequence[Path]) -> None:
-        """Log the final numbers as `final/...`, keep the checkpoints, close the run."""
+        """Log the final numbers as `final/...` and the checkpoints, and close the run."""
         self._log({f"final/{name}": value for name, value in numbers.items() if value == value}, 0)
         for path in checkpoints:
             self._client.log_artifact(self._run_id, str(path), "weights")

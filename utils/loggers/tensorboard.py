@@ -1,4 +1,4 @@
-"""TensorBoard: curves and pictures in the run folder, for `tensorboard --logdir runs`."""
+"""TensorBoard logger: curves and images in the run folder, for `tensorboard --logdir runs`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from utils.loggers import LOGGERS
 
 @LOGGERS.register("tensorboard")
 class TensorBoard:
-    """One event file per start; what an interrupted run logged from the resumed epoch on is hidden."""
+    """Logger with one event file per start; steps of an interrupted run after the resumed epoch are hidden."""
 
     def __init__(self) -> None:
         self._run_dir = Path()
         self._writer: Any = None
 
     def start(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
-        """Check that the package is there; the file is opened at the first number or picture."""
+        """Check that the package is installed; the file is opened at the first number or image."""
         self._run_dir = run_dir
         _writer_class()
 
@@ -31,14 +31,14 @@ class TensorBoard:
         return self._writer
 
     def epoch(self, epoch: int, numbers: Mapping[str, float]) -> None:
-        """Add a point to every curve."""
+        """Log the numbers of an epoch."""
         writer = self._open(epoch)
         for name, value in numbers.items():
             writer.add_scalar(name, float(value), epoch)
         writer.flush()
 
     def image(self, path: Path, epoch: int) -> None:
-        """Add the picture under its file's name."""
+        """Log an image under its file name."""
         bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if bgr is None:
             raise ValueError(f"{path}: not a picture")

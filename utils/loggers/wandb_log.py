@@ -1,4 +1,4 @@
-"""Weights & Biases: offline unless the environment variable WANDB_MODE says otherwise."""
+"""Weights & Biases logger, offline unless the environment variable WANDB_MODE is set."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from utils.loggers.run_id import load_run_id, project_name, save_run_id
 
 @LOGGERS.register("wandb")
 class Wandb:
-    """One W&B run per run folder. Offline files lie in `<run>/wandb`; `wandb sync` uploads them later."""
+    """Logger with one W&B run per run folder; `wandb sync` uploads the offline files in `<run>/wandb`."""
 
     def __init__(self) -> None:
         self._package: Any = None
         self._run: Any = None
 
     def start(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
-        """Open the W&B run, the same one when the training is resumed."""
+        """Open the W&B run, the same one for a resumed run."""
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         try:
             import wandb
@@ -42,15 +42,15 @@ class Wandb:
         save_run_id(run_dir, "wandb", self._run.id)
 
     def epoch(self, epoch: int, numbers: Mapping[str, float]) -> None:
-        """Log the epoch's numbers as one step."""
+        """Log the numbers of an epoch as one step."""
         self._run.log({name: float(value) for name, value in numbers.items()}, step=epoch)
 
     def image(self, path: Path, epoch: int) -> None:
-        """Log the picture with the numbers of its epoch."""
+        """Log an image with the numbers of its epoch."""
         self._run.log({path.stem: self._package.Image(str(path))}, step=epoch)
 
     def checkpoint(self, path: Path, epoch: int, best: bool) -> None:
-        """Keep a checkpoint of --save-period as a version of the artifact that `finish` completes."""
+        """Log a checkpoint of --save-period as a version of the artifact that `finish` completes."""
         if path.name.startswith("epoch"):
             self._keep([path], [path.stem, *(["best"] if best else [])])
 
@@ -61,7 +61,7 @@ class Wandb:
         self._run.log_artifact(model, aliases=aliases)
 
     def finish(self, numbers: Mapping[str, float], checkpoints: Sequence[Path]) -> None:
-        """Put the final numbers into the summary, the checkpoints into an artifact, and close the run."""
+        """Log the final numbers as summary and the checkpoints as artifact, and close the run."""
         for name, value in numbers.items():
             self._run.summary[name] = float(value)
         if checkpoints:
