@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from utils.core.errors import UserError
 from utils.core.train_settings import MAX_IMAGE_PX
@@ -64,8 +65,9 @@ class ServiceSettings:
     @classmethod
     def from_namespace(cls, options: argparse.Namespace) -> ServiceSettings:
         """Convert parsed options."""
-        values = {one.name: getattr(options, one.name) for one in fields(cls)}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        values: dict[str, Any] = {one.name: getattr(options, one.name) for one in fields(cls)}
+        converted: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**converted)
 
     @property
     def max_body_bytes(self) -> int:

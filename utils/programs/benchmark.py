@@ -54,8 +54,9 @@ class BenchmarkSettings:
     @classmethod
     def from_namespace(cls, options: argparse.Namespace) -> BenchmarkSettings:
         """Convert parsed options."""
-        values = {one.name: getattr(options, one.name) for one in fields(cls)}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        values: dict[str, Any] = {one.name: getattr(options, one.name) for one in fields(cls)}
+        converted: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**converted)
 
 
 def benchmark_parser(description: str | None) -> argparse.ArgumentParser:

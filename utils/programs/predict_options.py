@@ -90,9 +90,12 @@ class PredictOptions:
     @classmethod
     def from_namespace(cls, options: argparse.Namespace) -> PredictOptions:
         """Convert parsed options; those that the program lacks keep their defaults."""
-        given = {one.name: getattr(options, one.name) for one in fields(cls) if hasattr(options, one.name)}
+        given: dict[str, Any] = {
+            one.name: getattr(options, one.name) for one in fields(cls) if hasattr(options, one.name)
+        }
         given["classes"] = given.get("classes") or ()
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+        converted: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        return cls(**converted)
 
     def predict_settings(self) -> PredictSettings:
         """Create the settings of the prediction loop, all but the size of the input."""
