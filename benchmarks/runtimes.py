@@ -33,7 +33,7 @@ from benchmarks.machine import alternate, command_arguments, new_parser, publish
 from models.checkpoint import load_checkpoint
 from models.network import Network
 from utils.backends import BACKENDS
-from utils.backends.exported_runner import as_floats, installed
+from utils.backends.exported_runner import is_installed, to_nchw_floats
 from utils.core.cli import run_script
 from utils.core.contracts import Frame, Outputs
 from utils.core.errors import UserError
@@ -60,7 +60,7 @@ class PlainRunner:
     @torch.inference_mode()
     def run(self, images: Tensor) -> Outputs:
         """Compute the decoded outputs of (B, 3, H, W) uint8 images."""
-        return Outputs(decoded=self.network.decode(self.network(as_floats(images))))
+        return Outputs(decoded=self.network.decode(self.network(to_nchw_floats(images))))
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def turn(size: int) -> list[float]:
 def exported(variant: Variant, options: argparse.Namespace, folder: Path) -> Path | None:
     """Export a variant unless its file exists; return the file, None if the export is not possible."""
     backend, path = BACKENDS.get(variant.format), Path(options.weights)
-    if ("int8" in variant.options and not options.data) or not installed(*backend.packages):
+    if ("int8" in variant.options and not options.data) or not is_installed(*backend.packages):
         return None
     place = folder / "-".join((variant.format, *variant.options))
     ready = next(iter(place.glob(f"*{backend.ending}")), None) if place.is_dir() else None

@@ -22,7 +22,7 @@ from models.fuse import fuse, replace_focus
 from models.heads.anchor_head import decode_level
 from models.layers.context import pool_to_grid
 from models.layers.space_to_depth import Focus
-from utils.backends.openvino import OFTEN
+from utils.backends.openvino import SPECIALISE_AFTER
 from utils.backends.per_anchor_decoder import with_per_anchor_decoder
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
@@ -156,7 +156,7 @@ def test_openvino_compiles_frequent_shapes(checkpoints, tmp_path):
     needs("openvino")
     _, runner = written(checkpoints["detect"], tmp_path, "openvino", imgsz=[])
     images = noise(1, 64, 96)
-    found = [runner.run(images).decoded["detect"]["predictions"] for _ in range(OFTEN + 2)]
+    found = [runner.run(images).decoded["detect"]["predictions"] for _ in range(SPECIALISE_AFTER + 2)]
     assert torch.equal(found[0], found[1])
     torch.testing.assert_close(found[-1], found[0], rtol=1e-4, atol=1e-3)
     assert runner.run(noise(2, 96, 32)).decoded["detect"]["predictions"].shape[0] == 2
