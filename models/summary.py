@@ -120,13 +120,13 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of this program."""
     parser = new_parser(__doc__)
     add = parser.add_argument
-    add("--cfg", default="yolov5n", help="model YAML or name (default: yolov5n)")
+    add("--cfg", default="yolov5n", help="model YAML or name")
     add("--weights", default="", help="checkpoint to use instead of --cfg")
-    add_image_size(parser, [640], "image size (height, width) in pixels (default: 640)")
+    add_image_size(parser, [640], "image size (height, width) in pixels")
     add("--profile", action="store_true", help="time the fused network")
     add("--line-profile", action="store_true", help="time every layer")
-    add("--batch-size", type=int, default=1, help="images per timed run (default: 1)")
-    add("--runs", type=int, default=20, help="timed runs, of which the median counts (default: 20)")
+    add("--batch-size", type=int, default=1, help="images per timed run")
+    add("--runs", type=int, default=20, help="timed runs, of which the median counts")
     add("--test", action="store_true", help="build every named network; exit status 2 if one fails")
     add_device(parser)
     return parser

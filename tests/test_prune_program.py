@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import pytest
 import torch
 from helpers_run import script
@@ -15,6 +16,7 @@ from models.checkpoint import load_checkpoint, save_checkpoint
 from models.fuse import fuse
 from tools.pruning import program
 from tools.pruning.plots import draw_pruning
+from utils.backends import BACKENDS
 from utils.core.errors import UserError
 
 pytest.importorskip("torch_pruning", reason="pruning needs torch-pruning")
@@ -25,7 +27,8 @@ def weights(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "seven.pt"
     names = ["circle", "square", "triangle", "star", "cross", "ring", "crescent"]
-    save_checkpoint(path, build_network(read_architecture("yolov5n"), 7, names), {"task": "detect", "imgsz": 64})
+    network = build_network(read_architecture("yolov5n"), 7, names)
+    save_checkpoint(path, network, {"task": "detect", "imgsz": 64}, half=True)  # as prune.py stores the result
     return path
 
 
@@ -45,7 +48,9 @@ def test_output_files(done):
     found = json.loads((folder / "prune.json").read_text())["networks"]
     assert [row["network"] for row in found] == ["before", "pruned", "fine-tuned"]
     assert found[1]["gflops"] <= 0.705 * found[0]["gflops"] and found[1]["parameters"] < found[0]["parameters"]
-    assert found[2]["gflops"] == found[1]["gflops"] and found[1]["megabytes"] < found[0]["megabytes"]
+    assert found[2]["gflops"] == found[1]["gflops"]
+    fewer = found[1]["parameters"] / found[0]["parameters"]
+    assert found[1]["megabytes"] / found[0]["megabytes"] == pytest.approx(fewer, abs=0.1)
     assert all(row["milliseconds"] > 0 and "detect/map50_95" in row["scores"] for row in found)
     assert (folder / "prune.png").is_file() and (folder / "finetune" / "weights" / "best.pt").is_file()
     assert "fine-tuned" in text and "GFLOPs" in text
@@ -53,13 +58,22 @@ def test_output_files(done):
 
 def test_pruned_checkpoint_is_usable(done, data, tmp_path):
     pruned = done[0] / "pruned.pt"
-    torch.load(pruned, weights_only=True)
+    row = json.loads((done[0] / "prune.json").read_text())["networks"][1]
+    state = torch.load(pruned, weights_only=True)["state"]
+    assert (
+        sum(value.numel() for name, value in state.items() if name.endswith((".weight", ".bias"))) == row["parameters"]
+    )
     common = {"weights": [str(pruned)], "imgsz": [64], "project": str(tmp_path)}
     scores = val.run(**common, data=str(data), workers=0, noplots=True, name="v")
-    detect.run(**common, source=str(data.parent / "tiny" / "images" / "val"), nosave=True, name="d")
-    assert 0 <= scores["detect/map50_95"] <= 1
+    assert row["scores"].keys() <= scores.keys()
+    images = data.parent / "tiny" / "images" / "val"
+    report = detect.run(**common, source=str(images), nosave=True, name="d")
+    assert report.frames == len(list(images.iterdir())) > 0
     export.run(weights=[str(pruned)], include=["onnx"], imgsz=[64], output=str(tmp_path), allow_mismatch=True)
-    assert (tmp_path / "pruned.onnx").is_file()
+    runner, _ = BACKENDS.get("onnx").open([tmp_path / "pruned.onnx"], torch.device("cpu"))
+    network, images = load_checkpoint(pruned).network, torch.rand(1, 3, 64, 64)
+    expected = network.decode(network(images))["detect"]["predictions"]
+    assert torch.allclose(runner.run(images).decoded["detect"]["predictions"], expected, rtol=1e-3, atol=1e-2)
     again = prune.run(
         weights=[str(pruned)], target_flops=0.9, importance="l2", noval=True, noplots=True, project=str(tmp_path)
     )
@@ -74,7 +88,7 @@ def test_latency_target(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(program, "TRIES", 2)
     common = {"weights": [str(weights)], "data": "", "importance": "l1", "noplots": True, "project": str(tmp_path)}
     rows = prune.run(target_latency="1000ms", **common)
-    assert rows[1]["gflops"] <= rows[0]["gflops"]
+    assert 0.6 < rows[1]["gflops"] / rows[0]["gflops"] <= 0.75  # bisection: 0.5 is fast enough, then 0.75
     with pytest.raises(UserError, match="not reached"):
         prune.run(target_latency="0.001ms", **common)
     assert len(list(tmp_path.iterdir())) == 1  # failed runs leave no folder
@@ -115,4 +129,9 @@ def test_invalid_options(options, says, weights, tmp_path):
 def test_plot_without_scores(tmp_path):
     row = {"parameters": 2e6, "gflops": 4.5, "milliseconds": 30.0, "scores": None}
     rows = [{**row, "network": "before"}, {**row, "network": "pruned", "gflops": 3.1}]
-    assert draw_pruning(rows, tmp_path / "bars.png").stat().st_size > 10_000
+    image = cv2.imread(str(draw_pruning(rows, tmp_path / "bars.png")))
+    third = image.shape[1] // 3  # one axis per measure, of which the second is GFLOPs
+    for number, ratio in enumerate((1.0, 3.1 / 4.5, 1.0)):
+        axes = image[:, number * third : (number + 1) * third]
+        before, after = ((axes == colour).all(axis=2).sum(axis=0).max() for colour in ((85, 85, 85), (40, 39, 214)))
+        assert before > 50 and after / before == pytest.approx(ratio, abs=0.03)

@@ -16,7 +16,7 @@ from models.summary import OPERATIONS_PER_NORMALISED, count_operations
 from tools.pruning.channel_groups import OUT, Group, is_depthwise
 from utils.core.errors import UserError
 
-Count = Callable[[float, float], float]
+FLOAT_TOLERANCE = 1e-9  # of the comparison with a fraction of the channels
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Costs:
 
     @property
     def total(self) -> float:
-        """Operations of the original_total network."""
+        """Operations of the whole network."""
         return self._rest + sum(self.of(name) for name in self.modules)
 
     def saved(self, group: Group, fraction: float) -> float:
@@ -128,39 +128,40 @@ def choose(
     """
     orders = [np.argsort(values.numpy(), kind="stable") for values in scores]
     ranked = [values.numpy()[order] for values, order in zip(scores, orders, strict=True)]
-    gone = [0] * len(groups)
+    removed = [0] * len(groups)
     original_total = costs.total
     while not enough(costs.total / original_total):
         prices = {}
         for index, group in enumerate(groups):
-            step = _step(group.channels, gone[index], limits)
+            step = _step(group.channels, removed[index], limits)
             saved = costs.saved(group, step / group.channels) if step else 0.0
             if saved > 0:  # auxiliary branches of training have no cost
-                loss = float(ranked[index][gone[index] : gone[index] + step].sum())
-                prices[index] = _price(group, gone[index] + step, loss / step, loss / saved, limits)
+                loss = float(ranked[index][removed[index] : removed[index] + step].sum())
+                prices[index] = _price(group, removed[index] + step, loss / step, loss / saved, limits)
         if not prices:
             raise UserError(
                 f"{costs.total / original_total:.0%} of the operations remain and no layer may lose more; raise "
                 f"--max-cut ({limits.max_fraction:g}), lower --round-to ({limits.step}), or choose another target"
             )
         index = min(prices, key=lambda one: (prices[one], one))
-        step = _step(groups[index].channels, gone[index], limits)
+        step = _step(groups[index].channels, removed[index], limits)
         costs.cut(groups[index], step / groups[index].channels)
-        gone[index] += step
-    return [np.sort(order[:count]) for order, count in zip(orders, gone, strict=True)]
+        removed[index] += step
+    return [np.sort(order[:count]) for order, count in zip(orders, removed, strict=True)]
 
 
-def _step(channels: int, gone: int, limits: Limits) -> int:
+def _step(channels: int, removed: int, limits: Limits) -> int:
     """Compute how many channels may be removed next: the remainder is a multiple of the step; 0 if none may."""
-    left = channels - gone
+    left = channels - removed
     step = left % limits.step or limits.step
-    return step if left - step >= max(channels * (1 - limits.max_fraction), 1) - 1e-9 else 0
+    least = max(channels * (1 - limits.max_fraction), 1)
+    return step if left - step >= least - FLOAT_TOLERANCE else 0
 
 
-def _price(group: Group, gone: int, per_channel: float, per_operation: float, limits: Limits) -> float:
-    """Compute the price by which the next step of a group is compared; `gone` includes that step."""
+def _price(group: Group, removed: int, per_channel: float, per_operation: float, limits: Limits) -> float:
+    """Compute the price by which the next step of a group is compared; `removed` includes that step."""
     if limits.uniform:
-        return gone / group.channels
+        return removed / group.channels
     return per_operation if limits.weigh_cost else per_channel
 
 
