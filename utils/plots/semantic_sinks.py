@@ -52,7 +52,7 @@ class ClassMapSink:
     def close(self) -> str:
         """Return what was written."""
         text = counted(self._count, "class map", "class maps", self.folder / "masks")
-        return f"{text}, colourize in {self.folder / 'masks_colour'}" if text else ""
+        return f"{text}, coloured in {self.folder / 'masks_colour'}" if text else ""
 
 
 class SubmitSink:
