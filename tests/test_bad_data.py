@@ -162,7 +162,7 @@ channels negative | C3, [128] | C3, [-8] | row 2
 kernel negative | [256, 3, 2] | [256, -3, 2] | row 3
 stride zero | [256, 3, 2] | [256, 3, 0] | row 3
 no head at all | Detect, [nc, anchors] | Concat, [1] | head
-head without anchors | [nc, anchors] | [nc] | two arguments
+head without anchors | [nc, anchors] | [nc] | expected [nc, anchors]
 head swapped | [nc, anchors] | [anchors, nc] | row 4
 unknown base | nc: 2 | nc: 2; base: nothing | base: nothing
 activation | nc: 2 | nc: 2; activation: os.x() | activation

@@ -142,7 +142,7 @@ BAD = [
     ("train", ("--cutoff", "1"), "--cutoff"),
     ("train", ("--dropout", "1"), "--dropout"),
     ("train", ("--lr0", "0"), "--lr0"),
-    ("train", ("--model", "vit_b_32", "--img", "64"), "only images of 224 x 224"),
+    ("train", ("--model", "vit_b_32", "--img", "64"), "only takes images of 224 x 224"),
     ("val", ("--weights", "gone.pt"), "no such file"),
     ("predict", ("--weights", "gone.pt"), "no such file"),
 ]

@@ -336,7 +336,7 @@ def test_auxiliary_weights_count():
         ({"seg_min_kept": 0}, "seg_min_kept must lie between 1"),
         ({"seg_gamma": 0.5}, "seg_gamma must lie between 1"),
         ({"seg_label_smoothing": 1}, "seg_label_smoothing must lie"),
-        ({"seg_loss": "focal", "seg_label_smoothing": 0.1}, "does not go with"),
+        ({"seg_loss": "focal", "seg_label_smoothing": 0.1}, "is not supported by"),
         ({"seggain": 0.35}, "unknown key 'seggain'"),
     ],
 )

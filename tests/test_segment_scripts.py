@@ -115,7 +115,7 @@ def test_networks_of_another_task_are_refused(trained, boxes_only, data, tmp_pat
 
 def test_save_hybrid_is_refused_for_masks(trained, data, tmp_path):
     options = ("--weights", trained / "weights" / "best.pt", "--data", data, "--save-hybrid", "--project", tmp_path)
-    assert "--save-hybrid joins boxes" in error_of(script("segment/val.py", *options, status=2))
+    assert "--save-hybrid: not supported" in error_of(script("segment/val.py", *options, status=2))
 
 
 def test_labels_without_polygons(tmp_path):

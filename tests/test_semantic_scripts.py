@@ -134,7 +134,7 @@ def test_val_scores_labelled_heads_only(both, pixels, data, tmp_path):
     [
         (("--semantic", "fpn"), "invalid choice"),
         (("--semantic", "psp", "--seg-share", 1.5), "--seg-share"),
-        (("--semantic", "psp", "--quad"), "--quad is not possible"),
+        (("--semantic", "psp", "--quad"), "--quad cannot be combined"),
         (("--semantic", "psp", "--batch", 1), "at least 2"),
         (("--semantic", "psp", "--data", "coco128.yaml"), "coco128.yaml"),
         (("--fitness", 1, 2), "--fitness"),
