@@ -234,7 +234,7 @@ def _sinks(
     pixels = "semantic" in runner.specs
     sinks: list[Sink] = []
     if options.view_img:
-        sinks.append(WindowSink(partial(colourize, look=look) if pixels else None))
+        sinks.append(WindowSink(partial(colourize, style=look) if pixels else None))
     boxes = any(spec.strides for spec in runner.specs.values())
     wanted = [not options.nosave, options.visualize, options.save_mask, options.submit, options.save_as_video]
     wanted += [boxes and wish for wish in (options.save_txt, options.save_crop, options.save_csv)]

@@ -59,7 +59,7 @@ def style(options: argparse.Namespace, runner: Runner, meta: dict[str, Any]) -> 
     semantic = SemanticStyle(legend=not options.no_legend)
     if "semantic" in runner.specs:
         given = _given_colours(options.data, str(meta.get("data") or ""), runner.specs["semantic"].num_classes)
-        semantic = replace(semantic, names=runner.specs["semantic"].names, given=given)
+        semantic = replace(semantic, names=runner.specs["semantic"].names, colours=given)
     style = DrawStyle(
         options.line_thickness or None,
         labels=not options.hide_labels,
