@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from utils.plots import label_statistics as label_plots
-from utils.plots.curves import _smoothed, draw_confidence_curve, draw_confusion, draw_pr_curve, draw_score_curves
+from utils.plots.curves import _smooth, draw_confidence_curve, draw_confusion, draw_pr_curve, draw_score_curves
 from utils.plots.label_statistics import draw_labels
 from utils.plots.results import draw_results, panel_rows, read_columns, smooth
 
@@ -34,10 +34,10 @@ def test_curves_for_any_number_of_classes(tmp_path, classes):
     assert is_picture(draw_pr_curve(X, values, values.mean(axis=1), tmp_path / "PR_curve.png", names))
 
 
-def test_smoothed_operating_point():
+def test_smooth_operating_point():
     values = np.array([0, 1, 2, 3, 10, 3, 2, 1, *[0] * 12], float)  # 20 values, fraction .1, width 3
     expected = [1 / 3, 1, 2, 5, 16 / 3, 5, 2, 1, 1 / 3]
-    assert _smoothed(values)[:9] == pytest.approx(expected)
+    assert _smooth(values)[:9] == pytest.approx(expected)
 
 
 def test_curves_depend_on_values(tmp_path):

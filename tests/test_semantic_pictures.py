@@ -68,7 +68,7 @@ def test_draw_into_view():
 
 
 def test_data_set_colours():
-    own = SemanticStyle(("a", "b"), given=((1, 2, 3), (4, 5, 6)))
+    own = SemanticStyle(("a", "b"), colours=((1, 2, 3), (4, 5, 6)))
     picture = colourize(np.array([[0, 1, 2, 254, 255]], np.uint8), own)
     assert picture[0, :2].tolist() == [[3, 2, 1], [6, 5, 4]]
     assert picture[0, 2:4].any() and not picture[0, 4].any()

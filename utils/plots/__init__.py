@@ -1,1 +1,1 @@
-"""Pictures from data structures."""
+"""Plots and annotated images of data sets, batches, predictions and results."""

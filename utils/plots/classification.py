@@ -1,4 +1,4 @@
-"""Whole-image classes as pictures: batches with their names, images per class, the surest classes on an image."""
+"""Plots for image classification: batches with class names, and images per class."""
 
 from __future__ import annotations
 
@@ -9,43 +9,53 @@ import numpy as np
 
 from utils.core.contracts import Batch, Loader, Results
 from utils.plots.batches import draw_grid
-from utils.plots.draw import PALETTE_BGR, class_name, draw_label, palette_colour
-from utils.plots.figure_io import escape_mathtext, new_figure, save_figure
+from utils.plots.draw import draw_label, palette_colour
+from utils.plots.figure_io import new_figure, save_figure
+from utils.plots.label_statistics import draw_class_bars
+from utils.plots.text_rendering import Colour, class_name
 
-NAMED_CLASSES = 30
-TILE_PX = 160  # room for a name
-_RIGHT, _WRONG = (60, 140, 30), (40, 40, 200)  # green, red
+MIN_TILE_PX = 160  # smaller images are enlarged, to make room for a name
+_MAX_TEXT = 40  # characters
+_CORRECT: Colour = (60, 140, 30)  # green
+_WRONG: Colour = (40, 40, 200)  # red
+_UNLABELLED: Colour = (114, 114, 114)
 
 
 def draw_class_batch(batch: Batch, path: Path, names: Sequence[str], results: Sequence[Results] | None = None) -> None:
-    """Write up to 16 images of `batch` to `path`, each with its class, or with the one found, green if it is right."""
+    """Draw up to 16 images of a batch with their labelled or predicted classes.
+
+    Args:
+        batch: Images and classes.
+        path: File to write.
+        names: Class names.
+        results: Predictions to write instead of the labels, green if they are correct and red otherwise.
+    """
     labels = [-1] * len(batch) if batch.classes is None else batch.classes.tolist()
 
     def decorate(tile: np.ndarray, index: int) -> None:
         label = labels[index]
-        text, colour = (
-            (class_name(names, label), palette_colour(label)) if label >= 0 else ("no label", (114, 114, 114))
-        )
+        text, colour = ("no label", _UNLABELLED) if label < 0 else (class_name(names, label), palette_colour(label))
         probabilities = results[index].probabilities if results is not None else None
         if probabilities is not None:
-            found = int(probabilities.argmax())
-            colour = _RIGHT if found == label else _WRONG
-            text = f"{class_name(names, found)} {float(probabilities[found]):.2f}"
-        draw_label(tile, text[:40], (4, 4), colour, max(12, min(22, tile.shape[0] // 14)), line_px=0)
+            predicted = int(probabilities.argmax())
+            colour = _CORRECT if predicted == label else _WRONG
+            text = f"{class_name(names, predicted)} {float(probabilities[predicted]):.2f}"
+        draw_label(tile, text[:_MAX_TEXT], (4, 4), colour, max(12, min(22, tile.shape[0] // 14)), line_px=0)
 
-    draw_grid(batch, path, decorate, least_px=TILE_PX)
+    draw_grid(batch, path, decorate, min_tile_px=MIN_TILE_PX)
 
 
 def draw_class_counts(loader: Loader, folder: Path, names: Sequence[str]) -> None:
-    """Write labels.jpg, the number of images of each class, to `folder`."""
+    """Draw labels.jpg, the number of images of each class.
+
+    Args:
+        loader: Loader with class labels.
+        folder: Folder of the file.
+        names: Class names.
+    """
     counts = loader.class_counts
     figure = new_figure(max(6.0, min(16.0, 0.5 * len(counts))), 5)
     axes = figure.add_subplot()
-    colours = PALETTE_BGR[np.arange(len(counts)) % len(PALETTE_BGR), ::-1] / 255
-    axes.bar(np.arange(len(counts)), counts, color=colours)
+    draw_class_bars(axes, counts, names)
     axes.set(ylabel="images", title=f"{int(counts.sum())} images of {len(counts)} classes")
-    if len(names) <= NAMED_CLASSES:
-        axes.set_xticks(range(len(names)), [escape_mathtext(name) for name in names], rotation=90)
-    else:
-        axes.set_xlabel("class")
     save_figure(figure, Path(folder) / "labels.jpg")

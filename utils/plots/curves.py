@@ -1,120 +1,195 @@
-"""Scores as curves over confidence and recall, and the confusion matrix."""
+"""Precision, recall and F1 curves, and the confusion matrix."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from utils.plots.draw import class_name
 from utils.plots.figure_io import escape_mathtext, new_figure, save_figure
+from utils.plots.text_rendering import class_name
 
-NAMED_CURVES = 20  # more classes than this are drawn as thin lines without a legend
-ANNOTATED_CLASSES = 30
-NAMED_TICKS = 100
-BLANK_BELOW = 0.005  # behaviour.md 6.3
+MAX_LEGEND_CLASSES = 20  # more curves are drawn in grey without a legend
+MAX_ANNOTATED_CLASSES = 30  # with more classes no numbers are written into the confusion matrix
+MAX_TICK_CLASSES = 100  # with more classes the axes of the confusion matrix have no class names
+BLANK_BELOW = 0.005  # fractions that would be written as 0.00 are left blank
+_COLOURS = 10  # of matplotlib's colour cycle; further curves are dashed
+_DARK_CELL = 0.45  # fractions above it are written in white
+_CONFUSION_DPI = 250
+_SMOOTHING = 0.1  # width of the box filter, relative to the length of the curve
+_EPS = 1e-9
 
 
 class ScoreCurves(Protocol):
-    """Curves of the K classes that have labels, as the evaluator of boxes gives them."""
+    """Curves of the K classes with labels; see `utils.metrics.detect.DetectDetails`."""
 
-    classes: np.ndarray  # (K,) their numbers
-    positions: np.ndarray  # (S,) confidence, or recall for the last of the curves
+    classes: np.ndarray  # (K,) class indices
+    positions: np.ndarray  # (S,) confidence, or recall for `precision_by_recall`
     precision: np.ndarray  # (K, S) by confidence
     recall: np.ndarray  # (K, S) by confidence
     f1: np.ndarray  # (K, S) by confidence
-    precision_by_recall: np.ndarray  # (K, S) at overlap .5
+    precision_by_recall: np.ndarray  # (K, S) at IoU 0.5
     ap50: np.ndarray  # (K,)
 
 
+@dataclass(frozen=True)
+class _Chart:
+    """Curves over a common axis; `mean` is the curve of all classes, and each curve has a text for the legend."""
+
+    x: np.ndarray  # (S,)
+    x_label: str
+    y_label: str
+    curves: Sequence[tuple[str, np.ndarray]]
+    mean: tuple[str, np.ndarray]
+
+    def styles(self) -> list[dict[str, Any]]:
+        """Return the line style of each curve: coloured with a legend for few classes, grey for many."""
+        if len(self.curves) > MAX_LEGEND_CLASSES:
+            styles: list[dict[str, Any]] = [{"color": "0.75"} for _ in self.curves]
+        else:
+            styles = [{"color": f"C{index % _COLOURS}", "label": text} for index, (text, _) in enumerate(self.curves)]
+        for index, style in enumerate(styles):
+            style |= {"linewidth": 1, "linestyle": "solid" if index < _COLOURS else "dashed"}
+        return styles
+
+    def save(self, path: Path) -> Path:
+        """Draw the chart to `path`."""
+        figure = new_figure(9, 6)
+        axes = figure.add_subplot()
+        for (_, values), style in zip(self.curves, self.styles(), strict=True):
+            axes.plot(self.x, values, **style)
+        text, mean = self.mean
+        axes.plot(self.x, mean, color="blue", linewidth=3, label=text)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.005)
+        axes.set_xlabel(self.x_label)
+        axes.set_ylabel(self.y_label)
+        axes.set_title(f"{self.y_label} over {self.x_label.lower()}")
+        axes.grid(alpha=0.25)
+        figure.legend(loc="outside right upper", frameon=False)
+        return save_figure(figure, path)
+
+
 def draw_score_curves(curves: ScoreCurves, folder: Path, names: Sequence[str], prefix: str = "") -> list[Path]:
-    """Draw {prefix}PR_curve.png and the F1, P and R curves over confidence to `folder`; return their paths."""
-    shown = [class_name(names, int(index)) for index in curves.classes]
-    place = f"{prefix}PR_curve.png"
-    paths = [draw_pr_curve(curves.positions, curves.precision_by_recall, curves.ap50, Path(folder) / place, shown)]
-    for short, title, values in (
+    """Draw {prefix}PR_curve.png, {prefix}F1_curve.png, {prefix}P_curve.png and {prefix}R_curve.png.
+
+    Args:
+        curves: Curves of the classes with labels.
+        folder: Folder of the files.
+        names: Names of all classes.
+        prefix: Start of the file names.
+
+    Returns:
+        Paths of the files.
+    """
+    present = [class_name(names, int(index)) for index in curves.classes]
+    path = Path(folder) / f"{prefix}PR_curve.png"
+    paths = [draw_pr_curve(curves.positions, curves.precision_by_recall, curves.ap50, path, present)]
+    for short, label, values in (
         ("F1", "F1", curves.f1),
         ("P", "Precision", curves.precision),
         ("R", "Recall", curves.recall),
     ):
         path = Path(folder) / f"{prefix}{short}_curve.png"
-        paths.append(draw_confidence_curve(curves.positions, values, path, shown, title))
+        paths.append(draw_confidence_curve(curves.positions, values, path, present, label))
     return paths
 
 
 def draw_confidence_curve(
-    confidence: np.ndarray, values: np.ndarray, path: Path, names: Sequence[str], title: str
+    confidence: np.ndarray, values: np.ndarray, path: Path, names: Sequence[str], label: str
 ) -> Path:
-    """Draw (C, S) `values`, one row per name, over (S,) `confidence` to `path`; `title` says what they are."""
-    mean = _smoothed(values.mean(axis=0)) if len(values) else np.zeros_like(confidence)
+    """Draw a metric over the confidence threshold, with the smoothed mean over classes and its maximum.
+
+    Args:
+        confidence: (S,) thresholds.
+        values: (K, S) metric of each class.
+        path: File to write.
+        names: Names of the K classes.
+        label: Name of the metric.
+
+    Returns:
+        `path`.
+    """
+    mean = _smooth(values.mean(axis=0)) if len(values) else np.zeros_like(confidence)
     best = int(mean.argmax())
-    text = f"all classes {mean[best]:.2f} at {confidence[best]:.3f}"
-    lines = [(escape_mathtext(name), row) for name, row in zip(names, values, strict=True)]
-    return _draw(confidence, lines, (text, mean), path, ("Confidence", title))
+    return _Chart(
+        x=confidence,
+        x_label="Confidence",
+        y_label=label,
+        curves=[(escape_mathtext(name), row) for name, row in zip(names, values, strict=True)],
+        mean=(f"all classes {mean[best]:.2f} at {confidence[best]:.3f}", mean),
+    ).save(path)
 
 
 def draw_pr_curve(
     recall: np.ndarray, precision: np.ndarray, average_precision: np.ndarray, path: Path, names: Sequence[str]
 ) -> Path:
-    """Draw (C, S) `precision` over (S,) `recall`, each class with its (C,) average precision at IoU 0.5."""
-    mean = precision.mean(axis=0) if len(precision) else np.zeros_like(recall)
-    overall = float(average_precision.mean()) if len(average_precision) else 0.0
-    rows = zip(names, precision, average_precision, strict=True)
-    lines = [(f"{escape_mathtext(name)} {value:.3f}", row) for name, row, value in rows]
-    return _draw(recall, lines, (f"all classes {overall:.3f} mAP50", mean), path, ("Recall", "Precision"))
+    """Draw precision over recall at IoU 0.5, with the mean over classes.
+
+    Args:
+        recall: (S,) recalls.
+        precision: (K, S) precision of each class.
+        average_precision: (K,) average precision of each class, for the legend.
+        path: File to write.
+        names: Names of the K classes.
+
+    Returns:
+        `path`.
+    """
+    texts = [f"{escape_mathtext(name)} {ap:.3f}" for name, ap in zip(names, average_precision, strict=True)]
+    has_classes = len(texts) > 0
+    mean_ap = float(average_precision.mean()) if has_classes else 0.0
+    mean = precision.mean(axis=0) if has_classes else np.zeros_like(recall)
+    return _Chart(
+        x=recall,
+        x_label="Recall",
+        y_label="Precision",
+        curves=list(zip(texts, precision, strict=True)),
+        mean=(f"all classes {mean_ap:.3f} mAP50", mean),
+    ).save(path)
 
 
-def _draw(
-    x: np.ndarray,
-    lines: Sequence[tuple[str, np.ndarray]],
-    mean: tuple[str, np.ndarray],
-    path: Path,
-    axis_names: tuple[str, str],
-) -> Path:
-    figure = new_figure(9, 6)
-    axes = figure.add_subplot()
-    named = 0 < len(lines) <= NAMED_CURVES
-    for i, (text, row) in enumerate(lines):
-        colour = f"C{i % 10}" if named else "0.75"
-        axes.plot(x, row, "-" if i < 10 else "--", linewidth=1, color=colour, label=text if named else None)
-    axes.plot(x, mean[1], linewidth=3, color="blue", label=mean[0])
-    axes.set(xlim=(0, 1), ylim=(0, 1.005), xlabel=axis_names[0], ylabel=axis_names[1])
-    axes.set_title(f"{axis_names[1]} over {axis_names[0].lower()}")
-    axes.grid(alpha=0.25)
-    figure.legend(loc="outside right upper", frameon=False)
-    return save_figure(figure, path)
-
-
-def _smoothed(values: np.ndarray, fraction: float = 0.1) -> np.ndarray:
-    """Return the box-filtered curve whose maximum is the operating point (behaviour.md 6.2)."""
-    width = round(len(values) * fraction * 2) // 2 + 1
-    padded = np.pad(values, width // 2, mode="edge")
-    return np.convolve(padded, np.ones(width) / width, mode="valid")[: len(values)]
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Apply the box filter whose maximum defines the operating point of the metrics; edge values are repeated."""
+    width = round(len(values) * _SMOOTHING * 2) // 2 + 1
+    half = width // 2
+    padded = np.concatenate((np.repeat(values[:1], half), values, np.repeat(values[-1:], half)))
+    return np.convolve(padded, np.full(width, 1 / width), mode="valid")
 
 
 def draw_confusion(matrix: np.ndarray, path: Path, names: Sequence[str]) -> Path:
-    """Draw a matrix [predicted, true] as shares of each true class: (C, C), or one more for the background, last."""
-    shares = matrix / (matrix.sum(axis=0, keepdims=True) + 1e-9)
-    shares = np.where(shares < BLANK_BELOW, np.nan, shares)
-    titles = [*names, "background"][: len(matrix)]
+    """Draw a confusion matrix, normalised by true class.
+
+    Args:
+        matrix: (C, C) counts [predicted, true], or (C + 1, C + 1) with the background as the last row and column.
+        path: File to write.
+        names: Names of the C classes.
+
+    Returns:
+        `path`.
+    """
+    fractions = matrix / (matrix.sum(axis=0, keepdims=True) + _EPS)
+    fractions = np.where(fractions < BLANK_BELOW, np.nan, fractions)
+    labels = [*names, "background"][: len(matrix)]
     count = len(matrix)
     size = min(14.0, max(7.0, 0.45 * count + 3.55))
     figure = new_figure(size * 1.15, size)
     axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(image, ax=axes, fraction=0.04)
-    if count <= ANNOTATED_CLASSES:
+    if count <= MAX_ANNOTATED_CLASSES:
         font_size = max(6, min(11, 160 / count))
-        for row, column in zip(*np.nonzero(~np.isnan(shares)), strict=True):
-            share = shares[row, column]
-            colour = "white" if share > 0.45 else "black"
-            axes.text(column, row, f"{share:.2f}", ha="center", va="center", color=colour, fontsize=font_size)
-    if count <= NAMED_TICKS:
-        ticks = [escape_mathtext(name) for name in titles]
+        for row, column in zip(*np.nonzero(~np.isnan(fractions)), strict=True):
+            fraction = fractions[row, column]
+            colour = "white" if fraction > _DARK_CELL else "black"
+            axes.text(column, row, f"{fraction:.2f}", ha="center", va="center", color=colour, fontsize=font_size)
+    if count <= MAX_TICK_CLASSES:
+        ticks = [escape_mathtext(label) for label in labels]
         font_size = max(5, min(11, 300 / count))
         axes.set_xticks(range(count), ticks, rotation=90, fontsize=font_size)
         axes.set_yticks(range(count), ticks, fontsize=font_size)
     axes.set(xlabel="True", ylabel="Predicted", title="Confusion matrix, normalised by true class")
-    return save_figure(figure, path, dpi=250)
+    return save_figure(figure, path, dpi=_CONFUSION_DPI)

@@ -1,4 +1,4 @@
-"""What was found in one image, drawn over it."""
+"""Drawing of predictions on images: boxes, labels, masks, semantic maps and image classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from utils.ops.masks import mask_in_original
 from utils.plots.semantic_overlay import SemanticStyle, draw_legend, overlay_semantic_map
 from utils.plots.text_rendering import Colour, class_name, put_text, text_mask
 
-# behaviour.md 5.3, as 0xRRGGBB; the colour of a class is its index modulo 20
+# 0xRRGGBB; class i has the colour i modulo 20. The colours of YOLOv5, so that images of both can be compared.
 # fmt: off
 _PALETTE = (
     0xFF3838, 0xFF9D97, 0xFF701F, 0xFFB21D, 0xCFD231, 0x48F90A, 0x92CC17, 0x3DDB86, 0x1A9334, 0x00D4BB,
@@ -22,45 +22,48 @@ _PALETTE = (
 # fmt: on
 PALETTE_BGR = np.array([[value & 255, value >> 8 & 255, value >> 16] for value in _PALETTE], np.uint8)  # (20, 3)
 
-CLASSES_AT_XY = (32, 32)  # behaviour.md 5.4
+TOP_CLASSES = 5
+TOP_CLASSES_XY = (32, 32)  # upper left corner of the list of image classes
+_BRIGHT_LUMA = 140  # text on brighter colours is black
+_DARKENED = 0.4  # brightness of the background of white text
 
 
 @dataclass(frozen=True)
 class DrawStyle:
-    """How annotations look. `line_px` None takes the width from the size of the image."""
+    """Appearance of annotations."""
 
-    line_px: int | None = None
+    line_px: int | None = None  # line width; None: from the size of the image
     labels: bool = True
     scores: bool = True
     outline_masks: bool = False
-    opacity: float = 0.5  # of objects' masks
+    opacity: float = 0.5  # of instance masks
     semantic: SemanticStyle = field(default_factory=SemanticStyle)
 
 
 def palette_colour(index: int) -> Colour:
-    """Return the colour of class `index`."""
+    """Return the BGR colour of a class."""
     blue, green, red = (int(value) for value in PALETTE_BGR[index % len(PALETTE_BGR)])
     return blue, green, red
 
 
 def text_colour_on(colour: Colour) -> Colour:
-    """Return black or white, whichever reads better on `colour` (Rec. 601 luma)."""
+    """Return black or white, whichever is easier to read on a colour (Rec. 601 luma)."""
     blue, green, red = colour
-    return (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > 140 else (255, 255, 255)
+    return (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > _BRIGHT_LUMA else (255, 255, 255)
 
 
 def line_width_px(image_hw: tuple[int, int]) -> int:
-    """Return a line width that suits an image of this size."""
+    """Return the default line width for an image of this size."""
     return max(2, round(sum(image_hw) * 0.0015))
 
 
 def font_height_px(image_hw: tuple[int, int]) -> int:
-    """Return a text size that suits an image of this size."""
+    """Return the default font size for an image of this size."""
     return max(11, min(72, round(sum(image_hw) * 0.0078)))
 
 
 def label_text(names: Sequence[str], index: int, score: float | None, style: DrawStyle) -> str:
-    """Return what stands at a box: `name 0.87`, `name` or nothing."""
+    """Format the label of a box: `name 0.87`, `name` or an empty string."""
     if not style.labels:
         return ""
     name = class_name(names, index)
@@ -68,11 +71,11 @@ def label_text(names: Sequence[str], index: int, score: float | None, style: Dra
 
 
 def draw_box(canvas: np.ndarray, box_xyxy: Sequence[float], colour: Colour, line_px: int) -> None:
-    """Draw one box into `canvas` (H, W, 3) uint8, in place; what lies outside is drawn along the border."""
+    """Draw a box on a (H, W, 3) uint8 canvas, in place; sides outside the image are drawn along its border."""
     height, width = canvas.shape[:2]
     x1, x2 = (min(max(round(float(box_xyxy[i])), 0), width - 1) for i in (0, 2))
     y1, y2 = (min(max(round(float(box_xyxy[i])), 0), height - 1) for i in (1, 3))
-    before = line_px // 2  # cv2.rectangle makes lines of three pixels five wide, so the four strips are filled here
+    before = line_px // 2  # not cv2.rectangle, which draws lines of three pixels five pixels wide
     after = line_px - before
     left, right, top, bottom = max(0, x1 - before), x2 + after, max(0, y1 - before), y2 + after
     for x in (x1, x2):
@@ -84,7 +87,16 @@ def draw_box(canvas: np.ndarray, box_xyxy: Sequence[float], colour: Colour, line
 def draw_label(
     canvas: np.ndarray, text: str, corner_xy: tuple[float, float], colour: Colour, size_px: int, line_px: int = 2
 ) -> None:
-    """Write `text` on a filled plate above the box corner `corner_xy`, or below it where the image ends."""
+    """Draw text on a filled background above the upper left corner of a box, or below it at the image border.
+
+    Args:
+        canvas: (H, W, 3) uint8, changed in place.
+        text: Text; nothing is drawn if it is empty.
+        corner_xy: Upper left corner of the box.
+        colour: Background colour.
+        size_px: Font size.
+        line_px: Line width of the box.
+    """
     if not text:
         return
     height, width = canvas.shape[:2]
@@ -103,43 +115,65 @@ def draw_label(
 def draw_masks(
     canvas: np.ndarray, masks: np.ndarray, colours: Sequence[Colour], opacity: float = 0.5, outline: bool = False
 ) -> None:
-    """Tint the pixels of (n, h, w) bool `masks` in place; `outline` adds their contours."""
+    """Blend instance masks into an image.
+
+    Args:
+        canvas: (H, W, 3) uint8, changed in place.
+        masks: (n, h, w) bool, resized to the canvas if necessary.
+        colours: Colour of each mask.
+        opacity: Weight of the colours.
+        outline: Draw the contours, too.
+    """
     height, width = canvas.shape[:2]
     for mask, colour in zip(masks, colours, strict=True):
-        shape = mask.astype(np.uint8)
-        if shape.shape != (height, width):
-            shape = cv2.resize(shape, (width, height), interpolation=cv2.INTER_NEAREST)
-        inside = shape.astype(bool)
+        pixels = mask.astype(np.uint8)
+        if pixels.shape != (height, width):
+            pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_NEAREST)
+        inside = pixels.astype(bool)
         tint = np.array(colour, np.float32) * opacity
         canvas[inside] = np.rint(canvas[inside] * (1 - opacity) + tint).astype(np.uint8)
         if outline:
-            contours, _ = cv2.findContours(shape, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+            contours, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
             cv2.drawContours(canvas, contours, -1, colour, line_width_px((height, width)), cv2.LINE_AA)
 
 
 def draw_top_classes(canvas: np.ndarray, probabilities: np.ndarray, names: Sequence[str]) -> None:
-    """Write the five surest classes of (C,) `probabilities` below each other from (32, 32) on, in place."""
+    """List the five most probable image classes in the upper left part of an image.
+
+    Args:
+        canvas: (H, W, 3) uint8, changed in place.
+        probabilities: (C,).
+        names: Class names.
+    """
     height, width = canvas.shape[:2]
     size_px = max(round(1.5 * font_height_px((height, width))), 14)
-    left, top = (min(CLASSES_AT_XY[0], width // 8), min(CLASSES_AT_XY[1], height // 8))
+    left, top = (min(TOP_CLASSES_XY[0], width // 8), min(TOP_CLASSES_XY[1], height // 8))
     for text in class_lines(probabilities, names):
         mask = text_mask(text, size_px)
-        region = canvas[top : top + mask.shape[0] + 2, max(0, left - 4) : left + mask.shape[1] + 6]
-        region[:] = np.rint(region * 0.4).astype(np.uint8)  # darker, so that white reads on anything
+        background = canvas[top : top + mask.shape[0] + 2, max(0, left - 4) : left + mask.shape[1] + 6]
+        background[:] = np.rint(background * _DARKENED).astype(np.uint8)
         put_text(canvas, text, (left, top + 1), size_px, (255, 255, 255))
         top += mask.shape[0] + 2
 
 
 def class_lines(probabilities: np.ndarray, names: Sequence[str]) -> list[str]:
-    """Return `0.87 name` of the five surest classes, the surest first (behaviour.md 5.4)."""
-    order = np.argsort(-probabilities, kind="stable")[:5]
+    """Format the five most probable classes of (C,) probabilities as `0.87 name`, in descending order."""
+    order = np.argsort(-probabilities, kind="stable")[:TOP_CLASSES]
     return [f"{probabilities[index]:.2f} {class_name(names, int(index))}" for index in order]
 
 
 def draw_boxes(
     canvas: np.ndarray, boxes_xyxy: np.ndarray, colours: Sequence[Colour], texts: Sequence[str], line_px: int | None
 ) -> None:
-    """Draw (n, 4) pixel boxes with their texts, in place. The first box ends up on top, labels above all boxes."""
+    """Draw boxes with labels; the first box is on top, and labels are above all boxes.
+
+    Args:
+        canvas: (H, W, 3) uint8, changed in place.
+        boxes_xyxy: (n, 4) boxes in pixels.
+        colours: Colour of each box.
+        texts: Label of each box.
+        line_px: Line width (None: from the size of the image).
+    """
     image_hw = canvas.shape[:2]
     line = line_px or line_width_px(image_hw)
     size_px = font_height_px(image_hw)
@@ -153,35 +187,44 @@ def draw_boxes(
 def annotate(
     image_bgr: np.ndarray, results: Results, names: Sequence[str], style: DrawStyle | None = None
 ) -> np.ndarray:
-    """Return a copy of `image_bgr` (H, W, 3 uint8) with everything in `results` drawn on it.
+    """Draw the predictions for an image on a copy of it.
 
-    From below: the class of each pixel, the masks of objects, the legend, boxes with their texts. `names` are those of
-    the objects.
+    From bottom to top: semantic map, instance masks, legend, image classes, boxes with labels.
+
+    Args:
+        image_bgr: (H, W, 3) uint8.
+        results: Predictions.
+        names: Class names of boxes or image classes.
+        style: Appearance.
+
+    Returns:
+        (H, W, 3) uint8 BGR.
     """
     style = style or DrawStyle()
     canvas = np.ascontiguousarray(image_bgr).copy()
-    found = results.cpu()
-    boxes = None if found.boxes is None or found.classes is None else found.boxes.float().numpy()
-    classes = [] if boxes is None or found.classes is None else [int(index) for index in found.classes]
+    results = results.cpu()
+    boxes = None if results.boxes is None or results.classes is None else results.boxes.float().numpy()
+    classes = [] if boxes is None or results.classes is None else [int(index) for index in results.classes]
     colours = [palette_colour(index) for index in classes]
-    if found.semantic is not None:
-        overlay_semantic_map(canvas, found.semantic.numpy(), style.semantic)
-    _draw_found_masks(canvas, found, colours, style)
-    if found.semantic is not None and style.semantic.legend:
-        draw_legend(canvas, found.semantic.numpy(), style.semantic, font_height_px(canvas.shape[:2]), boxes)
-    if found.probabilities is not None:
-        draw_top_classes(canvas, found.probabilities.numpy(), names)
+    if results.semantic is not None:
+        overlay_semantic_map(canvas, results.semantic.numpy(), style.semantic)
+    _draw_result_masks(canvas, results, colours, style)
+    if results.semantic is not None and style.semantic.legend:
+        draw_legend(canvas, results.semantic.numpy(), style.semantic, font_height_px(canvas.shape[:2]), boxes)
+    if results.probabilities is not None:
+        draw_top_classes(canvas, results.probabilities.numpy(), names)
     if boxes is not None:
-        scores = [None] * len(classes) if found.scores is None else [float(score) for score in found.scores]
+        scores = [None] * len(classes) if results.scores is None else [float(score) for score in results.scores]
         texts = [label_text(names, index, score, style) for index, score in zip(classes, scores, strict=True)]
         draw_boxes(canvas, boxes, colours, texts, style.line_px)
     return canvas
 
 
-def _draw_found_masks(canvas: np.ndarray, found: Results, colours: Sequence[Colour], style: DrawStyle) -> None:
-    if found.fine_masks is not None:
-        for row in reversed(range(len(colours))):  # one at a time; the surest object ends up on top
-            draw_masks(canvas, found.fine_masks.original(row)[None], [colours[row]], style.opacity, style.outline_masks)
-    elif found.masks is not None and len(colours):
-        placed = [mask_in_original(mask.float().numpy(), found.info.geometry) for mask in found.masks]
-        draw_masks(canvas, np.array(placed), colours, style.opacity, style.outline_masks)
+def _draw_result_masks(canvas: np.ndarray, results: Results, colours: Sequence[Colour], style: DrawStyle) -> None:
+    if results.fine_masks is not None:
+        for row in reversed(range(len(colours))):  # one at a time to save memory, the highest score on top
+            mask = results.fine_masks.original(row)
+            draw_masks(canvas, mask[None], [colours[row]], style.opacity, style.outline_masks)
+    elif results.masks is not None and len(colours):
+        masks = [mask_in_original(mask.float().numpy(), results.info.geometry) for mask in results.masks]
+        draw_masks(canvas, np.array(masks), colours, style.opacity, style.outline_masks)

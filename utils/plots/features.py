@@ -1,4 +1,4 @@
-"""Feature maps of a network's layers as pictures and arrays (`--visualize`)."""
+"""Feature maps of a network's layers as images and arrays (`--visualize`)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from utils.core.files import atomic_path
 from utils.plots.figure_io import write_image
 from utils.plots.prediction_sinks import UniqueNames
 
-SHOWN_CHANNELS = 32  # behaviour.md 5.3
+MAX_CHANNELS = 32  # of an image
 _COLUMNS = 8
-_TILE_PX = 96  # least side of a map in the picture
+_MIN_TILE_PX = 96  # longer side of a channel; smaller ones are enlarged
+_PERCENTILES = (1, 99)  # mapped to the ends of the colour map, because single outliers would darken everything else
 
 
 class FeatureSink:
-    """For every frame a folder with, per layer, a png of the first 32 channels and an npy of all of them."""
+    """Prediction sink that writes a folder per frame with, for each layer, a PNG of 32 channels and an NPY of all.
+
+    Args:
+        folder: Output folder.
+        maps: Layer name -> (B, C, H, W) output for the latest batch; updated by the caller.
+    """
 
     stopped = False
 
@@ -39,28 +45,32 @@ class FeatureSink:
         self._count += 1
 
     def close(self) -> str:
-        """Return what was written."""
+        """Return a log text with the number of frames."""
         return f"feature maps of {self._count} image(s) in {self.folder}" if self._count else ""
 
 
 def feature_image(channels: np.ndarray) -> np.ndarray:
-    """Return the first 32 of (C, H, W) maps side by side, each from its small (dark) to its large values.
+    """Arrange the first 32 channels of a feature map in a grid, each with its own range of colours.
 
-    The lowest and highest hundredth share the end's colour: single pixels would leave all others dark.
+    Args:
+        channels: (C, H, W).
+
+    Returns:
+        uint8 BGR image.
     """
-    shown = channels[:SHOWN_CHANNELS]
+    shown = channels[:MAX_CHANNELS]
     height, width = shown.shape[1:]
-    enlarged = max(1, -(-_TILE_PX // max(height, width)))
+    zoom = max(1, -(-_MIN_TILE_PX // max(height, width)))
     rows = -(-len(shown) // _COLUMNS)
-    step_y, step_x = height * enlarged + 2, width * enlarged + 2
+    step_y, step_x = height * zoom + 2, width * zoom + 2
     canvas = np.full((rows * step_y, min(_COLUMNS, len(shown)) * step_x, 3), 255, np.uint8)
     for i, channel in enumerate(shown):
-        low, high = np.percentile(channel, (1, 99))
-        if high <= low:  # nearly all of one value
+        low, high = np.percentile(channel, _PERCENTILES)
+        if high <= low:
             low, high = float(channel.min()), float(channel.max())
         grey = (np.clip((channel - low) / max(high - low, 1e-12), 0, 1) * 255).astype(np.uint8)
         tile = cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS)
-        tile = cv2.resize(tile, None, fx=enlarged, fy=enlarged, interpolation=cv2.INTER_NEAREST)
+        tile = cv2.resize(tile, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
         top, left = (i // _COLUMNS) * step_y, (i % _COLUMNS) * step_x
         canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
     return canvas

@@ -1,4 +1,4 @@
-"""Pictures to files, in one step."""
+"""Writing of images and matplotlib figures."""
 
 from __future__ import annotations
 
@@ -19,20 +19,28 @@ JPEG_QUALITY = 95
 
 
 def write_image(path: Path, image_bgr: np.ndarray) -> None:
-    """Write uint8 `image_bgr`, (H, W, 3) or grey (H, W), in the format of the suffix; a failure is a UserError."""
+    """Write an image atomically, in the format of the file suffix.
+
+    Args:
+        path: File to write.
+        image_bgr: (H, W, 3) BGR or (H, W) grey, uint8.
+
+    Raises:
+        UserError: If the format is not supported or the image cannot be encoded.
+    """
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix.lower() in {".jpg", ".jpeg"} else []
     try:
-        good, encoded = cv2.imencode(path.suffix, image_bgr, options)
+        success, encoded = cv2.imencode(path.suffix, image_bgr, options)
     except cv2.error as error:
         raise UserError(f"{path}: cannot be written ({error.err or error})") from error
-    if not good:
+    if not success:
         raise UserError(f"{path}: cannot be written as {path.suffix}")
     with atomic_path(path) as temporary:
         temporary.write_bytes(encoded.tobytes())
 
 
 def new_figure(width_inch: float, height_inch: float) -> Figure:
-    """Return an empty figure that draws to files only; no window system and no global state is touched."""
+    """Create an empty figure for files, without a window system or pyplot's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -42,14 +50,14 @@ def new_figure(width_inch: float, height_inch: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 200) -> Path:
-    """Write `figure` and return `path`."""
+    """Write a figure atomically and return its path."""
     with atomic_path(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # class names in scripts without a font
-        warnings.filterwarnings("ignore", message="constrained_layout not applied")  # a hundred class names
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")  # too many class names
         figure.savefig(temporary, dpi=dpi)
     return path
 
 
 def escape_mathtext(name: str) -> str:
-    """Return a class name so that matplotlib does not take dollar signs for formulas."""
+    """Escape dollar signs, which matplotlib would interpret as formulae."""
     return name.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""The picture of a benchmark: time per image of every format, with size and score beside it."""
+"""Bar chart of the export benchmark: time per image of every format, with file size and metrics."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ from utils.plots.figure_io import new_figure, save_figure
 
 
 def draw_benchmark(rows: Sequence[Mapping[str, Any]], path: Path) -> Path | None:
-    """Draw a bar per format that was timed, fastest on top; return the picture, None if there is nothing to draw.
+    """Draw a bar per timed format, the fastest on top.
 
-    A row has `format`, `milliseconds` per image, `megabytes` and `scores`, each None where it is not known.
+    Args:
+        rows: One per format, with `format`, `milliseconds` per image, `megabytes` and `scores`, the last three None
+            where unknown.
+        path: File to write.
+
+    Returns:
+        `path`, None if no format was timed.
     """
     timed = sorted((row for row in rows if row["milliseconds"] is not None), key=lambda row: -row["milliseconds"])
     if not timed:
@@ -21,7 +27,7 @@ def draw_benchmark(rows: Sequence[Mapping[str, Any]], path: Path) -> Path | None
     axes = figure.subplots()
     times = [row["milliseconds"] for row in timed]
     bars = axes.barh([row["format"] for row in timed], times, color="#1F77B4", height=0.6)
-    axes.bar_label(bars, [_beside(row) for row in timed], padding=4, fontsize=9)
+    axes.bar_label(bars, [_bar_label(row) for row in timed], padding=4, fontsize=9)
     axes.set_xlim(0, 1.6 * max(times))
     axes.set_xlabel("milliseconds per image (median)")
     for side in ("top", "right"):
@@ -29,7 +35,7 @@ def draw_benchmark(rows: Sequence[Mapping[str, Any]], path: Path) -> Path | None
     return save_figure(figure, path)
 
 
-def _beside(row: Mapping[str, Any]) -> str:
+def _bar_label(row: Mapping[str, Any]) -> str:
     parts = [f"{row['milliseconds']:.1f} ms"]
     if row["megabytes"] is not None:
         parts.append(f"{row['megabytes']:.1f} MB")

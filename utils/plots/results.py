@@ -1,4 +1,4 @@
-"""The story of a training run as curves, read from its results.csv."""
+"""Plot of losses and metrics over the epochs of a training, read from results.csv."""
 
 from __future__ import annotations
 
@@ -9,22 +9,30 @@ import numpy as np
 
 from utils.plots.figure_io import new_figure, save_figure
 
+_SMOOTHING_EPOCHS = 3.0  # standard deviation of the Gaussian
+
 
 def draw_results(csv_path: Path) -> Path | None:
-    """Draw every loss and metric of `csv_path` over the epochs to results.png beside it; None without any row.
+    """Draw results.png beside a results.csv file.
 
-    Training losses and the first half of the metrics stand above validation losses and the other half: two rows of
-    five for detection, of eight for segmentation (behaviour.md 8.2).
+    The upper row shows the training losses and the first half of the metrics, the lower row the validation losses and
+    the other half: five panels each for detection, eight for segmentation.
+
+    Args:
+        csv_path: results.csv of a run.
+
+    Returns:
+        Path of the image, None if the file has no rows.
     """
     columns = read_columns(csv_path)
     epochs = columns.get("epoch")
     if epochs is None or not len(epochs):
         return None
-    top, bottom = panel_rows(list(columns))
-    width = max(len(top), len(bottom), 1)
+    upper, lower = panel_rows(list(columns))
+    width = max(len(upper), len(lower), 1)
     figure = new_figure(2.6 * width, 6)
     grid = figure.subplots(2, width, squeeze=False)
-    for row, names in enumerate((top, bottom)):
+    for row, names in enumerate((upper, lower)):
         for column in range(width):
             axes = grid[row][column]
             if column >= len(names):
@@ -41,16 +49,20 @@ def draw_results(csv_path: Path) -> Path | None:
 
 
 def read_columns(csv_path: Path) -> dict[str, np.ndarray]:
-    """Return the columns of a results.csv by their stripped names; what is no number is NaN."""
+    """Read a results.csv file.
+
+    Returns:
+        Column name -> values by row; cells that are not numbers are NaN, incomplete rows are skipped.
+    """
     with Path(csv_path).open(encoding="utf-8", newline="") as file:
         rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
     if not rows:
         return {}
     header, body = rows[0], [row for row in rows[1:] if len(row) == len(rows[0])]
-    return {name: np.array([_number(row[i]) for row in body]) for i, name in enumerate(header)}
+    return {name: np.array([_to_float(row[i]) for row in body]) for i, name in enumerate(header)}
 
 
-def _number(text: str) -> float:
+def _to_float(text: str) -> float:
     try:
         return float(text)
     except ValueError:
@@ -58,16 +70,16 @@ def _number(text: str) -> float:
 
 
 def panel_rows(names: list[str]) -> tuple[list[str], list[str]]:
-    """Return which columns are drawn above and below; the epoch and learning rates (x/…) are not drawn."""
+    """Distribute the columns of results.csv over two rows of panels, without the epoch and learning rates (x/...)."""
     metrics = [name for name in names if name.startswith("metrics/")]
     half = -(-len(metrics) // 2)
-    above = [name for name in names if name.startswith("train/")] + metrics[:half]
-    below = [name for name in names if name.startswith("val/")] + metrics[half:]
-    return above, below
+    upper = [name for name in names if name.startswith("train/")] + metrics[:half]
+    lower = [name for name in names if name.startswith("val/")] + metrics[half:]
+    return upper, lower
 
 
-def smooth(values: np.ndarray, sigma: float = 3.0) -> np.ndarray:
-    """Return `values` after a Gaussian of `sigma` epochs that looks only at epochs that are there."""
+def smooth(values: np.ndarray, sigma: float = _SMOOTHING_EPOCHS) -> np.ndarray:
+    """Smooth (n,) values by a Gaussian of `sigma` epochs, normalised at the ends."""
     index = np.arange(len(values))
     weights = np.exp(-0.5 * ((index[:, None] - index[None, :]) / sigma) ** 2)
     return (weights @ values) / weights.sum(axis=1) if len(values) else values

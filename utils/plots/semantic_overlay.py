@@ -1,4 +1,4 @@
-"""A class for each pixel as colours over a picture, and the legend that says which colour is which."""
+"""Semantic maps as colours over an image, and legends of their classes."""
 
 from __future__ import annotations
 
@@ -14,57 +14,61 @@ from utils.ops.class_fractions import class_fractions
 from utils.plots.palette import palette
 from utils.plots.text_rendering import Colour, class_name, put_text, text_mask
 
-LEAST_SHARE = 0.0005  # of the picture; a class that covers less stands in no legend
-LARGEST_PART = 0.45  # of the picture's height and of its width that a legend may take
-HARDLY = 0.2  # of a legend may lie under boxes before it makes room
+MIN_FRACTION = 0.0005  # of the labelled pixels; smaller classes are not in the legend
+MAX_LEGEND_SIDE = 0.45  # of the image height or width that the legend may take
+MAX_COVERED = 0.2  # of the legend's area that boxes may cover before it moves to another corner
 _PLATE, _PLATE_OPACITY, _INK = (24, 24, 24), 0.65, (255, 255, 255)
-_LONGEST_NAME = 24  # characters; longer ones are cut
+_MAX_NAME = 24  # characters
 
 
 @dataclass(frozen=True)
 class SemanticStyle:
-    """How classes of pixels are shown: their names and colours, and how much of the picture shines through."""
+    """Appearance of semantic maps."""
 
-    names: tuple[str, ...] = ()
-    given: tuple[tuple[int, int, int], ...] = ()  # RGB of the first classes, where the data set has its own
-    opacity: float = 0.4  # behaviour.md 12.9
+    names: tuple[str, ...] = ()  # class names
+    colours: tuple[tuple[int, int, int], ...] = ()  # RGB of the first classes, if the data set defines them
+    opacity: float = 0.4  # weight of the colours
     legend: bool = True
 
 
 @lru_cache(maxsize=16)
-def _table(names: tuple[str, ...], given: tuple[tuple[int, int, int], ...]) -> np.ndarray:
-    """Return (256, 3) uint8 BGR, the colour of every value that a map can hold; nobody's class is black."""
-    table = palette([""] * (IGNORED_PIXEL + 1))  # for maps with classes that have no name
-    known = palette(names, given)[:IGNORED_PIXEL]
+def _colour_table(names: tuple[str, ...], colours: tuple[tuple[int, int, int], ...]) -> np.ndarray:
+    """Return the (256, 3) uint8 BGR colours of all values of a map; ignored pixels are black."""
+    table = palette([""] * (IGNORED_PIXEL + 1))  # for classes without a name
+    known = palette(names, colours)[:IGNORED_PIXEL]
     table[: len(known)] = known
     table[IGNORED_PIXEL] = 0
     return np.ascontiguousarray(table[:, ::-1])
 
 
-def class_colour(index: int, look: SemanticStyle) -> Colour:
-    """Return the colour of class `index`."""
-    blue, green, red = (int(value) for value in _table(look.names, look.given)[index])
+def class_colour(index: int, style: SemanticStyle) -> Colour:
+    """Return the BGR colour of a semantic class."""
+    blue, green, red = (int(value) for value in _colour_table(style.names, style.colours)[index])
     return blue, green, red
 
 
-def colourize(classes: np.ndarray, look: SemanticStyle) -> np.ndarray:
-    """Return the (H, W, 3) uint8 BGR picture of an (H, W) uint8 map; ignored pixels are black."""
-    return cv2.LUT(cv2.merge([classes] * 3), _table(look.names, look.given)[None])  # four times as fast as indexing
+def colourize(semantic_map: np.ndarray, style: SemanticStyle) -> np.ndarray:
+    """Convert an (H, W) uint8 semantic map to an (H, W, 3) uint8 BGR image; ignored pixels are black."""
+    table = _colour_table(style.names, style.colours)
+    return cv2.LUT(cv2.merge([semantic_map] * 3), table[None])  # four times as fast as indexing
 
 
-def overlay_semantic_map(canvas: np.ndarray, classes: np.ndarray, look: SemanticStyle) -> None:
-    """Tint every pixel of `canvas` (H, W, 3) with the colour of its class, in place; ignored pixels stay.
+def overlay_semantic_map(canvas: np.ndarray, semantic_map: np.ndarray, style: SemanticStyle) -> None:
+    """Blend a semantic map into an image; ignored pixels are unchanged.
 
-    A map of another size than the canvas is resized to it.
+    Args:
+        canvas: (H, W, 3) uint8, changed in place.
+        semantic_map: (h, w) uint8 classes, resized to the canvas if necessary.
+        style: Colours and opacity.
     """
-    if look.opacity <= 0:
+    if style.opacity <= 0:
         return
     height, width = canvas.shape[:2]
-    if classes.shape != (height, width):
-        classes = cv2.resize(classes, (width, height), interpolation=cv2.INTER_NEAREST)
-    mixed = cv2.addWeighted(canvas, 1 - look.opacity, colourize(classes, look), look.opacity, 0)
-    labelled = (classes != IGNORED_PIXEL).view(np.uint8)
-    cv2.copyTo(mixed, labelled, canvas)  # into the canvas, also where that is part of a larger array
+    if semantic_map.shape != (height, width):
+        semantic_map = cv2.resize(semantic_map, (width, height), interpolation=cv2.INTER_NEAREST)
+    blended = cv2.addWeighted(canvas, 1 - style.opacity, colourize(semantic_map, style), style.opacity, 0)
+    labelled = (semantic_map != IGNORED_PIXEL).view(np.uint8)
+    cv2.copyTo(blended, labelled, canvas)  # works in place also for views of larger arrays
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -73,7 +77,7 @@ def overlay_semantic_map(canvas: np.ndarray, classes: np.ndarray, look: Semantic
 
 @dataclass(frozen=True)
 class _Entry:
-    """One line of a legend; `colour` None: a remark without a patch of colour."""
+    """A line of a legend: text with a square of colour, or without one if `colour` is None."""
 
     text: str
     colour: Colour | None
@@ -90,26 +94,35 @@ class _Entry:
         put_text(canvas, self.text, (left, top), size_px, _INK)
 
 
-def _entry(index: int, look: SemanticStyle) -> _Entry:
-    name = class_name(look.names, index)
-    short = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
-    return _Entry(short, class_colour(index, look))
+def _make_entry(index: int, style: SemanticStyle) -> _Entry:
+    name = class_name(style.names, index)
+    short = name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
+    return _Entry(short, class_colour(index, style))
 
 
-def _layout(indices: Sequence[int], look: SemanticStyle, limit_hw: tuple[int, int], size_px: int) -> list[list[_Entry]]:
-    """Return the columns of a legend of the classes `indices`, the largest first, that fits into `limit_hw`.
+def _layout(
+    indices: Sequence[int], style: SemanticStyle, limit_hw: tuple[int, int], size_px: int
+) -> list[list[_Entry]]:
+    """Arrange the entries of a legend in columns that fit into `limit_hw` pixels.
 
-    Where not all fit, the smallest are left out and counted; where none fits there are no columns.
+    Args:
+        indices: Classes in descending order of size; the smallest are replaced by a count if not all fit.
+        style: Names and colours.
+        limit_hw: Maximum height and width.
+        size_px: Font size.
+
+    Returns:
+        Columns of entries, empty if not even one entry fits.
     """
     row_px, gap_px = _row_px(size_px), size_px
-    most_rows = (limit_hw[0] - gap_px) // row_px
+    max_rows = (limit_hw[0] - gap_px) // row_px
     for shown in range(len(indices), 0, -1):
-        entries = [_entry(index, look) for index in sorted(indices[:shown])]  # in an order that keeps in a video
+        entries = [_make_entry(index, style) for index in sorted(indices[:shown])]  # a stable order in videos
         if shown < len(indices):
             entries.append(_Entry(f"+ {len(indices) - shown}", None))
-        if most_rows < 1:
+        if max_rows < 1:
             return []
-        count = -(-len(entries) // most_rows)
+        count = -(-len(entries) // max_rows)
         rows = -(-len(entries) // count)
         columns = [entries[start : start + rows] for start in range(0, len(entries), rows)]
         if sum(max(entry.width_px(size_px) for entry in column) + gap_px for column in columns) <= limit_hw[1]:
@@ -123,25 +136,32 @@ def _row_px(size_px: int) -> int:
 
 def draw_legend(
     canvas: np.ndarray,
-    classes: np.ndarray,
-    look: SemanticStyle,
+    semantic_map: np.ndarray,
+    style: SemanticStyle,
     size_px: int,
     boxes_xyxy: np.ndarray | None = None,
 ) -> None:
-    """Say in a corner of `canvas` (H, W, 3), in place, which colours the classes of the map have.
+    """Draw a legend of the classes of a semantic map on a translucent plate in a corner of an image.
 
-    The plate is see-through and takes less than half of either side. It lies below left, unless (n, 4) `boxes_xyxy`
-    need the place there more than in another corner. Pictures too small for words get none.
+    The plate is in the lower left corner unless boxes cover too much of it, and takes less than half of the height and
+    width. Images that are too small get no legend.
+
+    Args:
+        canvas: (H, W, 3) uint8, changed in place.
+        semantic_map: (h, w) uint8 classes.
+        style: Names and colours.
+        size_px: Font size.
+        boxes_xyxy: (n, 4) boxes in pixels of the canvas to keep visible.
     """
     height, width = canvas.shape[:2]
-    indices = [index for index, share in class_fractions(classes).items() if share >= LEAST_SHARE]
-    columns = _layout(indices, look, (int(height * LARGEST_PART), int(width * LARGEST_PART)), size_px)
+    indices = [index for index, fraction in class_fractions(semantic_map).items() if fraction >= MIN_FRACTION]
+    columns = _layout(indices, style, (int(height * MAX_LEGEND_SIDE), int(width * MAX_LEGEND_SIDE)), size_px)
     if not columns:
         return
     row_px, gap_px = _row_px(size_px), size_px
     widths = [max(entry.width_px(size_px) for entry in column) for column in columns]
     plate_hw = (len(columns[0]) * row_px + gap_px, sum(widths) + gap_px * len(columns))
-    left, top = _corner(plate_hw, (height, width), boxes_xyxy)
+    left, top = _choose_corner(plate_hw, (height, width), boxes_xyxy)
     plate = canvas[top : top + plate_hw[0], left : left + plate_hw[1]]
     plate[:] = np.rint(plate * (1 - _PLATE_OPACITY) + np.array(_PLATE) * _PLATE_OPACITY).astype(np.uint8)
     x = gap_px // 2
@@ -151,35 +171,48 @@ def draw_legend(
         x += column_px + gap_px
 
 
-def _corner(plate_hw: tuple[int, int], image_hw: tuple[int, int], boxes_xyxy: np.ndarray | None) -> tuple[int, int]:
-    """Return left and top of the place for a plate: the first corner that boxes hardly cover, else the least covered.
+def _choose_corner(
+    plate_hw: tuple[int, int], image_hw: tuple[int, int], boxes_xyxy: np.ndarray | None
+) -> tuple[int, int]:
+    """Return left and top of the plate in the first corner that boxes hardly cover, else in the least covered one.
 
-    Were it always the least covered, the plate would jump about in a video.
+    Always taking the least covered corner would make the legend jump in videos.
     """
     low, right = image_hw[0] - plate_hw[0], image_hw[1] - plate_hw[1]
     corners = [(0, low), (right, low), (right, 0), (0, 0)]
     if boxes_xyxy is None or not len(boxes_xyxy):
         return corners[0]
 
-    def covered(corner: tuple[int, int]) -> int:
-        taken = np.zeros(plate_hw, bool)  # overlapping boxes count once
+    def covered_fraction(corner: tuple[int, int]) -> float:
+        covered = np.zeros(plate_hw, bool)
         for box in boxes_xyxy:
             x1, y1, x2, y2 = (max(0, round(float(box[i])) - corner[i % 2]) for i in range(4))
-            taken[y1:y2, x1:x2] = True
-        return int(taken.sum())
+            covered[y1:y2, x1:x2] = True
+        return int(covered.sum()) / (plate_hw[0] * plate_hw[1])
 
-    parts = [covered(corner) / (plate_hw[0] * plate_hw[1]) for corner in corners]
+    fractions = [covered_fraction(corner) for corner in corners]
     return next(
-        (place for place, part in zip(corners, parts, strict=True) if part <= HARDLY), corners[np.argmin(parts)]
+        (corner for corner, fraction in zip(corners, fractions, strict=True) if fraction <= MAX_COVERED),
+        corners[np.argmin(fractions)],
     )
 
 
-def legend_strip(indices: Sequence[int], look: SemanticStyle, width_px: int, size_px: int = 14) -> np.ndarray:
-    """Return a (h, width_px, 3) BGR strip that names the classes `indices` line by line; of none it is empty."""
+def legend_strip(indices: Sequence[int], style: SemanticStyle, width_px: int, size_px: int = 14) -> np.ndarray:
+    """Draw a legend as a strip of text lines.
+
+    Args:
+        indices: Classes in order.
+        style: Names and colours.
+        width_px: Width of the strip.
+        size_px: Font size.
+
+    Returns:
+        (h, width_px, 3) uint8 BGR, with h = 0 without classes.
+    """
     row_px, gap_px = _row_px(size_px), size_px
     lines: list[list[_Entry]] = [[]]
     used = gap_px
-    for entry in (_entry(index, look) for index in indices):
+    for entry in (_make_entry(index, style) for index in indices):
         needed = entry.width_px(size_px) + gap_px
         if used + needed > width_px and lines[-1]:
             lines.append([])

@@ -1,38 +1,42 @@
-"""Words as coverage masks, in any script, blended into arrays without converting the whole picture."""
+"""Text in any script, rendered to coverage masks and blended into images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.ImageFont import FreeTypeFont
 
 Colour = tuple[int, int, int]  # blue, green, red
 
 
 def class_name(names: Sequence[str], index: int) -> str:
-    """Return the name of class `index`, or its number when it has none."""
+    """Return the name of a class, or its number if it has none."""
     return names[index] if 0 <= index < len(names) else str(index)
 
 
 @lru_cache(maxsize=1)
 def _font_path() -> Path:
-    import matplotlib  # brings the font; the package's top level alone loads in a tenth of a second
+    import matplotlib  # contains the font; its top-level module alone is quick to import
 
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
 @lru_cache(maxsize=1)
-def _known_characters() -> frozenset[int]:
+def _supported_characters() -> frozenset[int]:
     from matplotlib.ft2font import FT2Font
 
     return frozenset(FT2Font(str(_font_path())).get_charmap())
 
 
 @lru_cache(maxsize=16)
-def _font(size_px: int):
+def _font(size_px: int) -> FreeTypeFont:
     from PIL import ImageFont
 
     return ImageFont.truetype(str(_font_path()), size_px)
@@ -40,14 +44,21 @@ def _font(size_px: int):
 
 @lru_cache(maxsize=1024)
 def text_mask(text: str, size_px: int) -> np.ndarray:
-    """Return how much of each pixel `text` covers: (h, w) uint8, as high for every text of one size.
+    """Render text.
 
-    DejaVu Sans draws what it knows (Latin, Greek, Cyrillic, Arabic, Hebrew and others); Chinese, Japanese and Korean
-    come from the font inside OpenCV 5 where that version is installed.
+    DejaVu Sans covers Latin, Greek, Cyrillic, Arabic, Hebrew and other scripts. Text with other characters, such as
+    Chinese, Japanese and Korean, is rendered by the font of OpenCV 5 where that version is installed.
+
+    Args:
+        text: Text; line breaks are replaced by spaces.
+        size_px: Font size.
+
+    Returns:
+        (h, w) uint8 coverage, 0 to 255; h depends on the font size only.
     """
     text = text.replace("\n", " ")
-    if any(ord(character) not in _known_characters() for character in text) and hasattr(cv2, "FontFace"):
-        return _mask_by_opencv(text, size_px)
+    if any(ord(character) not in _supported_characters() for character in text) and hasattr(cv2, "FontFace"):
+        return _opencv_text_mask(text, size_px)
     from PIL import Image, ImageDraw
 
     font = _font(size_px)
@@ -58,7 +69,7 @@ def text_mask(text: str, size_px: int) -> np.ndarray:
     return np.asarray(canvas).copy()
 
 
-def _mask_by_opencv(text: str, size_px: int) -> np.ndarray:
+def _opencv_text_mask(text: str, size_px: int) -> np.ndarray:
     ascent, descent = _font(size_px).getmetrics()
     face = cv2.FontFace("uni")
     canvas = np.zeros((ascent + descent, (len(text) + 2) * size_px * 2, 3), np.uint8)
@@ -68,13 +79,21 @@ def _mask_by_opencv(text: str, size_px: int) -> np.ndarray:
 
 
 def put_text(canvas: np.ndarray, text: str, left_top_xy: tuple[int, int], size_px: int, colour: Colour) -> None:
-    """Blend `text` into `canvas` (H, W, 3) uint8, in place; what lies outside is left out."""
+    """Blend text into an image; parts outside the image are cut off.
+
+    Args:
+        canvas: (H, W, 3) uint8, changed in place.
+        text: Text.
+        left_top_xy: Position of its upper left corner.
+        size_px: Font size.
+        colour: Text colour.
+    """
     mask = text_mask(text, size_px)
     left, top = left_top_xy
     x1, y1 = max(0, left), max(0, top)
     x2, y2 = min(canvas.shape[1], left + mask.shape[1]), min(canvas.shape[0], top + mask.shape[0])
     if x1 >= x2 or y1 >= y2:
         return
-    cover = mask[y1 - top : y2 - top, x1 - left : x2 - left, None].astype(np.float32) / 255
+    coverage = mask[y1 - top : y2 - top, x1 - left : x2 - left, None].astype(np.float32) / 255
     region = canvas[y1:y2, x1:x2]
-    region[:] = np.rint(region + (np.array(colour, np.float32) - region) * cover).astype(np.uint8)
+    region[:] = np.rint(region + (np.array(colour, np.float32) - region) * coverage).astype(np.uint8)

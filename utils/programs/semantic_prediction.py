@@ -67,7 +67,7 @@ def draw_style(options: PredictOptions, runner: Runner, trained_on: str) -> Draw
     semantic = SemanticStyle(legend=not options.no_legend)
     if "semantic" in runner.specs:
         spec = runner.specs["semantic"]
-        semantic = replace(semantic, names=spec.names, given=_palette(options.data, trained_on, spec.num_classes))
+        semantic = replace(semantic, names=spec.names, colours=_palette(options.data, trained_on, spec.num_classes))
     style = DrawStyle(
         options.line_thickness or None,
         labels=not options.hide_labels,
