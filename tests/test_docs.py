@@ -1,8 +1,11 @@
 """The documentation: commands parse, links and names resolve, options.md lists exactly the programs' options."""
 
+import ast
 import importlib
+import io
 import re
 import shlex
+import tokenize
 from dataclasses import fields
 from pathlib import Path
 
@@ -169,6 +172,58 @@ def test_every_option_is_documented(program):
     text = "\n".join(page.read_text() for page in PAGES)
     options = options_of(program) - {"-h", "--help"}
     assert [name for name in sorted(options) if not re.search(rf"{re.escape(name)}(?![\w-])", text)] == []
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# References to documents
+
+FOLDERS = ("benchmarks", "classify", "data", "docs", "models", "segment", "tests", "tools", "utils")
+SOURCES = sorted(
+    path
+    for pattern in ("*.py", "*.yaml", "*.md", "*.html", "*.toml", "*.txt", "Dockerfile")
+    for folder in (ROOT, *(ROOT / name for name in FOLDERS))
+    for path in (folder.glob(pattern) if folder == ROOT else folder.rglob(pattern))
+)
+TEST_INPUTS = {"notes.md", "data/notes.md"}  # files that tests name or write themselves
+SECTION_NUMBER = re.compile(r"behaviou?r(?:\.md)?,? \d|[(;] ?(?:[1-9]|1[0-4])\.\d\d?[a-z]?(?:, [A-Z]\w+)?\)|\(G\d+[):]")
+
+
+def documents_named(path):
+    """Return the Markdown files that a file mentions."""
+    return set(re.findall(r"(?<![\w./-])[\w./-]+\.md\b", path.read_text(encoding="utf-8"))) - TEST_INPUTS
+
+
+def exists_somewhere(path, name):
+    if (ROOT / "benchmarks" / f"{Path(name).stem}.py").is_file():  # the report that it writes on request
+        return True
+    folders = (path.parent, ROOT, ROOT / "docs", ROOT / "docs" / "reference", ROOT / "benchmarks" / "results")
+    return any((folder / name).exists() for folder in folders)
+
+
+def test_no_reference_to_missing_documents():
+    missing = {
+        name_of(path): sorted(name for name in documents_named(path) if not exists_somewhere(path, name))
+        for path in SOURCES
+    }
+    assert not {path: names for path, names in missing.items() if names}
+
+
+def remarks(path):
+    """Return the comments and docstrings of a program, the comments of a YAML."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".yaml":
+        return "\n".join(re.findall(r"(?:^|\s)#(.*)$", text, re.MULTILINE))
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [ast.get_docstring(node) or "" for node in ast.walk(ast.parse(text)) if isinstance(node, kinds)]
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return "\n".join([*found, *(token.string for token in tokens if token.type == tokenize.COMMENT)])
+
+
+def test_no_section_numbers_of_other_documents():
+    found = {
+        name_of(path): SECTION_NUMBER.findall(remarks(path)) for path in SOURCES if path.suffix in (".py", ".yaml")
+    }
+    assert not {path: numbers for path, numbers in found.items() if numbers}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
