@@ -10,12 +10,12 @@ from models.layer_plan import HEADS, LAYERS
 from tools.converters import SOURCES, TARGETS
 from tools.dataset_check import CHECKS
 from utils.backends import BACKENDS
+from utils.backends.flat_outputs import ExportBackend
 from utils.core import contracts
 from utils.core.contracts import (
     Backend,
     EvalSettings,
     Evaluator,
-    ExportBackend,
     Head,
     HeadSpec,
     Logger,

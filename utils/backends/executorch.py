@@ -23,9 +23,9 @@ from utils.backends.exported_runner import (
     require_package,
     warn_half_ignored,
 )
-from utils.backends.flat_outputs import ExportJob
+from utils.backends.flat_outputs import ExportBackend, ExportJob
 from utils.backends.pt2 import export_program
-from utils.core.contracts import ExportBackend, Runner
+from utils.core.contracts import Runner
 from utils.core.errors import UserError
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from models.network import Network
 from utils.backends.export_metadata import ExportMetadata
+from utils.core.contracts import Backend
 
 
 class FlatNetwork(nn.Module):
@@ -86,3 +89,16 @@ class ExportJob:
             pixels = torch.randint(0, 256, (shape[0], height, width, 3), generator=random)
             return pixels.to(torch.uint8)
         return torch.rand(shape, generator=random)
+
+
+class ExportBackend(Backend, Protocol):
+    """Backend that can also write files: everything but `pytorch`."""
+
+    ending: str  # of the files that it writes
+    packages: tuple[str, ...] = ()  # modules that `write` needs
+    dynamic_by_default: bool = False  # input sizes are dynamic unless the user chooses a size
+    tolerance_factor: float = 1.0  # scales the limits of the comparison with PyTorch, for runtimes that round more
+
+    @staticmethod
+    def write(job: ExportJob, path: Path) -> None:
+        """Export the network to `path`."""

@@ -22,9 +22,9 @@ from utils.backends.exported_runner import (
     silence_terminal,
     warn_half_ignored,
 )
-from utils.backends.flat_outputs import ExportJob
+from utils.backends.flat_outputs import ExportBackend, ExportJob
 from utils.backends.pt2 import trace_with_fixed_sizes
-from utils.core.contracts import ExportBackend, Runner
+from utils.core.contracts import Runner
 from utils.core.errors import UserError
 from utils.core.files import write_text
 

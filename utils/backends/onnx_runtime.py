@@ -20,10 +20,10 @@ from utils.backends.exported_runner import (
     resolve_metadata,
     warn_half_ignored,
 )
-from utils.backends.flat_outputs import ExportJob
+from utils.backends.flat_outputs import ExportBackend, ExportJob
 from utils.backends.onnx_graph import build
 from utils.backends.onnx_int8 import quantize
-from utils.core.contracts import ExportBackend, Runner
+from utils.core.contracts import Runner
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
 

@@ -22,10 +22,10 @@ from utils.backends.exported_runner import (
     require_package,
     resolve_metadata,
 )
-from utils.backends.flat_outputs import ExportJob
+from utils.backends.flat_outputs import ExportBackend, ExportJob
 from utils.backends.onnx_graph import build
 from utils.backends.per_anchor_decoder import with_per_anchor_decoder
-from utils.core.contracts import ExportBackend, Runner
+from utils.core.contracts import Runner
 from utils.core.errors import UserError
 from utils.core.yaml_file import read_yaml
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from utils.backends import BACKENDS
 from utils.backends.export_metadata import METADATA_KEY, parse_metadata
 from utils.backends.exported_runner import ExportedRunner, combine_runners, first_line, warn_half_ignored
-from utils.backends.flat_outputs import ExportJob
-from utils.core.contracts import ExportBackend, Runner
+from utils.backends.flat_outputs import ExportBackend, ExportJob
+from utils.core.contracts import Runner
 from utils.core.errors import UserError
 
 

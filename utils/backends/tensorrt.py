@@ -16,9 +16,9 @@ from torch import Tensor
 from utils.backends import BACKENDS
 from utils.backends.export_metadata import METADATA_KEY, parse_metadata
 from utils.backends.exported_runner import ExportedRunner, combine_runners, require_package, warn_half_ignored
-from utils.backends.flat_outputs import ExportJob
+from utils.backends.flat_outputs import ExportBackend, ExportJob
 from utils.backends.onnx_graph import build
-from utils.core.contracts import ExportBackend, Runner
+from utils.core.contracts import Runner
 from utils.core.errors import UserError
 
 _HEADER = f"{METADATA_KEY}-engine\n".encode()  # followed by one line of metadata and the engine

@@ -20,8 +20,8 @@ from utils.backends.exported_runner import (
     resolve_metadata,
     warn_half_ignored,
 )
-from utils.backends.flat_outputs import ExportJob
-from utils.core.contracts import ExportBackend, Runner
+from utils.backends.flat_outputs import ExportBackend, ExportJob
+from utils.core.contracts import Runner
 from utils.core.errors import UserError
 
 _CONFIG_FILE = "config.txt"  # extra file in which YOLOv5 stores shape, stride and names

@@ -311,19 +311,6 @@ class Backend(Protocol):
         """Open one file, or several as an ensemble; also return the metadata of the first file."""
 
 
-class ExportBackend(Backend, Protocol):
-    """Backend that can also write files: everything but `pytorch`."""
-
-    ending: str  # of the files that it writes
-    packages: tuple[str, ...] = ()  # modules that `write` needs
-    dynamic_by_default: bool = False  # input sizes are dynamic unless the user chooses a size
-    tolerance_factor: float = 1.0  # scales the limits of the comparison with PyTorch, for runtimes that round more
-
-    @staticmethod
-    def write(job: Any, path: Path) -> None:
-        """Export the network of an `ExportJob` (utils/backends/flat_outputs.py) to `path`."""
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Parts of a run
 

@@ -18,8 +18,7 @@ from utils.programs.export_settings import ExportSettings
 if TYPE_CHECKING:  # modules that load torch are imported after parsing, so that --help is fast
     from models.checkpoint import Checkpoint
     from models.network import Network
-    from utils.backends.flat_outputs import ExportJob
-    from utils.core.contracts import ExportBackend
+    from utils.backends.flat_outputs import ExportBackend, ExportJob
     from utils.programs.export_certificate import Certificate, Certifier
 
 UNSUPPORTED_FORMATS = {  # formats of YOLOv5's export.py that are not written

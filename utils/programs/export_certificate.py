@@ -19,8 +19,8 @@ from models.network import Network
 from models.network_runner import NetworkRunner
 from utils.backends.export_metadata import ExportMetadata
 from utils.backends.exported_runner import to_nchw_floats, to_nhwc_bytes
-from utils.backends.flat_outputs import ExportJob
-from utils.core.contracts import EvalSettings, ExportBackend, Runner
+from utils.backends.flat_outputs import ExportBackend, ExportJob
+from utils.core.contracts import EvalSettings, Runner
 from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
 from utils.core.files import write_text
