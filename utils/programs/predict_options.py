@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # needs torch
 
 @dataclass(frozen=True)
 class PredictionKind:
-    """What distinguishes the prediction programs."""
+    """Differences between the prediction programs."""
 
     requires: str  # output that the network must have: masks, classes, or empty for any
     data: str  # data set to predict on if neither the user nor the checkpoint names one
