@@ -19,6 +19,7 @@ CACHE_SUFFIX = ".polyolo-cache.npz"
 Restored = TypeVar("Restored")
 _DAMAGE = (  # LookupError: wrong counts, and names of members in a character set that cannot be loaded
     OSError, ValueError, LookupError, TypeError, EOFError, AttributeError, ArithmeticError, MemoryError, RuntimeError,
+    zipfile.BadZipFile,
 )  # fmt: skip
 
 
@@ -91,7 +92,7 @@ def load_scan(
                 arrays = {name: stored[name] for name in stored.files if name not in ("key", "report")}
                 report = stored["report"].tobytes().decode("utf-8", "replace").splitlines()
             return restore(arrays), report
-        except (*_DAMAGE, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             LOGGER.warning(f"{path}: damaged cache, rebuilding it ({str(error)[:80]})")
     return None, []
 
