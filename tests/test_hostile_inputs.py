@@ -37,7 +37,7 @@ def logged(caplog):
 
 @pytest.fixture(params=["pipe", "device"])
 def endless(request, tmp_path):
-    """Path of a pipe that nobody writes to, or a link to a device that never ends."""
+    """Path of a pipe without a writer, or a link to a device that never ends."""
     path = tmp_path / "endless"
     if request.param == "pipe":
         os.mkfifo(path)
