@@ -78,7 +78,7 @@ def test_unsupported_by_opencv(files, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"--dnn runs \.onnx files"):
         open_weights([str(checkpoint)], CPU, dnn=True)
     bytes_file, _ = written(checkpoint, tmp_path, "onnx", with_preprocess="rgb")
-    with pytest.raises(UserError, match="32-bit floats, this file takes uint8"):
+    with pytest.raises(UserError, match="inputs of float32, this file takes uint8"):
         open_weights([str(bytes_file)], CPU, dnn=True)
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(path.read_bytes()[:2000])
