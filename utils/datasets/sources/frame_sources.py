@@ -168,7 +168,7 @@ class FileSource:
     def __init__(self, files: Sequence[str], vid_stride: int = 1) -> None:
         self.files, self.vid_stride = list(files), vid_stride
         self.faults = 0
-        self.incomplete: list[str] = []
+        self.incomplete: Sequence[str] = ()
         self._stopped = False
 
     def __iter__(self) -> Iterator[list[Frame]]:
@@ -236,7 +236,7 @@ class FileSource:
         # where frame rates vary, the count is an estimate, but the times are right
         if not self._stopped and missing > self.vid_stride + count * MAX_MISSING and missing_s > MIN_MISSING_S:
             fault = f"{name}: only {number} of {count} frames can be decoded, the file is damaged"
-            self.incomplete.append(f"{fault}; repair or encode it again")
+            self.incomplete = (*self.incomplete, f"{fault}; repair or encode it again")
 
     def _count_fault(self, reason: str) -> None:
         self.faults += 1
