@@ -84,7 +84,7 @@ def test_unsupported_by_opencv(files, tmp_path, monkeypatch):
     broken.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"broken\.onnx: "):
         open_weights([str(broken)], CPU, dnn=True)
-    with pytest.raises(UserError, match="OpenCV computes on the CPU"):
+    with pytest.raises(UserError, match="OpenCV runs on the CPU"):
         open_weights([str(path)], torch.device("cuda", 0), dnn=True)
 
     def refuses(name):
