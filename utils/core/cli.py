@@ -24,6 +24,7 @@ Options = argparse._ActionsContainer  # a parser or a group of options
 SettingsT = TypeVar("SettingsT", bound="DataclassInstance")
 _NOT_GIVEN = object()
 _USER_ERRORS = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EMFILE, errno.ENAMETOOLONG}
+_USER_ERRORS |= {errno.EFBIG}  # the limit of `ulimit -f`
 
 
 # ----------------------------------------------------------------------------------------------------------------------
