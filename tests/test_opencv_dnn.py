@@ -91,5 +91,5 @@ def test_unsupported_by_opencv(files, tmp_path, monkeypatch):
         raise cv2.error("unknown operator")
 
     monkeypatch.setattr(cv2.dnn, "readNetFromONNX", refuses)
-    with pytest.raises(UserError, match=r"cannot run it \(unknown operator\); leave --dnn out"):
+    with pytest.raises(UserError, match=r"cannot run this file \(unknown operator\); leave --dnn out"):
         open_weights([str(path)], CPU, dnn=True)

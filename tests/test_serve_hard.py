@@ -74,7 +74,7 @@ def test_slow_bodies_do_not_block_others(weights, tmp_path):
             time.sleep(0.5)  # all are being received
             start = time.monotonic()
             for _ in range(3):
-                assert service.ask("POST", "/v1/predict", picture(), PNG, timeout=15)[0] == 200
+                assert service.ask("POST", "/v1/predict", encoded_image(), PNG, timeout=15)[0] == 200
             assert time.monotonic() - start < 10
         finally:
             for connection in connections:
@@ -93,7 +93,7 @@ def test_bytes_in_progress_are_limited(weights, tmp_path):
         finally:
             for connection in connections:
                 connection.close()
-        assert service.ask("POST", "/v1/predict", picture(), PNG, timeout=15)[0] == 200
+        assert service.ask("POST", "/v1/predict", encoded_image(), PNG, timeout=15)[0] == 200
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health HTT", HEAD, HEAD + b"Content-Length: 9\r\n\r\nabc"])
