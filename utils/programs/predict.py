@@ -154,7 +154,7 @@ def _create_sinks(
     if options.view_img:
         sinks.append(WindowSink((lambda classes: colourize(classes, style)) if semantic else None))
     box_files = options.save_txt or options.save_crop or options.save_csv
-    semantic_files = options.save_mask or options.submit
+    semantic_files = options.save_mask or options.submit or options.save_panoptic
     other_files = options.visualize or options.save_as_video or (masks and options.save_json)
     if options.nosave and not (semantic_files or other_files or (boxes and box_files)):
         return None, sinks

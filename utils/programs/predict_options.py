@@ -68,6 +68,10 @@ class PredictOptions:
     save_crop: bool = False
     save_json: bool = False
     save_mask: bool = False
+    save_panoptic: bool = False
+    panoptic_conf: float = 0.5
+    panoptic_overlap: float = 0.5
+    min_stuff_area: int = 4096
     submit: bool = False
     save_as_video: bool = False
     retina_masks: bool = False
@@ -86,6 +90,11 @@ class PredictOptions:
     def __post_init__(self) -> None:
         if self.mask_opacity is not None and not 0 <= self.mask_opacity <= 1:
             raise UserError(f"--mask-opacity expects a number from 0 to 1, got {self.mask_opacity}")
+        for option, value in (("conf", self.panoptic_conf), ("overlap", self.panoptic_overlap)):
+            if not 0 <= value <= 1:
+                raise UserError(f"--panoptic-{option} expects a number from 0 to 1, got {value}")
+        if self.min_stuff_area < 0:
+            raise UserError(f"--min-stuff-area expects a number of pixels, got {self.min_stuff_area}")
 
     def predict_settings(self) -> PredictSettings:
         """Create the settings of the prediction loop, all but the size of the input."""
@@ -142,6 +151,8 @@ def prediction_parser(description: str | None, masks: bool = False, **defaults: 
     add_flag(group, "--save-mask", "write semantic maps: class indices to masks, colours to masks_colour")
     add_flag(group, "--submit", "write semantic maps in the format of the Cityscapes evaluation server")
     add_flag(group, "--no-legend", "draw no legend of the semantic classes")
+    if masks:
+        _add_panoptic(parser.add_argument_group("panoptic segmentation (networks with masks and semantic maps)"))
     _add_drawing(parser.add_argument_group("drawing"))
     _add_hardware(parser)
     parser.set_defaults(**{"project": "runs/detect", **defaults})
@@ -181,6 +192,16 @@ def _add_output(group: Options, save_txt: str) -> None:
     add_flag(group, "--save-txt", save_txt)
     add_flag(group, "--visualize", "write the feature maps of every layer")
     add_flag(group, "--update", "rewrite the weights afterwards, in the native format and without optimizer state")
+
+
+def _add_panoptic(group: Options) -> None:
+    add_flag(group, "--save-panoptic", "write panoptic maps in COCO's format, and drawn to panoptic_colour")
+    add = group.add_argument
+    add("--panoptic-conf", type=float, default=0.5, metavar="P", help="minimum confidence of things")
+    text = "maximum fraction of a thing that better ones may cover"
+    add("--panoptic-overlap", type=float, default=0.5, metavar="R", help=text)
+    text = "smaller segments of stuff, in pixels, become void"
+    add("--min-stuff-area", type=int, default=4096, metavar="N", help=text)
 
 
 def _add_drawing(group: Options) -> None:

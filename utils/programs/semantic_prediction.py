@@ -12,7 +12,9 @@ from utils.core.errors import UserError
 from utils.core.files import is_url
 from utils.core.log import LOGGER, progress
 from utils.datasets.image_files import IMAGE_SUFFIXES, ImageFault, probe_image
+from utils.ops.panoptic import MergeSettings, PanopticMerger
 from utils.plots.draw import DrawStyle
+from utils.plots.panoptic_sink import PanopticSink
 from utils.plots.prediction_sinks import size_mismatch
 from utils.plots.semantic_overlay import SemanticStyle
 from utils.plots.semantic_sinks import CityscapesSink, SemanticMapSink, cityscapes_ids
@@ -35,6 +37,8 @@ def check_outputs(options: PredictOptions, runner: Runner, path: Path) -> None:
     specs = runner.specs.values()
     semantic, boxes = "semantic" in runner.specs, any(spec.strides for spec in specs)
     heads = ", ".join(runner.specs)
+    if options.save_panoptic and not (semantic and any(spec.num_masks for spec in specs)):
+        raise UserError(f"--save-panoptic: {path} needs a mask head and a semantic head (its heads: {heads})")
     for option, given in (("--save-mask", options.save_mask), ("--submit", options.submit)):
         if given and not semantic:
             raise UserError(f"{option}: {path} has no semantic head (its heads: {heads})")
@@ -117,4 +121,9 @@ def semantic_sinks(options: PredictOptions, runner: Runner, style: SemanticStyle
         spec = runner.specs["semantic"]
         ids = cityscapes_ids(spec.names, spec.num_classes)
         factories.append(lambda folder: CityscapesSink(folder / "results", ids))
+    if options.save_panoptic:
+        names = next(spec.names for spec in runner.specs.values() if spec.num_masks) or runner.names
+        settings = MergeSettings(options.panoptic_conf, options.panoptic_overlap, options.min_stuff_area)
+        merger = PanopticMerger(names, style.names, settings)
+        factories.append(lambda folder: PanopticSink(folder, merger, style))
     return factories

@@ -1,0 +1,163 @@
+"""Panoptic maps: the merge of instance masks and a semantic map into one segment per pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.core.contracts import Results
+from utils.core.errors import UserError
+
+VOID = 0  # id of pixels without a segment
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """Constants of the merge, by default those of Panoptic FPN (Kirillov et al. 2019, arXiv 1901.02446) on COCO."""
+
+    confidence: float = 0.5  # minimum score of an instance
+    overlap: float = 0.5  # an instance is dropped if more than this fraction of its mask is taken by better ones
+    min_stuff_area: int = 4096  # pixels; smaller segments of stuff become void
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment of a panoptic map."""
+
+    id: int  # value of its pixels, from 1
+    category: int  # index of its class
+    is_thing: bool
+    area: int  # in pixels
+    score: float | None = None  # of things
+
+
+@dataclass(frozen=True)
+class PanopticMap:
+    """Segment of every pixel: instances of things first, in descending order of score, then one segment per stuff."""
+
+    ids: np.ndarray  # (H, W) int32, `VOID` or the id of a segment
+    segments: tuple[Segment, ...]
+
+
+def merge_panoptic(
+    scores: Sequence[float],
+    things: Sequence[int],
+    mask_of: Callable[[int], np.ndarray],
+    semantic: np.ndarray,
+    is_stuff: np.ndarray,
+    settings: MergeSettings | None = None,
+) -> PanopticMap:
+    """Merge the instances and the semantic map of one image (Panoptic FPN, section 4).
+
+    Instances are pasted in descending order of score on pixels that are still free, and the stuff classes of the
+    semantic map fill the rest. Pixels of a thing class without an instance, and small segments of stuff, become void.
+
+    Args:
+        scores: Scores of n instances, in descending order.
+        things: Category of each instance.
+        mask_of: Computes the (H, W) bool mask of an instance; called only for those with a sufficient score.
+        semantic: (H, W) uint8 category of each pixel.
+        is_stuff: (C,) bool; True for categories that are stuff. Other values of `semantic` are void.
+        settings: Constants of the merge.
+
+    Returns:
+        The map at the size of `semantic`.
+    """
+    settings = settings or MergeSettings()
+    ids = np.zeros(semantic.shape, np.int32)
+    segments: list[Segment] = []
+    for row, (score, category) in enumerate(zip(scores, things, strict=True)):
+        if score < settings.confidence:
+            break
+        window, mask = _cropped(mask_of(row))
+        area = int(np.count_nonzero(mask))
+        free = mask & (ids[window] == VOID)
+        new_area = int(np.count_nonzero(free))
+        if new_area == 0 or (area - new_area) > settings.overlap * area:
+            continue
+        number = len(segments) + 1
+        ids[window][free] = number
+        segments.append(Segment(number, int(category), True, new_area, float(score)))
+    free = ids == VOID
+    areas = np.bincount(semantic[free], minlength=256)
+    number_of = np.zeros(256, np.int32)
+    for category in np.flatnonzero(is_stuff).tolist():
+        if areas[category] >= max(settings.min_stuff_area, 1):
+            segments.append(Segment(len(segments) + 1, category, False, int(areas[category])))
+            number_of[category] = segments[-1].id
+    np.copyto(ids, number_of[semantic], where=free)
+    return PanopticMap(ids, tuple(segments))
+
+
+class PanopticMerger:
+    """Merge of the results of a network with instance masks and semantic maps.
+
+    The classes of the semantic head are the categories. Those that the mask head has, too, by name, are things, all
+    others stuff.
+
+    Args:
+        mask_names: Class names of the mask head.
+        semantic_names: Class names of the semantic head.
+        settings: Constants of the merge.
+
+    Raises:
+        UserError: If the semantic head lacks a class of the mask head.
+    """
+
+    def __init__(
+        self, mask_names: Sequence[str], semantic_names: Sequence[str], settings: MergeSettings | None = None
+    ) -> None:
+        number_of = {name: number for number, name in enumerate(semantic_names)}
+        if missing := [name for name in mask_names if name not in number_of]:
+            raise UserError(
+                f"panoptic maps: the semantic head has no class {missing[0]!r}; both heads must name things alike"
+            )
+        self.names, self.settings = tuple(semantic_names), settings or MergeSettings()
+        self.category_of = [number_of[name] for name in mask_names]
+        self.is_thing = np.isin(np.arange(len(semantic_names)), self.category_of)
+
+    def __call__(self, results: Results) -> PanopticMap:
+        """Merge the results of one image, which must be on the CPU.
+
+        Raises:
+            ValueError: If the results lack masks or a semantic map.
+        """
+        masks, semantic = results.fine_masks, results.semantic
+        if masks is None or semantic is None or results.scores is None or results.classes is None:
+            raise ValueError(f"{results.info.path}: panoptic maps need instance masks and a semantic map")
+        things = [self.category_of[index] for index in results.classes.tolist()]
+        return merge_panoptic(
+            results.scores.tolist(), things, masks.original, semantic.numpy(), ~self.is_thing, self.settings
+        )
+
+
+def _cropped(mask: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray]:
+    """Crop a mask to its bounding box; return the window and the view."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    if not len(rows):
+        return (slice(0, 0), slice(0, 0)), mask[:0, :0]
+    vertical = slice(int(rows[0]), int(rows[-1]) + 1)
+    columns = np.flatnonzero(mask[vertical].any(axis=0))
+    window = (vertical, slice(int(columns[0]), int(columns[-1]) + 1))
+    return window, mask[window]
+
+
+def encode_ids(ids: np.ndarray) -> np.ndarray:
+    """Encode segment ids as colours of COCO's panoptic PNG files: id = R + 256 G + 65536 B.
+
+    Args:
+        ids: (H, W) integers from 0 to 2^24 - 1.
+
+    Returns:
+        (H, W, 3) uint8 in OpenCV's order B, G, R.
+    """
+    wide = ids.astype(np.uint32)
+    return np.stack([(wide >> shift & 255).astype(np.uint8) for shift in (16, 8, 0)], axis=2)
+
+
+def decode_ids(image: np.ndarray) -> np.ndarray:
+    """Decode a panoptic PNG in OpenCV's order B, G, R, (H, W, 3) uint8, to (H, W) int32 segment ids."""
+    blue, green, red = (image[..., channel].astype(np.int32) for channel in range(3))
+    return red + (green << 8) + (blue << 16)
