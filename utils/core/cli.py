@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from utils.core import distributed as dist
 from utils.core.errors import UserError, did_you_mean
+from utils.core.interrupt import StopSignal, handle_signals, raise_stop_signal
 from utils.core.log import LOGGER, set_up_console
 
 Options = argparse._ActionsContainer  # a parser or a group of options
@@ -168,16 +169,21 @@ def run_script(main: Callable[[], object]) -> None:
     """Run `main` as a program.
 
     A UserError, and an OSError that the user can correct (full disk, missing permission), becomes one line on stderr
-    and exit status 2; Ctrl-C becomes status 130.
+    and exit status 2; Ctrl-C becomes status 130, SIGTERM 143 and SIGHUP 129.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         set_up_console()
+        if not dist.is_launched():  # while a rank waits for others in native code, only the default action ends it
+            handle_signals(raise_stop_signal)
         main()
         dist.stop()
     except UserError as error:
         LOGGER.error(one_line(str(error)))
         _exit(2)
+    except StopSignal as stop:
+        LOGGER.error(stop.text)
+        _exit(stop.status)
     except KeyboardInterrupt:
         LOGGER.error("interrupted")
         _exit(130)
