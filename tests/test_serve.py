@@ -1,6 +1,7 @@
 """The service: what it answers, what it refuses and how, and that neither clients nor networks bring it down."""
 
 import base64
+import io
 import json
 import re
 import subprocess
@@ -21,6 +22,7 @@ for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
 
 from helpers_networks import NETWORKS, picture, write_networks  # noqa: E402
 from helpers_serve import driven, form, serving  # noqa: E402
+from PIL import Image  # noqa: E402
 from pycocotools import mask as coco  # noqa: E402
 
 from tools.service import requests as service_requests  # noqa: E402
@@ -28,6 +30,7 @@ from tools.service.memory_trim import release_free_memory  # noqa: E402
 from tools.service.predictor import Predictor  # noqa: E402
 from tools.service.schema import PredictionResponse  # noqa: E402
 from tools.service.service_settings import ServiceSettings, model_name  # noqa: E402
+from tools.service.truncated_images import jpeg_lacks_end  # noqa: E402
 from utils.core.errors import UserError  # noqa: E402
 from utils.core.files import ROOT  # noqa: E402
 from utils.datasets.image_files import decode_image  # noqa: E402
@@ -406,6 +409,42 @@ print(held() - before)
         for more in ([], ["level"])
     ]
     assert found[1] < 40 < found[0]  # MiB; 11 of them are the small ones
+
+
+def jpeg(**options):
+    pixels = cv2.resize(np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8), (320, 240))
+    image, preview = Image.fromarray(pixels), io.BytesIO()
+    image.resize((64, 48)).save(preview, "JPEG")
+    written = io.BytesIO()
+    exif = b"Exif\0\0" + preview.getvalue()  # has an end marker of its own, near the end of small files
+    image.save(written, "JPEG", exif=exif, **options)
+    return written.getvalue()
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"quality": 20}])
+def test_truncated_jpeg_is_400(client, options):
+    whole = jpeg(**options)
+    headers = {"Content-Type": "image/jpeg"}
+    assert client.post("/v1/predict", content=whole, headers=headers).status_code == 200
+    for fraction in (0.999, 0.9, 0.6, 0.45):
+        answer = client.post("/v1/predict", content=whole[: int(fraction * len(whole))], headers=headers)
+        assert answer.status_code == 400 and "truncated" in documented(client, answer)["detail"]
+
+
+@pytest.mark.parametrize("form_of", ["PNG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_truncated_files_of_other_formats_are_400(client, form_of):
+    written = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)).save(written, form_of)
+    content = written.getvalue()[: int(0.7 * len(written.getvalue()))]
+    answer = client.post("/v1/predict", content=content, headers={"Content-Type": "image/png"})
+    assert answer.status_code == 400
+
+
+def test_jpeg_lacks_end(coco128):
+    assert not any(jpeg_lacks_end(path.read_bytes()) for path in sorted(coco128.rglob("*.jpg"))[:40])
+    assert not jpeg_lacks_end(b"") and not jpeg_lacks_end(b"no image")
+    assert jpeg_lacks_end(b"\xff\xd8") and jpeg_lacks_end(b"\xff\xd8\xff\xff") and jpeg_lacks_end(b"\xff\xd8\xff\xda")
+    assert not jpeg_lacks_end(b"\xff\xd8\xff\xda\0\2\xff\0\xff\xd0\xff\xff\xd9")
 
 
 def test_full_queue_is_503(networks):

@@ -63,6 +63,39 @@ def test_client_disconnect_in_body(service):
         time.sleep(0.05)
 
 
+def test_slow_bodies_do_not_block_others(weights, tmp_path):
+    """More clients than the queue has places send a part of their bodies and wait: the others are answered."""
+    with running([weights], tmp_path / "empty", "--timeout", "20", "--max-queue", "16") as service:
+        connections = []
+        try:
+            for _ in range(70):
+                connections.append(socket.create_connection(("127.0.0.1", service.port)))
+                connections[-1].sendall(HEAD + b"Content-Length: 100000\r\n\r\n" + bytes(500))
+            time.sleep(0.5)  # all are being received
+            start = time.monotonic()
+            for _ in range(3):
+                assert service.ask("POST", "/v1/predict", picture(), PNG, timeout=15)[0] == 200
+            assert time.monotonic() - start < 10
+        finally:
+            for connection in connections:
+                connection.close()
+
+
+def test_bytes_in_progress_are_limited(weights, tmp_path):
+    options = ("--timeout", "20", "--max-queue", "16", "--max-images", "2", "--max-body-mb", "1")
+    with running([weights], tmp_path / "empty", *options) as service:
+        connections = []
+        try:
+            for _ in range(17):  # one more than the queue has places for bodies of the largest size
+                connections.append(socket.create_connection(("127.0.0.1", service.port), timeout=10))
+                connections[-1].sendall(HEAD + b"Content-Length: 1048576\r\n\r\n" + bytes(2**20 - 1000))
+            assert b"503" in b"".join(connection.recv(100) for connection in connections[-1:])
+        finally:
+            for connection in connections:
+                connection.close()
+        assert service.ask("POST", "/v1/predict", picture(), PNG, timeout=15)[0] == 200
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET /health HTT", HEAD, HEAD + b"Content-Length: 9\r\n\r\nabc"])
 def test_slow_client_is_disconnected(service, sent):
     start = time.monotonic()

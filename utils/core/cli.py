@@ -20,6 +20,7 @@ from utils.core.log import LOGGER, set_up_console
 Options = argparse._ActionsContainer  # a parser or a group of options
 _NOT_GIVEN = object()
 _USER_ERRORS = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EMFILE, errno.ENAMETOOLONG}
+_USER_ERRORS |= {errno.EFBIG}  # the limit of `ulimit -f`
 
 
 # ----------------------------------------------------------------------------------------------------------------------
