@@ -99,11 +99,10 @@ def _epochs_done(path: Path) -> int | None:
 
 def remove_temporary_files(folder: Path) -> None:
     """Remove the temporary files that a killed process left in the folder of a run."""
-    for place in (folder, folder / "weights", *sorted(folder.glob("pictures/*"))):
-        for path in place.glob(".*.*"):
-            if _TEMPORARY.fullmatch(path.name) and path.name != _PREVIOUS_BEST:
-                LOGGER.debug(f"removing {path}")
-                path.unlink(missing_ok=True)
+    for path in folder.rglob(".*.*"):
+        if _TEMPORARY.fullmatch(path.name) and path.name != _PREVIOUS_BEST:
+            LOGGER.debug(f"removing {path}")
+            path.unlink(missing_ok=True)
 
 
 def strip_checkpoints(weights: Path) -> None:
