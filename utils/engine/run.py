@@ -23,7 +23,7 @@ from utils.engine.profiler import Phase, untimed
 from utils.engine.step_schedule import StepSchedule
 from utils.loggers import Loggers
 
-FULLY_EVALUATED_EPOCHS = 40  # at the end of a run, `--seg-interval` is ignored for so many epochs
+FULLY_EVALUATED_EPOCHS = 39  # at the end of a run, `--seg-interval` is ignored for so many epochs
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Run:
 
     def skipped_heads(self, epoch: int) -> tuple[str, ...]:
         """List the heads that are not evaluated after this epoch because of `--seg-interval`."""
-        near_end = self.settings.epochs - epoch < FULLY_EVALUATED_EPOCHS
+        near_end = self.settings.epochs - epoch <= FULLY_EVALUATED_EPOCHS
         return () if near_end or epoch % self.settings.seg_interval == 0 else self.task.periodic_heads
 
     def runner(self) -> NetworkRunner:
