@@ -70,8 +70,12 @@ def start(target: device) -> None:
     if rank() >= world_size():
         raise UserError(f"environment variable RANK={rank()} with WORLD_SIZE={world_size()}; start with torchrun")
     backend = "nccl" if target.type == "cuda" and dist.is_nccl_available() else "gloo"
+    group: dict[str, Any] = {}
+    if restart_count() and _has_agent_store():  # the store still has the addresses of the processes that failed
+        store = dist.PrefixStore(f"polyolo/group{restart_count()}", _open_store(TIMEOUT))
+        group = {"store": store, "rank": rank(), "world_size": world_size()}
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=TIMEOUT, **group)
         _start_watch()
     except (ValueError, RuntimeError) as error:  # the address is missing, malformed or not reachable
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -86,10 +90,15 @@ def restart_count() -> int:
     return max(0, _launcher_variable("TORCHELASTIC_RESTART_COUNT", 0)) if world_size() > 1 else 0
 
 
-def _open_store() -> Store:
+def _has_agent_store() -> bool:
+    """Check whether torchrun keeps the key-value store, which then outlives the processes."""
+    return world_size() > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _open_store(timeout: timedelta = timedelta(seconds=30)) -> Store:
     from utils.core.rank_watch import open_store
 
-    return open_store(os.environ.get("MASTER_ADDR", "localhost"), _launcher_variable("MASTER_PORT", 29500))
+    return open_store(os.environ.get("MASTER_ADDR", "localhost"), _launcher_variable("MASTER_PORT", 29500), timeout)
 
 
 def _start_watch() -> None:
@@ -119,13 +128,13 @@ def await_verdict(seconds: float = 10.0) -> None:
 
 def remember(key: str, text: str) -> None:
     """Store a text with torchrun, for processes that it starts again."""
-    if world_size() > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if _has_agent_store():
         _open_store().set(f"polyolo/{key}", text)
 
 
 def recall(key: str) -> str:
     """Read a text that an earlier attempt stored with torchrun; empty if there is none."""
-    if not restart_count() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if not restart_count() or not _has_agent_store():
         return ""
     store, name = _open_store(), f"polyolo/{key}"
     return store.get(name).decode() if store.check([name]) else ""

@@ -13,13 +13,15 @@ import socket
 import sys
 import threading
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.core.process_state import is_ended, is_stopped
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+    from types import FrameType
+
     from torch.distributed import Store
 
 POLL_S = 1.0
@@ -39,11 +41,11 @@ def _machine() -> str:
     return f"{socket.gethostname()}/{namespace}"
 
 
-def open_store(address: str, port: int) -> Store:
+def open_store(address: str, port: int, timeout: timedelta) -> Store:
     """Connect to the key-value store of the launcher, separately from the connection of the process group."""
     from torch.distributed import TCPStore
 
-    return TCPStore(address, port, None, is_master=False, timeout=timedelta(seconds=30), wait_for_workers=False)
+    return TCPStore(address, port, None, is_master=False, timeout=timeout, wait_for_workers=False)
 
 
 class RankWatch:
@@ -70,6 +72,14 @@ class RankWatch:
         """Publish the first sign of life and start the thread."""
         self._publish()
         self._thread.start()
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        """End after SIGTERM, which the launcher sends at once when a rank is killed, but name that rank before."""
+        self._thread.join(ENDED_S + 2 * POLL_S)
+        os._exit(128 + number)
 
     def stop(self) -> None:
         """Stop the thread."""
@@ -114,6 +124,8 @@ class RankWatch:
             self._last[other] = text
             self._lost_s[other] = self._lost_s[other] + POLL_S if what else 0.0
             if what and self._lost_s[other] >= limit and not self._end.is_set():
+                if what == "is stopped" and self.rank <= 1:
+                    os.kill(int(pid), signal.SIGKILL)  # it cannot obey the SIGTERM that the launcher sends
                 place = f"process {pid} on {machine.partition('/')[0]}"
                 self._exit(f"rank {other} ({place}) {what}; all processes end; {self.advice}")
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from models.add_semantic_head import DESIGNS
-from models.checkpoint import Checkpoint
+from models.checkpoint import Checkpoint, load_checkpoint
 from models.network import Network
 from utils.core import distributed as dist
 from utils.core.contracts import Loader, Loss, Task
@@ -58,10 +58,17 @@ def open_resumed(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | N
 
 
 def _continue_first_attempt(settings: TrainSettings, folder: Path) -> TrainSettings:
-    """Choose the run folder of processes that torchrun has started again (`--max-restarts`): that of the first ones."""
+    """Choose the run folder of processes that torchrun has started again (`--max-restarts`): that of the first ones.
+
+    Raises:
+        SystemExit: If that training was complete.
+    """
     last = folder / "weights" / "last.pt"
     LOGGER.info(f"restart {dist.restart_count()} by torchrun: continuing {folder}")
     if last.is_file():
+        if load_checkpoint(last).training is None:
+            LOGGER.info(f"{folder}: the training is complete")
+            raise SystemExit(0)
         return replace(settings, resume=str(last))
     return replace(settings, project=str(folder.parent), name=folder.name, exist_ok=True)
 
