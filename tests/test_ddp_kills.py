@@ -82,8 +82,9 @@ def test_lost_rank(data, whole, tmp_path, rank, number, says):
     status, text, seconds = run_and_hit(command(*options(data, tmp_path), processes=2), last, rank, number)
     assert status != 0 and seconds < 60 and says in text, text
     assert text.count("Traceback") <= 1, text  # that of torchrun itself
-    script(*options(data, tmp_path)[:1], "--resume", last, processes=2)
-    assert_same_end(tmp_path / "run", whole)
+    if number == signal.SIGKILL and rank == 1:  # the other cases end in the same way
+        script(*options(data, tmp_path)[:1], "--resume", last, processes=2)
+        assert_same_end(tmp_path / "run", whole)
 
 
 def test_torchrun_restart_continues_the_run(data, whole, tmp_path):
