@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import IO
 
+from utils.core.input_files import MAX_IMAGE_BYTES, read_input, require_regular
+
 # YOLOv5's formats, and AVIF and HEIF, which browsers and phones write
 IMAGE_SUFFIXES = frozenset(
     ".bmp .dng .jpeg .jpg .mpo .png .tif .tiff .webp .pfm .avif .heic .heif".split()  # noqa: SIM905
@@ -32,24 +34,25 @@ def open_binary(path: str | Path) -> IO[bytes]:
     """
     found = split_member(path)
     if found is None:
+        require_regular(Path(path))
         return Path(path).open("rb")
     from utils.datasets.shards.shard_files import open_member
 
     return open_member(*found)
 
 
-def read_binary(path: str | Path) -> bytes:
+def read_binary(path: str | Path, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
     """Read a file or a member of a shard.
 
     Raises:
-        OSError: it is missing or unreadable, or the shard was truncated.
+        OSError: it is missing, unreadable, no regular file or larger than `max_bytes`, or the shard was truncated.
     """
     found = split_member(path)
     if found is None:
-        return Path(path).read_bytes()
+        return read_input(Path(path), max_bytes)
     from utils.datasets.shards.shard_files import read_member
 
-    return read_member(*found)
+    return read_member(*found, max_bytes)
 
 
 def is_present(path: str | Path) -> bool:

@@ -11,7 +11,6 @@ from typing import IO
 from utils.core.errors import UserError
 from utils.datasets.shards.shard_index import ShardIndex, load_index
 
-MAX_MEMBER_BYTES = 2**30  # to read at once; the largest image of MAX_PIXELS has half of it
 _MAX_OPEN = 64  # tar files kept open per process
 _BUFFER = 16 * 1024  # bytes; the header of an image
 _shards: dict[str, Shard] = {}  # opened by this process or its parent, by path
@@ -63,12 +62,10 @@ class Shard:
         """Read `count` bytes of a member from byte `start`, at most to its end.
 
         Raises:
-            OSError: the tar file changed, is truncated, or the member is too large.
+            OSError: the tar file changed or is truncated.
         """
         size = int(self.index.sizes[member])
         count = max(0, size - start if count is None else min(count, size - start))
-        if count > MAX_MEMBER_BYTES:
-            raise OSError(errno.EFBIG, f"{count} bytes, at most {MAX_MEMBER_BYTES} are read")
         descriptor, offset = _descriptor(self.path, *self.stamp), int(self.index.offsets[member]) + start
         data = os.pread(descriptor.number, count, offset)
         while len(data) < count:  # some network file systems return less at once
@@ -156,13 +153,16 @@ def open_member(path: str, name: str) -> IO[bytes]:
     return io.BufferedReader(_MemberFile(*_find(path, name)), _BUFFER)
 
 
-def read_member(path: str, name: str) -> bytes:
+def read_member(path: str, name: str, max_bytes: int) -> bytes:
     """Read a member of a tar file.
 
     Raises:
-        OSError: there is no such member, it is too large, or the tar file cannot be read.
+        OSError: there is no such member, it is larger than `max_bytes`, or the tar file cannot be read.
     """
     shard, member = _find(path, name)
+    size = int(shard.index.sizes[member])
+    if size > max_bytes:
+        raise OSError(errno.EFBIG, f"{size} bytes are too many, at most {max_bytes}")
     return shard.read(member)
 
 

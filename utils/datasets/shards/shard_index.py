@@ -154,6 +154,8 @@ def _classify(names: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
 def _restored(arrays: dict[str, np.ndarray]) -> ShardIndex:
     """Rebuild the index from cached arrays; raises ValueError if they are inconsistent."""
     index = ShardIndex(**arrays)
+    if any(array.dtype.kind not in "iu" or array.ndim != 1 for array in arrays.values()):
+        raise ValueError("wrong type of an array")
     count, starts = len(index), index.name_starts
     if any(len(values) != count for values in (index.sizes, index.kinds, index.masks, index.by_name)):
         raise ValueError("inconsistent array lengths")

@@ -14,7 +14,7 @@ from utils.datasets.file_access import read_binary
 from utils.datasets.labels.annotation_paths import label_class_names
 from utils.datasets.labels.label_index import SplitFiles
 from utils.datasets.labels.scan_cache import CACHE_SUFFIX, short_hash
-from utils.datasets.labels.yolo_lines import MAX_BYTES, MAX_CLASS, ImageLabels, parse_labels
+from utils.datasets.labels.yolo_lines import MAX_BYTES, MAX_CLASS, ImageLabels, read_labels
 from utils.datasets.shards.shard_index import CLASS, TEXT
 from utils.datasets.shards.shard_set import ShardSet, shard_paths
 
@@ -60,21 +60,20 @@ def read_shards(data: DataConfig, split: str) -> SplitFiles:
 
 def _loader(kind: str, numbers: dict[str, int]) -> Callable[[str], ImageLabels]:
     if kind == "yolo":
-        return _read_lines
+        return lambda path: read_labels(Path(path))
     return (lambda path: _read_class(path, numbers)) if kind == "cls" else (lambda path: _class_of(path, numbers))
-
-
-def _read_lines(path: str) -> ImageLabels:
-    text = _read_text(path)
-    return text if isinstance(text, ImageLabels) else parse_labels(text, path)
 
 
 def _read_class(path: str, numbers: dict[str, int]) -> ImageLabels:
     """Read a file with the number or name of a class."""
-    text = _read_text(path)
-    if isinstance(text, ImageLabels):
-        return text
-    value = text.strip()
+    try:
+        value = read_binary(path, MAX_BYTES).decode("utf-8-sig").strip()
+    except FileNotFoundError:
+        return ImageLabels(present=False)
+    except UnicodeDecodeError:
+        return ImageLabels(faults=[f"{path}:1: not a text file"])
+    except OSError as error:
+        return ImageLabels(faults=[f"{path}:1: cannot be read ({error.strerror or error})"])
     number = int(value) if value.isascii() and value.isdecimal() and len(value) < 10 else numbers.get(value, -1)
     if not 0 <= number <= MAX_CLASS:
         return ImageLabels(faults=[f"{path}:1: {value[:40]!r} is neither the number nor the name of a class"])
@@ -90,18 +89,3 @@ def _class_of(path: str, numbers: dict[str, int]) -> ImageLabels:
 
 def _whole_image(number: int) -> ImageLabels:
     return ImageLabels(np.array([[number, 0.5, 0.5, 1, 1]], np.float32))
-
-
-def _read_text(path: str) -> str | ImageLabels:
-    """Read a label file, or return labels with the reason why there is none."""
-    try:
-        content = read_binary(path)
-        if len(content) > MAX_BYTES:
-            return ImageLabels(faults=[f"{path}:1: larger than {MAX_BYTES} bytes, not a label file"])
-        return content.decode("utf-8-sig")
-    except FileNotFoundError:
-        return ImageLabels(present=False)
-    except UnicodeDecodeError:
-        return ImageLabels(faults=[f"{path}:1: not a text file"])
-    except OSError as error:
-        return ImageLabels(faults=[f"{path}:1: cannot be read ({error.strerror or error})"])
