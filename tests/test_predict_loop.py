@@ -37,7 +37,7 @@ class FakeRunner:
 class FakeSource:
     """Frames given in groups; `stop_at` raises Ctrl-C instead of that group."""
 
-    live, faults = False, 2
+    live, faults, incomplete = False, 2, ()
 
     def __init__(self, groups, stop_at=None):
         self.groups, self.stop_at, self.closed = groups, stop_at, False
