@@ -110,7 +110,8 @@ class Service:
             with self.batcher.reserve(1):  # refuses the request before its body is read
                 pass
             # slow clients hold no slot while they send; BodyLimitMiddleware bounds the memory of their bodies
-            files = await _with_timeout(timeout, read_images(request, self.settings), not_received)
+            with self.batcher.reserve(int(self.settings.allow_urls)):  # downloads are not part of the bodies
+                files = await _with_timeout(timeout, read_images(request, self.settings), not_received)
             with self.batcher.reserve(len(files)):
                 work = self._predict(name, size, files, parameters, encode)
                 return await cancel_on_disconnect(request, _with_timeout(timeout, work, not_completed))
