@@ -8,10 +8,6 @@ from typing import IO
 
 from utils.core.input_files import MAX_IMAGE_BYTES, read_input, require_regular
 
-# YOLOv5's formats, and AVIF and HEIF, which browsers and phones write
-IMAGE_SUFFIXES = frozenset(
-    ".bmp .dng .jpeg .jpg .mpo .png .tif .tiff .webp .pfm .avif .heic .heif".split()  # noqa: SIM905
-)
 _MARK = f".tar{os.sep}"
 
 

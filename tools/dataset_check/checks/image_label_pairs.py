@@ -9,7 +9,7 @@ from pathlib import Path
 from tools.dataset_check import CHECKS
 from tools.dataset_check.findings import Finding
 from tools.dataset_check.records import DatasetRecords
-from utils.datasets.file_access import IMAGE_SUFFIXES
+from utils.datasets.image_suffixes import IMAGE_SUFFIXES
 from utils.datasets.labels.semantic_layout import MASK_SUFFIXES
 
 _OTHER_TEXT_FILES = {"classes.txt", "names.txt", "obj.names", "readme.txt", "labels.txt"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.core.errors import UserError
-from utils.datasets.file_access import IMAGE_SUFFIXES
+from utils.datasets.image_suffixes import IMAGE_SUFFIXES
 from utils.datasets.labels.scan_cache import cache_paths, load_scan, save_scan
 from utils.datasets.shards.tar_index import Member, TarParser
 

@@ -13,7 +13,7 @@ import numpy as np
 from utils.core.distributed import main_first
 from utils.core.errors import UserError
 from utils.core.log import progress
-from utils.datasets.file_access import IMAGE_SUFFIXES
+from utils.datasets.image_suffixes import IMAGE_SUFFIXES
 from utils.datasets.labels.scan import ThreadPool
 from utils.datasets.shards.shard_files import Shard, open_shard
 from utils.datasets.shards.shard_index import IMAGE

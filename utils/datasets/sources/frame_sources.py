@@ -18,7 +18,7 @@ from utils.core.http_client import display_url, fetch_bytes
 from utils.core.input_files import walk_files
 from utils.core.log import LOGGER
 from utils.core.yaml_file import read_text
-from utils.datasets.file_access import IMAGE_SUFFIXES, is_present
+from utils.datasets.file_access import is_present
 from utils.datasets.image_files import (
     MAX_PIXELS,
     ImageFault,
@@ -26,6 +26,7 @@ from utils.datasets.image_files import (
     quiet_decoders,
     read_image,
 )
+from utils.datasets.image_suffixes import IMAGE_SUFFIXES
 from utils.datasets.sources.streams import ScreenSource, StreamSource, usable_fps, without_password
 
 VIDEO_SUFFIXES = frozenset(

@@ -11,7 +11,7 @@ from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.core.input_files import walk_files
 from utils.datasets import READERS
-from utils.datasets.file_access import IMAGE_SUFFIXES
+from utils.datasets.image_suffixes import IMAGE_SUFFIXES
 from utils.datasets.labels.annotation_paths import annotation_candidates, read_list, suffix_of
 from utils.datasets.labels.label_index import SplitFiles
 from utils.datasets.labels.readers.coco import read_coco
