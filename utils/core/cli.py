@@ -9,12 +9,14 @@ import argparse
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from utils.core import distributed as dist
 from utils.core.errors import UserError, did_you_mean
+from utils.core.interrupt import StopSignal, handle_signals, raise_stop_signal
 from utils.core.log import LOGGER, set_up_console
 
 if TYPE_CHECKING:
@@ -188,19 +190,31 @@ def run_script(main: Callable[[], object]) -> None:
     """Run `main` as a program.
 
     A UserError, and an OSError that the user can correct (full disk, missing permission), becomes one line on stderr
-    and exit status 2; Ctrl-C becomes status 130.
+    and exit status 2; Ctrl-C becomes status 130, SIGTERM 143 and SIGHUP 129.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         set_up_console()
+        if not dist.is_launched():  # while a rank waits for others in native code, only the default action ends it
+            handle_signals(raise_stop_signal)
         main()
         dist.stop()
     except UserError as error:
         LOGGER.error(one_line(str(error)))
         _exit(2)
+    except StopSignal as stop:
+        LOGGER.error(stop.text)
+        _exit(stop.status)
     except KeyboardInterrupt:
         LOGGER.error("interrupted")
         _exit(130)
+    except RuntimeError as error:
+        if not dist.is_launched():
+            raise
+        dist.await_verdict()  # the cause may be that another rank is gone
+        LOGGER.error(one_line(f"rank {dist.rank()}: {error}")[:300])
+        traceback.print_exception(error)
+        _exit(1)
     except OSError as error:
         if error.errno not in _USER_ERRORS:
             raise

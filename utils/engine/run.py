@@ -37,6 +37,7 @@ class TrainState:
     ema_updates: int = 0
     best_fitness: float = -1.0
     best_epoch: int = 0
+    complete: bool = False  # no epoch follows, because all are done or the training stopped early
     bad_steps: int = 0  # optimizer steps skipped because of non-finite gradients
     loss_sums: dict[str, float] = field(default_factory=dict)  # of this epoch, over all ranks
     class_scores: list[float] = field(default_factory=list)  # main metric per class at the last validation

@@ -12,6 +12,7 @@ from utils.core.errors import UserError
 from utils.core.files import is_url
 from utils.core.log import LOGGER, progress
 from utils.datasets.image_files import IMAGE_SUFFIXES, ImageFault, probe_image
+from utils.datasets.image_suffixes import IMAGE_SUFFIXES
 from utils.ops.panoptic import MergeSettings, PanopticMerger
 from utils.plots.draw import DrawStyle
 from utils.plots.panoptic_sink import PanopticSink
