@@ -14,7 +14,7 @@ from utils.core.yaml_file import read_yaml
 _PROBABILITIES = ("autobalance", "flipud", "fliplr", "mosaic", "mosaic9", "mixup", "copy_paste")
 _NOT_NEGATIVE = (
     "lrf", "momentum", "weight_decay", "warmup_epochs", "warmup_momentum", "warmup_bias_lr", "box", "cls", "obj",
-    "fl_gamma", "hsv_h", "hsv_s", "hsv_v", "degrees", "shear", "perspective", "label_smoothing", "seg", "det",
+    "fl_gamma", "dense_box", "dense_cls", "dense_dfl", "hsv_h", "hsv_s", "hsv_v", "degrees", "shear", "perspective", "label_smoothing", "seg", "det",
     "seg_dice", "seg_lovasz",
 )  # fmt: skip
 SEMANTIC_LOSSES = ("ce", "ohem", "prob_ohem", "focal")
@@ -83,7 +83,7 @@ class Hyp:
     warmup_epochs: float = 3.0
     warmup_momentum: float = 0.8
     warmup_bias_lr: float = 0.1
-    box: float = 0.05  # gains of the losses
+    box: float = 0.05  # gains of the losses of heads with anchors
     cls: float = 0.5
     cls_pw: float = 1.0  # weights of positives in the cross-entropies
     obj: float = 1.0
@@ -93,6 +93,9 @@ class Hyp:
     anchors: float | None = None  # number of anchors per level to fit (rounded); None: those of the model
     fl_gamma: float = 0.0  # focal loss
     label_smoothing: float = 0.0
+    dense_box: float = 7.5  # gains of the losses of anchor-free heads
+    dense_cls: float = 0.5
+    dense_dfl: float = 1.5
     autobalance: float = 0.0  # 1: balance the objectness losses of the levels during training
     hsv_h: float = 0.015
     hsv_s: float = 0.7
