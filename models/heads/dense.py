@@ -38,9 +38,7 @@ class Branches(nn.Module):
         num_classes: outputs of the class branch.
     """
 
-    def __init__(
-        self, in_channels: int, box_width: int, class_width: int, box_channels: int, num_classes: int
-    ) -> None:
+    def __init__(self, in_channels: int, box_width: int, class_width: int, box_channels: int, num_classes: int) -> None:
         super().__init__()
         self.box = nn.Sequential(
             Conv(in_channels, box_width, 3), Conv(box_width, box_width, 3), nn.Conv2d(box_width, box_channels, 1)
@@ -93,9 +91,7 @@ class Dense(nn.Module):
     classes_key = "nc"  # of the model YAML
     plan = staticmethod(_plan)
 
-    def __init__(
-        self, num_classes: int, in_channels: Sequence[int], bins: int = 16, end_to_end: bool = False
-    ) -> None:
+    def __init__(self, num_classes: int, in_channels: Sequence[int], bins: int = 16, end_to_end: bool = False) -> None:
         super().__init__()
         if isinstance(bins, bool) or not isinstance(bins, int) or not 1 <= bins <= 64:
             raise ValueError(f"bins must be a whole number from 1 to 64, got {bins!r}")
@@ -107,9 +103,7 @@ class Dense(nn.Module):
         class_width = max(in_channels[0], min(num_classes, 128))
         sizes = (box_width, class_width, 4 * bins, num_classes)
         self.levels = nn.ModuleList(Branches(channels, *sizes) for channels in in_channels)
-        self.one_to_one = (
-            nn.ModuleList(Branches(channels, *sizes) for channels in in_channels) if end_to_end else None
-        )
+        self.one_to_one = nn.ModuleList(Branches(channels, *sizes) for channels in in_channels) if end_to_end else None
         self.use_one_to_one = False  # in inference
 
     def configure(self, strides: tuple[int, ...]) -> None:

@@ -114,6 +114,7 @@ def open_loaders(task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig
         batch_size=batch // world,
         stride=max(stride, 32),
         hyp=hyp,
+        epochs=settings.epochs,
         workers=settings.workers,
         seed=settings.seed,
         rect=settings.rect,
