@@ -7,6 +7,7 @@ import torch
 from helpers_run import tiny_data, weights
 from torch import nn
 
+from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.train_settings import TrainSettings
 from utils.core.yaml_file import read_yaml
@@ -71,7 +72,7 @@ def test_without_the_option_nothing_changes(caplog):
 
 
 def test_unknown_recipe():
-    with pytest.raises(ValueError, match="--recipe best: must be one of auto"):
+    with pytest.raises(UserError, match="--recipe best: must be one of auto"):
         TrainSettings(recipe="best")
 
 
