@@ -48,7 +48,7 @@ class DenseLoss(nn.Module):
 
     Args:
         spec: Description of the head: classes, strides and bins.
-        hyp: Hyper-parameters `dense_box`, `dense_cls` and `dense_dfl`, the gains.
+        hyp: Hyperparameters `dense_box`, `dense_cls` and `dense_dfl`, the gains.
 
     Raises:
         ValueError: If the head has no bins.
