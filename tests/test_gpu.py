@@ -44,7 +44,7 @@ def steps(folder: Path, script: str, *options: object) -> list[dict]:
         ("train.py", ["--amp", "bf16"], 800),
         ("train.py", ["--amp", "fp16"], 800),
         ("segment/train.py", ["--amp", "bf16"], 1100),
-        ("train.py", ["--amp", "bf16", "--cfg", "polyolo-n", "--end-to-end"], 1500),
+        ("train.py", ["--amp", "bf16", "--cfg", "polyolo-n", "--end-to-end"], 1600),
     ],
     ids=["detect-bf16", "detect-fp16", "segment", "dense"],
 )
