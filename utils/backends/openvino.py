@@ -19,6 +19,7 @@ from utils.backends.exported_runner import (
     ExportedRunner,
     InferFunction,
     combine_runners,
+    first_line,
     require_package,
     resolve_metadata,
 )

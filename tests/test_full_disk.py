@@ -1,0 +1,180 @@
+"""Full disks, quotas and limits on files: one line, a status, the files of before, and a run that can be resumed."""
+
+import errno
+import importlib
+import json
+import os
+import resource
+import subprocess
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from helpers_run import ROOT, command, environment, same, tiny_data, weights
+
+from utils.core.errors import UserError
+from utils.core.files import write_text
+from utils.plots.video_writer import VideoWriter
+
+TRAIN = {"cfg": "yolov5n", "imgsz": [64], "batch_size": 4, "workers": 0, "epochs": 2, "save_period": 1, "seed": 0}
+
+
+class Disk:
+    """Count the files that are written; from number `limit` on, none can be written."""
+
+    def __init__(self, monkeypatch):
+        self.names, self.limit, self.reason = [], None, errno.ENOSPC
+        self._fsync = os.fsync
+        monkeypatch.setattr(os, "fsync", self.fsync)
+
+    def fsync(self, handle):
+        """Replace os.fsync, which every atomic write calls last."""
+        self.names.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        if self.limit is not None and len(self.names) >= self.limit:
+            raise OSError(self.reason, os.strerror(self.reason))
+        return self._fsync(handle)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """The disk, not yet full."""
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc to name the files")
+    return Disk(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Data YAML whose images and caches exist already."""
+    path = tiny_data(tmp_path_factory.mktemp("data"), 8, 4, 64)
+    train(path, path.parent / "first", epochs=1)
+    return path
+
+
+def train(data, project, **options):
+    """Run train.py in this process."""
+    importlib.import_module("train").run(**TRAIN | {"data": str(data), "project": str(project)} | options)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data):
+    """Folder of a run that was not disturbed."""
+    train(data, data.parent / "undisturbed")
+    return data.parent / "undisturbed" / "exp"
+
+
+EPOCHS = ["args", "hyp", "labels", "train_batch0", "results", "last", "best", "epoch0", "epoch1"]
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EDQUOT, errno.EROFS], ids=["full", "quota", "read-only"])
+@pytest.mark.parametrize("name", EPOCHS)
+def test_full_disk_at_a_write_of_training(data, undisturbed, tmp_path, disk, name, reason):
+    if reason != errno.ENOSPC and name not in ("last", "results"):
+        pytest.skip("one reason is enough for this file")
+    disk.limit, disk.reason = 10**6, reason
+    first = find_write(disk, data, tmp_path / "count", name)
+    disk.names.clear()
+    disk.limit = first
+    with pytest.raises(UserError, match=rf"cannot be written \({os.strerror(reason)}\)") as caught:
+        train(data, tmp_path / "p")
+    assert "\n" not in str(caught.value) and name in str(caught.value)
+    disk.limit = None
+    assert not list((tmp_path / "p").rglob(".*")), "temporary files were left"
+    last = tmp_path / "p" / "exp" / "weights" / "last.pt"
+    if not last.exists():  # the first epoch was not complete
+        return
+    importlib.import_module("train").run(resume=str(last))
+    run = tmp_path / "p" / "exp"
+    assert same(weights(run / "weights" / "last.pt"), weights(undisturbed / "weights" / "last.pt"))
+    assert (run / "results.csv").read_text() == (undisturbed / "results.csv").read_text()
+
+
+def find_write(disk, data, project, name):
+    """Find the number of the first write of a file in a run."""
+    if not hasattr(find_write, "names"):
+        train(data, project)
+        find_write.names = list(disk.names)
+    return next(i for i, found in enumerate(find_write.names, 1) if found.split(".")[1] == name)
+
+
+def limited(folder, max_bytes, script, *options, status=2):
+    """Run a program that may not write files beyond a size; return its output."""
+
+    def restrict():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
+
+    done = subprocess.run(
+        command(str(ROOT / script), *options), cwd=folder, env=environment(), capture_output=True, text=True,
+        timeout=300, check=False, preexec_fn=restrict,
+    )  # fmt: skip
+    text = done.stdout + done.stderr
+    assert done.returncode == status and "Traceback" not in text, f"{done.returncode}: {text[-3000:]}"
+    assert len([line for line in text.splitlines() if line.startswith("error: ")]) == 1, text[-3000:]
+    return text
+
+
+@pytest.mark.parametrize("form", ["torchscript", "onnx", "pt2"])
+def test_export_beyond_a_file_limit(network_file, tmp_path, form):
+    """TorchScript ended the process by SIGABRT."""
+    options = (
+        "--weights",
+        network_file,
+        "--include",
+        form,
+        "--img",
+        64,
+        "--output",
+        tmp_path / "out",
+        "--device",
+        "cpu",
+    )
+    text = limited(tmp_path, 500_000, "export.py", *options)
+    assert "cannot be written" in text and f"two.{form}" in text
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_export_of_torchscript_from_memory(network_file, tmp_path):
+    """The file written from memory has all that the file written by torch had."""
+    export = importlib.import_module("export")
+    export.run(weights=[str(network_file)], include=["torchscript"], imgsz=[64], output=str(tmp_path), device="cpu")
+    extra = {"config.txt": ""}
+    module = torch.jit.load(str(tmp_path / "two.torchscript"), _extra_files=extra)
+    assert json.loads(extra["config.txt"])["names"] == {"0": "a", "1": "b"}
+    assert module(torch.zeros(1, 3, 64, 64)) is not None
+
+
+def test_prediction_beyond_a_file_limit(network_file, tmp_path):
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in" / "a.png"), np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8))
+    options = ("--weights", network_file, "--source", tmp_path / "in", "--img", 64, "--project", tmp_path / "p")
+    text = limited(tmp_path, 20_000, "detect.py", *options, "--device", "cpu")
+    assert "a.png: cannot be written" in text and not (tmp_path / "p" / "exp").exists()
+
+
+def test_video_beyond_a_file_limit(tmp_path):
+    """OpenCV does not report write errors: the frames are counted when the video is complete."""
+    writer = VideoWriter(tmp_path / "a.mp4", (64, 64), 30.0)
+    for _ in range(30):
+        writer.write(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"a\.mp4: cannot write all 30 frames"):
+            writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_write_beyond_a_file_limit(tmp_path):
+    (tmp_path / "a.txt").write_text("before")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"a\.txt: cannot be written \(File too large\)"):
+            write_text(tmp_path / "a.txt", "x" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "a.txt").read_text() == "before" and len(list(tmp_path.iterdir())) == 1
