@@ -111,7 +111,7 @@ def open_model_and_data(
     for head in model.runner.specs:
         if head not in EVALUATORS:
             known = ", ".join(EVALUATORS.names())
-            raise UserError(f"{model.name}: its head {head!r} cannot be evaluated (known: {known})")
+            raise UserError(f"{model.name}: evaluation of the head {head!r} is not supported (known: {known})")
     if settings.save_hybrid and any(spec.num_masks for spec in model.runner.specs.values()):
         raise UserError("--save-hybrid: not supported by segmentation models, whose labels have no mask coefficients")
     return task, model, _load_data(task, settings, model)
