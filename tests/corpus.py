@@ -20,6 +20,7 @@ if __name__ == "__main__":
 import cv2
 import numpy as np
 
+from utils.core.cli import _USER_ERRORS, one_line
 from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
@@ -213,7 +214,7 @@ def images():
         "random device": Path("/dev/urandom"),
         "dangling": Path("/nowhere/x.jpg"),
         "itself": Path("1.jpg"),
-        "folder": Path("/tmp"),
+        "folder": Path("../labels"),
         "gif": b"GIF89a\xff\xff\xff\xff\0\0\0",
         "bmp": b"BM" + b"\xff" * 60,
         "tiff": b"II*\0\xff\xff\xff\xff",
@@ -452,9 +453,9 @@ def _read_set(folder):
 
 def _one_line(error, folder):
     """Check and return the message of an error."""
-    text = str(error)
-    assert text and "\n" not in text and len(text) < 20_000, text[:500]
-    assert str(folder) in text or "--" in text, f"{text[:300]} names no file of {folder}"
+    text = one_line(str(error))
+    assert text and "\n" not in text and len(text) < 6000, text[:500]
+    assert str(folder) in text or "/dev/" in text or "--" in text, f"{text[:300]} names no file of {folder}"
     return text
 
 
@@ -519,6 +520,9 @@ def main(folder):
                 outcome["text"] = _one_line(error, path)
             except AssertionError as wrong:
                 outcome["fault"] = f"message: {wrong}"
+        except OSError as error:
+            correctable = error.errno in _USER_ERRORS and error.filename  # `run_script` makes one line of it
+            outcome["text" if correctable else "fault"] = f"{error.strerror}: {str(error)[:300]}"
         except Exception as error:  # noqa: BLE001 - what must not happen
             outcome["fault"] = f"{type(error).__name__}: {str(error)[:300]}"
         finally:

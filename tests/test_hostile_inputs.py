@@ -13,6 +13,7 @@ import torch
 from helpers_bad import TINY, error_of, image_set
 
 from models.checkpoint import load_checkpoint
+from utils.core.cli import one_line
 from utils.core.contracts import EvalSettings, HeadSpec
 from utils.core.data_config import load_data
 from utils.core.errors import UserError
@@ -25,6 +26,8 @@ from utils.datasets.labels import annotation_objects
 from utils.datasets.labels.annotation_paths import find_images
 from utils.datasets.labels.coco_json import read_coco_json
 from utils.datasets.labels.label_scan import build_index
+from utils.datasets.labels.readers.labelme import read_labelme_file
+from utils.datasets.labels.readers.voc import read_voc_file
 from utils.datasets.labels.scan_cache import CACHE_SUFFIX
 from utils.datasets.labels.semantic_mask_files import read_values
 from utils.datasets.labels.xml_tree import XmlFault, read_xml
@@ -352,3 +355,18 @@ def test_objects_of_large_and_many_polygons(monkeypatch):
     many = [np.array([[i, 0], [i + 1, 0], [i, 1.0]]) for i in range(3000)]
     start = time.monotonic()
     assert len(annotation_objects.join_pieces(many)) < 2000 and time.monotonic() - start < 20
+
+
+def test_long_messages_are_cut():
+    text = one_line("a.json: " + "x" * 100_000 + "; correct it")
+    assert len(text) < 6000 and text.startswith("a.json: xx") and text.endswith("; correct it")
+
+
+def test_annotation_files_with_too_many_objects(tmp_path):
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    objects = f"<object><name>a</name>{box}</object>" * (MAX_OBJECTS + 1)
+    (tmp_path / "a.xml").write_text(f"<annotation>{objects}</annotation>")
+    (tmp_path / "a.json").write_text(json.dumps({"shapes": [{}] * (MAX_OBJECTS + 1)}))
+    for found in (read_voc_file(tmp_path / "a.xml"), read_labelme_file(tmp_path / "a.json")):
+        assert len(found.faults) == 1 and f"{MAX_OBJECTS + 1} objects in one image" in found.faults[0]
+        assert not found.objects
