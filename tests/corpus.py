@@ -455,7 +455,8 @@ def _one_line(error, folder):
     """Check and return the message of an error."""
     text = one_line(str(error))
     assert text and "\n" not in text and len(text) < 6000, text[:500]
-    assert str(folder) in text or "/dev/" in text or "--" in text, f"{text[:300]} names no file of {folder}"
+    named = str(folder) in text or "/dev/" in text or "--" in text or "no such file" in text
+    assert named, f"{text[:300]} names no file of {folder}"
     return text
 
 
