@@ -132,7 +132,7 @@ def _open_source(options: PredictOptions, data_yaml: str) -> FrameSource:
 
     data = load_data(data_yaml)
     ensure_generated(data)
-    folder = data.split("val")[0]
+    folder = data.split("val")[0]  # or the first tar file
     LOGGER.info(f"--source: not given, using the validation images of {data.source}: {folder}")
     return open_source(str(folder / "*" / "*") if data.format == "folders" else str(folder), options.vid_stride)
 

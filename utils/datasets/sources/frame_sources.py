@@ -18,14 +18,15 @@ from utils.core.http_client import display_url, fetch_bytes
 from utils.core.input_files import walk_files
 from utils.core.log import LOGGER
 from utils.core.yaml_file import read_text
+from utils.datasets.file_access import is_present
 from utils.datasets.image_files import (
-    IMAGE_SUFFIXES,
     MAX_PIXELS,
     ImageFault,
     decode_image,
     quiet_decoders,
     read_image,
 )
+from utils.datasets.image_suffixes import IMAGE_SUFFIXES
 from utils.datasets.sources.streams import ScreenSource, StreamSource, usable_fps, without_password
 
 VIDEO_SUFFIXES = frozenset(
@@ -41,8 +42,8 @@ def open_source(text: str, vid_stride: int = 1) -> FrameSource:
     """Open a source of frames for prediction.
 
     Args:
-        text: File, folder, glob pattern, `.txt` list of files, `.streams` list of addresses, address, camera number,
-            or `screen [n] [left top width height]`.
+        text: File, folder, tar shard, glob pattern, `.txt` list of files, `.streams` list of addresses, address, camera
+            number, or `screen [n] [left top width height]`.
         vid_stride: Use every n-th frame of videos and streams.
 
     Returns:
@@ -115,6 +116,13 @@ def _find_files(text: str) -> list[str]:
     """Find images, then videos, each sorted, of a file, folder or pattern."""
     path = Path(text)
     known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    if path.suffix == ".tar" and path.is_file():
+        from utils.datasets.shards.shard_set import ShardSet
+
+        shards = ShardSet([text], f"--source {text}")
+        for note in shards.notes:
+            LOGGER.warning(note)
+        return list(shards.images)
     if path.is_file():
         if path.suffix.lower() not in known:
             suffix = path.suffix or "without suffix"
@@ -190,7 +198,7 @@ class FileSource:
             raise UserError(reason if len(self.files) == 1 else f"none of {len(self.files)} files could be read")
 
     def _image(self, file: str, label: str) -> Iterator[Frame]:
-        if not Path(file).is_file():
+        if not is_present(file):
             raise ImageFault(f"{file}: no such file")
         notes: list[str] = []
         image = read_image(Path(file), notes)
