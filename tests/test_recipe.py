@@ -19,7 +19,7 @@ from utils.engine.step_schedule import StepSchedule
 
 
 class Data:
-    """What the recipe reads of a loader."""
+    """Loader with the numbers that the recipe reads."""
 
     num_images = 205
     class_counts = torch.tensor([3000, 1000]).numpy()

@@ -22,7 +22,7 @@ _MIN_PATIENCE, _MAX_PATIENCE = 20, 100
 
 @dataclass(frozen=True)
 class Facts:
-    """What the recipe depends on."""
+    """Numbers that the recipe depends on."""
 
     images: int
     objects: int
