@@ -14,6 +14,12 @@ from utils.core.contracts import Decoded, HeadSpec, Outputs, Runner
 from utils.core.errors import UserError
 
 
+def require_all_boxes(runners: Sequence[Runner], what: str) -> None:
+    """Raise UserError for runners of one-to-one branches, whose boxes cannot be merged by NMS."""
+    if any(spec.end_to_end for runner in runners for spec in runner.specs.values()):
+        raise UserError(f"--end-to-end: {what} merges boxes by NMS; leave the option out")
+
+
 def concat_boxes(parts: Sequence[Decoded], spec: HeadSpec) -> Decoded:
     """Concatenate one head's boxes from several runs.
 
@@ -62,6 +68,8 @@ class Ensemble:
     def __init__(self, members: Sequence[Runner]) -> None:
         if not members:
             raise ValueError("an ensemble needs at least one member")
+        if len(members) > 1:
+            require_all_boxes(members, "an ensemble")
         self.members = tuple(members)
         self.names = members[0].names
         self.stride = max(member.stride for member in members)

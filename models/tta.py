@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.ensemble import Ensemble, average_outputs, concat_boxes
+from models.ensemble import Ensemble, average_outputs, concat_boxes, require_all_boxes
 from models.kernels.resample import map_to_pixels, pixels_to_map, resample, resize_maps, to_resized_image
 from utils.core.contracts import Decoded, HeadSpec, Outputs, Runner
 from utils.core.errors import UserError
@@ -120,6 +120,7 @@ class MultiViewRunner:
     fixed_hw: tuple[int, int] | None = None
 
     def __init__(self, runner: Runner) -> None:
+        require_all_boxes([runner], "test-time augmentation")
         if runner.fixed_hw is not None:
             raise UserError(f"--augment needs images of several sizes; this model takes only {runner.fixed_hw}")
         if not any(spec.strides or name == SEMANTIC for name, spec in runner.specs.items()):

@@ -10,6 +10,7 @@ import torch
 from helpers_run import tiny_data
 
 from benchmarks import (
+    accuracy,
     class_map,
     coco_index,
     data_sample,
@@ -265,3 +266,12 @@ def test_runtimes(results, tmp_path, monkeypatch):
     check_report(results / "runtimes.md", rows=3)  # 8-bit integers need --data
     text = (results / "runtimes.md").read_text()
     assert "| PyTorch, plain |" in text and "| TorchScript |" in text and "INT8" not in text
+
+
+def test_accuracy_per_time(shapes, results):
+    line = ["--data", str(shapes), "--minutes", "0.001", "--seeds", "0", "1", "--imgsz", "64", "--batch-size", "4"]
+    line += ["--workers", "0", "--device", "cpu", "--recipes", "auto", "--write"]
+    found = accuracy.main(line)
+    assert found.keys() == {"yolov5n/auto", "polyolo-n/auto"} and all(0 <= value <= 1 for value in found.values())
+    check_report(results / "accuracy.md", rows=2)
+    assert (results / "accuracy.png").stat().st_size > 1000

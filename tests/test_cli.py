@@ -28,7 +28,8 @@ OPTIONS = {
         --slimming --sync-bn --val-interval --val-start --weights --workers""",
     "val": """
         --absent-as-zero --allow-label-faults --annotations --augment --base-size --batch-size --conf-thres --data
-        --device --dnn --download --exist-ok --half --help --img --img-size --imgsz --iou-thres --max-det --name
+        --device --dnn --download --end-to-end --exist-ok --half --help --img --img-size --imgsz --iou-thres --max-det
+        --name
         --noplots --project --save-conf --save-hybrid --save-json --save-txt --seg-flip --seg-mode --seg-scales
         --seg-window --segdata --single-cls --task --verbose --weights --workers""",
 }

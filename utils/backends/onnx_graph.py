@@ -108,6 +108,8 @@ def _example(job: ExportJob) -> torch.Tensor:
 
 
 def _dynamic_axes(key: str, rank: int) -> dict[int, str]:
+    if key == "end_to_end":
+        return {0: "batch"}
     if rank == 4:
         what = "mask" if key == "prototypes" else "map"
         return {0: "batch", 2: f"{what}_height", 3: f"{what}_width"}

@@ -10,6 +10,9 @@ from typing import Any, Protocol
 import torch
 
 from models.checkpoint import load_checkpoint, save_checkpoint
+from models.ensemble import Ensemble
+from models.network_runner import NetworkRunner
+from models.tta import MultiViewRunner
 from models.weight_download import resolve_weights
 from utils.backends import BACKENDS
 from utils.backends.opencv_dnn import open_with_opencv
@@ -57,7 +60,7 @@ class OpenSettings(Protocol):
 
 def open_model(settings: OpenSettings, device: torch.device, runs: Path = DEFAULT_RUNS) -> OpenedModel:
     """Open the model that the settings of a program choose; see `open_weights`."""
-    return open_weights(
+    opened = open_weights(
         settings.weights,
         device,
         half=settings.half,
@@ -66,6 +69,24 @@ def open_model(settings: OpenSettings, device: torch.device, runs: Path = DEFAUL
         runs=runs,
         dnn=settings.dnn,
     )
+    if getattr(settings, "end_to_end", False):
+        use_end_to_end(opened.runner)
+    return opened
+
+
+def use_end_to_end(runner: Runner) -> None:
+    """Let a runner use the one-to-one branches of its network (`--end-to-end`).
+
+    Raises:
+        UserError: It has none, or it merges the boxes of several runs.
+    """
+    if isinstance(runner, NetworkRunner):
+        runner.network.use_end_to_end()
+        runner.specs = runner.network.specs
+    elif isinstance(runner, (Ensemble, MultiViewRunner)):
+        raise UserError("--end-to-end: ensembles and --augment merge boxes by NMS; leave one of the options out")
+    elif not any(spec.end_to_end for spec in runner.specs.values()):
+        raise UserError("--end-to-end: this file was exported without its one-to-one branches; export it again with it")
 
 
 def open_weights(

@@ -21,6 +21,7 @@ class ValSettings:
     task: str = "val"
     single_cls: bool = False
     augment: bool = False
+    end_to_end: bool = False
     verbose: bool | None = None  # print a row per class; None: if there are few
     save_txt: bool = False
     save_hybrid: bool = False

@@ -5,6 +5,8 @@ Stripping `last.pt` is the last step. Until then the run can be resumed, and the
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from models.checkpoint import load_checkpoint
 from models.fuse import fuse
 from models.network import Network
@@ -22,7 +24,9 @@ def conclude(run: Run) -> dict[str, float]:
     dist.barrier()  # the first rank has written the file
     LOGGER.info(f"evaluating {run.weights_folder / 'best.pt'}")
     plotter = BatchPlotter(run.task, run.folder, run.data, enabled=not run.settings.noplots)
-    report = _evaluate(run, _load_best(run), plotter)
+    network = _load_best(run)
+    report = _evaluate(run, network, plotter)
+    report = replace(report, metrics=report.metrics | _end_to_end_metrics(run, network))
     dist.barrier()  # all ranks have read the file before it is rewritten
     if dist.is_main():
         _write_outputs(run, report, plotter)
@@ -30,6 +34,20 @@ def conclude(run: Run) -> dict[str, float]:
         run.loggers.finish(report.metrics, [run.weights_folder / "best.pt", run.weights_folder / "last.pt"])
         LOGGER.info(f"done; results are in {run.folder}")
     return report.metrics
+
+
+def _end_to_end_metrics(run: Run, network: Network) -> dict[str, float]:
+    """Evaluate the one-to-one branches, if there are any; the names of the metrics end in `_end_to_end`."""
+    if all(getattr(head, "one_to_one", None) is None for head in network.heads.values()):
+        return {}
+    network.use_end_to_end()
+    heads = [name for name, spec in network.specs.items() if not spec.end_to_end]
+    runner = NetworkRunner(network, run.device)
+    report = evaluate(runner, run.val_loader, run.eval_settings(), run.device, skip_heads=tuple(heads))
+    metrics = {f"{name}_end_to_end": value for name, value in report.metrics.items() if not name.startswith("val/")}
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if "/map50" in name)
+    LOGGER.info(f"one-to-one branches, without NMS: {scores}")
+    return metrics
 
 
 def _load_best(run: Run) -> Network:

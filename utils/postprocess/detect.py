@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from utils.core.contracts import Decoded, EvalSettings, HeadSpec, Results
@@ -26,15 +27,29 @@ class DetectPostProcess:
         """Set `boxes`, `scores`, `classes` and `candidates_cut` of each result.
 
         Args:
-            decoded: `predictions` (B, N, 5 + C): cx, cy, w, h in pixels of the network input, objectness, classes.
+            decoded: `predictions` (B, N, 5 + C): cx, cy, w, h in pixels of the network input, objectness, classes; or
+                `end_to_end` (B, n, 6): x1, y1, x2, y2, score, class in descending order of score, which needs no NMS.
             results: One per image, changed in place.
         """
+        if "end_to_end" in decoded:
+            self._without_nms(decoded["end_to_end"], results)
+            return
         predictions = decoded["predictions"]
         if len(predictions) != len(results):
             raise ValueError(f"expected one result per image, got {len(predictions)} images and {len(results)} results")
         detections = batched_nms(predictions, self.spec.num_classes, self.settings)
         for rows, truncated, result in zip(detections.rows, detections.truncated, results, strict=True):
             fill_boxes(result, rows, truncated, self.settings.single_class)
+
+    def _without_nms(self, detections: Tensor, results: list[Results]) -> None:
+        """Select the rows above the confidence threshold, of the selected classes."""
+        if len(detections) != len(results):
+            raise ValueError(f"expected one result per image, got {len(detections)} images and {len(results)} results")
+        for rows, result in zip(detections, results, strict=True):
+            wanted = rows[:, 4] > self.settings.confidence
+            if self.settings.classes is not None:
+                wanted &= torch.isin(rows[:, 5], rows.new_tensor(self.settings.classes))
+            fill_boxes(result, rows[wanted][: self.settings.max_detections], False, self.settings.single_class)
 
 
 def fill_boxes(result: Results, rows: Tensor, truncated: bool, single_class: bool) -> None:

@@ -150,6 +150,10 @@ def _prepare(checkpoint: Checkpoint, path: Path, settings: ExportSettings) -> _S
     from utils.core.version import VERSION
 
     network = fuse(checkpoint.network).eval().requires_grad_(False)
+    if settings.end_to_end:
+        if settings.nms or settings.int8:
+            raise UserError(f"--end-to-end and --{'nms' if settings.nms else 'int8'}: exclude each other")
+        network.use_end_to_end()
     boxes = any(spec.strides for spec in network.specs.values())
     if settings.nms and not boxes:
         raise UserError(f"{path}: --nms requires a network with boxes; its heads are {', '.join(network.specs)}")

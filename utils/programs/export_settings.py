@@ -28,6 +28,7 @@ class ExportSettings:
     dynamic: bool = False
     static: bool = False
     with_preprocess: str = ""
+    end_to_end: bool = False
     nms: bool = False
     agnostic_nms: bool = False
     conf_thres: float = 0.25
@@ -134,6 +135,7 @@ def _add_precision(group: Options) -> None:
 
 def _add_nms(group: Options) -> None:
     add = group.add_argument
+    add_flag(group, "--end-to-end", "export the one-to-one branches: (B, 300, 6) boxes, scores, classes without NMS")
     add_flag(group, "--nms", "include non-maximum suppression in the file; the options below need it")
     add_flag(group, "--agnostic-nms", "apply NMS across classes")
     add("--conf-thres", type=float, default=0.25, metavar="P", help="confidence threshold")

@@ -55,6 +55,7 @@ class PredictOptions:
     classes: tuple[int, ...] = ()
     agnostic_nms: bool = False
     augment: bool = False
+    end_to_end: bool = False
     half: bool = False
     dnn: bool = False
     device: str = ""
@@ -132,6 +133,7 @@ def prediction_parser(description: str | None, masks: bool = False, **defaults: 
     add("--classes", nargs="+", type=int, default=[], metavar="N", help=text)
     add_flag(group, "--agnostic-nms", "apply NMS across classes")
     add_flag(group, "--augment", "apply test-time augmentation: three scales, the middle one mirrored")
+    add_flag(group, "--end-to-end", "use the one-to-one branches of an anchor-free model, without NMS")
     if masks:
         add_flag(group, "--retina-masks", "compute masks at the resolution of the image instead of the network input")
     add("--vid-stride", type=int, default=1, metavar="N", help="use every n-th frame of videos")

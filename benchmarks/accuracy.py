@@ -1,0 +1,177 @@
+"""Accuracy per training time: several families and recipes, the same data, the same minutes on the same machine.
+
+python benchmarks/accuracy.py --minutes 5 --imgsz 224 --write
+python benchmarks/accuracy.py --minutes 2 --data bccd.yaml --weights yolov5n.pt --cfgs yolov5n polyolo-n --recipes auto
+
+For every family and recipe a first run of one epoch measures the time of an epoch. The number of epochs that fit into
+the minutes then is the length of the schedule for all seeds. Validation counts as training time, as it does for users.
+Run it on a quiet machine. With --write, a plot of mAP50-95 against minutes is saved beside the report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import machine
+from benchmarks.mosaic_window import mean_and_deviation
+from utils.core.cli import add_image_size, run_script
+from utils.core.data_config import load_data
+from utils.core.device import select_device
+from utils.core.train_options import resolve_training, training_parser
+from utils.engine.fit import fit
+from utils.plots.figure_io import new_figure, save_figure
+from utils.tasks.task_selection import select_training_task
+
+NAME = "accuracy"
+DEFAULTS = "yolov5"  # the recipe without --recipe
+SCORES = {  # name in results -> title, by task
+    "detect": {"detect/map50": "mAP50", "detect/map50_95": "mAP50-95"},
+    "segment": {"segment/map50_95": "mAP50-95", "segment/mask/map50_95": "mask mAP50-95"},
+    "semantic": {"semantic/pixel_accuracy": "pixel accuracy", "semantic/miou": "mIoU"},
+}
+
+
+@dataclass
+class Recorder:
+    """Logger that records the fitness score against the time since it was started."""
+
+    column: str
+    minutes: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    began: float = 0.0
+
+    def start(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
+        """Start the clock."""
+        self.began = time.perf_counter()
+
+    def epoch(self, epoch: int, numbers: Mapping[str, float]) -> None:
+        """Record an epoch that was validated."""
+        if (score := numbers.get(self.column, float("nan"))) == score:
+            self.minutes.append((time.perf_counter() - self.began) / 60)
+            self.scores.append(score)
+
+    def image(self, path: Path, epoch: int) -> None:
+        """Ignore plots."""
+
+    def finish(self, numbers: Mapping[str, float], checkpoints: Sequence[Path]) -> None:
+        """Ignore the end."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One training: its scores, the minutes until its last epoch, and the curve."""
+
+    numbers: dict[str, float]
+    minutes: float
+    epochs: int
+    curve: Recorder
+
+
+def train_once(options: argparse.Namespace, cfg: str, recipe: str, epochs: int, seed: int) -> Outcome:
+    """Train in a temporary folder."""
+    names = ("data", "weights", "batch_size", "imgsz", "workers", "device")
+    values: dict[str, Any] = {name: value for name in names if (value := getattr(options, name)) not in (None, (), [])}
+    values |= {"cfg": cfg, "epochs": epochs, "seed": seed, "noplots": True, "patience": 0}
+    values |= {"val_interval": max(epochs // options.validations, 1)}
+    values |= {} if recipe == DEFAULTS else {"recipe": recipe}
+    data = load_data(options.data)
+    probe = select_training_task(options.task, (), ())
+    column = next(column for column, name in probe.columns.items() if name == list(SCORES[options.task])[-1])
+    recorder = Recorder(column)
+    with tempfile.TemporaryDirectory() as folder:
+        place = {"project": folder, "name": "run"}
+        settings, _ = resolve_training(training_parser(None), values | place, {}, data.source)
+        start = time.perf_counter()
+        numbers = fit(partial(select_training_task, options.task, settings.fitness), settings, [recorder])
+    minutes = recorder.minutes[-1] if recorder.minutes else (time.perf_counter() - start) / 60
+    return Outcome(numbers, minutes, epochs, recorder)
+
+
+def fitting_epochs(options: argparse.Namespace, cfg: str, recipe: str) -> int:
+    """Measure one epoch; return how many fit into the minutes."""
+    measured = train_once(options, cfg, recipe, 1, seed=0).minutes
+    return max(int(options.minutes / measured), 1)
+
+
+def draw(runs: Mapping[tuple[str, str], Sequence[Outcome]], title: str, path: Path) -> Path:
+    """Plot the scores of every family and recipe against minutes, one line per seed."""
+    figure = new_figure(8, 5)
+    axes = figure.add_subplot()
+    for index, ((cfg, recipe), outcomes) in enumerate(runs.items()):
+        for number, outcome in enumerate(outcomes):
+            label = f"{cfg}, {recipe}" if number == 0 else None
+            curve = outcome.curve
+            axes.plot(curve.minutes, curve.scores, color=f"C{index}", marker=".", linewidth=1, label=label)
+    axes.set_xlabel("minutes")
+    axes.set_ylabel(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return save_figure(figure, path)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Create the command-line parser."""
+    parser = machine.new_parser(__doc__, NAME)
+    add = parser.add_argument
+    add("--minutes", type=float, default=5.0, help="training time of each run, with validation")
+    add("--task", choices=list(SCORES), default="detect", help="task of the models")
+    add("--data", default="data/shapes.yaml", help="data-set YAML")
+    add("--cfgs", nargs="+", default=["yolov5n", "polyolo-n"], help="model YAMLs or names")
+    add("--recipes", nargs="+", choices=[DEFAULTS, "auto"], default=[DEFAULTS, "auto"])
+    add("--weights", default="", help="initial checkpoint (default: none, train from scratch)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--validations", type=int, default=12, help="points of each curve")
+    add("--batch-size", type=int, default=None)
+    add_image_size(parser, (), "image size in pixels")
+    add("--workers", type=int, default=None)
+    add("--device", default=None)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
+    """Run the benchmark and report it; return the mean of the last score of every family and recipe."""
+    line = machine.command_arguments(arguments)
+    options = build_parser().parse_args(line)
+    pairs = [(cfg, recipe) for cfg in options.cfgs for recipe in options.recipes]
+    epochs = {pair: fitting_epochs(options, *pair) for pair in pairs}
+    runs: dict[tuple[str, str], list[Outcome]] = {pair: [] for pair in pairs}
+    for seed in options.seeds:  # a drift of the machine then affects all pairs alike
+        for pair in pairs:
+            runs[pair].append(train_once(options, *pair, epochs[pair], seed))
+    titles = SCORES[options.task]
+    rows = []
+    for (cfg, recipe), outcomes in runs.items():
+        cells = [mean_and_deviation([outcome.numbers[name] for outcome in outcomes]) for name in titles]
+        minutes = statistics.fmean(outcome.minutes for outcome in outcomes)
+        rows.append(f"| {cfg} | {recipe} | {epochs[cfg, recipe]} | {minutes:.1f} | " + " | ".join(cells) + " |")
+    start = f"from {Path(options.weights).name}" if options.weights else "from nothing"
+    body = [
+        f"{Path(options.data).name}, {start}, {options.minutes:g} minutes, {len(options.seeds)} seed(s): mean ± "
+        "standard deviation over seeds.",
+        "",
+        f"| model | recipe | epochs | minutes | {' | '.join(titles.values())} |",
+        "|---|---|---|---|" + "---|" * len(titles),
+        *rows,
+    ]
+    if options.write:
+        path = draw(runs, list(titles.values())[-1], machine.RESULTS / f"{NAME}.png")
+        body += ["", f"![{list(titles.values())[-1]} against minutes]({path.name})"]
+    device = select_device(options.device or "")
+    machine.publish(machine.report("Accuracy per training time", NAME, line, body, device), NAME, options.write)
+    last = list(titles)[-1]
+    return {f"{a}/{b}": statistics.fmean(o.numbers[last] for o in outcomes) for (a, b), outcomes in runs.items()}
+
+
+if __name__ == "__main__":
+    run_script(main)
