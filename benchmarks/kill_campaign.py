@@ -165,6 +165,7 @@ def one_run(number: int, seed: int, work: Path, data: Path, kinds: Sequence[str]
 
 def undisturbed(training: Training) -> dict[str, float]:
     """Run a training without a kill; return the seconds of each stage."""
+    shutil.rmtree(training.folder, ignore_errors=True)  # of a campaign that was stopped
     start = time.monotonic()
     process, begun = training.start(), {}
     while process.poll() is None:
