@@ -10,8 +10,8 @@ import numpy as np
 
 from tools.dataset_check.image_hash import compute_fingerprint
 from tools.dataset_check.records import ImageRecord
+from utils.core.input_files import MAX_PIXELS
 from utils.datasets.image_files import (
-    MAX_PIXELS,
     ImageFault,
     decode_image,
     open_header,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.core.errors import UserError
+from utils.core.input_files import MAX_PIXELS
 from utils.core.train_settings import MAX_IMAGE_PX
-from utils.datasets.image_files import MAX_PIXELS
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from utils.core.input_files import MAX_IMAGE_BYTES, read_input, require_regular
+from utils.core.input_files import MAX_IMAGE_BYTES, MAX_PIXELS, read_input, require_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = frozenset(
     ".bmp .dng .jpeg .jpg .mpo .png .tif .tiff .webp .pfm .avif .heic .heif".split()  # noqa: SIM905
 )
-MAX_PIXELS = 89_478_485  # 268 MB of BGR, the limit of Pillow; a PNG of 3 MB can hold 30000 x 30000 pixels (2.7 GB)
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 TAIL_BYTES = 4096  # cameras append padding and previews after a JPEG's end marker
 _COLOR = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from utils.core.contracts import IGNORED_PIXEL
-from utils.core.input_files import MAX_IMAGE_BYTES, read_input
-from utils.datasets.image_files import MAX_PIXELS, TAIL_BYTES, ImageFault, open_header
+from utils.core.input_files import MAX_IMAGE_BYTES, MAX_PIXELS, read_input
+from utils.datasets.image_files import TAIL_BYTES, ImageFault, open_header
 from utils.datasets.labels.semantic_layout import INVALID
 
 _MODE_NAMES = {
