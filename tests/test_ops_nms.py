@@ -1,7 +1,9 @@
 """NMS: its rules one by one, and equal results with and without torchvision."""
 
-import builtins
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,16 +109,22 @@ def test_blockwise_nms_matches_torchvision(monkeypatch, iou, dtype, limit):
             assert torch.equal(nms.non_maximum_suppression(boxes, scores.to(dtype), iou, limit), expected)
 
 
-@pytest.mark.parametrize("error", [ImportError("none"), RuntimeError("operator torchvision::nms does not exist")])
+def test_nms_operator_needs_no_import_of_torchvision():
+    """Importing torchvision imports its models and torch's compiler, which takes seconds."""
+    pytest.importorskip("torchvision", exc_type=ImportError)
+    code = (
+        "import sys; from utils.ops.nms import _torchvision_nms; assert _torchvision_nms() is not None; "
+        "assert 'torchvision' not in sys.modules and 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+@pytest.mark.parametrize("error", [ValueError("none"), OSError("undefined symbol"), AttributeError("no operator nms")])
 def test_broken_torchvision(monkeypatch, error):
-    real_import = builtins.__import__
+    def broken(name):
+        raise error
 
-    def broken(name, *arguments, **keywords):
-        if name.startswith("torchvision"):
-            raise error
-        return real_import(name, *arguments, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", broken)
+    monkeypatch.setattr(nms.importlib.util, "find_spec", broken)
     nms._torchvision_nms.cache_clear()
     try:
         predictions = prediction((50, 50, 20, 20, 0.9, 0.8), (51, 50, 20, 20, 0.8, 0.8))

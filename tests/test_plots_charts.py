@@ -53,6 +53,16 @@ def test_confusion_matrix_sizes(tmp_path, classes):
     assert is_picture(draw_confusion(matrix, tmp_path / "confusion_matrix.png", [f"c{i}" for i in range(classes)]))
 
 
+def test_class_names_fit_beside_the_confusion_matrix(tmp_path):
+    """The names are outside of the layout; their space is reserved by the labels of the axes."""
+    names = [f"a rather long name {i} Ж 猫" for i in range(40)]
+    draw_confusion(np.zeros((40, 40)), tmp_path / "confusion_matrix.png", names)
+    image = cv2.imread(str(tmp_path / "confusion_matrix.png"), cv2.IMREAD_GRAYSCALE)
+    ink = image < 128
+    assert not ink[:, :4].any() and not ink[-4:].any()
+    assert ink[:, : image.shape[1] // 4].any(axis=1).mean() > 0.4  # the names of the rows
+
+
 def test_empty_confusion_matrix(tmp_path):
     assert is_picture(draw_confusion(np.zeros((3, 3)), tmp_path / "confusion_matrix.png", ["a", "b"]))
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from tools.dataset_check.image_hash import compute_fingerprint
 from tools.dataset_check.records import ImageRecord
+from utils.core.input_files import MAX_PIXELS
 from utils.datasets.file_access import open_binary, read_binary
 from utils.datasets.image_files import (
-    MAX_PIXELS,
     ImageFault,
     decode_image,
     open_header,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.core.errors import UserError
+from utils.core.input_files import MAX_PIXELS
 from utils.core.train_settings import MAX_IMAGE_PX
-from utils.datasets.image_files import MAX_PIXELS
 
 
 @dataclass(frozen=True)

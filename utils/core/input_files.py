@@ -10,6 +10,7 @@ from pathlib import Path
 
 from utils.core.log import LOGGER
 
+MAX_PIXELS = 89_478_485  # 268 MB of BGR, the limit of Pillow; a PNG of 3 MB can hold 30000 x 30000 pixels (2.7 GB)
 MAX_IMAGE_BYTES = 2**30  # the largest supported image has half of it without compression
 
 

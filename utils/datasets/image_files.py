@@ -11,12 +11,12 @@ from typing import IO, TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from utils.core.input_files import MAX_PIXELS
 from utils.datasets.file_access import open_binary, read_binary
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-MAX_PIXELS = 89_478_485  # 268 MB of BGR, the limit of Pillow; a PNG of 3 MB can hold 30000 x 30000 pixels (2.7 GB)
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 TAIL_BYTES = 4096  # cameras append padding and previews after a JPEG's end marker
 _COLOR = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -157,14 +159,23 @@ def non_maximum_suppression(boxes_xyxy: Tensor, scores: Tensor, iou: float, limi
 
 @functools.cache
 def _torchvision_nms() -> Callable[[Tensor, Tensor, float], Tensor] | None:
-    """Return torchvision's NMS, None if torchvision is missing or does not match the installed torch."""
+    """Return torchvision's NMS operator, None if torchvision is missing or does not match the installed torch.
+
+    Only the library with torchvision's operators is loaded, in milliseconds: importing torchvision imports its models
+    and torch's compiler as well, which takes two seconds.
+    """
     try:
-        from torchvision.ops import nms
-    except (ImportError, RuntimeError, OSError, AttributeError) as error:
-        # The import of a torchvision built for another torch version raises any of these.
+        spec = importlib.util.find_spec("torchvision")
+        folders = list(spec.submodule_search_locations or ()) if spec else []
+        libraries = sorted(library for folder in folders for library in Path(folder).glob("_C*"))
+        for library in libraries:
+            if library.suffix in (".so", ".pyd", ".dylib"):
+                torch.ops.load_library(library)
+        return cast("Callable[[Tensor, Tensor, float], Tensor]", torch.ops.torchvision.nms)
+    except (ImportError, RuntimeError, OSError, AttributeError, ValueError) as error:
+        # A torchvision built for another torch version causes any of these.
         LOGGER.debug(f"NMS without torchvision: {error}")
         return None
-    return nms
 
 
 def _iou_matrix(boxes: Tensor, areas: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from utils.plots.figure_io import escape_mathtext, new_figure, save_figure
+from utils.plots.figure_io import escape_mathtext, new_figure, save_figure, text_widths
 from utils.plots.text_rendering import class_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MAX_LEGEND_CLASSES = 20  # more curves are drawn in grey without a legend
 MAX_ANNOTATED_CLASSES = 30  # with more classes no numbers are written into the confusion matrix
 MAX_TICK_CLASSES = 100  # with more classes the axes of the confusion matrix have no class names
 BLANK_BELOW = 0.005  # fractions that would be written as 0.00 are left blank
 _COLOURS = 10  # of matplotlib's colour cycle; further curves are dashed
+_LABEL_PAD = 3.0  # points between the cells and their labels
 _DARK_CELL = 0.45  # fractions above it are written in white
-_CONFUSION_DPI = 250
 _SMOOTHING = 0.1  # width of the box filter, relative to the length of the curve
 _EPS = 1e-9
 
@@ -45,22 +48,23 @@ class _Chart:
     curves: Sequence[tuple[str, np.ndarray]]
     mean: tuple[str, np.ndarray]
 
-    def styles(self) -> list[dict[str, Any]]:
-        """Return the line style of each curve: coloured with a legend for few classes, grey for many."""
+    def _draw_curves(self, axes: Axes) -> None:
+        """Draw the curves: coloured with a legend for few classes, grey for many."""
         if len(self.curves) > MAX_LEGEND_CLASSES:
-            styles: list[dict[str, Any]] = [{"color": "0.75"} for _ in self.curves]
-        else:
-            styles = [{"color": f"C{index % _COLOURS}", "label": text} for index, (text, _) in enumerate(self.curves)]
-        for index, style in enumerate(styles):
-            style |= {"linewidth": 1, "linestyle": "solid" if index < _COLOURS else "dashed"}
-        return styles
+            from matplotlib.collections import LineCollection
+
+            lines = [np.column_stack((self.x, values)) for _, values in self.curves]
+            axes.add_collection(LineCollection(lines, colors="0.75", linewidths=1), autolim=False)
+            return
+        for index, (text, values) in enumerate(self.curves):
+            style = "solid" if index < _COLOURS else "dashed"
+            axes.plot(self.x, values, color=f"C{index % _COLOURS}", label=text, linewidth=1, linestyle=style)
 
     def save(self, path: Path) -> Path:
         """Draw the chart to `path`."""
         figure = new_figure(9, 6)
         axes = figure.add_subplot()
-        for (_, values), style in zip(self.curves, self.styles(), strict=True):
-            axes.plot(self.x, values, **style)
+        self._draw_curves(axes)
         text, mean = self.mean
         axes.plot(self.x, mean, color="blue", linewidth=3, label=text)
         axes.set_xlim(0, 1)
@@ -171,6 +175,10 @@ def draw_confusion(matrix: np.ndarray, path: Path, names: Sequence[str]) -> Path
     Returns:
         `path`.
     """
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
     fractions = matrix / (matrix.sum(axis=0, keepdims=True) + _EPS)
     fractions = np.where(fractions < BLANK_BELOW, np.nan, fractions)
     labels = [*names, "background"][: len(matrix)]
@@ -178,7 +186,9 @@ def draw_confusion(matrix: np.ndarray, path: Path, names: Sequence[str]) -> Path
     size = min(14.0, max(7.0, 0.45 * count + 3.55))
     figure = new_figure(size * 1.15, size)
     axes = figure.add_subplot()
-    image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    colours = colormaps["Blues"].with_extremes(bad="white")(np.ma.masked_invalid(fractions), bytes=True)
+    axes.imshow(colours, interpolation="nearest")
+    image = ScalarMappable(Normalize(0, 1), "Blues")
     figure.colorbar(image, ax=axes, fraction=0.04)
     if count <= MAX_ANNOTATED_CLASSES:
         font_size = max(6, min(11, 160 / count))
@@ -186,10 +196,29 @@ def draw_confusion(matrix: np.ndarray, path: Path, names: Sequence[str]) -> Path
             fraction = fractions[row, column]
             colour = "white" if fraction > _DARK_CELL else "black"
             axes.text(column, row, f"{fraction:.2f}", ha="center", va="center", color=colour, fontsize=font_size)
+    label_space = 0.0
     if count <= MAX_TICK_CLASSES:
-        ticks = [escape_mathtext(label) for label in labels]
-        font_size = max(5, min(11, 300 / count))
-        axes.set_xticks(range(count), ticks, rotation=90, fontsize=font_size)
-        axes.set_yticks(range(count), ticks, fontsize=font_size)
-    axes.set(xlabel="True", ylabel="Predicted", title="Confusion matrix, normalised by true class")
-    return save_figure(figure, path, dpi=_CONFUSION_DPI)
+        label_space = _label_cells(axes, labels, font_size=max(5, min(11, 300 / count)))
+    axes.set_xlabel("True", labelpad=label_space)
+    axes.set_ylabel("Predicted", labelpad=label_space)
+    axes.set_title("Confusion matrix, normalised by true class")
+    return save_figure(figure, path)
+
+
+def _label_cells(axes: Axes, labels: Sequence[str], font_size: float) -> float:
+    """Write class names below and to the left of a square image of cells; return the space they need in points.
+
+    Ticks with labels would say the same, but the layout measures each of them several times: a second for 80 classes.
+    """
+    axes.set_xticks([])
+    axes.set_yticks([])
+    from matplotlib.font_manager import FontProperties
+
+    at_x, at_y = axes.get_xaxis_text1_transform(_LABEL_PAD)[0], axes.get_yaxis_text1_transform(_LABEL_PAD)[0]
+    font = FontProperties(size=font_size)
+    for index, label in enumerate(labels):
+        text = escape_mathtext(label)
+        common: dict[str, Any] = {"fontproperties": font, "in_layout": False}
+        axes.text(index, 0, text, rotation=90, transform=at_x, ha="center", va="top", **common)
+        axes.text(0, index, text, transform=at_y, ha="right", va="center", **common)
+    return max(text_widths([escape_mathtext(label) for label in labels], font_size)) + _LABEL_PAD

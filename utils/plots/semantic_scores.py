@@ -12,6 +12,7 @@ from utils.plots.curves import draw_confusion
 from utils.plots.figure_io import escape_mathtext, new_figure, save_figure
 from utils.plots.palette import palette
 
+_DPI = 200
 _BAR_INCH = 0.22  # height of a bar with its name
 _MAX_HEIGHT_INCH = 40.0  # with hundreds of classes bars become thinner
 _PALE = 0.8  # bars whose components all exceed it get an outline, to be visible on white
@@ -75,4 +76,4 @@ def draw_iou_bars(iou: np.ndarray, path: Path, names: Sequence[str], colours: Se
     axes.set_title(f"mIoU {mean:.3f} of {len(known)} classes" + (f", {absent} absent" if absent else ""))
     axes.grid(axis="x", alpha=0.25)
     axes.set_axisbelow(True)
-    return save_figure(figure, path)
+    return save_figure(figure, path, dpi=_DPI)

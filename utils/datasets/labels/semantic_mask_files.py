@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 
 from utils.core.contracts import IGNORED_PIXEL
+from utils.core.input_files import MAX_PIXELS
 from utils.datasets.file_access import read_binary
-from utils.datasets.image_files import MAX_PIXELS, TAIL_BYTES, ImageFault, open_header
+from utils.datasets.image_files import TAIL_BYTES, ImageFault, open_header
 from utils.datasets.labels.semantic_layout import INVALID
 
 _MODE_NAMES = {

@@ -15,12 +15,11 @@ from utils.core.contracts import Frame, FrameSource
 from utils.core.errors import UserError
 from utils.core.files import is_url
 from utils.core.http_client import display_url, fetch_bytes
-from utils.core.input_files import walk_files
+from utils.core.input_files import MAX_PIXELS, walk_files
 from utils.core.log import LOGGER
 from utils.core.yaml_file import read_text
 from utils.datasets.file_access import is_present
 from utils.datasets.image_files import (
-    MAX_PIXELS,
     ImageFault,
     decode_image,
     quiet_decoders,
