@@ -224,7 +224,8 @@ class Model(nn.Module):
         Returns:
             Boxes: (B, N, 5 + C) centre, width, height, objectness and class probabilities, in pixels of the input;
             with masks a tuple of (B, N, 5 + C + M) and the prototypes (B, M, h, w). Classifiers: (B, C) logits.
-            Semantic segmentation: (B, C, h, w) logits, usually of an eighth of the input. Several heads: the tuple of all tensors, main head first.
+            Semantic segmentation: (B, C, h, w) logits, usually of an eighth of the input. Several heads: the tuple of
+            all tensors.
         """
         network = self.model
         if augment or not isinstance(network, Network):
