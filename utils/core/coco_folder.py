@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from utils.core.errors import UserError
+from utils.core.input_files import require_regular
 
 _PREFIX = "instances_"
 
@@ -45,6 +46,7 @@ def read_category_names(files: list[Path]) -> tuple[str, ...]:
     """
     path = min(files, key=lambda file: file.stat().st_size)
     try:
+        require_regular(path)
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         categories = sorted(content["categories"], key=lambda category: int(category["id"]))
         names = tuple(str(category["name"]) for category in categories)

@@ -16,6 +16,7 @@ from utils.core.yaml_file import read_text, read_yaml
 
 SEMANTIC_HEAD = "semantic"  # the head that learns from the `semantic:` block; all others learn from the other keys
 SPLITS = ("train", "val", "test")
+MAX_NAME_CHARACTERS = 1000  # of a class; longer names come from a wrong file
 MAX_SEMANTIC_CLASSES = 255  # semantic maps are uint8, and 255 marks ignored pixels
 _MULTIYOLOV5_SPLITS = {"segtrain": "train", "segval": "val", "segtest": "test"}
 _CITYSCAPES_FORMATS = ("cityscapes", "citybdd", "bdd100k")  # layouts with the 19 classes of Cityscapes
@@ -151,7 +152,7 @@ def _load_folder(root: Path) -> DataConfig:
         return DataConfig(
             source=root,
             root=root,
-            names=read_category_names([file for _, file in parts.values()]),
+            names=_checked_names(root, read_category_names([file for _, file in parts.values()])),
             splits={split: (folder,) for split, (folder, _) in parts.items()},
             format="coco",
             annotations={split: file for split, (_, file) in parts.items()},
@@ -231,7 +232,16 @@ def _class_names(path: Path, given: list[Any] | dict[Any, Any], nc: int | None, 
         raise UserError(f"{path}: `{block}names` is empty")
     if nc is not None and nc != len(given):
         raise UserError(f"{path}: `{block}nc: {nc}` but `{block}names` lists {len(given)} classes")
-    return tuple(str(name) for name in given)
+    return _checked_names(path, tuple(str(name) for name in given))
+
+
+def _checked_names(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse class names that are too long."""
+    for number, name in enumerate(names):
+        if len(name) > MAX_NAME_CHARACTERS:
+            fault = f"name of class {number} has {len(name)} characters ({name[:20]!r}…)"
+            raise UserError(f"{path}: the {fault}; at most {MAX_NAME_CHARACTERS} are supported")
+    return names
 
 
 def _label_names(path: Path, given: list[Any] | None, names: tuple[str, ...]) -> tuple[str, ...]:

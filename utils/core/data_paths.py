@@ -21,7 +21,7 @@ def find_data(text: str) -> Path:
     """
     names = (Path(text).name, f"{text}.yaml")
     for path in (Path(text), ROOT / text, *(ROOT / "data" / name for name in names)):
-        if path.is_file():
+        if path.exists() and not path.is_dir():  # a pipe or device is refused where it is read
             return path
     folders = [Path(text), ROOT / text, datasets_folder() / text] if text.strip() else []
     for path in folders:

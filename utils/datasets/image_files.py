@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from utils.core.input_files import MAX_IMAGE_BYTES, read_input, require_regular
+
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
@@ -133,8 +135,7 @@ def probe_image(path: Path, notes: list[str] | None = None, max_pixels: int = MA
     """
     path = Path(path)
     try:
-        if path.is_fifo():  # opening it would block
-            raise ImageFault(f"{path}: a pipe, not an image")
+        require_regular(path)
         with path.open("rb") as file:
             head = file.read(32)
             file.seek(0, io.SEEK_END)
@@ -170,7 +171,7 @@ def read_image(path: Path, notes: list[str] | None = None, max_pixels: int = MAX
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        data = read_input(path, MAX_IMAGE_BYTES)
     except OSError as error:
         raise ImageFault(f"{path}: cannot be read ({error.strerror or error})") from error
     return decode_image(data, path, notes, max_pixels)

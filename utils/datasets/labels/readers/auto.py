@@ -9,6 +9,7 @@ from pathlib import Path
 
 from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
+from utils.core.input_files import walk_files
 from utils.datasets import READERS
 from utils.datasets.image_files import IMAGE_SUFFIXES
 from utils.datasets.labels.annotation_paths import annotation_candidates, read_list, suffix_of
@@ -57,7 +58,7 @@ def detect_format(data: DataConfig, split: str) -> str:
 
 def _sample_images(source: Path, data: DataConfig) -> list[str]:
     if source.is_dir():
-        walked = (os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names)  # noqa: PTH118
+        walked = (os.path.join(folder, name) for folder, names in walk_files(source) for name in names)  # noqa: PTH118
         return list(islice((path for path in walked if suffix_of(path) in IMAGE_SUFFIXES), _SAMPLED_IMAGES))
     if suffix_of(source.name) in IMAGE_SUFFIXES:
         return [str(source)]
