@@ -66,7 +66,8 @@ class SahiModel(DetectionModel):
     ) -> None:
         """Convert the predictions of the slices to sahi's records, shifted to the whole image."""
         shifts = fix_shift_amount_list(shift_amount_list or [[0, 0]])
-        shapes: list[Any] = list(fix_full_shape_list(full_shape_list) or [None for _ in shifts])
+        given: Any = fix_full_shape_list(full_shape_list)
+        shapes: list[Any] = list(given or [None] * len(shifts))
         self._object_prediction_list_per_image = [
             self._convert_image(result.boxes, result.masks, shift, shape)
             for result, shift, shape in zip(self._original_predictions, shifts, shapes, strict=True)
