@@ -332,6 +332,18 @@ class Detections:
             }
         )
 
+    def to_pandas(self) -> Any:
+        """Convert the boxes of all images to one `pandas.DataFrame`, with the file name in the column `image`."""
+        package = import_optional("pandas", "Detections.to_pandas()")
+        tables = [{"image": [file] * len(rows), **self._table(rows, _CORNER_COLUMNS)}
+                  for file, rows in zip(self.files, self.xyxy, strict=True)]  # fmt: skip
+        return package.DataFrame({name: [one for table in tables for one in table[name]] for name in tables[0]})
+
+    def to_supervision(self) -> Any:
+        """Convert a single image to a `supervision.Detections`, for classifiers `Classifications`."""
+        self._only_result("to_supervision()")
+        return self.supervision()[0]
+
     def _table(self, rows: Tensor, columns: Sequence[str]) -> dict[str, list[Any]]:
         """Convert (n, 6) boxes to named columns with integer classes and class names."""
         *numbers, classes = rows.T.tolist()
