@@ -156,14 +156,17 @@ def test_checkpoints_of_clone_and_package_are_alike(installed, place, tmp_path):
     assert outputs[0].shape == (1, 252, 8) and all(torch.equal(outputs[0], one) for one in outputs[1:])
 
 
-SUITE = ("test_core_yaml.py", "test_ops_boxes.py", "test_ops_nms.py", "test_models_layers.py", "test_losses_detect.py")
+SUITE = (
+    "core_yaml", "ops_boxes", "ops_masks", "ops_nms", "models_layers", "losses_detect", "postprocess_detect", "contracts",
+)  # fmt: skip
 
 
 def test_suite_against_the_package(installed, place):
     """A selection of the suite passes against the rewritten package, its own imports being rewritten alike."""
     tests = place / "tests"
     tests.mkdir()
-    for source in [ROOT / "tests" / name for name in SUITE] + [ROOT / "tests" / "helpers_networks.py"]:
+    sources = [ROOT / "tests" / f"test_{name}.py" for name in SUITE]
+    for source in [*sources, ROOT / "tests" / "conftest.py", *(ROOT / "tests").glob("helpers_*.py")]:
         (tests / source.name).write_text(rewrite_module(source.read_text()))
     text = run([installed / "python", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests], place)
     assert "passed" in text
