@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polyolo.callbacks import Callbacks, RunRecorder, loggers_of
-from utils.core.cli import to_namespace
+from utils.core.cli import to_namespace, to_settings
 from utils.core.errors import UserError
 from utils.programs.classification_options import class_val_parser
 from utils.programs.export import export_checkpoints
@@ -228,7 +228,7 @@ class YOLO:
             UserError: The file could not be written, or its outputs differ from PyTorch.
         """
         given: dict[str, object] = {"weights": self.weights, "include": [format], **options}
-        settings = ExportSettings.from_namespace(to_namespace(export_parser(None), given))
+        settings = to_settings(ExportSettings, to_namespace(export_parser(None), given))
         return export_checkpoints(settings, stop_at_error=True)[0]
 
     def _with_device(self, options: dict[str, object]) -> dict[str, object]:
