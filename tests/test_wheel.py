@@ -157,7 +157,7 @@ def test_checkpoints_of_clone_and_package_are_alike(installed, place, tmp_path):
 
 
 SUITE = (
-    "core_yaml", "core_files", "ops_anchors", "models_layers", "losses_segment", "postprocess_detect", "schedules",
+    "core_yaml", "core_files", "ops_anchors", "models_layers", "losses_detect", "postprocess_detect", "schedules",
     "contracts",
 )  # fmt: skip
 

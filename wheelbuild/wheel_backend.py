@@ -8,9 +8,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from setuptools import build_meta
-
 from package_layout import stage_package
+from setuptools import build_meta
 
 ConfigSettings = Mapping[str, "str | list[str] | None"]
 
