@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from package_layout import stage_package
 from setuptools import build_meta
+
+from wheelbuild.package_layout import stage_package
 
 ConfigSettings = Mapping[str, "str | list[str] | None"]
 
