@@ -42,6 +42,7 @@ MAY_IMPORT = {  # besides itself; add a row for a new part
         "utils/core", "utils/ops", "utils/postprocess", "utils/plots", "utils/datasets", "utils/engine",
         "utils/backends", "models",
     },
+    "polyolo": {"utils/core", "utils/hub", "utils/programs"},
     "tools/service": {
         "utils/core", "utils/ops", "utils/postprocess", "utils/plots", "utils/datasets", "utils/hub", "utils/backends",
     },
@@ -61,7 +62,7 @@ def files_below(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
 
-LIBRARY = [*files_below("models"), *files_below("utils"), *files_below("tools")]
+LIBRARY = [*files_below("models"), *files_below("utils"), *files_below("tools"), *files_below("polyolo")]
 SCRIPTS = [path for folder in SCRIPT_FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
 
 
@@ -77,9 +78,9 @@ MODULES = {module_of(path): path for path in LIBRARY}
 
 
 def part_of(module: str) -> str:
-    """Return the part a library module belongs to: models, or a folder directly below utils or tools."""
+    """Return the part a library module belongs to: models, polyolo, or a folder directly below utils or tools."""
     pieces = module.split(".")
-    return "models" if pieces[0] == "models" else "/".join(pieces[:2])
+    return pieces[0] if pieces[0] in ("models", "polyolo") else "/".join(pieces[:2])
 
 
 def imported(path: Path) -> set[str]:

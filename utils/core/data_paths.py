@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from utils.core.errors import UserError, did_you_mean
-from utils.core.files import ROOT
+from utils.core.files import INSTALLED, ROOT
 from utils.core.yaml_file import read_yaml
 
 
@@ -36,13 +36,18 @@ def find_data(text: str) -> Path:
 
 
 def datasets_folder() -> Path:
-    """Get the parent folder of data sets: $YOLOv5_DATASETS_DIR, else ../datasets beside the project."""
-    return Path(os.environ.get("YOLOv5_DATASETS_DIR") or ROOT.parent / "datasets")  # noqa: SIM112
+    """Get the parent folder of data sets: $YOLOv5_DATASETS_DIR, else ../datasets beside the project.
+
+    An installed package has no project folder: data sets are in `datasets` of the current folder.
+    """
+    default = Path.cwd() / "datasets" if INSTALLED else ROOT.parent / "datasets"
+    return Path(os.environ.get("YOLOv5_DATASETS_DIR") or default)  # noqa: SIM112
 
 
 def _root_candidates(path: Path, given: str | None) -> list[Path]:
     """List possible roots of the data, the most likely first: relative to the YAML, the current folder, the project."""
-    bases = [path.resolve().parent, Path.cwd(), ROOT]
+    shipped = INSTALLED and path.resolve().parent == ROOT / "data"  # no data sets beside installed files
+    bases = [Path.cwd() / "data" if shipped else path.resolve().parent, Path.cwd(), ROOT]
     if given is None:
         return bases
     if Path(given).is_absolute():

@@ -10,6 +10,7 @@ from pathlib import Path
 from utils.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder of train.py
+INSTALLED = not __name__.startswith("utils.")  # in site-packages, as part of the package polyolo
 
 
 @contextmanager

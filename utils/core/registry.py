@@ -1,13 +1,14 @@
 """Registries that map names to implementations and import them at the first lookup."""
 
 import importlib
+import importlib.util
 import pkgutil
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from utils.core.errors import UserError, did_you_mean
-from utils.core.files import ROOT
 
 Entry = TypeVar("Entry")
 Added = TypeVar("Added")  # keeps the type of the decorated object; test_contracts.py checks that it is an `Entry`
@@ -90,6 +91,8 @@ def registered_names(package: str) -> list[str]:
     Returns:
         Names in the order of files and lines.
     """
-    files = sorted((ROOT / package.replace(".", "/")).glob("*.py"))
+    spec = importlib.util.find_spec(package)
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    files = sorted(file for folder in folders for file in Path(folder).glob("*.py"))
     text = "\n".join(file.read_text(encoding="utf-8") for file in files)
     return re.findall(r'^@?[A-Z_]+\.register\("([^"]+)"\)', text, flags=re.MULTILINE)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from utils.core.contracts import Results, Runner
+from utils.core.contracts import Results
 from utils.core.errors import UserError
 from utils.core.files import run_folder
 from utils.core.log import LOGGER
 from utils.engine.predict import count_classes, format_counts
+from utils.hub.result_views import Boxes, Masks, Probs, summarize_image
+from utils.hub.supervision_format import import_optional, to_supervision
 from utils.ops.boxes import xyxy_to_cxcywh
 from utils.ops.class_fractions import class_fractions
 from utils.ops.masks import encode_rle, largest_contour
@@ -43,12 +44,10 @@ _TABLE_COLUMNS = {
 _PER_IMAGE = ("results", "ims", "files", "pred", *_TABLE_COLUMNS)  # attributes that are lists with one entry per image
 
 
-def import_optional(module: str, feature: str) -> ModuleType:
-    """Import a package that only `feature` needs, or raise UserError."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f"{feature} needs the package {module}; pip install {module}") from error
+class Elapsed(NamedTuple):
+    """Time of one stage for all images of a call, in seconds."""
+
+    t: float
 
 
 class Detections:
@@ -57,8 +56,8 @@ class Detections:
     Args:
         images: The images.
         results: One record per image.
-        runner: The network, for its class names.
-        milliseconds: Pre-processing, inference and post-processing time per image.
+        names: Class names, and those of the semantic head.
+        seconds: Pre-processing, inference and post-processing time of the call.
         shape: Shape of the network input.
 
     Attributes:
@@ -68,11 +67,12 @@ class Detections:
         xyxyn: Corners divided by image width and height.
         xywhn: Centre, width and height divided by image width and height.
         pred: The same as `xyxy`.
-        ims: The images, (H, W, 3) uint8 RGB.
+        ims: The images, (H, W, 3) uint8 RGB; `imgs` is the same list.
         files: File names of the images.
         names: Class names by index.
         n: Number of images.
-        t: `milliseconds`.
+        t: Pre-processing, inference and post-processing time per image in milliseconds.
+        times: The same for the whole call, as records whose `t` is in seconds.
         s: `shape`.
     """
 
@@ -80,14 +80,17 @@ class Detections:
         self,
         images: Sequence[NamedImage],
         results: Sequence[Results],
-        runner: Runner,
-        milliseconds: tuple[float, ...],
+        names: tuple[Sequence[str], Sequence[str]],
+        seconds: tuple[float, ...],
         shape: tuple[int, ...],
     ) -> None:
-        self.results, self.runner, self.t, self.s = list(results), runner, milliseconds, shape
+        self.results, self.s = list(results), shape
+        self._names, self._semantic_names = names
+        self.times = tuple(map(Elapsed, seconds))
+        self.t = tuple(1000 * one / len(images) for one in seconds)
         self.ims = [np.ascontiguousarray(image.bgr[:, :, ::-1]) for image in images]
         self.files = [image.name for image in images]
-        self.names = dict(enumerate(runner.names))
+        self.names = dict(enumerate(self._names))
         self.n = len(self.ims)
         self.xyxy = [_box_rows(one) for one in results]
         self.xywh = [torch.cat((xyxy_to_cxcywh(rows[:, :4]), rows[:, 4:]), 1) for rows in self.xyxy]
@@ -101,6 +104,10 @@ class Detections:
 
     def __iter__(self) -> Iterator[Detections]:
         return iter(self.tolist())
+
+    def __getitem__(self, index: SupportsIndex) -> Detections:
+        """Select one image."""
+        return self.tolist()[index]
 
     def __str__(self) -> str:
         lines = [f"image {i + 1}/{self.n}: {self._summary(i)}" for i in range(self.n)]
@@ -124,6 +131,43 @@ class Detections:
             for index in range(self.n)
         ]
 
+    @property
+    def imgs(self) -> list[np.ndarray]:
+        """The images under the name that YOLOv5 used before version 6.2."""
+        return self.ims
+
+    def _only_result(self, attribute: str) -> Results:
+        if self.n != 1:
+            raise UserError(f"{attribute}: the results have {self.n} images; select one, as in results[0].{attribute}")
+        return self.results[0]
+
+    @property
+    def boxes(self) -> Boxes | None:
+        """Boxes of a single image; None for networks without boxes."""
+        result = self._only_result("boxes")
+        return None if result.boxes is None else Boxes(self.xyxy[0], self._original_hw)
+
+    @property
+    def masks(self) -> Masks | None:
+        """Instance masks of a single image; None for networks without masks."""
+        masks = self._only_result("masks").fine_masks
+        return None if masks is None else Masks(masks, self._original_hw)
+
+    @property
+    def probs(self) -> Probs | None:
+        """Class probabilities of a single image; None except for classifiers."""
+        scores = self._only_result("probs").probabilities
+        return None if scores is None else Probs(scores.float())
+
+    @property
+    def _original_hw(self) -> tuple[int, int]:
+        height, width = self.ims[0].shape[:2]
+        return height, width
+
+    def summary(self, normalize: bool = False, decimals: int = 5) -> list[dict[str, Any]]:
+        """Convert the predictions of a single image to plain values; see `summarize_image`."""
+        return summarize_image((self.boxes, self.masks, self.probs), self._names, normalize, decimals)
+
     # ------------------------------------------------------------------------------------------------------------------
     # Summaries and images
 
@@ -132,7 +176,7 @@ class Detections:
         result = self.results[index]
         parts = []
         if result.boxes is not None:
-            parts.append(format_counts(count_classes(result, self.runner.names)))
+            parts.append(format_counts(count_classes(result, self._names)))
         if result.semantic is not None:
             count = len(class_fractions(result.semantic.numpy()))
             parts.append(f"{count} semantic class{'es' if count != 1 else ''}")
@@ -144,7 +188,7 @@ class Detections:
         assert result.probabilities is not None
         scores, order = result.probabilities.float().topk(min(TOP_CLASSES, len(result.probabilities)))
         pairs = zip(order.tolist(), scores.tolist(), strict=True)
-        return [(class_name(self.runner.names, index), score) for index, score in pairs]
+        return [(class_name(self._names, index), score) for index, score in pairs]
 
     def print(self) -> None:
         """Print a summary line per image and the speed."""
@@ -159,9 +203,9 @@ class Detections:
         Returns:
             Annotated copies of the images, (H, W, 3) uint8 RGB.
         """
-        style = DrawStyle(labels=labels, outline_masks=True, semantic=SemanticStyle(self._semantic_names()))
+        style = DrawStyle(labels=labels, outline_masks=True, semantic=SemanticStyle(tuple(self._semantic_names)))
         annotated = [
-            annotate(image[:, :, ::-1], result, self.runner.names, style)
+            annotate(image[:, :, ::-1], result, self._names, style)
             for image, result in zip(self.ims, self.results, strict=True)
         ]
         return [np.ascontiguousarray(image[:, :, ::-1]) for image in annotated]
@@ -189,7 +233,7 @@ class Detections:
         folder = run_folder(Path(save_dir).parent, Path(save_dir).name, exist_ok)
         for name, image in zip(self._unique_names(), self.render(labels), strict=True):
             write_image(folder / name, image[:, :, ::-1])
-        LOGGER.info(f"saved {self.n} image{'s' if self.n != 1 else ''} in {folder}")
+        LOGGER.info(f"Saved {self.n} image{'s' if self.n != 1 else ''} to {folder}")
         return folder
 
     def _unique_names(self) -> list[str]:
@@ -213,31 +257,34 @@ class Detections:
             exist_ok: Write into an existing folder instead.
 
         Returns:
-            A record per box: box (4,), conf, cls, label and im, the (H, W, 3) RGB pixels.
+            A record per box, in ascending order of confidence in each image: box, a list of four scalar tensors, conf,
+            cls, label and im, the (H, W, 3) RGB pixels.
         """
         folder = run_folder(Path(save_dir).parent, Path(save_dir).name, exist_ok) if save else None
         crops = []
-        for index, file in enumerate(self._unique_names()):
-            for row in self.xyxy[index]:
-                name = class_name(self.runner.names, int(row[5]))
+        written: Counter[Path] = Counter()
+        for index, file in enumerate(self.files):
+            for row in self.xyxy[index].flip(0):
+                *box, confidence, number = row
+                name = class_name(self._names, int(number))
                 pixels = crop_box(self.ims[index], row[:4].tolist())
-                record = {"box": row[:4], "conf": row[4], "cls": row[5], "label": f"{name} {row[4]:.2f}", "im": pixels}
-                crops.append(record)
+                label = f"{name} {confidence:.2f}"
+                crops.append({"box": box, "conf": confidence, "cls": number, "label": label, "im": pixels})
                 if folder is not None and pixels.size:
-                    path = folder / "crops" / safe_name(name) / f"{Path(file).stem}_{len(crops)}.jpg"
-                    write_image(path, pixels[:, :, ::-1])
+                    path = folder / "crops" / safe_name(name) / safe_name(Path(file).stem)
+                    written[path] += 1
+                    count = written[path] if written[path] > 1 else ""
+                    write_image(path.with_name(f"{path.name}{count}.jpg"), pixels[:, :, ::-1])
+        if folder is not None:
+            LOGGER.info(f"Saved {len(crops)} crop{'s' if len(crops) != 1 else ''} to {folder}")
         return crops
 
     # ------------------------------------------------------------------------------------------------------------------
     # Conversions
 
-    def _semantic_names(self) -> tuple[str, ...]:
-        spec = self.runner.specs.get("semantic")
-        return tuple(spec.names if spec is not None and spec.names else self.runner.names)
-
     def semantic_classes(self, index: int) -> list[dict[str, Any]]:
         """List the semantic classes of image `index`: class, name and `share` of the pixels, the largest first."""
-        classes, names = self.results[index].semantic, self._semantic_names()
+        classes, names = self.results[index].semantic, self._semantic_names
         fractions = {} if classes is None else class_fractions(classes.numpy())
         return [{"class": i, "name": class_name(names, i), "share": fraction} for i, fraction in fractions.items()]
 
@@ -258,7 +305,7 @@ class Detections:
             return self.semantic_classes(index)
         records = []
         for row_index, row in enumerate(self.xyxy[index].tolist()):
-            name = class_name(self.runner.names, int(row[5]))
+            name = class_name(self._names, int(row[5]))
             record: dict[str, Any] = dict(zip(_CORNER_COLUMNS, (*row[:5], int(row[5]), name), strict=True))
             if result.fine_masks is not None:
                 mask = result.fine_masks.original(row_index)
@@ -285,11 +332,23 @@ class Detections:
             }
         )
 
+    def to_pandas(self) -> Any:
+        """Convert the boxes of all images to one `pandas.DataFrame`, with the file name in the column `image`."""
+        package = import_optional("pandas", "Detections.to_pandas()")
+        tables = [{"image": [file] * len(rows), **self._table(rows, _CORNER_COLUMNS)}
+                  for file, rows in zip(self.files, self.xyxy, strict=True)]  # fmt: skip
+        return package.DataFrame({name: [one for table in tables for one in table[name]] for name in tables[0]})
+
+    def to_supervision(self) -> Any:
+        """Convert a single image to a `supervision.Detections`, for classifiers `Classifications`."""
+        self._only_result("to_supervision()")
+        return self.supervision()[0]
+
     def _table(self, rows: Tensor, columns: Sequence[str]) -> dict[str, list[Any]]:
         """Convert (n, 6) boxes to named columns with integer classes and class names."""
         *numbers, classes = rows.T.tolist()
         indices = [int(index) for index in classes]
-        names = [class_name(self.runner.names, index) for index in indices]
+        names = [class_name(self._names, index) for index in indices]
         return dict(zip(columns, (*numbers, indices, names), strict=True))
 
     def supervision(self) -> list[Any]:
@@ -299,44 +358,7 @@ class Detections:
             Per image a `supervision.Detections`, for classifiers `Classifications`. For semantic segmentation without
             boxes each class is one entry with its mask.
         """
-        package = import_optional("supervision", "Detections.supervision()")
-        converted = []
-        for result, rows in zip(self.results, self.xyxy, strict=True):
-            if result.probabilities is not None:
-                scores = result.probabilities.float().numpy()
-                converted.append(package.Classifications(class_id=np.arange(len(scores)), confidence=scores))
-            elif result.boxes is None and result.semantic is not None:
-                converted.append(self._semantic_entries(package, result.semantic.numpy()))
-            else:
-                converted.append(self._box_entries(package, result, rows))
-        return converted
-
-    def _box_entries(self, package: ModuleType, result: Results, rows: Tensor) -> Any:
-        masks = None
-        if result.fine_masks is not None and len(rows):
-            masks = np.stack([result.fine_masks.original(index) for index in range(len(rows))])
-        classes = rows[:, 5].long().numpy()
-        return package.Detections(
-            xyxy=rows[:, :4].numpy(),
-            confidence=rows[:, 4].numpy(),
-            class_id=classes,
-            mask=masks,
-            data={"class_name": np.array([class_name(self.runner.names, int(i)) for i in classes], dtype=str)},
-        )
-
-    def _semantic_entries(self, package: ModuleType, semantic: np.ndarray) -> Any:
-        """Convert an (H, W) semantic map to a mask and its bounding box per class, the largest first."""
-        classes = np.array(list(class_fractions(semantic)), int)
-        if not len(classes):
-            return package.Detections.empty()
-        masks = np.stack([semantic == index for index in classes])
-        names = self._semantic_names()
-        return package.Detections(
-            xyxy=package.mask_to_xyxy(masks).astype(np.float32),
-            class_id=classes,
-            mask=masks,
-            data={"class_name": np.array([class_name(names, int(index)) for index in classes], dtype=str)},
-        )
+        return to_supervision(self.results, self.xyxy, self._names, self._semantic_names)
 
 
 def _box_rows(result: Results) -> Tensor:

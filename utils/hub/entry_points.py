@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ def open_custom(path: Any, autoshape: bool, verbose: bool, device: Any, download
     Returns:
         The model or network.
     """
+    path = [_complete_name(one) for one in path] if isinstance(path, (list, tuple)) else _complete_name(path)
     if autoshape:
         model = load(path, str(device or ""), download=download)
         _log(f"{path}: {model}", verbose)
@@ -40,6 +42,12 @@ def open_custom(path: Any, autoshape: bool, verbose: bool, device: Any, download
     network = load_checkpoint(resolve_weights(str(path), download)).network
     _log(f"{path}: {', '.join(network.specs)}, {len(network.names)} classes", verbose)
     return network.to(select_device(str(device or "")))
+
+
+def _complete_name(path: Any) -> str:
+    """Append .pt to a name without suffix, such as yolov5n, unless a file or folder is called like that."""
+    text = str(path).strip()
+    return text if Path(text).suffix or Path(text).exists() else f"{text}.pt"
 
 
 def open_named(

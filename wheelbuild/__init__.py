@@ -1,0 +1,1 @@
+"""Building of the wheel, which contains one package."""
