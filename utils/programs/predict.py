@@ -100,7 +100,8 @@ def _check_heads(runner: Runner, path: Path, requires: str) -> None:
 
 def _open_source(options: PredictOptions, data_yaml: str) -> FrameSource:
     """Open --source, or the validation images of a data set, which is generated first if necessary."""
-    from utils.datasets.sources.frame_sources import open_source
+    from utils.datasets import READERS
+    from utils.datasets.sources.frame_sources import FileSource, open_source
 
     if options.source:
         return open_source(options.source, options.vid_stride)
@@ -109,9 +110,12 @@ def _open_source(options: PredictOptions, data_yaml: str) -> FrameSource:
 
     data = load_data(data_yaml)
     ensure_generated(data)
-    folder = data.split("val")[0]
-    LOGGER.info(f"--source: not given, using the validation images of {data.source}: {folder}")
-    return open_source(str(folder / "*" / "*") if data.format == "folders" else str(folder), options.vid_stride)
+    paths = data.split("val")
+    LOGGER.info(f"--source: not given, using the validation images of {data.source}: {paths[0]}")
+    if len(paths) == 1 and paths[0].is_dir():
+        folder = paths[0]
+        return open_source(str(folder / "*" / "*") if data.format == "folders" else str(folder), options.vid_stride)
+    return FileSource(READERS.get(data.format)(data, "val").images, options.vid_stride)  # list files have many forms
 
 
 def _create_sinks(
