@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from utils.core.coco_categories import require_unique_ids
 from utils.core.errors import UserError
+from utils.core.input_files import require_regular
 
 _PREFIX = "instances_"
 
@@ -45,6 +47,7 @@ def read_category_names(files: list[Path]) -> tuple[str, ...]:
     """
     path = min(files, key=lambda file: file.stat().st_size)
     try:
+        require_regular(path)
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         categories = sorted(content["categories"], key=lambda category: int(category["id"]))
         names = tuple(str(category["name"]) for category in categories)
@@ -52,4 +55,5 @@ def read_category_names(files: list[Path]) -> tuple[str, ...]:
         raise UserError(f"{path}: not a COCO JSON with `categories`, each with `id` and `name` ({error})") from error
     if not names:
         raise UserError(f"{path}: `categories` is empty")
+    require_unique_ids(path, categories)
     return names

@@ -11,6 +11,7 @@ import yaml
 
 from utils.core.errors import UserError
 from utils.core.files import atomic_path
+from utils.core.input_files import read_input
 
 MAX_BYTES = 32 * 2**20  # settings are small; a larger file is the wrong one
 _FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
@@ -66,28 +67,33 @@ class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
-def read_text(path: Path, what: str = "file") -> str:
+def read_text(path: Path, what: str = "file", file_names: bool = False) -> str:
     """Read a UTF-8 text file.
 
     Args:
         path: The file.
         what: What kind of file is expected, for error messages.
+        file_names: The text lists file names, which may have bytes that are not UTF-8; they become surrogates, as
+            Python's functions for files expect.
 
     Raises:
-        UserError: If the file is missing, unreadable, larger than `MAX_BYTES` or not UTF-8.
+        UserError: If the file is missing, unreadable, no regular file, larger than `MAX_BYTES` or not UTF-8.
     """
     try:
-        if path.is_file() and path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path}: {path.stat().st_size} bytes are too many for a {what}, at most {MAX_BYTES}")
-        return path.read_text(encoding="utf-8-sig")
+        data = read_input(path, MAX_BYTES)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such {what}") from error
     except IsADirectoryError as error:
         raise UserError(f"{path}: expected a {what}, got a folder") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file (byte {error.start} is not UTF-8)") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise UserError(f"{path}: cannot be read as a {what} ({error.strerror or error})") from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if not file_names or b"\0" in data:
+            raise UserError(f"{path}: not a text file (byte {error.start} is not UTF-8)") from error
+        text = data.decode("utf-8", "surrogateescape")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse_yaml(text: str, source: str) -> Any:

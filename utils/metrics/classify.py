@@ -10,6 +10,7 @@ import torch
 from utils.core.contracts import Batch, EvalSettings, HeadSpec, Results, Scores
 from utils.core.distributed import gather
 from utils.metrics import EVALUATORS
+from utils.metrics.confusion import MAX_CLASSES
 
 COLUMNS = ("Images", "top1_acc", "top5_acc")
 TOP = 5
@@ -62,8 +63,10 @@ class ClassifyEvaluator:
         merged = {index: entry for part in gather(self._predictions) for index, entry in part.items()}
         table = np.array([merged[index] for index in sorted(merged)], np.int64).reshape(-1, 3)
         labels, ranks, predicted = table.T
-        confusion = np.zeros((self.num_classes, self.num_classes), np.int64)
-        np.add.at(confusion, (predicted, labels), 1)
+        side = self.num_classes if self.num_classes <= MAX_CLASSES else 0
+        confusion = np.zeros((side, side), np.int64)
+        if side:
+            np.add.at(confusion, (predicted, labels), 1)
         rows = [("all", _table_row(ranks))]
         per_class = {}
         for label in np.unique(labels).tolist():

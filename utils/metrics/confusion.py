@@ -8,6 +8,7 @@ from utils.metrics.matching import match_one_to_one
 from utils.ops.iou import pairwise_iou_numpy
 
 CONFIDENCE, IOU = 0.25, 0.45
+MAX_CLASSES = 2000  # with more classes there is no confusion matrix: it could not be drawn, and 10,000 need 800 MB
 
 
 class ConfusionMatrix:

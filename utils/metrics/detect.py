@@ -18,7 +18,7 @@ from utils.metrics.coco import (
     prediction_rows,
     write_predictions,
 )
-from utils.metrics.confusion import ConfusionMatrix
+from utils.metrics.confusion import MAX_CLASSES, ConfusionMatrix
 from utils.metrics.matching import IOU_THRESHOLDS, match_detections
 from utils.ops.boxes import cxcywhn_to_xyxy, to_original
 from utils.ops.iou import pairwise_iou_numpy
@@ -58,7 +58,7 @@ class DetectDetails:
     precision_by_recall: np.ndarray  # (K, 1000) at IoU 0.5
     ap50: np.ndarray  # (K,)
     confidence: float  # operating point of the precision and recall in the table
-    confusion: np.ndarray  # (C + 1, C + 1) int64, [predicted, true], background last
+    confusion: np.ndarray  # (C + 1, C + 1) int64, [predicted, true], background last; (0, 0) for too many classes
 
 
 @EVALUATORS.register("detect")
@@ -163,8 +163,8 @@ class DetectEvaluator:
 
     def plot_details(self, table: PrecisionRecall, records: list[ImageRecord]) -> DetectDetails:
         """Collect the data for plots, including the confusion matrix of `records`."""
-        confusion = ConfusionMatrix(self.num_classes)
-        for record in records:
+        confusion = ConfusionMatrix(self.num_classes if self.num_classes <= MAX_CLASSES else -1)
+        for record in records if len(confusion.matrix) else ():
             confusion.add(record.boxes, record.scores, record.classes, record.label_boxes, record.label_classes)
         return DetectDetails(
             classes=table.classes,

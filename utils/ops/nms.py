@@ -18,6 +18,7 @@ from utils.ops.boxes import cxcywh_to_xyxy
 # Boxes of class c are shifted by c times this offset, so that boxes of different classes never overlap.
 CLASS_OFFSET_PX = 7680.0
 MAX_FLOAT32_OFFSET = 2.0**20  # float32 resolves coordinates beyond it to less than 1/16 pixel
+MAX_CANDIDATE_VALUES = 2**26  # numbers that are copied at once to find candidates
 # Boxes per block of `non_maximum_suppression`, the fastest sizes measured with and without torchvision
 _BLOCK_TORCHVISION, _BLOCK_TORCH = 512, 256
 
@@ -65,8 +66,22 @@ def batched_nms(predictions: Tensor, num_classes: int, settings: EvalSettings) -
 
 def _candidates(predictions: Tensor, num_classes: int, settings: EvalSettings) -> tuple[Tensor, Tensor]:
     """Return (K,) ascending image indices and the (K, 6 + M) candidates of the whole batch."""
+    images, positions = (predictions[..., 4] > settings.confidence).nonzero(as_tuple=True)
+    if len(images) * predictions.shape[2] <= MAX_CANDIDATE_VALUES:
+        return _candidates_at(predictions, images, positions, num_classes, settings)
+    size = max(1, MAX_CANDIDATE_VALUES // predictions.shape[2])  # thousands of classes
+    parts = [
+        _candidates_at(predictions, some, at, num_classes, settings)
+        for some, at in zip(images.split(size), positions.split(size), strict=True)
+    ]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def _candidates_at(
+    predictions: Tensor, images: Tensor, positions: Tensor, num_classes: int, settings: EvalSettings
+) -> tuple[Tensor, Tensor]:
+    """Return the candidates of `_candidates` among the predictions at some positions."""
     confidence = settings.confidence
-    images, positions = (predictions[..., 4] > confidence).nonzero(as_tuple=True)
     found = predictions[images, positions].float()  # (n, 5 + C + M), a copy
     found[:, 5:] *= found[:, 4:5]
     boxes, scores, masks = cxcywh_to_xyxy(found[:, :4]), found[:, 5 : 5 + num_classes], found[:, 5 + num_classes :]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 JPEG_QUALITY = 95
+MAX_NAME_CHARACTERS = 40  # of a class in figures
 
 
 def write_image(path: Path, image_bgr: np.ndarray) -> None:
@@ -59,5 +60,6 @@ def save_figure(figure: Figure, path: Path, dpi: int = 200) -> Path:
 
 
 def escape_mathtext(name: str) -> str:
-    """Escape dollar signs, which matplotlib would interpret as formulae."""
-    return name.replace("$", r"\$")
+    """Prepare a name for matplotlib: escape dollar signs, which would start formulae, and shorten long names."""
+    shown = name if len(name) <= MAX_NAME_CHARACTERS else f"{name[: MAX_NAME_CHARACTERS - 1]}…"
+    return shown.replace("$", r"\$")

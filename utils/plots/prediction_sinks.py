@@ -45,7 +45,10 @@ def file_name(frame: Frame) -> str:
 
 def safe_name(text: str) -> str:
     """Replace the characters of a text that are not valid in file names or would leave the folder."""
-    return re.sub(r'[\\/:*?"<>|\x00-\x1f]+', "_", text).strip(" .") or "_"
+    name = re.sub(r'[\\/:*?"<>|\x00-\x1f]+', "_", text).strip(" .") or "_"
+    while len(name.encode("utf-8", "surrogateescape")) > MAX_STEM_BYTES:
+        name = name[: MAX_STEM_BYTES if len(name) > MAX_STEM_BYTES else -1]
+    return name
 
 
 class UniqueNames:

@@ -22,7 +22,8 @@ def load(request: LoadRequest) -> Loader:
 
 def draw_scores(scores: Mapping[str, Scores], folder: Path, data: DataConfig) -> Iterable[Path]:
     """Plot the confusion matrix and the training curves; return the files."""
-    drawn = [draw_confusion(s.details.confusion, folder / "confusion_matrix.png", data.names) for s in scores.values()]
+    matrices = [score.details.confusion for score in scores.values() if len(score.details.confusion)]
+    drawn = [draw_confusion(matrix, folder / "confusion_matrix.png", data.names) for matrix in matrices]
     if (csv := folder / "results.csv").is_file() and (plot := draw_results(csv)):
         drawn.append(plot)
     return drawn

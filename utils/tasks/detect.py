@@ -39,7 +39,8 @@ def draw_scores(scores: Mapping[str, Scores], folder: Path, data: DataConfig) ->
     names = data.names
     for score in scores.values():
         drawn += draw_score_curves(score.details, folder, names)
-        drawn.append(draw_confusion(score.details.confusion, folder / "confusion_matrix.png", names))
+        if len(score.details.confusion):
+            drawn.append(draw_confusion(score.details.confusion, folder / "confusion_matrix.png", names))
     if (csv := folder / "results.csv").is_file() and (plot := draw_results(csv)):
         drawn.append(plot)
     return drawn

@@ -31,7 +31,8 @@ def draw_scores(scores: Mapping[str, Scores], folder: Path, data: DataConfig) ->
     for score in scores.values():
         drawn += draw_score_curves(score.details.box, folder, names, "Box")
         drawn += draw_score_curves(score.details.mask, folder, names, "Mask")
-        drawn.append(draw_confusion(score.details.box.confusion, folder / "confusion_matrix.png", names))
+        if len(score.details.box.confusion):
+            drawn.append(draw_confusion(score.details.box.confusion, folder / "confusion_matrix.png", names))
     if (csv := folder / "results.csv").is_file() and (plot := draw_results(csv)):
         drawn.append(plot)
     return drawn

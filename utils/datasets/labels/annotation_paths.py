@@ -8,8 +8,9 @@ from pathlib import Path
 
 from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
+from utils.core.input_files import walk_files
 from utils.core.yaml_file import read_text
-from utils.datasets.image_files import IMAGE_SUFFIXES
+from utils.datasets.image_suffixes import IMAGE_SUFFIXES
 from utils.datasets.labels.scan_cache import CACHE_SUFFIX, short_hash
 
 # (image folder, annotation folder beside it)
@@ -43,7 +44,7 @@ def find_images(source: Path, root: Path) -> list[str]:
     if source.is_dir():
         return [
             os.path.join(folder, name)  # noqa: PTH118
-            for folder, _, names in os.walk(source, followlinks=True)
+            for folder, names in walk_files(source)
             for name in names
             if suffix_of(name) in IMAGE_SUFFIXES and not name.startswith("._")  # macOS resource forks
         ]
@@ -73,7 +74,7 @@ def no_images_error(data: DataConfig, folders: Sequence[Path], where: str = "in"
 
 def read_list(path: Path) -> list[tuple[int, str]]:
     """Read the non-empty lines of a list file with their line numbers."""
-    lines = enumerate(read_text(path, "image list").splitlines(), 1)
+    lines = enumerate(read_text(path, "image list", file_names=True).split("\n"), 1)
     return [(number, line.strip()) for number, line in lines if line.strip()]
 
 

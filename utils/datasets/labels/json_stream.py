@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from utils.core.errors import UserError
+from utils.core.input_files import require_regular
 
 _CHUNK = 2**22  # characters
 _SPACE = " \t\n\r"
@@ -85,6 +86,7 @@ def stream_json(path: Path, lists: tuple[str, ...], on_read: Callable[[int], Non
         UserError: the file is unreadable or not a JSON object; the message has file and line.
     """
     try:
+        require_regular(path)
         with path.open(encoding="utf-8-sig") as file:
             window = _Window(file, on_read)
             try:

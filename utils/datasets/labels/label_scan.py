@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -12,10 +11,12 @@ from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
 from utils.datasets import READERS
+from utils.datasets.file_access import read_binary
 from utils.datasets.image_files import ImageFault
 from utils.datasets.labels.label_index import Index, SplitFiles
 from utils.datasets.labels.scan import (
     MAX_FAULT_FRACTION,
+    MIN_SIDE_PX,
     CheckedImage,
     SplitScan,
     check_image,
@@ -24,9 +25,12 @@ from utils.datasets.labels.scan import (
     require_images,
 )
 from utils.datasets.labels.scan_cache import files_key
-from utils.datasets.labels.yolo_lines import ImageLabels
+from utils.datasets.labels.yolo_lines import MAX_BYTES, MAX_OBJECTS, ImageLabels, too_many_objects
 
+_TABLES = ("shapes_hw", "boxes", "points")
+_FLOATS = ("boxes", "points")  # in the cache; the other arrays are integers
 FORMAT_VERSION = 2  # of the cache; a change rebuilds all caches
+_MAX_COORDINATE = 1.001  # rounding of normalised coordinates
 _IMAGES_PER_TASK = 32  # label files are so small that a task per image would cost more than reading it
 
 
@@ -95,7 +99,9 @@ def _scan(files: SplitFiles, split: str) -> SplitScan[ImageLabels, Index]:
         index.counts[Index.COUNTS.index("faulty_labels")] = faulty
         return index
 
-    label_files = list(dict.fromkeys(files.label_files))  # a COCO JSON is the label file of every image
+    stamped = files.stamped
+    if stamped is None:
+        stamped = [*files.images, *dict.fromkeys(files.label_files)]  # a COCO JSON is the label file of every image
     header = f"polyolo index {FORMAT_VERSION}\n{files.fingerprint}\n".encode()
     return SplitScan(
         num_images=len(files.images),
@@ -103,7 +109,7 @@ def _scan(files: SplitFiles, split: str) -> SplitScan[ImageLabels, Index]:
         collect=collect,
         restore=_restored,
         cache=files.cache,
-        key=files_key(header, files.images, label_files),
+        key=files_key(header, stamped),
         text=f"{split}: checking",
         prepare=files.prepare,
         images_per_task=_IMAGES_PER_TASK,
@@ -125,6 +131,9 @@ def _check(files: SplitFiles, image: int) -> CheckedImage[ImageLabels]:
         return CheckedImage(label_faults=[f"{fault}; was it rotated or cropped?"], notes=notes)
     if labels.faults:
         return CheckedImage(label_faults=labels.faults, notes=notes)
+    if len(labels.boxes) > MAX_OBJECTS:
+        fault = f"{files.label_files[image] or path}: {too_many_objects(len(labels.boxes))}"
+        return CheckedImage(label_faults=[fault], notes=notes)
     if labels.duplicates:
         notes.append(f"{path}: {labels.duplicates} duplicate label lines ignored")
     return CheckedImage(labels, shape_hw, notes=notes + labels.lost)
@@ -174,7 +183,7 @@ def _with_known_classes(index: Index, data: DataConfig, files: SplitFiles, allow
 
 def _line_of_class(file: str, wrong: int) -> int:
     try:
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+        lines = read_binary(file, MAX_BYTES).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError):
         return 1
     return next((n for n, line in enumerate(lines, 1) if line.split()[:1] and float(line.split()[0]) == wrong), 1)
@@ -183,6 +192,9 @@ def _line_of_class(file: str, wrong: int) -> int:
 def _restored(arrays: dict[str, np.ndarray]) -> Index:
     """Rebuild the index from cached arrays; raises ValueError if they are inconsistent."""
     index = Index(**arrays)
+    for name, array in arrays.items():
+        if array.dtype.kind not in ("f" if name in _FLOATS else "iu") or array.ndim != 1 + (name in _TABLES):
+            raise ValueError(f"wrong type of {name}")
     for starts, count, owners in (
         (index.path_starts, len(index.path_bytes), len(index)),
         (index.box_starts, len(index.boxes), len(index)),
@@ -192,4 +204,11 @@ def _restored(arrays: dict[str, np.ndarray]) -> Index:
             raise ValueError("inconsistent array lengths")
     if index.boxes.shape[1:] != (5,) or index.points.shape[1:] != (2,) or len(index.counts) != len(Index.COUNTS):
         raise ValueError("wrong array shapes")
+    if index.shapes_hw.shape != (len(index), 2) or (index.shapes_hw < MIN_SIDE_PX).any() or (index.counts < 0).any():
+        raise ValueError("wrong image sizes or counts")
+    whole = np.floor(index.boxes[:, 0]) == index.boxes[:, 0]
+    if not (whole & (index.boxes >= 0).all(1) & (index.boxes[:, 1:] <= _MAX_COORDINATE).all(1)).all():
+        raise ValueError("a box that is not within its image")
+    if not np.isfinite(index.points).all():
+        raise ValueError("a point that is not finite")
     return index

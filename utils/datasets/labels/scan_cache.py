@@ -17,20 +17,22 @@ from utils.core.log import LOGGER
 
 CACHE_SUFFIX = ".polyolo-cache.npz"
 Restored = TypeVar("Restored")
+_DAMAGE = (  # LookupError: wrong counts, and names of members in a character set that cannot be loaded
+    OSError, ValueError, LookupError, TypeError, EOFError, AttributeError, ArithmeticError, MemoryError, RuntimeError,
+    zipfile.BadZipFile,
+)  # fmt: skip
 
 
-def files_key(header: bytes, images: list[str], labels: list[str]) -> str:
-    """Hash `header` and the paths, sizes and modification times of image and label files.
+def files_key(header: bytes, paths: list[str]) -> str:
+    """Hash `header` and the paths, sizes and modification times of files.
 
     Args:
         header: format version and everything else that the scan result depends on.
-        images: image files.
-        labels: label files; "" and missing files count as empty.
+        paths: image and label files, or the shards that hold them; "" and missing files count as empty.
 
     Returns:
         The SHA-256 digest in hexadecimal.
     """
-    paths = images + labels
     stamps = np.zeros((len(paths), 2), np.int64)
     for row, path in enumerate(paths):
         try:
@@ -82,14 +84,24 @@ def load_scan(
             continue
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                _require_plain(stored.zip, path)
                 if str(stored["key"]) != key:
                     continue
                 arrays = {name: stored[name] for name in stored.files if name not in ("key", "report")}
                 report = stored["report"].tobytes().decode("utf-8", "replace").splitlines()
             return restore(arrays), report
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             LOGGER.warning(f"{path}: damaged cache, rebuilding it ({str(error)[:80]})")
     return None, []
+
+
+def _require_plain(archive: zipfile.ZipFile | None, path: Path) -> None:
+    """Check that the members of a cache are stored as they are, so that none can be larger than the file."""
+    members = archive.infolist() if archive is not None else []
+    if any(one.compress_type != zipfile.ZIP_STORED for one in members) or (
+        sum(one.file_size for one in members) > path.stat().st_size
+    ):
+        raise ValueError("compressed or damaged members")
 
 
 def save_scan(paths: list[Path], key: str, arrays: dict[str, np.ndarray], report: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from utils.datasets import SEMANTIC_READERS
 from utils.datasets.image_files import ImageFault
 from utils.datasets.labels.label_index import Index
 from utils.datasets.labels.scan import (
+    MIN_SIDE_PX,
     CheckedImage,
     SplitScan,
     check_image,
@@ -166,9 +167,9 @@ def _scan(files: SemanticSplitFiles, num_classes: int, split: str) -> SplitScan[
         num_images=len(files.images),
         check=check,
         collect=collect,
-        restore=_restored,
+        restore=lambda arrays: _restored(arrays, len(files.images), num_classes),
         cache=files.cache,
-        key=files_key(header, files.images, files.masks),
+        key=files_key(header, [*files.images, *files.masks] if files.stamped is None else files.stamped),
         text=f"{split}: checking masks",
     )
 
@@ -196,14 +197,22 @@ def _check(files: SemanticSplitFiles, row: int, num_classes: int) -> CheckedImag
     return CheckedImage(counts, shape_hw, notes=notes)
 
 
-def _restored(arrays: dict[str, np.ndarray]) -> _Found:
+def _restored(arrays: dict[str, np.ndarray], num_images: int, num_classes: int) -> _Found:
     """Rebuild the result from cached arrays; raises ValueError if they are inconsistent."""
     found = _Found(**arrays)
     if found.rows.ndim != 1 or found.shapes_hw.shape != (len(found), 2) or found.faulty_masks.shape != ():
         raise ValueError("wrong array shapes")
+    if any(array.dtype.kind != "i" for array in arrays.values()):
+        raise ValueError("arrays that are not integers")
+    counts = (found.pixel_counts, found.image_counts)
+    if any(count.shape != (num_classes,) or (count < 0).any() for count in counts):
+        raise ValueError("wrong counts of classes")
+    in_order = (np.diff(found.rows, prepend=-1) > 0).all() and (found.rows < num_images).all()
+    if not in_order or (found.shapes_hw < MIN_SIDE_PX).any():
+        raise ValueError("wrong rows or image sizes")
     return found
 
 
-def _index_of(paths: list[str], found: _Found) -> Index:
+def _index_of(paths: Sequence[str], found: _Found) -> Index:
     shapes = [(int(height), int(width)) for height, width in found.shapes_hw]
     return Index.build([paths[row] for row in found.rows], shapes, [ImageLabels() for _ in shapes], corrupt=0)

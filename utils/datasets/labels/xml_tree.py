@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from utils.core.input_files import read_input
+
 MAX_BYTES = 32 * 2**20
 _MAX_DEPTH = 50
 _MAX_ELEMENTS = 2_000_000
@@ -50,11 +52,7 @@ def read_xml(path: Path) -> Element:
         XmlFault: the file is unreadable, invalid or too large.
     """
     try:
-        if path.is_fifo():  # opening it would block
-            raise XmlFault(f"{path}:1: a pipe, not an XML file")
-        if path.stat().st_size > MAX_BYTES:
-            raise XmlFault(f"{path}:1: larger than {MAX_BYTES} bytes, too large for the annotations of one image")
-        data = path.read_bytes()
+        data = read_input(path, MAX_BYTES)
     except FileNotFoundError:
         raise
     except OSError as error:
