@@ -1,10 +1,11 @@
-"""Convert labels and checkpoints, and divide images into splits.
+"""Convert labels and checkpoints, divide images into splits, and pack data sets into tar shards.
 
     python convert.py labels --from voc --to yolo --source VOCdevkit/VOC2007 --out voc-yolo
     python convert.py labels --from yolo --to coco --source data/animals.yaml --out animals-coco
     python convert.py labels --from labelme --to masks --source photos --names names.txt --out photo-masks
     python convert.py labels --from cityscapes --to yolo --source cityscapes --out cityscapes-yolo
     python convert.py split --source data/animals.yaml --shares 0.8 0.1 0.1 --out animals-split
+    python convert.py shards --source data/animals.yaml --out animals-shards --shard-mb 500
     python convert.py checkpoint --weights yolov5n.pt --out yolov5n.safetensors
 
 Sources are never changed, and nothing is overwritten without --exist-ok.
@@ -24,6 +25,7 @@ from tools.converters.convert_settings import (
     STYLES,
     CheckpointSettings,
     LabelSettings,
+    ShardSettings,
     SplitSettings,
 )
 from utils.core.cli import add_flag, add_subparser, new_parser, run_script
@@ -32,9 +34,10 @@ from utils.core.cli import add_flag, add_subparser, new_parser, run_script
 def build_parser() -> argparse.ArgumentParser:
     """Build the command-line parser of this program."""
     parser = new_parser(__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="labels | split | checkpoint")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="labels | split | shards | checkpoint")
     _add_labels(add_subparser(commands, "labels", "Convert labels from one format to another."))
     _add_split(add_subparser(commands, "split", "Write lists of training, validation and test images."))
+    _add_shards(add_subparser(commands, "shards", "Pack a data set into tar files, which training reads in place."))
     _add_checkpoint(add_subparser(commands, "checkpoint", "Convert a checkpoint from one file format to another."))
     return parser
 
@@ -90,6 +93,17 @@ def _add_split(parser: argparse.ArgumentParser) -> None:
     split.add_argument("--group", default="", metavar="REGEX", help=text)
 
 
+def _add_shards(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group("data")
+    data.add_argument("--source", required=True, type=Path, help="data YAML or folder, as for --data of train.py")
+    output = parser.add_argument_group("output")
+    text = "folder for the shards and their data YAML; an interrupted conversion to it goes on"
+    output.add_argument("--out", required=True, type=Path, help=text)
+    text = "size at which a new tar file begins, in megabytes"
+    output.add_argument("--shard-mb", type=float, default=500.0, metavar="N", help=text)
+    add_flag(output, "--exist-ok", "allow an existing --out and replace files in it")
+
+
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     data.add_argument("--weights", required=True, type=Path, help="official or native checkpoint")
@@ -117,6 +131,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         options["source_format"] = options.pop("format")
         split_images(SplitSettings(**options | {"shares": tuple(options["shares"])}))
+    elif command == "shards":
+        from tools.converters.shards import write_shards
+
+        write_shards(ShardSettings(**options))
     else:
         from tools.converters.checkpoint import convert_checkpoint
 

@@ -51,6 +51,16 @@ class SplitSettings:
 
 
 @dataclass(frozen=True)
+class ShardSettings:
+    """Settings of writing tar shards."""
+
+    source: Path  # a data YAML or folder
+    out: Path
+    shard_mb: float = 500.0
+    exist_ok: bool = False
+
+
+@dataclass(frozen=True)
 class CheckpointSettings:
     """Settings of a checkpoint conversion."""
 

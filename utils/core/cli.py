@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -237,6 +238,13 @@ def run_script(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         LOGGER.error("interrupted")
         _exit(130)
+    except RuntimeError as error:
+        if not dist.is_launched():
+            raise
+        dist.await_verdict()  # the cause may be that another rank is gone
+        LOGGER.error(one_line(f"rank {dist.rank()}: {error}")[:300])
+        traceback.print_exception(error)
+        _exit(1)
     except OSError as error:
         if error.errno not in _USER_ERRORS:
             raise

@@ -61,6 +61,7 @@ class DataConfig:
         defaults: Recommended training options.
         label_names: Class names as the labels have them, if they differ from `names`.
         semantic: Images with semantic labels.
+        shuffle_window: Number of successive images within which training shuffles; 0: all.
         download: The `download:` key as it is; `utils/datasets/fetch/dataset_download.py` interprets it.
     """
 
@@ -75,6 +76,7 @@ class DataConfig:
     label_names: tuple[str, ...] = ()
     semantic: SemanticConfig | None = None
     download: Any = None
+    shuffle_window: int = 0
 
     @property
     def num_classes(self) -> int:
@@ -239,6 +241,7 @@ def load_data(text: str) -> DataConfig:
         defaults=checked.defaults,
         label_names=_label_names(path, checked.label_names, names),
         download=checked.download,
+        shuffle_window=checked.shuffle_window,
         semantic=semantic,
     )
 

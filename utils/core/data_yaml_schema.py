@@ -61,6 +61,7 @@ def schemas() -> tuple[Any, Any]:
         semantic: SemanticYaml | None = None
         download: Any = None  # checked when it is used: in files of other projects it may be a script
         label_names: list[str | int] | None = None
+        shuffle_window: Annotated[int, Field(ge=0)] = 0
 
     return DataYaml, SemanticYaml
 
@@ -73,6 +74,7 @@ _EXPECTED = {
     "generate": "a mapping of settings",
     "annotations": "a mapping from splits to COCO JSON files (val: file.json)",
     "defaults": "a mapping of training options",
+    "shuffle_window": "a number of images of at least 0",
     "label_names": "a list of the names that labels or folders use for the classes, in the order of `names`",
     "semantic": "a mapping that describes the images with semantic labels",
     "semantic.names": "a list of names, a mapping from numbers to names (0: road), or a file with a name per line",

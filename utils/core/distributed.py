@@ -16,8 +16,12 @@ from utils.core.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, device
+    from torch.distributed import Store
+
+    from utils.core.rank_watch import RankWatch
 
 TIMEOUT = timedelta(hours=3)  # long enough for ranks that wait while another scans a large data set
+_watch: list[RankWatch] = []  # that of this process, once it has joined the group
 
 
 def _launcher_variable(name: str, default: int) -> int:
@@ -66,14 +70,74 @@ def start(target: device) -> None:
     if rank() >= world_size():
         raise UserError(f"environment variable RANK={rank()} with WORLD_SIZE={world_size()}; start with torchrun")
     backend = "nccl" if target.type == "cuda" and dist.is_nccl_available() else "gloo"
+    group: dict[str, Any] = {}
+    if restart_count() and _has_agent_store():  # the store still has the addresses of the processes that failed
+        store = dist.PrefixStore(f"polyolo/group{restart_count()}", _open_store(TIMEOUT))
+        group = {"store": store, "rank": rank(), "world_size": world_size()}
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=TIMEOUT, **group)
+        _start_watch()
     except (ValueError, RuntimeError) as error:  # the address is missing, malformed or not reachable
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"environment variable WORLD_SIZE={world_size()} asks for several processes, but they cannot join "
             f"({reason}); start with torchrun, or unset it"
         ) from error
+
+
+def restart_count() -> int:
+    """Get how often torchrun has started the processes again after a failure (`--max-restarts`)."""
+    return max(0, _launcher_variable("TORCHELASTIC_RESTART_COUNT", 0)) if world_size() > 1 else 0
+
+
+def _has_agent_store() -> bool:
+    """Check whether torchrun keeps the key-value store, which then outlives the processes."""
+    return world_size() > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _open_store(timeout: timedelta = timedelta(seconds=30)) -> Store:
+    from utils.core.rank_watch import open_store
+
+    return open_store(os.environ.get("MASTER_ADDR", "localhost"), _launcher_variable("MASTER_PORT", 29500), timeout)
+
+
+def _start_watch() -> None:
+    """Start the thread that ends this process when another rank is lost."""
+    import torch.distributed as dist
+
+    from utils.core.rank_watch import RankWatch
+
+    # only torchrun is known to live as long as its ranks
+    launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
+    store = dist.PrefixStore(f"polyolo/attempt{restart_count()}", _open_store())
+    _watch.append(RankWatch(store, rank(), world_size(), launcher))
+    _watch[0].start()
+
+
+def set_advice(text: str) -> None:
+    """Set what the message about a lost rank advises to do."""
+    for watch in _watch:
+        watch.advice = text
+
+
+def await_verdict(seconds: float = 10.0) -> None:
+    """Wait for the message that names the lost rank, after which the process ends; return if there is none."""
+    for watch in _watch:
+        watch.wait_for_verdict(seconds)
+
+
+def remember(key: str, text: str) -> None:
+    """Store a text with torchrun, for processes that it starts again."""
+    if _has_agent_store():
+        _open_store().set(f"polyolo/{key}", text)
+
+
+def recall(key: str) -> str:
+    """Read a text that an earlier attempt stored with torchrun; empty if there is none."""
+    if not restart_count() or not _has_agent_store():
+        return ""
+    store, name = _open_store(), f"polyolo/{key}"
+    return store.get(name).decode() if store.check([name]) else ""
 
 
 def stop() -> None:
@@ -84,6 +148,8 @@ def stop() -> None:
 
     if dist.is_initialized():
         dist.barrier()
+        while _watch:
+            _watch.pop().stop()
         dist.destroy_process_group()
 
 

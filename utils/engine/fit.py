@@ -84,6 +84,7 @@ def fit(select_task: SelectTask, settings: TrainSettings, loggers: Sequence[Logg
                 (run.folder / LOCK_FILE).unlink(missing_ok=True)
                 remove_if_empty(run.folder)
             raise
+        dist.set_advice(f"continue with --resume {run.weights_folder / 'last.pt'}")
         _train(run)
         return _conclude(run)
     finally:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from models.add_semantic_head import DESIGNS
-from models.checkpoint import Checkpoint
+from models.checkpoint import Checkpoint, load_checkpoint
 from models.network import Network
 from utils.core import distributed as dist
 from utils.core.contracts import Loader, Loss, Task
@@ -32,6 +32,7 @@ from utils.engine.schedules import SCHEDULES
 from utils.losses import LOSSES
 from utils.ops.anchors import check_anchors
 
+RUN_FOLDER = "run_folder"  # key in the store of torchrun
 _ANCHOR_STREAM = 1000  # random stream of AutoAnchor
 
 
@@ -42,6 +43,8 @@ def open_resumed(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | N
         The settings of the run to resume, with device and workers of the new process, and its checkpoint; without
         `--resume` the given settings and None.
     """
+    if not settings.resume and (first := dist.recall(RUN_FOLDER)):
+        settings = _continue_first_attempt(settings, Path(first))
     if not settings.resume:
         return settings, None
     path = find_last(settings.resume, Path(settings.project))
@@ -52,6 +55,22 @@ def open_resumed(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | N
         raise UserError(f"{path}: damaged, its settings are not those of a training run") from error
     settings = replace(stored, resume=str(path), device=settings.device or stored.device, workers=settings.workers)
     return settings, checkpoint
+
+
+def _continue_first_attempt(settings: TrainSettings, folder: Path) -> TrainSettings:
+    """Choose the run folder of processes that torchrun has started again (`--max-restarts`): that of the first ones.
+
+    Raises:
+        SystemExit: If that training was complete.
+    """
+    last = folder / "weights" / "last.pt"
+    LOGGER.info(f"restart {dist.restart_count()} by torchrun: continuing {folder}")
+    if last.is_file():
+        if load_checkpoint(last).training is None:
+            LOGGER.info(f"{folder}: the training is complete")
+            raise SystemExit(0)
+        return replace(settings, resume=str(last))
+    return replace(settings, project=str(folder.parent), name=folder.name, exist_ok=True)
 
 
 def check_names(settings: TrainSettings) -> None:
@@ -230,6 +249,15 @@ def wrap_model(network: Network, settings: TrainSettings, device: torch.device) 
 def create_folder(settings: TrainSettings, checkpoint: Checkpoint | None) -> Path:
     """Create the folder of a new run, or return that of the resumed run."""
     if checkpoint is not None:
-        return Path(settings.resume).resolve().parent.parent
+        folder = Path(settings.resume).resolve().parent.parent
+        if dist.is_main():
+            dist.remember(RUN_FOLDER, str(folder))
+        return folder
     name = Path(settings.cfg).stem if settings.name == "cfg" and settings.cfg else settings.name
-    return Path(dist.run_on_main(lambda: run_folder(Path(settings.project), name, settings.exist_ok)))
+    return Path(dist.run_on_main(lambda: _new_folder(settings, name)))
+
+
+def _new_folder(settings: TrainSettings, name: str) -> Path:
+    folder = run_folder(Path(settings.project), name, settings.exist_ok)
+    dist.remember(RUN_FOLDER, str(folder.resolve()))
+    return folder

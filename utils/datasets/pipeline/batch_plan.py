@@ -35,7 +35,12 @@ class BatchPlan:
 
 
 def epoch_order(
-    count: int, seed: int, epoch: int, weights: np.ndarray | None = None, stream: int = STREAM_ORDER
+    count: int,
+    seed: int,
+    epoch: int,
+    weights: np.ndarray | None = None,
+    stream: int = STREAM_ORDER,
+    shuffle_window: int = 0,
 ) -> np.ndarray:
     """Draw the order of the images of an epoch.
 
@@ -45,6 +50,7 @@ def epoch_order(
         epoch: epoch, from 0.
         weights: (count,) sampling weights; None: a permutation.
         stream: random stream.
+        shuffle_window: shuffle only within windows of this many successive images, and the windows; 0: all images.
 
     Returns:
         (count,) image indices, drawn with replacement if there are weights.
@@ -54,12 +60,19 @@ def epoch_order(
     """
     rng = generator(seed, epoch, 0, stream)
     if weights is None:
-        return rng.permutation(count)
+        return _shuffled_windows(np.arange(count), shuffle_window, rng) if shuffle_window else rng.permutation(count)
     chances = np.asarray(weights, np.float64)
     if chances.shape != (count,) or not np.isfinite(chances).all() or (chances < 0).any():
         raise ValueError(f"image weights must be {count} finite numbers of at least 0")
     total = chances.sum()
-    return rng.choice(count, count, replace=True, p=chances / total if total > 0 else None)
+    drawn = rng.choice(count, count, replace=True, p=chances / total if total > 0 else None)
+    return _shuffled_windows(np.sort(drawn), shuffle_window, rng) if shuffle_window else drawn
+
+
+def _shuffled_windows(order: np.ndarray, window: int, rng: np.random.Generator) -> np.ndarray:
+    """Shuffle windows of successive images and the images in each; where windows begin differs between epochs."""
+    parts = np.split(order, range(int(rng.integers(window)), len(order), window))
+    return np.concatenate([rng.permutation(parts[number]) for number in rng.permutation(len(parts))])
 
 
 def window_of(position: int, count: int, global_batch: int, window: int = WINDOW) -> range:

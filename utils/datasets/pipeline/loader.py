@@ -122,13 +122,16 @@ class BatchLoader:
             return self._evaluation
         request, total = self.request, self.request.batch_size * self.world
         if request.rect:
+            if request.data.shuffle_window:
+                raise UserError(f"{request.data.source}: `shuffle_window:` needs shuffled images; remove it or --rect")
             order = plans.by_aspect(self.shapes_hw)
             group = request.rect_group or total
             fit = (request.image_size, request.stride, request.pad)
             per_group = plans.rect_groups(self.shapes_hw, order, group, fit)
             shapes = [_largest(per_group[s // group : -(-(s + total) // group)]) for s in range(0, len(order), total)]
         else:
-            order = plans.epoch_order(self.num_images, request.seed, epoch, image_weights, self.maker.order_stream)
+            window, stream = request.data.shuffle_window, self.maker.order_stream
+            order = plans.epoch_order(self.num_images, request.seed, epoch, image_weights, stream, window)
             shapes = [self.maker.training_hw] * self.num_batches
         place = (self.rank, self.world)
         return list(plans.training_batches(order, request.batch_size, place, shapes, epoch, request.mosaic_window))
