@@ -142,7 +142,7 @@ def _inputs(design: str, network: Network) -> list[int]:
 
     def level(stride: int) -> int:
         for head in network.heads.values():
-            if hasattr(head, "set_anchors") and stride in head.strides:
+            if getattr(head, "predicts_boxes", False) and stride in head.strides:
                 row = list(network.model).index(head)
                 return _before_block(network, strides, network.routes[row].sources[head.strides.index(stride)])
         return _before_block(network, strides, last(stride, len(strides)))

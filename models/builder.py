@@ -79,7 +79,7 @@ def build_network(
 
     Args:
         architecture: see `read_architecture`.
-        num_classes: of the main head (the one with anchors, else the first); None for the description's.
+        num_classes: of the main head (the one with boxes, else the first); None for the description's.
         names: class names of the main head.
         anchors_per_level: replaces the anchors by that many placeholders, which AutoAnchor fills in.
         channels: replaces the image channels, `ch`.

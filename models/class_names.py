@@ -41,8 +41,8 @@ def count_text(specs: Mapping[str, HeadSpec]) -> str:
 
 
 def main_head(heads: Sequence[Any]) -> Any:
-    """Choose the head (or class of a head) that names the network: one with anchors, else the first."""
-    return next((head for head in heads if hasattr(head, "set_anchors")), heads[0])
+    """Choose the head (or class of a head) that names the network: one with boxes, else the first."""
+    return next((head for head in heads if getattr(head, "predicts_boxes", False)), heads[0])
 
 
 def resolve_class_names(

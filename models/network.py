@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.activation_checkpointing import run_checkpointed
 from models.class_names import main_head
 from utils.core.contracts import Decoded, HeadSpec, Raw
+from utils.core.errors import UserError
 
 INPUT = -1  # as a source: the images
 
@@ -117,6 +118,19 @@ class Network(nn.Module):
         """Decode each head's raw tensors to pixels and probabilities, in fp32 at least."""
         heads = self.heads
         return {name: heads[name].decode(tensors) for name, tensors in raw.items()}
+
+    def use_end_to_end(self) -> None:
+        """Let inference use the one-to-one branches, whose boxes need no NMS.
+
+        Raises:
+            UserError: No head has them.
+        """
+        able = [head for head in self.heads.values() if getattr(head, "one_to_one", None) is not None]
+        if not able:
+            name = self.architecture["name"]
+            raise UserError(f"--end-to-end: {name} has no one-to-one branches; train with --end-to-end, or use NMS")
+        for head in able:
+            head.use_one_to_one = True
 
     def set_anchors(self, head: str, anchors_px: Tensor) -> None:
         """Replace a head's anchors, (L, A, 2) widths and heights in pixels, finest level first."""

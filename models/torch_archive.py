@@ -13,6 +13,7 @@ import torch
 
 from models.unpickle import STORAGE_TYPES, Name, PickleError, Storage, Unpickler
 from utils.core.errors import UserError
+from utils.core.input_files import require_regular
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -47,6 +48,7 @@ def _first_bytes(path: Path) -> bytes:
     try:
         if path.is_dir():
             raise UserError(f"{path}: is a folder; name a checkpoint file")
+        require_regular(path)
         with path.open("rb") as stream:
             start = stream.read(512)
     except FileNotFoundError as error:

@@ -13,7 +13,7 @@ sys.argv, arguments = sys.argv[:1], sys.argv[1:]
 def main(out: Path, data: str, steps: int, freeze_bn: bool, name: str) -> None:
     """Train the smallest network of a task for `steps` batches of 8 and write `out` on the first rank.
 
-    `name` is the task, followed by `+psp` or another design for an additional semantic head.
+    `name` is the task, followed by `+psp` or another design for an additional semantic head, or by `:` and a model.
     """
     from utils.core import distributed as dist
     from utils.core.train_settings import TrainSettings
@@ -21,11 +21,12 @@ def main(out: Path, data: str, steps: int, freeze_bn: bool, name: str) -> None:
     from utils.engine.train_epoch import forward_backward, set_train_mode, update_weights
     from utils.tasks.task_selection import select_task
 
+    name, _, cfg = name.partition(":")
     task, _, design = name.partition("+")
     settings = TrainSettings(
-        data=data, semantic=design, cfg=select_task(task, ()).cfg, imgsz=(64,), batch_size=8, workers=0, device="cpu",
-        amp="fp32", freeze_bn=freeze_bn, project=str(out.parent / "runs"), name=out.stem, noautoanchor=True,
-        noplots=True, seed=1,
+        data=data, semantic=design, cfg=cfg or select_task(task, ()).cfg, imgsz=(64,), batch_size=8, workers=0,
+        device="cpu", amp="fp32", freeze_bn=freeze_bn, project=str(out.parent / "runs"), name=out.stem,
+        noautoanchor=True, noplots=True, seed=1,
     )  # fmt: skip
     run = build_run(partial(select_task, task), settings)
     losses: list[float] = []

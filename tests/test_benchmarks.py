@@ -24,6 +24,7 @@ from benchmarks import (
     runtimes,
     semantic_heads,
     semantic_loss,
+    shards,
     train_step,
 )
 from models.builder import build_network, read_architecture
@@ -203,6 +204,14 @@ def test_coco_index(results):
     assert 0 < found["first start, GiB"] < 1
     assert found["epoch 1, MiB"] > 0 and found["epoch 2, MiB"] < found["epoch 1, MiB"] + 16
     check_report(results / "coco_index.md", rows=4)
+
+
+def test_shards(results):
+    small = ["--indexed", "300", "--shards", "3", "--images", "8", "--side", "96", "--rounds", "1", "--write"]
+    found = shards.main(small)
+    assert 0 < found["CPU seconds"] < 5 and 0 <= found["GiB"] < 1
+    assert found["reading and decoding"] > 0 and found["training loader"] > 0
+    check_report(results / "shards.md", rows=2)
 
 
 def test_semantic_heads_restores_layers(results, monkeypatch):

@@ -31,13 +31,15 @@ OPTIONS = {
     "train": """
         --adam --allow-label-faults --amp --autobalance --backbone-warmup --base-size --batch-size --bbox_interval
         --bbox_iou_optim --cache --cache-images --cfg --checkpointing --compile --cos-lr --data --device --download
-        --entity --epochs --eval_epoch_interval --eval_start_epoch --evolve --evolve-population --evolve_population
+        --end-to-end --entity --epochs --eval_epoch_interval --eval_start_epoch --evolve --evolve-population
+        --evolve_population
         --exist-ok --fitness --freeze --freeze-bn --help --hyp --image-weights --img --img-size --imgsz
         --label-smoothing --layer-decay --linear-lr --local-rank --local_rank --log --lr --lr-cycles --lr-epochs
         --lr-gamma --lr-power --lr_epochs --lr_gamma --lr_scheduler --mosaic-window --multi-scale
         --multi_tensor_optimizer --name
         --no-plots --no-save --no-val --noautoanchor --noplots --nosave --notest --noval --optimizer --patience
-        --picture-interval --profile --project --quad --rect --resize-rate --resize_rate --resume --resume-evolve
+        --picture-interval --profile --project --quad --recipe --rect --resize-rate --resize_rate
+        --resume --resume-evolve
         --resume_evolve --save-keep --save-period --save-steps --save_ckpt_interval --save_ckpt_max_num
         --save_period --schedule --seed --seg-interval --seg-mode --seg-mosaic --seg-share --semantic --single-cls
         --slimming --sync-bn --val-interval --val-start --weights --workers""",
@@ -69,7 +71,7 @@ def test_options_match_settings():
     assert of_classes <= found <= dests | of_classes
     of_segmenters = {action.dest for action in parser_of("segment.train")._actions}
     assert of_segmenters - {"help", "local_rank", "lr"} == dests | of_masks | of_searches
-    assert dests - switches_of_others | of_masks | of_classes == set(TrainSettings().to_dict())
+    assert dests - switches_of_others | of_masks | of_classes | {"explicit"} == set(TrainSettings().to_dict())
 
 
 def test_parser_defaults_equal_settings_defaults():

@@ -41,6 +41,7 @@ from utils.tasks import TASKS
 SPECS = {
     "detect": HeadSpec("detect", 3, (8, 16), (((10.0, 13.0),), ((30.0, 61.0),)), names=("a", "b", "c")),
     "segment": HeadSpec("segment", 3, (8, 16), (((10.0, 13.0),), ((30.0, 61.0),)), 4, ("a", "b", "c")),
+    "dense": HeadSpec("detect", 3, (8, 16), names=("a", "b", "c"), loss="dense", bins=16),
     "classify": HeadSpec("classify", 3, names=("a", "b", "c")),
     "semantic": HeadSpec("semantic", 3, names=("a", "b", "c")),
 }
@@ -85,10 +86,10 @@ def test_losses(head):
     loss = entry(SPECS[head], Hyp())
     assert isinstance(loss, nn.Module)
     assert isinstance(loss.per_image, bool) and loss.labels in ("boxes", "classes", "semantic")
-    assert isinstance(loss.extra_terms, tuple)
+    assert isinstance(loss.extra_terms, tuple) and isinstance(loss.omitted_terms, tuple)
 
 
-@pytest.mark.parametrize("head", SPECS)
+@pytest.mark.parametrize("head", sorted({spec.name for spec in SPECS.values()}))
 def test_evaluators_and_post_processing(head):
     for entry, protocol in ((EVALUATORS.get(head), Evaluator), (POSTPROCESS.get(head), PostProcess)):
         constructed_from(entry, protocol)
@@ -97,9 +98,10 @@ def test_evaluators_and_post_processing(head):
 
 
 def test_every_head_has_its_loss_evaluator_and_post_processing():
-    names = {head.name for head in map(HEADS.get, HEADS.names())}
-    for registry in (LOSSES, EVALUATORS, POSTPROCESS):
-        assert set(registry.names()) == set(SPECS) == names, registry.kind
+    heads = [HEADS.get(name) for name in HEADS.names()]
+    assert set(LOSSES.names()) == set(SPECS) == {getattr(head, "loss", head.name) for head in heads}
+    for registry in (EVALUATORS, POSTPROCESS):
+        assert set(registry.names()) == {head.name for head in heads}, registry.kind
 
 
 @pytest.mark.parametrize("entry", entries(HEADS))

@@ -30,11 +30,12 @@ from utils.ops.nms import batched_nms
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """Return the paths of three checkpoints by task."""
+    """Return the paths of checkpoints by task or head."""
     folder = tmp_path_factory.mktemp("checkpoints")
     networks = {
         "detect": detecting_network("yolov5n"),
         "segment": detecting_network("yolov5n-seg"),
+        "dense": detecting_network("polyolo-n"),
         "classify": classification_network(detecting_network("yolov5n"), 3, CLASSES).eval(),
     }
     for task, network in networks.items():
@@ -53,7 +54,12 @@ EACH = ("torchscript", "onnx", "openvino", "ncnn", "pt2", "tflite")  # AOTInduct
 
 @pytest.mark.parametrize(
     ("name", "task"),
-    [*((name, "segment") for name in EACH), ("onnx", "detect"), ("onnx", "classify"), ("ncnn", "classify")],
+    [
+        *((name, task) for task in ("segment", "dense") for name in EACH),
+        ("onnx", "detect"),
+        ("onnx", "classify"),
+        ("ncnn", "classify"),
+    ],
 )
 def test_exported_file_matches_checkpoint(name, task, checkpoints, tmp_path):
     needs(name)
@@ -83,14 +89,16 @@ def test_version_matches_package(root):
 
 
 @pytest.mark.parametrize("name", ["torchscript", "onnx"])
-def test_dynamic_shapes(name, checkpoints, tmp_path):
+@pytest.mark.parametrize("head", ["segment", "dense"])
+def test_dynamic_shapes(name, head, checkpoints, tmp_path):
     needs(name)
-    _, runner = written(checkpoints["segment"], tmp_path, name, dynamic=True)
+    _, runner = written(checkpoints[head], tmp_path, name, dynamic=True)
     assert runner.fixed_hw is None
-    ours = reference(checkpoints["segment"])
+    ours = reference(checkpoints[head])
     for shape in ((1, 64, 160), (3, 128, 96)):
         parity = compare(runner, ours, [noise(*shape)], MatchSettings(0.05))
-        assert parity.violations(Limits(1e-2, 1e-1)) == [] and parity.detections > 0
+        # scores of classes are ratios in anchor-free heads, which doubles their rounding errors
+        assert parity.violations(Limits(1e-2, 1e-1, scores=2e-4)) == [] and parity.detections > 0
 
 
 @pytest.mark.parametrize("opset", [12, 20])
@@ -160,11 +168,12 @@ def test_nms_in_file_without_boxes():
     assert rows.shape == (2, 40, 6) and not rows.any()
 
 
-def test_file_with_nms_matches_checkpoint(checkpoints, tmp_path):
+@pytest.mark.parametrize("head", ["segment", "dense"])
+def test_file_with_nms_matches_checkpoint(head, checkpoints, tmp_path):
     needs("onnx")
-    _, runner = written(checkpoints["segment"], tmp_path, "onnx", nms=True, conf_thres=0.1, batch_size=2)
+    _, runner = written(checkpoints[head], tmp_path, "onnx", nms=True, conf_thres=0.1, batch_size=2)
     images = noise(3, 96, 96, seed=3)
-    parity = compare(runner, reference(checkpoints["segment"]), [images], MatchSettings(0.1), raw=False)
+    parity = compare(runner, reference(checkpoints[head]), [images], MatchSettings(0.1), raw=False)
     assert parity.detections > 30 and parity.detections - parity.matched <= 2
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import time
 import zipfile
 
 import cv2
@@ -11,16 +12,22 @@ import pytest
 import torch
 from helpers_bad import TINY, error_of, image_set
 
+from models.checkpoint import load_checkpoint
+from utils.core.cli import one_line
 from utils.core.contracts import EvalSettings, HeadSpec
 from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.input_files import read_input, walk_files
 from utils.core.load_request import evaluation_batch
 from utils.core.yaml_file import read_text, read_yaml
+from utils.datasets.fetch.archives import extract
 from utils.datasets.image_files import ImageFault, probe_image, read_image
+from utils.datasets.labels import annotation_objects
 from utils.datasets.labels.annotation_paths import find_images
 from utils.datasets.labels.coco_json import read_coco_json
 from utils.datasets.labels.label_scan import build_index
+from utils.datasets.labels.readers.labelme import read_labelme_file
+from utils.datasets.labels.readers.voc import read_voc_file
 from utils.datasets.labels.scan_cache import CACHE_SUFFIX
 from utils.datasets.labels.semantic_mask_files import read_values
 from utils.datasets.labels.xml_tree import XmlFault, read_xml
@@ -326,3 +333,40 @@ def test_duplicate_category_ids(tmp_path):
     (tmp_path / "val").mkdir()
     with pytest.raises(UserError, match="two categories have the id 1"):
         load_data(str(tmp_path))
+
+
+def test_endless_weights_and_archives(endless, tmp_path):
+    with pytest.raises(UserError, match="not a regular file"):
+        load_checkpoint(endless)
+    link = tmp_path / "a.tar"
+    endless.rename(link)
+    with pytest.raises(UserError, match="not a regular file"):
+        extract(link, tmp_path / "out")
+
+
+def test_objects_of_large_and_many_polygons(monkeypatch):
+    """Distances between all vertices of two polygons took gigabytes, and thousands of polygons minutes."""
+    rng = np.random.default_rng(0)
+    pieces = [rng.random((40, 2)) * 10 + shift for shift in range(6)]
+    whole = annotation_objects.join_pieces(pieces)
+    monkeypatch.setattr(annotation_objects, "_MAX_PAIRS", 100)
+    assert np.array_equal(annotation_objects.join_pieces(pieces), whole)
+    monkeypatch.undo()
+    many = [np.array([[i, 0], [i + 1, 0], [i, 1.0]]) for i in range(3000)]
+    start = time.monotonic()
+    assert len(annotation_objects.join_pieces(many)) < 2000 and time.monotonic() - start < 20
+
+
+def test_long_messages_are_cut():
+    text = one_line("a.json: " + "x" * 100_000 + "; correct it")
+    assert len(text) < 6000 and text.startswith("a.json: xx") and text.endswith("; correct it")
+
+
+def test_annotation_files_with_too_many_objects(tmp_path):
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    objects = f"<object><name>a</name>{box}</object>" * (MAX_OBJECTS + 1)
+    (tmp_path / "a.xml").write_text(f"<annotation>{objects}</annotation>")
+    (tmp_path / "a.json").write_text(json.dumps({"shapes": [{}] * (MAX_OBJECTS + 1)}))
+    for found in (read_voc_file(tmp_path / "a.xml"), read_labelme_file(tmp_path / "a.json")):
+        assert len(found.faults) == 1 and f"{MAX_OBJECTS + 1} objects in one image" in found.faults[0]
+        assert not found.objects

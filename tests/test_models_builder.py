@@ -105,7 +105,9 @@ def test_yolov5s_parameters_per_layer():
     assert [int(row[3]) for row in summarize(empty("yolov5s")).rows] == expected
 
 
-SMALLEST = sorted({n for n in known_names() if "n" in n.removeprefix("yolo")[:3]} | {"yolov3-tiny"})
+SMALLEST = sorted(
+    {n for n in known_names() if "n" in n.removeprefix("yolo")[:3] or n.startswith("polyolo-n")} | {"yolov3-tiny"}
+)
 
 
 @pytest.mark.parametrize("name", [n for n in SMALLEST if "n_segcls" not in read_architecture(n)])
@@ -117,13 +119,16 @@ def test_every_architecture_runs_and_decodes(name):
     spec = network.specs[head]
     cells = sum((side // stride) ** 2 for stride in spec.strides)
     columns = 5 + 3 + spec.num_masks
+    anchors = 1 if spec.bins else 3
     for index, stride in enumerate(spec.strides):
-        assert raw[head][f"level{index}"].shape == (1, 3, side // stride, side // stride, columns)
+        grid = (side // stride, side // stride)
+        shape = (1, 4 * spec.bins + 3 + spec.num_masks, *grid) if spec.bins else (1, 3, *grid, columns)
+        assert raw[head][f"level{index}"].shape == shape
     decoded = network.decode(raw)[head]
     if head == "classify":
         assert decoded["probabilities"].shape == (1, 3) and not decoded["probabilities"].isnan().any()
         return
-    assert decoded["predictions"].shape == (1, 3 * cells, columns)
+    assert decoded["predictions"].shape == (1, anchors * cells, columns)
     assert not decoded["predictions"].isnan().any()
     if head == "segment":
         assert decoded["prototypes"].shape == (1, 32, side // 4, side // 4)

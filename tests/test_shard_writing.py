@@ -12,6 +12,8 @@ from test_shards import assert_same, batches
 
 import convert
 from tools.converters import shards as writer
+from tools.dataset_check.check_settings import CheckSettings
+from tools.dataset_check.program import check_dataset
 from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
@@ -146,6 +148,14 @@ def test_check_covers_shards(folders, tmp_path, caplog):
         tar.addfile(link)
     kinds = {finding.kind for finding in run_checks(collect_records(load_data(yaml), 64))}
     assert {"unreadable", "label-fault", "missing-label", "annotations"} <= kinds
+
+
+def test_cleaned_copy_of_shards(folders, tmp_path):
+    yaml = convert_to(tmp_path / "out", folders / "detect.yaml")
+    settings = CheckSettings(data=yaml, project=tmp_path / "runs", fix=tmp_path / "clean")
+    check_dataset(settings)
+    copied = build_index(load_data(str(tmp_path / "clean" / "data.yaml")), "val")
+    assert len(copied) == 12 and (copied.boxes == build_index(load_data(yaml), "val").boxes).all()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -105,6 +105,7 @@ class BoxHead(nn.Module):
 
     name = "boxes"
     takes_list = True
+    predicts_boxes = True
     classes_key = "nc"  # of the model YAML
     anchors: Tensor
 

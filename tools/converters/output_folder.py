@@ -9,6 +9,7 @@ from types import TracebackType
 
 from utils.core.errors import UserError
 from utils.core.files import atomic_path
+from utils.datasets.file_access import read_binary, split_member
 
 
 class OutputFolder:
@@ -112,7 +113,9 @@ class OutputFolder:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f".{os.getpid()}{path.suffix}")
             temporary.unlink(missing_ok=True)
-            if how == "link":
+            if split_member(source) is not None:  # a member of a shard cannot be linked
+                temporary.write_bytes(read_binary(source))
+            elif how == "link":
                 temporary.symlink_to(source.absolute())
             else:
                 shutil.copyfile(source, temporary)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Options = argparse._ActionsContainer  # a parser or a group of options
 SettingsT = TypeVar("SettingsT", bound="DataclassInstance")
 _NOT_GIVEN = object()
+MAX_MESSAGE_CHARACTERS = 5000
 _USER_ERRORS = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EMFILE, errno.ENAMETOOLONG}
 _USER_ERRORS |= {errno.EFBIG}  # the limit of `ulimit -f`
 
@@ -253,7 +254,9 @@ def run_script(main: Callable[[], object]) -> None:
 
 
 def one_line(text: str) -> str:
-    """Escape line breaks and control characters, so that the text stays on one line of a terminal."""
+    """Escape line breaks and control characters, so that the text stays on one line of a terminal; cut long texts."""
+    if len(text) > MAX_MESSAGE_CHARACTERS:  # as with a file name of 100,000 characters in a label file
+        text = f"{text[: MAX_MESSAGE_CHARACTERS - 500]} … {text[-500:]}"
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 

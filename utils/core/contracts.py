@@ -176,6 +176,9 @@ class HeadSpec:
     names: tuple[str, ...] = ()  # class names of this head
     fit: str = "letterbox"  # how images are fitted to the input: `letterbox`, or `centre` (centre crop)
     usual_px: int = 640  # default input size
+    loss: str = ""  # key in the registry of losses (default: name)
+    bins: int = 0  # values per side of a box, of heads that predict distances; 0: other heads
+    end_to_end: bool = False  # the decoded tensor is `end_to_end`, which needs no NMS, in place of `predictions`
 
 
 Raw = dict[str, "Tensor"]  # raw output of one head, input of its loss
@@ -255,7 +258,8 @@ class Loss(Protocol):
 
     per_image: bool  # the engine multiplies the sum of terms by the number of labelled images
     labels: str  # kind of labels it reads: boxes (with masks), classes or semantic
-    extra_terms: tuple[str, ...]  # terms that are switched on by hyperparameters
+    extra_terms: tuple[str, ...]  # terms beside those of the task, columns of results.csv
+    omitted_terms: tuple[str, ...]  # terms of the task that this loss does not have
 
     def __init__(self, spec: HeadSpec, hyp: Hyp) -> None: ...
     def __call__(self, raw: Raw, batch: Batch) -> dict[str, Tensor]: ...

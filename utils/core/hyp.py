@@ -15,17 +15,18 @@ _PROBABILITIES = ("autobalance", "flipud", "fliplr", "mosaic", "mosaic9", "mixup
 _NOT_NEGATIVE = (
     "lrf", "momentum", "weight_decay", "warmup_epochs", "warmup_momentum", "warmup_bias_lr", "box", "cls", "obj",
     "fl_gamma", "hsv_h", "hsv_s", "hsv_v", "degrees", "shear", "perspective", "label_smoothing", "seg", "det",
-    "seg_dice", "seg_lovasz",
+    "seg_dice", "seg_lovasz", "dense_box", "dense_cls", "dense_dfl",
+    "warmup_min_steps", "close_mosaic",
 )  # fmt: skip
 SEMANTIC_LOSSES = ("ce", "ohem", "prob_ohem", "focal")
 _MAY_BE_UNSET = ("anchors", "seg_threshold", "seg_aux", "seg_class_weights")
 _NOT_NUMBERS = ("seg_loss", "seg_aux", "seg_class_weights")
 
 SPACE_KEY = "search"  # block of hyperparameter files with the ranges of a search (tune.py)
-_ABOVE_ZERO = ("lr0", "cls_pw", "obj_pw")
+_ABOVE_ZERO = ("lr0", "cls_pw", "obj_pw", "ema_ramp")
 _LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("scale", "translate", "warmup_momentum", "hsv_h", "hsv_s", "hsv_v"), (0, 1)),
-    "momentum": (0, 0.9999),
+    **dict.fromkeys(("momentum", "ema_decay"), (0, 0.9999)),
     **dict.fromkeys(("anchor_t", "seg_min_kept", "seg_gamma"), (1, math.inf)),
     "nominal_batch": (0, math.inf),
     "crop": (0.001, 1),
@@ -83,7 +84,11 @@ class Hyp:
     warmup_epochs: float = 3.0
     warmup_momentum: float = 0.8
     warmup_bias_lr: float = 0.1
-    box: float = 0.05  # gains of the losses
+    warmup_min_steps: float = 100.0  # lower limit of the warmup in batches (rounded)
+    ema_decay: float = 0.9999  # final weight of the old average of the weights
+    ema_ramp: float = 2000.0  # optimizer steps in which it rises to 63 % of that
+    close_mosaic: float = 0.0  # last epochs without mosaic and mixup (rounded)
+    box: float = 0.05  # gains of the losses of heads with anchors
     cls: float = 0.5
     cls_pw: float = 1.0  # weights of positives in the cross-entropies
     obj: float = 1.0
@@ -93,6 +98,9 @@ class Hyp:
     anchors: float | None = None  # number of anchors per level to fit (rounded); None: those of the model
     fl_gamma: float = 0.0  # focal loss
     label_smoothing: float = 0.0
+    dense_box: float = 7.5  # gains of the losses of anchor-free heads
+    dense_cls: float = 0.5
+    dense_dfl: float = 1.5
     autobalance: float = 0.0  # 1: balance the objectness losses of the levels during training
     hsv_h: float = 0.015
     hsv_s: float = 0.7

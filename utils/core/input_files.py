@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from utils.core.log import LOGGER
@@ -69,6 +70,8 @@ def walk_files(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
             if (state.st_dev, state.st_ino) in visited:
                 skipped += [current] if is_link else []
                 continue
+            if state.st_dev in _pseudo_devices():
+                raise OSError(22, "a folder of the kernel, not of files")
             visited.add((state.st_dev, state.st_ino))
             with os.scandir(current) as found:
                 entries = list(found)
@@ -85,6 +88,12 @@ def walk_files(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
     if skipped:
         more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
         LOGGER.warning(f"{skipped[0]}{more}: link to a folder that is searched already; skipped")
+
+
+@cache
+def _pseudo_devices() -> frozenset[int]:
+    """Return the devices of /proc and /sys, whose links lead through the whole system."""
+    return frozenset(os.stat(path).st_dev for path in ("/proc", "/sys") if Path(path).is_mount())  # noqa: PTH116
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -50,6 +50,7 @@ class LoadRequest:
     batch_size: int  # per process
     stride: int
     hyp: Hyp
+    epochs: int = 0  # of the run, after the last of which mosaic is closed (`close_mosaic`); 0: unknown
     workers: int = 8
     seed: int = 0
     rect: bool = False

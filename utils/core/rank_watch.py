@@ -139,7 +139,7 @@ class RankWatch:
         os._exit(1)
 
     def _leave_without_launcher(self) -> None:
-        """Save and stop as after SIGTERM, because nobody would end the ranks any more."""
+        """Save and stop as after SIGTERM, because no process would end the ranks any more."""
         if self.rank == 0:
             sys.stderr.write("error: the launcher has ended; stopping\n")
             sys.stderr.flush()

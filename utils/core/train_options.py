@@ -53,6 +53,7 @@ def _add_model(group: Options) -> None:
     )  # fmt: skip
     add_freeze(group)
     add_flag(group, "--noautoanchor", "do not fit the anchors to the labels")
+    add_flag(group, "--end-to-end", "also train one-to-one branches, whose boxes need no NMS (anchor-free families)")
 
 
 def add_freeze(group: Options) -> None:
@@ -133,7 +134,9 @@ def add_slimming(group: Options) -> None:
 
 
 def add_patience(group: Options) -> None:
-    """Add --patience."""
+    """Add --recipe and --patience."""
+    text = "auto: optimizer, rates, warm-up, EMA, mosaic and patience that fit the data (default: as in YOLOv5)"
+    group.add_argument("--recipe", default="", choices=["", "auto"], metavar="NAME", help=text)
     text = "epochs without improvement before training stops; 0: never"
     group.add_argument("--patience", type=int, default=100, metavar="N", help=text)
 
@@ -319,7 +322,7 @@ def resolve_training(
     for one, other in (("schedule", "cos_lr"), ("cos_lr", "schedule")):  # two options for the same setting
         if one in chosen and other not in chosen:
             values[other] = parser.get_default(other)
-    values |= chosen
+    values |= chosen | {"explicit": sorted(chosen)}
     origin |= dict.fromkeys(chosen, "command line")
     for name in ("weights", "cfg"):
         values[name] = str(values[name] or "").strip()

@@ -59,6 +59,7 @@ class TrainSettings:
     cfg: str = ""
     data: str = "data/shapes.yaml"
     hyp: str = "hyp.scratch-low.yaml"
+    recipe: str = ""  # auto: fit optimizer, rates and augmentation to the data
     epochs: int = 100
     batch_size: float = 16  # -1 or a fraction of the free memory: chosen when the network is known
     imgsz: tuple[int, ...] = (640,)
@@ -69,6 +70,7 @@ class TrainSettings:
     val_start: int = 1
     val_interval: int = 1
     noautoanchor: bool = False
+    end_to_end: bool = False  # add one-to-one branches
     noplots: bool = False
     cache: str | None = None
     image_weights: bool = False
@@ -126,6 +128,7 @@ class TrainSettings:
     entity: str | None = None
     picture_interval: int = -1
     download: bool = False
+    explicit: tuple[str, ...] = ()  # names of the options that the user gave, which a recipe leaves alone
 
     def __post_init__(self) -> None:
         if not self.auto_batch and (self.batch_size < 1 or self.batch_size % 1):
@@ -138,7 +141,7 @@ class TrainSettings:
             raise option_error("seed", self.seed, f"from {-MAX_SEED} to {MAX_SEED}")
         if min(self.freeze, default=0) < 0:
             raise option_error("freeze", self.freeze, "layer indices from 0")
-        choices = {"amp": PRECISIONS, "cache": (None, "ram", "disk", "val")}
+        choices = {"recipe": ("", "auto"), "amp": PRECISIONS, "cache": (None, "ram", "disk", "val")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise option_error(name, getattr(self, name), f"one of {', '.join(filter(None, allowed))}")

@@ -13,9 +13,9 @@ Net = TypeVar("Net", bound=nn.Module)
 DECAY, RAMP_UPDATES = 0.9999, 2000
 
 
-def decay_at(updates: int) -> float:
-    """Return the weight of the old average after `updates` updates; it rises from 0 to `DECAY`."""
-    return DECAY * (1 - math.exp(-updates / RAMP_UPDATES))
+def decay_at(updates: int, decay: float = DECAY, ramp: float = RAMP_UPDATES) -> float:
+    """Return the weight of the old average after `updates` updates; it rises from 0 to `decay`."""
+    return decay * (1 - math.exp(-updates / ramp))
 
 
 class ModelEma(Generic[Net]):
@@ -26,13 +26,16 @@ class ModelEma(Generic[Net]):
 
     Args:
         network: Network to follow. Its modules must not be replaced afterwards.
+        decay: Final weight of the old average.
+        ramp: Updates in which the weight rises to 63 % of that.
 
     Attributes:
         network: The averaged copy.
         updates: Number of updates so far.
     """
 
-    def __init__(self, network: Net) -> None:
+    def __init__(self, network: Net, decay: float = DECAY, ramp: float = RAMP_UPDATES) -> None:
+        self.decay, self.ramp = decay, ramp
         self.network: Net = deepcopy(network).eval().requires_grad_(False)
         self.updates = 0
         source, average = network.state_dict(), self.network.state_dict()
@@ -45,7 +48,7 @@ class ModelEma(Generic[Net]):
     def update(self) -> None:
         """Move the average towards the network after an optimizer step."""
         self.updates += 1
-        torch._foreach_lerp_(self._average, self._source, 1 - decay_at(self.updates))
+        torch._foreach_lerp_(self._average, self._source, 1 - decay_at(self.updates, self.decay, self.ramp))
 
     @torch.no_grad()
     def broadcast(self) -> None:

@@ -27,6 +27,7 @@ from utils.engine.evaluate import Report, evaluate, format_table
 from utils.engine.gradient_guard import GradientGuard
 from utils.engine.profiler import Profile, untimed
 from utils.engine.progress_text import time_summary
+from utils.engine.recipe import apply_recipe, close_mosaic
 from utils.engine.run import Run
 from utils.engine.run_checkpoints import remove_temporary_files, repair_run_folder, save_epoch_checkpoints, save_last
 from utils.engine.run_lock import LOCK_FILE, RunLock
@@ -144,11 +145,14 @@ def build_run(
     task, settings = _prepare_network(network, select_task, settings, resumed=checkpoint is not None)
     mixed = autocast_dtype(device, settings.amp)
     settings, hyp = resolve_batch_size(settings, hyp, network, device, mixed)
+    hyp = close_mosaic(settings, hyp)
     train_loader, val_loader = open_loaders(task, settings, hyp, data, network.stride)
+    if checkpoint is None:
+        settings, hyp = apply_recipe(settings, hyp, train_loader)
     if task.fit_anchors and checkpoint is None and not settings.noautoanchor:
         fit_anchors(network, train_loader, hyp, settings)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ema = ModelEma(network)
+    ema = ModelEma(network, hyp.ema_decay, hyp.ema_ramp)
     profile = Profile(device) if settings.profile and dist.is_main() else None
     model = wrap_model(network, settings, device)
     optimizer = build_run_optimizer(network, settings, hyp, device)

@@ -133,6 +133,7 @@ def open_loaders(task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig
         batch_size=batch // world,
         stride=max(stride, 32),
         hyp=hyp,
+        epochs=settings.epochs,
         workers=settings.workers,
         seed=settings.seed,
         rect=settings.rect,
@@ -166,6 +167,8 @@ def fit_anchors(network: Network, loader: Loader, hyp: Hyp, settings: TrainSetti
     pretrained = bool(settings.weights) and not settings.cfg and hyp.anchors is None
     for name, spec in network.specs.items():
         if not spec.anchors:
+            if spec.bins:
+                LOGGER.info(f"AutoAnchor: head {name!r} has no anchors, nothing to fit")
             continue
         decision = None
         if dist.is_main():
@@ -199,7 +202,7 @@ def build_losses(network: Network, hyp: Hyp, image_size: int, device: torch.devi
     losses: dict[str, Loss] = {}
     for name, spec in network.specs.items():
         scaled = hyp.scaled(max(len(spec.strides), 1), spec.num_classes, image_size)
-        losses[name] = LOSSES.get(name)(spec, scaled).to(device)
+        losses[name] = LOSSES.get(spec.loss or name)(spec, scaled).to(device)
     return losses
 
 

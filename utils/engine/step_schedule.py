@@ -12,8 +12,6 @@ from utils.core.hyp import Hyp
 from utils.core.train_settings import TrainSettings
 from utils.engine.schedules import SCHEDULES, SchedulePoint
 
-MIN_WARMUP_STEPS = 100
-
 
 @dataclass(frozen=True)
 class StepSchedule:
@@ -48,10 +46,10 @@ class StepSchedule:
 
     @property
     def warmup_steps(self) -> int:
-        """Length of the warmup in batches, at least `MIN_WARMUP_STEPS`; -1 without warmup."""
+        """Length of the warmup in batches, at least `warmup_min_steps`; -1 without warmup."""
         if self.hyp.warmup_epochs <= 0:
             return -1
-        return max(round(self.hyp.warmup_epochs * self.steps_per_epoch), MIN_WARMUP_STEPS)
+        return max(round(self.hyp.warmup_epochs * self.steps_per_epoch), round(self.hyp.warmup_min_steps))
 
     def factor(self, epoch: int) -> float:
         """Return the multiplier of lr0 in an epoch."""

@@ -69,6 +69,12 @@ def _build_from_weights(task: Task, settings: TrainSettings, hyp: Hyp, data: Dat
     elif not data.splits and "semantic" in (heads := list_heads(architecture)) and len(heads) > 1:
         LOGGER.info(f"{data.source}: has no boxes; the semantic head is trained alone")
         architecture = only_semantic_head(architecture)
+    if settings.end_to_end:
+        if "end_to_end" not in architecture:
+            raise UserError(
+                f"--end-to-end: {settings.cfg or settings.weights} has no anchor-free head; use --cfg polyolo-n"
+            )
+        architecture = {**architecture, "end_to_end": True}
     per_level = None if hyp.anchors is None else round(hyp.anchors)
     network = build_network(architecture, anchors_per_level=per_level, head_names=_head_names(architecture, data))
     if (state := start.state_for(network)) is None:

@@ -22,7 +22,8 @@ class Loggers:
 
     Loggers selected by name run in background threads (`AsyncLogger`) unless their class sets `direct = True`; the
     loggers in `own` run in the calling thread. A logger that fails is reported once and disabled, while the others and
-    the run continue. The only error that stops the run is a `UserError` raised by `start`.
+    the run continue. The only errors that stop the run are a `UserError` raised by `start`, and one raised by a logger
+    whose class sets `essential = True`.
 
     Args:
         names: Names in the registry `LOGGERS`, as given by `--log`.
@@ -63,7 +64,8 @@ class Loggers:
             except StopTraining as stop:
                 self._stop_reason = str(stop) or name
             except (*_EXPECTED_ERRORS, UserError) as error:
-                if isinstance(error, UserError) and dispatch is AsyncLogger.start:
+                essential = dispatch is AsyncLogger.start or getattr(logger, "essential", False)
+                if isinstance(error, UserError) and essential:
                     raise
                 log_failure(name, error)
                 del self._direct[name]

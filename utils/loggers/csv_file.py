@@ -22,6 +22,7 @@ class CsvFile:
     """
 
     direct = True  # results.png is drawn from the file
+    essential = True  # results.csv belongs to the run: if it cannot be written, the run ends, and resuming repeats it
 
     def __init__(self) -> None:
         self._path = Path(FILE)

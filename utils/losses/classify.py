@@ -28,6 +28,7 @@ class ClassifyLoss(nn.Module):
     per_image = False
     labels = "classes"
     extra_terms: tuple[str, ...] = ()
+    omitted_terms: tuple[str, ...] = ()
 
     def __init__(self, spec: HeadSpec, hyp: Hyp) -> None:
         super().__init__()

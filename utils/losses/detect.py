@@ -75,6 +75,7 @@ class DetectLoss(nn.Module):
     per_image = True
     labels = "boxes"
     extra_terms: tuple[str, ...] = ()
+    omitted_terms: tuple[str, ...] = ()
     balance: Tensor
     cls_positive_weight: Tensor
     obj_positive_weight: Tensor

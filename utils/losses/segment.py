@@ -94,6 +94,7 @@ class SegmentLoss(nn.Module):
     per_image = True
     labels = "boxes"
     extra_terms: tuple[str, ...] = ()
+    omitted_terms: tuple[str, ...] = ()
 
     def __init__(self, spec: HeadSpec, hyp: Hyp, **options: Any) -> None:
         super().__init__()

@@ -70,6 +70,7 @@ class SemanticLoss(nn.Module):
 
     per_image = True
     labels = "semantic"
+    omitted_terms: tuple[str, ...] = ()
     class_weights: Tensor | None
 
     def __init__(self, spec: HeadSpec, hyp: Hyp) -> None:

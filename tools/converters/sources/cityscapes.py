@@ -16,6 +16,7 @@ from tools.converters.convert_settings import LabelSettings
 from tools.converters.json_file import read_json
 from tools.converters.label_items import NO_CLASS, LabelSource, SourceImage, images_below, read_class_names
 from utils.core.errors import UserError
+from utils.core.input_files import MAX_IMAGE_BYTES, read_input
 from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject, extent, mask_pieces
 from utils.datasets.labels.annotation_paths import find_images
 
@@ -116,7 +117,7 @@ def _read_semantic(root: Path, image: SourceImage) -> FileObjects:
 
 def _read_png(file: Path) -> np.ndarray:
     try:
-        data = file.read_bytes()
+        data = read_input(file, MAX_IMAGE_BYTES)
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None

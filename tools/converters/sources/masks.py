@@ -12,6 +12,7 @@ from tools.converters.convert_settings import LabelSettings
 from tools.converters.label_items import BACKGROUND, NO_CLASS, LabelSource, SourceImage, images_below, read_class_names
 from tools.converters.split_folders import SPLIT_NAMES
 from utils.core.errors import UserError
+from utils.core.input_files import require_regular
 from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject, mask_pieces
 from utils.datasets.labels.annotation_paths import find_images
 
@@ -131,6 +132,7 @@ def _palette_or_grey(file: Path) -> np.ndarray:
     """Read pixel values; of palette images, the indices."""
     from PIL import Image
 
+    require_regular(file)
     with Image.open(file) as image:
         if image.mode not in ("P", "L", "1", "I", "I;16"):
             raise ValueError(f"image mode {image.mode} has no single number per pixel")

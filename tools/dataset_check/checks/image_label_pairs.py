@@ -9,6 +9,7 @@ from pathlib import Path
 from tools.dataset_check import CHECKS
 from tools.dataset_check.findings import Finding
 from tools.dataset_check.records import DatasetRecords
+from utils.core.input_files import require_regular
 from utils.datasets.image_suffixes import IMAGE_SUFFIXES
 from utils.datasets.labels.semantic_layout import MASK_SUFFIXES
 
@@ -78,6 +79,7 @@ def _is_label(path: str) -> bool:
     if not path.endswith(".txt"):
         return True
     try:
+        require_regular(Path(path))
         with Path(path).open(encoding="utf-8", errors="replace") as file:
             fields = file.readline(4096).split()
     except OSError:

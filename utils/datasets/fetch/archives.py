@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from utils.core.errors import UserError
+from utils.core.input_files import require_regular
 from utils.core.log import progress
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -63,6 +64,10 @@ def extract(archive: Path, folder: Path, strip: int = 0) -> int:
         UserError: The archive is damaged, encrypted, larger than MAX_RATIO or the disk allow, or has a member that is
             a link or a device or would be written outside of `folder`.
     """
+    try:
+        require_regular(archive)
+    except OSError as error:
+        raise UserError(f"{archive}: cannot be extracted ({error.strerror or error})") from error
     limit = ALLOWANCE + MAX_RATIO * archive.stat().st_size
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     limit = min(limit, shutil.disk_usage(existing).free)

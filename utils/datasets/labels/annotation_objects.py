@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -12,6 +13,8 @@ import numpy as np
 
 from utils.datasets.labels.yolo_lines import ImageLabels, without_duplicates
 
+_MAX_PAIRS = 2**20  # of vertices whose distances are computed at once
+_MAX_PIECES = 300
 _MAX_MASK_PIXELS = 2**28  # above the limit of readable images
 
 
@@ -131,10 +134,11 @@ def join_pieces(pieces: Sequence[np.ndarray]) -> np.ndarray:
     """Join the polygons of one object to a single (k, 2) polygon by bridges of zero width.
 
     The bridges connect the nearest vertices, starting from the largest piece. Rasterised, they may be one pixel wide.
+    Of more than `_MAX_PIECES` polygons the smallest are left out, since the time grows with the square of their number.
     """
     if len(pieces) < 2:
         return pieces[0] if pieces else np.zeros((0, 2), np.float64)
-    remaining = sorted(pieces, key=lambda piece: -abs(_signed_area(piece)))
+    remaining = sorted(pieces, key=lambda piece: -abs(_signed_area(piece)))[:_MAX_PIECES]
     joined = remaining.pop(0)
     while remaining:
         bridges = [_nearest_vertices(joined, piece) for piece in remaining]
@@ -152,9 +156,14 @@ def _signed_area(polygon: np.ndarray) -> float:
 
 
 def _nearest_vertices(first: np.ndarray, second: np.ndarray) -> tuple[float, int, int]:
-    squares = ((first[:, None] - second[None]) ** 2).sum(2)
-    here, there = np.unravel_index(int(squares.argmin()), squares.shape)
-    return float(squares[here, there]), int(here), int(there)
+    best = (math.inf, 0, 0)
+    rows = max(1, _MAX_PAIRS // len(second))
+    for start in range(0, len(first), rows):
+        squares = ((first[start : start + rows, None] - second[None]) ** 2).sum(2)
+        here, there = np.unravel_index(int(squares.argmin()), squares.shape)
+        if squares[here, there] < best[0]:
+            best = (float(squares[here, there]), start + int(here), int(there))
+    return best
 
 
 def mask_pieces(mask: np.ndarray, min_px: int = 1) -> list[np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import cv2
@@ -61,6 +62,8 @@ def open_box_loader(request: LoadRequest, place: tuple[int, int] | None = None) 
     maker = BoxSampleMaker(
         index, images, request.hyp, size, request.seed, mosaic=not request.rect, shuffle=not request.masks
     )
+    if request.epochs:
+        maker.mosaic_epochs = request.epochs - round(request.hyp.close_mosaic)
     return BatchLoader(
         request, maker, index.class_counts(1 if request.single_class else request.data.num_classes), place
     )
@@ -92,6 +95,7 @@ class BoxSampleMaker:
     shuffle: bool = True  # the tiles of a mosaic; False: the image itself comes first, as in YOLOv5's segmentation
     faults: list[str] = field(default_factory=list)
     order_stream: int = STREAM_ORDER
+    mosaic_epochs: float = math.inf  # epochs with mosaic and mixup
 
     @property
     def training_hw(self) -> tuple[int, int]:
@@ -107,7 +111,7 @@ class BoxSampleMaker:
         hyp, rng = self.hyp, generator(self.seed, epoch, item.position, STREAM_SAMPLE)
         flips = bool(rng.random() < hyp.fliplr), bool(rng.random() < hyp.flipud)
         gains = 1 + rng.uniform(-1, 1, 3) * (hyp.hsv_h, hyp.hsv_s, hyp.hsv_v)
-        if self.mosaic and rng.random() < hyp.mosaic:
+        if self.mosaic and rng.random() < hyp.mosaic and epoch < self.mosaic_epochs:
             sample = self._create_mosaic(item.index, item.window, rng, flips)
             if rng.random() < hyp.mixup:
                 other = self._create_mosaic(int(rng.choice(item.window)), item.window, rng, flips)

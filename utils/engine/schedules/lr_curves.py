@@ -27,6 +27,12 @@ def cosine(point: SchedulePoint) -> float:
     return (1 - math.cos(math.pi * point.progress)) / 2 * (point.final - 1) + 1
 
 
+@SCHEDULES.register("flat-cosine")
+def flat_cosine(point: SchedulePoint) -> float:
+    """Keep the multiplier at 1 for the first half, then follow half a cosine to `final` (Lyu et al. 2022, RTMDet)."""
+    return 1.0 if point.progress < 0.5 else _half_cosine(2 * point.progress - 1, 1.0, point.final)
+
+
 @SCHEDULES.register("constant")
 def constant(point: SchedulePoint) -> float:
     """Keep the multiplier at 1."""

@@ -29,6 +29,7 @@ from utils.datasets.labels.annotation_objects import (
 from utils.datasets.labels.annotation_paths import label_class_names, split_images
 from utils.datasets.labels.annotation_splits import split_of_files
 from utils.datasets.labels.label_index import SplitFiles
+from utils.datasets.labels.yolo_lines import MAX_OBJECTS, too_many_objects
 
 IGNORED = ("__ignore__", "_background_")  # labels that LabelMe's own converters skip
 _WITHOUT_AREA = ("point", "points", "line", "linestrip")
@@ -67,6 +68,8 @@ def read_labelme_file(path: Path, names: tuple[str, ...] = ()) -> FileObjects:
     shapes = content.get("shapes") if isinstance(content, dict) else None
     if not isinstance(shapes, list):
         return FileObjects(faults=[f"{path}: no list `shapes`; is it a LabelMe file?"])
+    if len(shapes) > MAX_OBJECTS:
+        return FileObjects(faults=[f"{path}: {too_many_objects(len(shapes))}"])
     found = FileObjects(image=str(content.get("imagePath") or ""))
     height, width = content.get("imageHeight"), content.get("imageWidth")
     if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:

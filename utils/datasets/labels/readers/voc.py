@@ -21,6 +21,7 @@ from utils.datasets.labels.annotation_paths import find_images, read_list, suffi
 from utils.datasets.labels.annotation_splits import split_of_files
 from utils.datasets.labels.label_index import SplitFiles
 from utils.datasets.labels.xml_tree import Element, XmlFault, read_xml
+from utils.datasets.labels.yolo_lines import MAX_OBJECTS, too_many_objects
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -54,7 +55,10 @@ def read_voc_file(path: Path) -> FileObjects:
         found.size_hw = (height, width) if width > 0 and height > 0 else None
     except (ValueError, OverflowError):
         found.faults.append(f"{path}:{root.line}: <size> must have numbers")
-    for number, element in enumerate(root.all("object"), 1):
+    elements = list(root.all("object"))
+    if len(elements) > MAX_OBJECTS:
+        return FileObjects(faults=[f"{path}:{elements[MAX_OBJECTS].line}: {too_many_objects(len(elements))}"])
+    for number, element in enumerate(elements, 1):
         _add(found, element, path, number)
     return found
 

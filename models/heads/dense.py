@@ -1,0 +1,221 @@
+"""Anchor-free detection head: decoupled box and class branches, distances per cell (TOOD, GFL, YOLOX, YOLOv10)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.heads.anchor_head import cell_indices, to_fp32
+from models.layer_plan import HEADS, Plan, Row
+from models.layers.common import Conv, DWConv
+from utils.core.contracts import Decoded, HeadSpec, Raw
+
+OBJECTS_PER_IMAGE, IMAGE_PX = 5, 640  # initial class scores expect this many objects in an image of this size
+INITIAL_DISTANCE = 2.0  # strides from a cell's centre to each side of its box before training, with one bin
+MAX_DETECTIONS = 300  # rows of the output without NMS
+TINY = 1e-12  # keeps 0 / 0 out of the decoded scores
+NO_SCORE = -1e4  # logit of missing rows, finite in half precision
+
+
+def _plan(row: Row) -> Plan:
+    if not 1 <= len(row.arguments) <= 3:
+        raise ValueError(f"expected [nc, bins, end_to_end], got {len(row.arguments)} arguments")
+    return Plan((row.arguments[0], row.channels, *row.arguments[1:]), 0)
+
+
+class Branches(nn.Module):
+    """Box and class branch of one level.
+
+    Args:
+        in_channels: channels of the level's feature map.
+        box_width: channels inside the box branch.
+        class_width: channels inside the class branch.
+        box_channels: outputs of the box branch, 4 x bins.
+        num_classes: outputs of the class branch.
+    """
+
+    def __init__(self, in_channels: int, box_width: int, class_width: int, box_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.box = nn.Sequential(
+            Conv(in_channels, box_width, 3), Conv(box_width, box_width, 3), nn.Conv2d(box_width, box_channels, 1)
+        )
+        self.cls = nn.Sequential(
+            DWConv(in_channels, in_channels, 3),
+            Conv(in_channels, class_width),
+            DWConv(class_width, class_width, 3),
+            Conv(class_width, class_width),
+            nn.Conv2d(class_width, num_classes, 1),
+        )
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Map (B, c, H, W) features to (B, 4 x bins + C, H, W) logits."""
+        return torch.cat((self.box(feature), self.cls(feature)), dim=1)
+
+    def initialise(self, bins: int, class_bias: float) -> None:
+        """Set the biases of both outputs."""
+        box, cls = self.box[-1].bias, self.cls[-1].bias
+        assert isinstance(box, Tensor) and isinstance(cls, Tensor)
+        with torch.no_grad():
+            if bins == 1:
+                box.fill_(math.log(math.expm1(INITIAL_DISTANCE)))
+            cls.fill_(class_bias)
+
+
+@HEADS.register("dense")
+class Dense(nn.Module):
+    """Boxes and classes without anchors or objectness.
+
+    Every cell predicts the distances from its centre to the left, top, right and bottom side of a box, in units of the
+    level's stride, and one logit per class. With `bins` > 1 a distance is the mean of a distribution over the values
+    0 .. bins - 1 (Generalized Focal Loss, arXiv 2006.04388); with `bins` = 1 it is the softplus of one number.
+
+    `end_to_end` adds a second copy of both branches on detached features that is trained one-to-one (YOLOv10, arXiv
+    2405.14458), so that its detections need no non-maximum suppression. Training computes both copies, inference one:
+    the first, or the second after `network.use_end_to_end()`.
+
+    Args:
+        num_classes: number of classes C.
+        in_channels: channels of every input level, finest first.
+        bins: values per side; 1 for direct regression.
+        end_to_end: whether to add the one-to-one branches.
+    """
+
+    name = "detect"
+    loss = "dense"
+    takes_list = True
+    predicts_boxes = True
+    classes_key = "nc"  # of the model YAML
+    plan = staticmethod(_plan)
+
+    def __init__(self, num_classes: int, in_channels: Sequence[int], bins: int = 16, end_to_end: bool = False) -> None:
+        super().__init__()
+        if isinstance(bins, bool) or not isinstance(bins, int) or not 1 <= bins <= 64:
+            raise ValueError(f"bins must be a whole number from 1 to 64, got {bins!r}")
+        if not isinstance(end_to_end, bool):
+            raise ValueError(f"end_to_end must be true or false, got {end_to_end!r}")
+        self.num_classes, self.bins = num_classes, bins
+        self.strides: tuple[int, ...] = ()
+        box_width = max(in_channels[0] // 4, 16, 4 * bins if bins > 1 else 16)
+        class_width = max(in_channels[0], min(num_classes, 128))
+        sizes = (box_width, class_width, 4 * bins, num_classes)
+        self.levels = nn.ModuleList(Branches(channels, *sizes) for channels in in_channels)
+        self.one_to_one = nn.ModuleList(Branches(channels, *sizes) for channels in in_channels) if end_to_end else None
+        self.use_one_to_one = False  # in inference
+
+    def configure(self, strides: tuple[int, ...]) -> None:
+        """Set the strides of the inputs and the initial biases."""
+        self.strides = strides
+        for levels in (self.levels, self.one_to_one or ()):
+            for branches, stride in zip(levels, strides, strict=False):
+                assert isinstance(branches, Branches)
+                prior = OBJECTS_PER_IMAGE / self.num_classes / (IMAGE_PX / stride) ** 2
+                branches.initialise(self.bins, math.log(prior))
+
+    def forward(self, features: list[Tensor]) -> Raw:
+        """Map feature levels to logits.
+
+        Args:
+            features: per level (B, c, H, W), finest first.
+
+        Returns:
+            `level0`, `level1`, ...: (B, 4 x bins + C, H, W) logits; the one-to-one branches give `one0`, `one1`, ... of
+            the same shapes. Training computes all, inference those that were chosen.
+        """
+        raw: Raw = {}
+        if self.training or not self.use_one_to_one:
+            raw |= {f"level{i}": part(feature) for i, (part, feature) in enumerate(self._pairs(self.levels, features))}
+        if self.one_to_one is not None and (self.training or self.use_one_to_one):
+            detached = [feature.detach() for feature in features] if self.training else features
+            raw |= {f"one{i}": part(map_) for i, (part, map_) in enumerate(self._pairs(self.one_to_one, detached))}
+        return raw
+
+    @staticmethod
+    def _pairs(levels: nn.ModuleList, features: list[Tensor]) -> list[tuple[nn.Module, Tensor]]:
+        return list(zip(levels, features, strict=True))
+
+    def decode(self, raw: Raw) -> Decoded:
+        """Decode logits to boxes and scores.
+
+        Returns:
+            `predictions` (B, N, 5 + C), finest level first, row by row: cxcywh in pixels, the highest class
+            probability, and every class's probability divided by it. The product of the last two is the class score,
+            as with heads that predict objectness, so post-processing and exported files need not know the difference.
+            Or, of the one-to-one branches, `end_to_end` (B, 300, 6): x1, y1, x2, y2 in pixels, score and class, in
+            descending order of score.
+        """
+        if "level0" not in raw:
+            return {"end_to_end": top_detections(*self._decode(raw, "one"), MAX_DETECTIONS)}
+        corners, logits = self._decode(raw, "level")
+        low, high = corners.chunk(2, dim=1)
+        scores = logits.sigmoid()
+        best = scores.amax(dim=1, keepdim=True)
+        parts = [(low + high) / 2, high - low, best, scores / best.clamp(min=TINY)]
+        return {"predictions": torch.cat(parts, dim=1).transpose(1, 2)}
+
+    def _decode(self, raw: Raw, prefix: str) -> tuple[Tensor, Tensor]:
+        """Decode one copy of the branches to (B, 4, N) x1, y1, x2, y2 in pixels and (B, C, N) class logits."""
+        boxes, logits = [], []
+        for index, stride in enumerate(self.strides):
+            level = to_fp32(raw[f"{prefix}{index}"])
+            box, cls = level[:, : 4 * self.bins], level[:, 4 * self.bins : 4 * self.bins + self.num_classes]
+            sides = decode_distances(box, self.bins)  # (B, 4, H, W)
+            centre = torch.stack(cell_indices(level.shape[2], level.shape[3], level)) + 0.5  # (2, H, W)
+            corners = torch.cat((centre - sides[:, :2], centre + sides[:, 2:]), dim=1)
+            boxes.append((corners * stride).flatten(2))
+            logits.append(cls.flatten(2))
+        return torch.cat(boxes, dim=2), torch.cat(logits, dim=2)
+
+    @property
+    def spec(self) -> HeadSpec:
+        """Static description of the head."""
+        without_nms = self.use_one_to_one and self.one_to_one is not None
+        return HeadSpec(
+            self.name, self.num_classes, self.strides, loss=self.loss, bins=self.bins, end_to_end=without_nms
+        )
+
+
+def decode_distances(logits: Tensor, bins: int) -> Tensor:
+    """Decode box logits to distances.
+
+    Args:
+        logits: (B, 4 x bins, ...) in the order left, top, right, bottom.
+        bins: values per side.
+
+    Returns:
+        (B, 4, ...) distances >= 0 in strides.
+    """
+    if bins == 1:
+        return functional.softplus(logits)
+    sides = []
+    for part in logits.chunk(4, dim=1):
+        values = torch.arange(bins, dtype=logits.dtype, device=logits.device).view(-1, *[1] * (logits.ndim - 2))
+        sides.append((part.softmax(dim=1) * values).sum(dim=1, keepdim=True))
+    return torch.cat(sides, dim=1)
+
+
+def top_detections(corners: Tensor, logits: Tensor, limit: int) -> Tensor:
+    """Select the highest scores over cells and classes.
+
+    Args:
+        corners: (B, 4, N) x1, y1, x2, y2.
+        logits: (B, C, N) class logits.
+        limit: number of detections per image; missing ones have a score of 0.
+
+    Returns:
+        (B, limit, 6) x1, y1, x2, y2, score, class in descending order of score.
+    """
+    cells = logits.shape[2]
+    best = functional.pad(logits.amax(dim=1), (0, limit), value=2 * NO_SCORE)  # images may have fewer cells
+    # the `limit` best scores belong to the `limit` cells with the best scores of any class
+    place = best.topk(limit, dim=1).indices  # (B, limit)
+    missing = (place >= cells)[:, None]
+    place = place.clamp(max=cells - 1)[:, None]
+    chosen = logits.gather(2, place.expand(-1, logits.shape[1], -1)).masked_fill(missing, NO_SCORE)  # (B, C, limit)
+    values, flat = chosen.flatten(1).topk(limit, dim=1)
+    boxes = corners.gather(2, place.expand(-1, 4, -1)).gather(2, (flat % limit)[:, None].expand(-1, 4, -1))
+    classes = torch.div(flat, limit, rounding_mode="floor").to(boxes.dtype)
+    return torch.cat((boxes, values.sigmoid()[:, None], classes[:, None]), dim=1).transpose(1, 2)

@@ -1,0 +1,145 @@
+"""`--recipe auto`: optimizer, learning rate, batch, warm-up, EMA, mosaic and patience that fit the size of a data set.
+
+YOLOv5's defaults are made for COCO: 64 images per optimizer step, three epochs of warm-up, and an EMA over thousands of
+steps. On a few hundred images they make so few steps that the network has hardly learned anything at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from utils.core.contracts import Loader
+from utils.core.hyp import Hyp
+from utils.core.log import LOGGER
+from utils.core.train_settings import TrainSettings
+
+FEW_STEPS = 10_000  # with fewer steps of 64 images than this, a step per batch and AdamW learn more
+LARGEST_STEP = 64  # images
+MAX_CLOSED = 10  # last epochs without mosaic
+_MIN_PATIENCE, _MAX_PATIENCE = 20, 100
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Numbers that the recipe depends on."""
+
+    images: int
+    objects: int
+    epochs: int
+    batch_size: int
+    pretrained: bool
+
+    @property
+    def default_steps(self) -> int:
+        """Optimizer steps with YOLOv5's nominal batch of 64 images."""
+        return self.images * self.epochs // LARGEST_STEP
+
+    @property
+    def is_small(self) -> bool:
+        """Whether YOLOv5's defaults would make too few steps."""
+        return self.default_steps < FEW_STEPS
+
+
+@dataclass(frozen=True)
+class RecipeChoice:
+    """Values that replace options and hyperparameters, and why."""
+
+    settings: dict[str, Any]
+    hyp: dict[str, Any]
+    reasons: tuple[str, ...]
+
+
+def closed_epochs(epochs: int) -> int:
+    """Return the number of last epochs without mosaic: a tenth of the run, 1 to 10."""
+    return min(max(round(epochs / 10), 1), MAX_CLOSED) if epochs > 2 else 0
+
+
+def choose(facts: Facts) -> RecipeChoice:
+    """Choose the recipe for a data set and a length of training."""
+    patience = min(max(facts.epochs // 3, _MIN_PATIENCE), _MAX_PATIENCE)
+    settings: dict[str, Any] = {"patience": patience}
+    closed = closed_epochs(facts.epochs)
+    hyp: dict[str, Any] = {"close_mosaic": float(closed)}
+    common = (
+        f"patience {patience}: a third of {facts.epochs} epochs, from {_MIN_PATIENCE} to {_MAX_PATIENCE}",
+        f"mosaic off in the last {closed} epochs: the network ends on images as they are",
+    )
+    if not facts.is_small:
+        why = f"SGD, 64 images per step: {facts.default_steps} steps are enough for YOLOv5's defaults"
+        return RecipeChoice(settings, hyp, (why, *common))
+    step = min(facts.batch_size, LARGEST_STEP)
+    steps = max(facts.images * facts.epochs // facts.batch_size, 1)
+    rate = 0.001 if facts.pretrained else 0.002
+    rate = round(rate * (step / 16) ** 0.5, 6)
+    warmup = round(min(3.0, facts.epochs / 10), 2)
+    decay = round(1 - min(20 / steps, 0.5), 6)
+    settings |= {"optimizer": "AdamW", "schedule": "flat-cosine"}
+    hyp |= {
+        "lr0": rate, "lrf": 0.01, "momentum": 0.9, "weight_decay": 0.01, "nominal_batch": float(facts.batch_size),
+        "warmup_epochs": warmup, "warmup_min_steps": 10.0, "warmup_momentum": 0.9, "warmup_bias_lr": 0.0,
+        "ema_decay": min(decay, 0.9999), "ema_ramp": float(min(max(steps // 10, 1), 2000)),
+    }  # fmt: skip
+    start = "given weights" if facts.pretrained else "nothing"
+    return RecipeChoice(
+        settings,
+        hyp,
+        (
+            f"AdamW, a step per batch ({steps} in all): {facts.images} images with {facts.objects} objects would get "
+            f"{facts.default_steps} steps of 64",
+            f"lr0 {rate:g}, flat, then cosine: training starts from {start}, {step} images per step",
+            f"warm-up {warmup:g} epochs: a tenth of the run",
+            f"EMA {hyp['ema_decay']:g}: an average over a twentieth of the steps",
+            *common,
+        ),
+    )
+
+
+def close_mosaic(settings: TrainSettings, hyp: Hyp) -> Hyp:
+    """Set the epochs without mosaic, which loaders need before the recipe knows the data."""
+    if settings.recipe != "auto" or hyp.close_mosaic:
+        return hyp
+    return replace(hyp, close_mosaic=float(closed_epochs(settings.epochs)))
+
+
+def apply_recipe(settings: TrainSettings, hyp: Hyp, loader: Loader) -> tuple[TrainSettings, Hyp]:
+    """Replace options and hyperparameters by those of the recipe; explicit options and hyperparameters stay.
+
+    Without `--recipe` nothing changes, but a log line says when it would.
+
+    Args:
+        settings: Options of the run, with the batch size resolved.
+        hyp: Its hyperparameters.
+        loader: Training images.
+    """
+    instances = int(loader.class_counts.sum())
+    facts = Facts(loader.num_images, instances, settings.epochs, int(settings.batch_size), bool(settings.weights))
+    if settings.recipe != "auto":
+        if facts.is_small and settings.optimizer == "SGD" and hyp.nominal_batch >= LARGEST_STEP > facts.batch_size:
+            LOGGER.info(
+                f"{facts.default_steps} optimizer steps are few; --recipe auto would use AdamW with a step per batch"
+            )
+        return settings, hyp
+    choice = choose(facts)
+    changed = {name: value for name, value in choice.settings.items() if name not in _explicit_options(settings)}
+    kept = _explicit_hyps(settings, hyp)
+    for reason in choice.reasons:
+        LOGGER.info(f"recipe: {reason}")
+    if clash := sorted(({*choice.settings} - {*changed}) | (kept & choice.hyp.keys())):
+        LOGGER.info(f"recipe: not changed, given explicitly: {', '.join(clash)}")
+    return replace(settings, **changed), replace(hyp, **{k: v for k, v in choice.hyp.items() if k not in kept})
+
+
+def _explicit_options(settings: TrainSettings) -> set[str]:
+    given = set(settings.explicit)
+    return given | ({"schedule"} if "cos_lr" in given else set())
+
+
+def _explicit_hyps(settings: TrainSettings, hyp: Hyp) -> set[str]:
+    """Return the hyperparameters that the user set: options, and values of `--hyp` other than the defaults."""
+    options = {"lr0": "lr0", "decay": "weight_decay"}
+    found = {name for option, name in options.items() if option in settings.explicit}
+    if "hyp" in settings.explicit:
+        default = Hyp().to_dict()
+        found |= {name for name, value in hyp.to_dict().items() if value != default.get(name)}
+    return found

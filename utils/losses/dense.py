@@ -1,0 +1,191 @@
+"""Loss of the anchor-free detection head: task-aligned targets, CIoU, and distributions of distances.
+
+Terms, before gains, with the target score t of every positive pair of a cell and a label and T = sum of t on all ranks:
+
+    cls = sum over cells and classes of  BCE(class logit, t of the pair's class, else 0) / T
+    box = sum over pairs of  t (1 - CIoU(predicted box, labelled box)) / T
+    dfl = sum over pairs of  t mean over sides of  DFL(distribution of the distance, distance in strides) / T
+
+DFL is the distribution focal loss of Li et al. 2020 (arXiv:2006.04388): the cross-entropies of the two bins beside a
+distance, weighted by its closeness to them. Heads with one bin have the L1 error in strides in its place.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, l1_loss, softplus
+
+from utils.core.contracts import Batch, HeadSpec, Raw
+from utils.core.distributed import sum_over_ranks
+from utils.core.hyp import Hyp
+from utils.losses import LOSSES
+from utils.losses.detect import autocast_disabled
+from utils.losses.task_aligned import Assigned, Candidates, assign, find_candidates
+from utils.ops.iou import paired_iou
+
+TOP_K = 10  # positives per label of the branches that need NMS
+TOP_K_SINGLE = 7  # cells from which the only positive of the one-to-one branches is chosen
+_LAST_BIN = 0.01  # distances end this far below the last bin, so that there is a bin above them
+
+
+class DenseLossDetails(NamedTuple):
+    """Loss terms with the assignment that a loss of masks needs, too."""
+
+    terms: dict[str, Tensor]
+    assigned: Assigned
+    total: Tensor  # sum of the target scores on all ranks
+
+
+@LOSSES.register("dense")
+class DenseLoss(nn.Module):
+    """Loss terms `box`, `cls` and `dfl` of the dense head, gains included; `one_box`, ... of its one-to-one branches.
+
+    The engine multiplies the terms by the number of images (`per_image`). In evaluation mode the sum of target scores
+    is that of this rank.
+
+    Args:
+        spec: Description of the head: classes, strides and bins.
+        hyp: Hyperparameters `dense_box`, `dense_cls` and `dense_dfl`, the gains.
+
+    Raises:
+        ValueError: If the head has no bins.
+    """
+
+    per_image = True
+    labels = "boxes"
+    extra_terms: tuple[str, ...] = ("dfl",)
+    omitted_terms: tuple[str, ...] = ("obj",)
+
+    def __init__(self, spec: HeadSpec, hyp: Hyp) -> None:
+        super().__init__()
+        if spec.bins < 1:
+            raise ValueError(f"head {spec.name!r}: has no bins; use the loss of anchor-based heads")
+        self.spec = spec
+        self.gains = {"box": hyp.dense_box, "cls": hyp.dense_cls, "dfl": hyp.dense_dfl}
+
+    def prepare(self, batch: Batch, input_hw: tuple[int, int]) -> Candidates:
+        """Find the candidate pairs of a batch on the host.
+
+        Args:
+            batch: Images and labelled boxes, on any device; labels on a GPU make the host wait for it.
+            input_hw: Height and width of the network's input.
+
+        Returns:
+            The pairs, on the CPU.
+        """
+        labels = batch.boxes.detach().cpu().float()
+        if batch.boxes_known is not None:
+            labels = labels[batch.boxes_known.cpu()[labels[:, 0].long()]]
+        return find_candidates(labels, input_hw, self.spec.strides, len(batch), TOP_K)
+
+    def forward(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
+        """Compute the loss terms of a batch.
+
+        Args:
+            raw: `level0`, `level1`, ... and with the one-to-one branches `one0`, ...: (B, 4 x bins + C, H, W) logits,
+                finest level first.
+            batch: Images and labelled boxes; `batch.prepared` may hold the pairs of `prepare()`.
+
+        Returns:
+            The terms by name, float32 scalars.
+        """
+        some = next(iter(raw.values()))
+        candidates = self._candidates(raw, batch)
+        terms: dict[str, Tensor] = {}
+        with autocast_disabled(some.device.type):
+            if "level0" in raw:
+                terms |= self.detailed(self.levels(raw, "level"), candidates, batch).terms
+            if "one0" in raw:
+                one = self.detailed(self.levels(raw, "one"), candidates, batch, TOP_K_SINGLE)
+                terms |= {f"one_{name}" if "level0" in raw else name: value for name, value in one.terms.items()}
+        return terms
+
+    def levels(self, raw: Raw, prefix: str) -> Tensor:
+        """Join the levels of one copy of the branches: (B, columns, N) float32 logits."""
+        parts = [raw[f"{prefix}{index}"].flatten(2) for index in range(len(self.spec.strides))]
+        return torch.cat(parts, dim=2).float()
+
+    def _candidates(self, raw: Raw, batch: Batch) -> Candidates:
+        prepared = batch.prepared.get(self.spec.name)
+        if isinstance(prepared, Candidates):
+            return prepared
+        finest, stride = raw["level0" if "level0" in raw else "one0"], self.spec.strides[0]
+        return self.prepare(batch, (finest.shape[2] * stride, finest.shape[3] * stride)).to(finest.device)
+
+    def detailed(self, logits: Tensor, pairs: Candidates, batch: Batch, single: int = 0) -> DenseLossDetails:
+        """Compute the terms of one copy of the branches.
+
+        Args:
+            logits: (B, 4 x bins + C (+ masks), N) float32.
+            pairs: Candidate pairs.
+            batch: Images; `boxes_known` excludes some from the background.
+            single: 0, or the number of cells from which the only positive of a label is chosen.
+        """
+        bins, first_class = self.spec.bins, 4 * self.spec.bins
+        box_logits, class_logits = logits[:, :first_class], logits[:, first_class : first_class + self.spec.num_classes]
+        assigned = self._assign(box_logits.detach(), class_logits.detach(), pairs, single)
+        pair, weight = assigned.pair, assigned.score
+        total = sum_over_ranks(weight.sum()) if self.training else weight.sum()
+        total = total.clamp(min=1)
+
+        image, cell, label = pairs.image[pair], pairs.cell[pair], pairs.label[pair]
+        stride = pairs.stride[pair, None]
+        chosen = box_logits[image, :, cell]  # (K, 4 x bins)
+        wanted = _to_distances(pairs.boxes[label], pairs.centre[pair]) / stride
+        distances = _distances(chosen, bins)
+        ciou = paired_iou(_to_cxcywh(distances), _to_cxcywh(wanted), "ciou")
+
+        entropies = softplus(class_logits)  # BCE is softplus(logit) - target logit
+        if batch.boxes_known is not None:
+            entropies = torch.where(batch.boxes_known.view(-1, 1, 1), entropies, 0)
+        matched = (class_logits[image, pairs.classes[label], cell] * weight).sum()
+        sums = {
+            "box": ((1 - ciou) * weight).sum(),
+            "cls": entropies.sum() - matched,
+            "dfl": (_distance_loss(chosen, wanted, bins) * weight).sum(),
+        }
+        return DenseLossDetails({name: sums[name] / total * gain for name, gain in self.gains.items()}, assigned, total)
+
+    @torch.no_grad()
+    def _assign(self, box_logits: Tensor, class_logits: Tensor, pairs: Candidates, single: int) -> Assigned:
+        maps = box_logits.transpose(1, 2).reshape(-1, box_logits.shape[1])  # (B N, 4 x bins)
+        distances = _distances(maps, self.spec.bins).view(len(box_logits), -1, 4)[pairs.image, pairs.cell]
+        wanted = _to_distances(pairs.boxes[pairs.label], pairs.centre) / pairs.stride[:, None]
+        ious = paired_iou(_to_cxcywh(distances), _to_cxcywh(wanted), "ciou").clamp(min=0)
+        scores = class_logits[pairs.image, pairs.classes[pairs.label], pairs.cell].sigmoid()
+        return assign(pairs, scores, ious, single)
+
+
+def _distances(logits: Tensor, bins: int) -> Tensor:
+    """Decode (P, 4 x bins) logits to (P, 4) distances in strides."""
+    if bins == 1:
+        return softplus(logits)
+    values = torch.arange(bins, dtype=logits.dtype, device=logits.device)
+    return logits.view(-1, 4, bins).softmax(dim=2) @ values
+
+
+def _distance_loss(logits: Tensor, wanted: Tensor, bins: int) -> Tensor:
+    """Compute the (P,) mean over sides of the distribution focal loss, or of the L1 error with one bin."""
+    if bins == 1:
+        return l1_loss(softplus(logits), wanted.clamp(min=0), reduction="none").mean(dim=1)
+    target = wanted.clamp(0, bins - 1 - _LAST_BIN)
+    lower = target.long()
+    fraction = target - lower
+    flat, index = logits.reshape(-1, bins), lower.flatten()
+    below = cross_entropy(flat, index, reduction="none").view_as(target)
+    above = cross_entropy(flat, index + 1, reduction="none").view_as(target)
+    return (below * (1 - fraction) + above * fraction).mean(dim=1)
+
+
+def _to_distances(boxes_xyxy: Tensor, centre: Tensor) -> Tensor:
+    """Convert corners to the distances of a point from the sides; negative for sides that it lies beyond."""
+    return torch.cat((centre - boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - centre), dim=1)
+
+
+def _to_cxcywh(distances: Tensor) -> Tensor:
+    """Convert distances from a point to a box around it: centre relative to the point, and size."""
+    low, high = distances[:, :2], distances[:, 2:]
+    return torch.cat(((high - low) / 2, low + high), dim=1)
