@@ -236,7 +236,7 @@ def test_tables_fit_80_columns():
     row = dict.fromkeys(MASK_COLUMNS, 0.98765) | {"Images": 5000, "Instances": 36335}
     scores = Scores({}, columns=MASK_COLUMNS, rows=[("a class with a very long name", row)], per_class={})
     lines = format_table(scores, verbose=True).splitlines()
-    assert {len(line) for line in lines} == {80} and lines[1].split()[-2:] == ["0.988", "0.988"]
+    assert {len(line) for line in lines} == {80} and lines[2].split()[-2:] == ["0.988", "0.988"]
     text = format_coco({f"coco/{name}": 0.5678 for name in COCO_NAMES})
     assert max(map(len, text.splitlines())) <= 80
     assert all(f"{name} 0.568" in text for name in COCO_NAMES)  # a name and its number stay together

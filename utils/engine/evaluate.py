@@ -188,7 +188,10 @@ def _report(totals: _Totals, watches: Mapping[str, Stopwatch], scores: dict[str,
 def format_table(scores: Scores, verbose: bool) -> str:
     """Format the table of a head: a row for all classes, one per class if `verbose`, then the note."""
     first, widths = _column_widths(scores.columns)
-    lines = [f"{'Class':>{first}}" + "".join(f"{name:>{width}}" for name, width in widths.items())]
+    split = any(len(name) >= width for name, width in widths.items())  # `Box P` becomes two lines
+    above = ["".join(f"{name.rpartition(' ')[0]:>{width}}" for name, width in widths.items())] if split else []
+    names = "".join(f"{name.rpartition(' ')[2] if split else name:>{width}}" for name, width in widths.items())
+    lines = [*(" " * first + line for line in above), f"{'Class':>{first}}{names}"]
     for name, row in scores.rows if verbose else scores.rows[:1]:
         cells = "".join(
             f"{row[column]:{width}d}" if isinstance(row[column], int) else f"{row[column]:{width}.3g}"
@@ -202,7 +205,7 @@ def _column_widths(columns: Sequence[str]) -> tuple[int, dict[str, int]]:
     """Choose the widths of the class names and of the other columns, narrower if the table exceeds a line."""
     if 22 + 11 * len(columns) <= MAX_COLUMNS:
         return 22, dict.fromkeys(columns, 11)
-    widths = {name: max(len(name), _NARROWEST_CELL) + 1 for name in columns}
+    widths = {name: max(*map(len, name.split()), _NARROWEST_CELL) + 1 for name in columns}
     return max(MAX_COLUMNS - sum(widths.values()), 8), widths
 
 
