@@ -87,11 +87,11 @@ def _read_idx_array(path: Path, dimensions: int) -> np.ndarray:
 
 def _cifar_reader(label_bytes: int, files: dict[str, tuple[str, ...]]) -> Callable[[Path], Arrays]:
     """Create a reader of CIFAR's binary files: label bytes, of which the last counts, then planes R, G, B."""
-    import numpy as np  # not at the top: --help does not need it
-
     row_bytes = label_bytes + 3 * _CIFAR_SIDE**2
 
     def read(folder: Path) -> Arrays:
+        import numpy as np  # not at the top: --help does not need it
+
         for split, names in files.items():
             parts = []
             for path in (folder / name for name in names):
