@@ -1,10 +1,11 @@
-"""Predict with a detector, or any other network, on images, videos or streams.
+"""Detect objects, instance masks and semantic maps in images, videos or streams.
 
-python detect.py                                          newest training run, on its own data set
-python detect.py --weights runs/train/exp/weights/best.pt --source photo.jpg
-                                                   --source folder   'folder/**/*.jpg'   list.txt   video.mp4   a.gif
-                                                   --source 0   rtsp://address   list.streams   screen   'screen 1'
-python detect.py --weights a.pt b.pt --source folder --save-txt --save-conf --save-crop --save-csv
+    python detect.py                              (newest run, on its own data set)
+    python detect.py --weights best.pt --source photo.jpg
+    python detect.py --weights a.pt b.pt --source folder --save-txt --save-crop
+
+--source also accepts: 'folder/**/*.jpg'  list.txt  video.mp4  a.gif  0
+    rtsp://address  list.streams  screen  'screen 1'
 
 The prediction loop is in utils/engine/predict.py.
 """

@@ -78,6 +78,27 @@ def with_semantic_head(
     return description | {"name": f"{description['name']}-{design}"}
 
 
+def only_semantic_head(architecture: dict[str, Any] | str) -> dict[str, Any]:
+    """Describe a network without its heads other than the semantic one, and without the rows that only they need.
+
+    Row numbers stay, so that weights still fit.
+
+    Args:
+        architecture: A description with a semantic head, or what `read_architecture` accepts.
+    """
+    description = copy.deepcopy(read_architecture(architecture))
+    with torch.device("meta"):
+        network = build_network(description)
+    end = next(index for index, layer in enumerate(network.model) if getattr(layer, "name", "") == "semantic") + 1
+    heads = {index for index, layer in enumerate(network.model) if is_head(layer)}
+    rows = _absolute_rows(network)[:end]
+    removed = _unneeded(rows)
+    rows = [_placeholder(index, heads) if index in removed else row for index, row in enumerate(rows)]
+    description = remove_rows(description, {*removed, *range(end, len(network.model))})
+    split = min(len(description["backbone"]), end - 1)
+    return description | {"backbone": rows[:split], "head": rows[split:], "nc": description["n_segcls"]}
+
+
 def _absolute_rows(network: Network) -> list[list[Any]]:
     """Copy a network's rows with absolute row numbers as inputs."""
     written = [*network.architecture["backbone"], *network.architecture["head"]]

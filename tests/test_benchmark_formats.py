@@ -10,6 +10,7 @@ from models.builder import build_network, read_architecture
 from models.checkpoint import save_checkpoint
 from utils.core.errors import UserError
 from utils.programs.benchmark import Row, format_table
+from utils.programs.export import export_backends
 
 
 @pytest.fixture
@@ -29,8 +30,13 @@ def test_one_row_per_format_and_failure(checkpoint, tmp_path, monkeypatch):
     written = json.loads((tmp_path / "run" / "benchmark.json").read_text())
     assert written["formats"] == rows and written["imgsz"] == 64
     assert (tmp_path / "run" / "benchmark.png").stat().st_size > 5000
+    hard = {**chosen, "include": ["coreml"], "test": True, "hard_fail": 0.0}
+    benchmark.run(**hard, name="not-installed")  # a package that is missing is no failure
+    monkeypatch.setattr("utils.backends.exported_runner.is_installed", lambda package: True)
+    backend = export_backends()["coreml"]
+    monkeypatch.setattr(backend, "write", lambda *_: (_ for _ in ()).throw(UserError("no")))
     with pytest.raises(UserError, match="failed: coreml"):
-        benchmark.run(**{**chosen, "include": ["coreml"]}, test=True, name="hard", hard_fail=0.0)
+        benchmark.run(**hard, name="hard")
 
 
 def test_table_columns():

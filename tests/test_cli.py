@@ -1,15 +1,31 @@
 """Options: the exact list per script, the old spellings, and where values come from."""
 
+import argparse
 import importlib
+import io
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from tqdm import tqdm
 
+from utils.core import log
 from utils.core.cli import explicit_options
+from utils.core.contracts import Scores
 from utils.core.errors import UserError
+from utils.core.files import format_bytes
 from utils.core.train_options import format_origins, resolve_training
 from utils.core.train_settings import TrainSettings
 from utils.core.val_settings import ValSettings
+from utils.engine.evaluate import format_coco, format_table
+from utils.engine.progress_text import progress_header, progress_losses, progress_prefix
+from utils.metrics.coco import COCO_NAMES
+from utils.metrics.segment import COLUMNS as MASK_COLUMNS
+
+ROOT = Path(__file__).resolve().parents[1]
 
 OPTIONS = {
     "train": """
@@ -18,20 +34,20 @@ OPTIONS = {
         --end-to-end --entity --epochs --eval_epoch_interval --eval_start_epoch --evolve --evolve-population
         --evolve_population
         --exist-ok --fitness --freeze --freeze-bn --help --hyp --image-weights --img --img-size --imgsz
-        --label-smoothing --layer-decay --linear-lr --local-rank --local_rank --log --lr-cycles --lr-epochs
+        --label-smoothing --layer-decay --linear-lr --local-rank --local_rank --log --lr --lr-cycles --lr-epochs
         --lr-gamma --lr-power --lr_epochs --lr_gamma --lr_scheduler --mosaic-window --multi-scale
-        --multi_tensor_optimizer --name --noautoanchor --noplots --nosave --notest --noval --optimizer --patience
-        --picture-interval --profile --project --quad --recipe --rect --resize-rate --resize_rate --resume
-        --resume-evolve
+        --multi_tensor_optimizer --name
+        --no-plots --no-save --no-val --noautoanchor --noplots --nosave --notest --noval --optimizer --patience
+        --picture-interval --profile --project --quad --recipe --rect --resize-rate --resize_rate
+        --resume --resume-evolve
         --resume_evolve --save-keep --save-period --save-steps --save_ckpt_interval --save_ckpt_max_num
         --save_period --schedule --seed --seg-interval --seg-mode --seg-mosaic --seg-share --semantic --single-cls
         --slimming --sync-bn --val-interval --val-start --weights --workers""",
     "val": """
         --absent-as-zero --allow-label-faults --annotations --augment --base-size --batch-size --conf-thres --data
         --device --dnn --download --end-to-end --exist-ok --half --help --img --img-size --imgsz --iou-thres --max-det
-        --name
-        --noplots --project --save-conf --save-hybrid --save-json --save-txt --seg-flip --seg-mode --seg-scales
-        --seg-window --segdata --single-cls --task --verbose --weights --workers""",
+        --name --no-plots --noplots --project --save-conf --save-hybrid --save-json --save-txt --seg-flip --seg-mode
+        --seg-scales --seg-window --segdata --single-cls --task --verbose --weights --workers""",
 }
 
 
@@ -47,14 +63,14 @@ def test_option_list(script):
 
 def test_options_match_settings():
     of_searches = {"evolve", "evolve_population", "resume_evolve"}
-    dests = {action.dest for action in parser_of("train")._actions} - {"help", "local_rank"} - of_searches
+    dests = {action.dest for action in parser_of("train")._actions} - {"help", "local_rank", "lr"} - of_searches
     switches_of_others = {"bbox_iou_optim", "multi_tensor_optimizer"}
     of_masks = {"mask_ratio", "no_overlap"}  # segment/train.py adds them
     of_classes = {"lr0", "decay", "dropout", "cutoff", "pretrained", "verbose"}  # classify/train.py has them
-    found = {action.dest for action in parser_of("classify.train")._actions} - {"help", "local_rank", "model"}
+    found = {action.dest for action in parser_of("classify.train")._actions} - {"help", "local_rank", "lr", "model"}
     assert of_classes <= found <= dests | of_classes
     of_segmenters = {action.dest for action in parser_of("segment.train")._actions}
-    assert of_segmenters - {"help", "local_rank"} == dests | of_masks | of_searches
+    assert of_segmenters - {"help", "local_rank", "lr"} == dests | of_masks | of_searches
     assert dests - switches_of_others | of_masks | of_classes | {"explicit"} == set(TrainSettings().to_dict())
 
 
@@ -125,3 +141,106 @@ def test_unknown_recommendation():
 def test_values_out_of_range(line, says):
     with pytest.raises(UserError, match=says):
         resolved(*line.split())
+
+
+PROGRAMS = [
+    "train", "val", "detect", "export", "benchmark", "serve", "tune", "prune", "check", "segment.train",
+    "segment.val", "segment.predict", "classify.train", "classify.val", "classify.predict",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_has_titled_groups_and_fits_80_columns(program, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    parser = parser_of(program)
+    general = next(group for group in parser._action_groups if group.title in ("options", "optional arguments"))
+    shown = {action.dest for action in general._group_actions if action.help != argparse.SUPPRESS}
+    assert shown == {"help"}, "every option belongs to a titled group"
+    text = parser.format_help()
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+    assert text.splitlines()[0].endswith("[options]")
+    titles = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert titles[1].split()[0].rstrip(":") in {"model", "data"}, titles  # the common ones first
+
+
+def test_help_loads_no_numeric_package():
+    code = (
+        "import sys, train, val, detect, export, check; [one.build_parser().format_help() for one in "
+        "(train, val, detect, export, check)]; "
+        "print([name for name in ('torch', 'numpy', 'cv2', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("program", "new"),
+    [("test.py", "val.py"), ("test_custom.py", "val.py"), ("eval.py", "val.py"), ("train_custom.py", "train.py"),
+     ("utils/flask_rest_api/restapi.py", "serve.py")],
+)  # fmt: skip
+def test_old_programs_name_the_new_one(program, new):
+    line = [sys.executable, program, "--weights", "a b.pt"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    (text,) = done.stderr.splitlines()
+    assert f"python {new}" in text and "docs/coming-from-yolov5.md" in text
+    assert ("--weights 'a b.pt'" in text) == (new != "serve.py")
+
+
+def test_old_doors_open():
+    for line, expected in (
+        (["benchmarks.py", "--help"], "--hard-fail"),
+        (["models/yolo.py", "--cfg", "yolov5n.yaml"], "YOLOv5n summary: "),
+    ):
+        done = subprocess.run([sys.executable, *line], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert expected in done.stdout
+    done = subprocess.run(["bash", "data/scripts/get_coco.sh"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "check.py --data coco.yaml --download" in done.stderr
+
+
+def test_lr_names_the_hyperparameter():
+    with pytest.raises(UserError, match=r"lr0: 0\.01"):
+        parser_of("train").parse_args(["--lr", "0.01"])
+
+
+@pytest.mark.parametrize("columns", [80, 100, 200])
+@pytest.mark.parametrize("terms", [3, 4])
+def test_training_bar_shows_rate_and_remaining_time(columns, terms, monkeypatch):
+    monkeypatch.setattr(log, "terminal_columns", lambda: columns)
+    names = [f"detect/{name}" for name in ("box", "obj", "cls", "seg")][:terms]
+    state = SimpleNamespace(epoch=99, step=20, loss_sums={})
+    batch = SimpleNamespace(instances=120, images=torch.zeros(1, 3, 64, 640))
+    cpu = torch.device("cpu")
+    text = progress_prefix(state, 300, cpu) + progress_losses(state, names, torch.ones(terms), batch)
+    assert len(text) == len(progress_header(names))
+    bar = tqdm(total=1250, bar_format=log.bar_format(len(text)), ncols=columns, file=io.StringIO(), unit="batch")
+    bar.update(620)
+    bar.set_description_str(text)
+    line = bar.format_meter(620, 1250, 130.0, ncols=columns, prefix=text, unit="batch", bar_format=bar.bar_format)
+    bar.close()
+    assert len(line) <= columns and "02:12" in line and "batch/s" in line
+
+
+def test_colour_only_on_terminals(monkeypatch):
+    terminal, pipe = io.StringIO(), io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert log.coloured("error:", "31", terminal) == "\033[31merror:\033[0m"
+    assert log.coloured("error:", "31", pipe) == "error:"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert log.coloured("error:", "31", terminal) == "error:"
+
+
+def test_tables_fit_80_columns():
+    row = dict.fromkeys(MASK_COLUMNS, 0.98765) | {"Images": 5000, "Instances": 36335}
+    scores = Scores({}, columns=MASK_COLUMNS, rows=[("a class with a very long name", row)], per_class={})
+    lines = format_table(scores, verbose=True).splitlines()
+    assert {len(line) for line in lines} == {80} and lines[2].split()[-2:] == ["0.988", "0.988"]
+    text = format_coco({f"coco/{name}": 0.5678 for name in COCO_NAMES})
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(f"{name} 0.568" in text for name in COCO_NAMES)  # a name and its number stay together
+
+
+def test_small_sizes_are_in_megabytes():
+    assert (format_bytes(12_300_000), format_bytes(2.5e9)) == ("12.3 MB", "2.5 GB")

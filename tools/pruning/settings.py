@@ -6,7 +6,7 @@ import argparse
 import math
 from dataclasses import dataclass
 
-from utils.core.cli import add_device, add_download, add_image_size, add_run_folder, new_parser
+from utils.core.cli import add_device, add_download, add_flag, add_image_size, add_run_folder, new_parser
 from utils.core.errors import UserError
 from utils.core.train_settings import MAX_IMAGE_PX
 
@@ -82,9 +82,17 @@ def parse_latency(text: str) -> tuple[float, bool]:
 def prune_parser(description: str | None) -> argparse.ArgumentParser:
     """Create the parser of prune.py."""
     parser = new_parser(description)
-    add = parser.add_argument
-    add("--weights", nargs="+", default=[], help="checkpoint (default: the newest best.pt)")
-    add("--data", default="", help="data-set YAML for importance and scores (default: from the checkpoint)")
+    model = parser.add_argument_group("model and data")
+    add = model.add_argument
+    add("--weights", nargs="+", default=[], metavar="FILE", help="checkpoint (default: the newest best.pt)")
+    add(
+        "--data",
+        default="",
+        metavar="FILE",
+        help="data-set YAML for importance and scores (default: from the checkpoint)",
+    )
+    add_image_size(model, [], "image size in pixels (default: from the checkpoint, else 640)")
+    add_download(model, "official weights, and data with addresses in the YAML,")
     aim = parser.add_argument_group("target (one of these)").add_argument
     aim(
         "--target-flops",
@@ -117,13 +125,14 @@ def prune_parser(description: str | None) -> argparse.ArgumentParser:
     tune("--epochs", type=int, default=0, metavar="N", help="training epochs after pruning; 0: none")
     tune("--hyp", default="", metavar="FILE", help="hyperparameter YAML (default: depends on the task)")
     tune("--lr0", type=float, default=None, metavar="LR", help="initial learning rate (default: from --hyp)")
-    add("--batch-size", type=int, default=16, help="images per step")
-    add_image_size(parser, [], "image size in pixels (default: from the checkpoint, else 640)")
-    add("--workers", type=int, default=8, help="data-loading processes, at most one per core")
-    add("--seed", type=int, default=0, help="seed of the fine-tuning")
-    add("--noval", action="store_true", help="do not compute scores")
-    add("--noplots", action="store_true", help="draw no plot")
-    add_device(parser)
-    add_run_folder(parser, "runs/prune")
-    add_download(parser, "official weights, and data with addresses in the YAML,")
+    tune("--batch-size", type=int, default=16, metavar="N", help="images per step")
+    tune("--seed", type=int, default=0, metavar="N", help="seed of the fine-tuning")
+    output = parser.add_argument_group("output")
+    add_run_folder(output, "runs/prune")
+    add_flag(output, "--noval --no-val", "do not compute scores")
+    add_flag(output, "--noplots --no-plots", "draw no plot")
+    hardware = parser.add_argument_group("hardware")
+    add_device(hardware)
+    text = "data-loading processes, at most one per core"
+    hardware.add_argument("--workers", type=int, default=8, metavar="N", help=text)
     return parser

@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import sys
+import textwrap
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -46,6 +48,34 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         if text is None or "(default:" in text or not shown:
             return text
         return f"{text} (default: {shown.replace('%', '%%')})"
+
+    def _format_usage(
+        self, usage: str | None, actions: Iterable[argparse.Action], groups: Any, prefix: str | None
+    ) -> str:
+        """Write `[options]` for the options, which the groups below list."""
+        actions = list(actions)
+        positional = [action for action in actions if not action.option_strings]
+        text = super()._format_usage(usage, positional, groups, prefix)
+        if usage is not None or len(positional) == len(actions):
+            return text
+        program, rest = text.split(self._prog, 1)
+        return f"{program}{self._prog} [options]{rest}"
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Fit the description into the terminal: long commands continue on a second line, sentences are wrapped."""
+        lines: list[str] = []
+        for line in text.splitlines():
+            start = line[: len(line) - len(line.lstrip())]
+            if len(line) <= width:
+                lines.append(line)
+            elif start:
+                joined = re.sub(r"(\S) {3,}\(", r"\1  (", line)
+                lines += textwrap.wrap(
+                    joined, width, subsequent_indent=start + "  ", break_long_words=False, break_on_hyphens=False
+                )
+            else:
+                lines += textwrap.wrap(line, width, break_on_hyphens=False)
+        return "\n".join(indent + line for line in lines)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
@@ -97,9 +127,9 @@ def add_subparser(commands: Any, name: str, text: str) -> argparse.ArgumentParse
     return added
 
 
-def add_flag(options: Options, name: str, text: str) -> None:
-    """Add an option without a value."""
-    options.add_argument(name, action="store_true", help=text)
+def add_flag(options: Options, spellings: str, text: str) -> None:
+    """Add an option without a value; it may have several spellings, separated by spaces."""
+    options.add_argument(*spellings.split(), action="store_true", help=text)
 
 
 def add_alias(options: Options, name: str, dest: str, value: object, text: str) -> None:

@@ -112,3 +112,8 @@ def user_cache() -> Path:
 def is_url(text: str) -> bool:
     """Check whether `text` starts with a URL scheme that needs the network."""
     return re.match(r"^(https?|rtsp|rtmp|rtsps|tcp|udp|grpc)://", text, re.IGNORECASE) is not None
+
+
+def format_bytes(count: float) -> str:
+    """Format a number of bytes in MB, from 1 GB up in GB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

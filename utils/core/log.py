@@ -1,15 +1,25 @@
 """Console output: the project's logger and progress bars, quiet on every rank but the first."""
 
 import logging
+import os
+import shutil
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from utils.core.distributed import is_main
 
 LOGGER = logging.getLogger("polyolo")
+MAX_COLUMNS = 80  # of tables and of lines with many numbers
+_RED, _YELLOW = "31", "33"  # ANSI codes
+_WIDE = 120  # columns of a terminal that has room for every column of the training table
+_BAR_FORMATS = {  # by their width in columns; the widest that fits beside the text is used
+    58: "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]",
+    46: "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]",
+    0: "{desc} {percentage:3.0f}% {remaining} {rate_fmt}",
+}
 
 
 class _ConsoleHandler(logging.Handler):
@@ -17,9 +27,19 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record: up to INFO to stdout, higher levels with their name to stderr."""
-        prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        tqdm.write(prefix + record.getMessage(), file=sys.stderr if record.levelno > logging.INFO else sys.stdout)
+        if record.levelno <= logging.INFO:
+            tqdm.write(record.getMessage(), file=sys.stdout)
+        else:
+            colour = _RED if record.levelno >= logging.ERROR else _YELLOW
+            prefix = coloured(f"{record.levelname.lower()}:", colour, sys.stderr)
+            tqdm.write(f"{prefix} {record.getMessage()}", file=sys.stderr)
         sys.stdout.flush()
+
+
+def coloured(text: str, colour: str, stream: TextIO) -> str:
+    """Colour a text with an ANSI code if `stream` is a terminal and neither NO_COLOR nor TERM=dumb forbids it."""
+    allowed = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return f"\033[{colour}m{text}\033[0m" if allowed else text
 
 
 def set_up_console(verbose: bool = True) -> None:
@@ -31,6 +51,22 @@ def set_up_console(verbose: bool = True) -> None:
     LOGGER.handlers = [_ConsoleHandler()]
     LOGGER.propagate = False
     LOGGER.setLevel(logging.INFO if verbose and is_main() else logging.ERROR)
+
+
+def terminal_columns() -> int:
+    """Return the width of the terminal in columns; a file or pipe has room for every column."""
+    return shutil.get_terminal_size().columns if sys.stderr.isatty() else _WIDE
+
+
+def is_narrow() -> bool:
+    """Check whether the terminal is too narrow for every column of the training table."""
+    return terminal_columns() < _WIDE
+
+
+def bar_format(text_columns: int) -> str:
+    """Choose the format of a progress bar beside a text of `text_columns`; rate and remaining time are in all."""
+    room = terminal_columns() - text_columns
+    return next(text for width, text in _BAR_FORMATS.items() if width <= max(room, 0))
 
 
 def progress(items: Iterable[Any] | None = None, total: int | None = None, text: str = "", unit: str = "it") -> tqdm:
@@ -52,7 +88,7 @@ def progress(items: Iterable[Any] | None = None, total: int | None = None, text:
         mininterval=interval,
         maxinterval=max(10.0, interval),
         dynamic_ncols=True,
-        bar_format="{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]",
+        bar_format=bar_format(len(text)),
     )
 
 

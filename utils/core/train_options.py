@@ -202,14 +202,14 @@ def add_semantic_size(group: Options) -> None:
     group.add_argument("--seg-mode", default="whole", choices=SEG_MODES, help=text)
 
 
-def add_output(parser: argparse.ArgumentParser) -> None:
-    """Add the options for resuming, the run folder, checkpoints, validation and loggers of a training."""
+def add_output(parser: argparse.ArgumentParser) -> Options:
+    """Add the options for the run folder, checkpoints, loggers and validation; return the group of validation."""
     group = parser.add_argument_group("output")
     add = group.add_argument
     add_run_folder(group, "runs/train")
     text = "last.pt or run to resume; without a value the newest run below --project (default: none)"
     add("--resume", nargs="?", const="newest", default="", metavar="PATH", help=text)
-    add_flag(group, "--nosave", "save only the final checkpoint")
+    add_flag(group, "--nosave --no-save", "save only the final checkpoint")
     text = "epochs between checkpoints that are not overwritten; below 1: off"
     add(
         "--save-period", "--save_period", "--save_ckpt_interval", type=int, default=-1, metavar="N", help=text
@@ -217,14 +217,8 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     text = "number of newest checkpoints of --save-period to retain; 0: all"
     add("--save-keep", "--save_ckpt_max_num", type=int, default=0, metavar="N", help=text)
     add("--save-steps", type=int, default=1000, metavar="N", help="steps between additional writes of last.pt; 0: off")
-    add_flag(group, "--noplots", "draw no plots")
+    add_flag(group, "--noplots --no-plots", "draw no plots")
     add_flag(group, "--profile", "measure the phases of training: a table, and a trace of a few steps")
-    group = parser.add_argument_group("validation")
-    add = group.add_argument
-    add("--noval", "--notest", action="store_true", help="validate only after the last epoch")
-    add("--val-start", "--eval_start_epoch", type=int, default=1, metavar="N", help="first epoch that is validated")
-    text = "epochs between validations; the last epoch is always validated"
-    add("--val-interval", "--eval_epoch_interval", type=int, default=1, metavar="N", help=text)
     group = parser.add_argument_group("loggers")
     add = group.add_argument
     names = [name for name in registered_names("utils.loggers") if name != "csv"]  # results.csv is always written
@@ -232,6 +226,13 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     add("--entity", default=None, help="W&B entity (default: from the W&B account)")
     text = "epochs between plots of predictions on validation images, also logged; below 1: off"
     add("--picture-interval", "--bbox_interval", type=int, default=-1, metavar="N", help=text)
+    group = parser.add_argument_group("validation")
+    add = group.add_argument
+    add_flag(group, "--noval --no-val --notest", "validate only after the last epoch")
+    add("--val-start", "--eval_start_epoch", type=int, default=1, metavar="N", help="first epoch that is validated")
+    text = "epochs between validations; the last epoch is always validated"
+    add("--val-interval", "--eval_epoch_interval", type=int, default=1, metavar="N", help=text)
+    return group
 
 
 def add_hardware(group: Options) -> None:
@@ -248,6 +249,7 @@ def add_hardware(group: Options) -> None:
     add_flag(group, "--sync-bn", "synchronise BatchNorm statistics between GPUs")
     for old in ("--bbox_iou_optim", "--multi_tensor_optimizer"):
         add_flag(group, old, "no effect: an optimisation of One-YOLOv5 that is always on")
+    add("--lr", action=_LearningRate, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     add("--local_rank", "--local-rank", type=int, default=-1, help=argparse.SUPPRESS)  # passed by launchers
 
 
@@ -256,6 +258,16 @@ class _FlagOrSizes(argparse.Action):
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
         setattr(namespace, self.dest, values or True)
+
+
+class _LearningRate(argparse.Action):
+    """Refuse --lr of multiyolov5 and others, which would count as an ambiguous abbreviation."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        raise UserError(
+            f"--lr {values}: no such option; set `lr0: {values}` in a copy of a hyperparameter file and name it with "
+            "--hyp; see docs/coming-from-yolov5.md"
+        )
 
 
 class _MindSporeName(argparse.Action):

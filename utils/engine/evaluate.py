@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import textwrap
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -21,11 +22,12 @@ from utils.core.contracts import (
     Scores,
 )
 from utils.core.host_targets import with_targets
-from utils.core.log import LOGGER, progress
+from utils.core.log import LOGGER, MAX_COLUMNS, progress
 from utils.core.timing import Stopwatch
 from utils.metrics import EVALUATORS
 from utils.postprocess import POSTPROCESS
 
+_NARROWEST_CELL = 5  # columns of a number with three significant digits
 MANY_CLASSES = 50  # from this number on, rows per class are printed on request only
 
 
@@ -185,14 +187,26 @@ def _report(totals: _Totals, watches: Mapping[str, Stopwatch], scores: dict[str,
 
 def format_table(scores: Scores, verbose: bool) -> str:
     """Format the table of a head: a row for all classes, one per class if `verbose`, then the note."""
-    lines = [("%22s" + "%11s" * len(scores.columns)) % ("Class", *scores.columns)]
+    first, widths = _column_widths(scores.columns)
+    split = any(len(name) >= width for name, width in widths.items())  # `Box P` becomes two lines
+    above = ["".join(f"{name.rpartition(' ')[0]:>{width}}" for name, width in widths.items())] if split else []
+    names = "".join(f"{name.rpartition(' ')[2] if split else name:>{width}}" for name, width in widths.items())
+    lines = [*(" " * first + line for line in above), f"{'Class':>{first}}{names}"]
     for name, row in scores.rows if verbose else scores.rows[:1]:
         cells = "".join(
-            f"{row[column]:11d}" if isinstance(row[column], int) else f"{row[column]:11.3g}"
-            for column in scores.columns
+            f"{row[column]:{width}d}" if isinstance(row[column], int) else f"{row[column]:{width}.3g}"
+            for column, width in widths.items()
         )
-        lines.append(f"{name[:22]:>22}{cells}")
+        lines.append(f"{name[:first]:>{first}}{cells}")
     return "\n".join([*lines, scores.note] if scores.note else lines)
+
+
+def _column_widths(columns: Sequence[str]) -> tuple[int, dict[str, int]]:
+    """Choose the widths of the class names and of the other columns, narrower if the table exceeds a line."""
+    if 22 + 11 * len(columns) <= MAX_COLUMNS:
+        return 22, dict.fromkeys(columns, 11)
+    widths = {name: max(*map(len, name.split()), _NARROWEST_CELL) + 1 for name in columns}
+    return max(MAX_COLUMNS - sum(widths.values()), 8), widths
 
 
 def format_speed(report: Report, shape: tuple[int, ...]) -> str:
@@ -205,9 +219,13 @@ def format_speed(report: Report, shape: tuple[int, ...]) -> str:
 
 
 def format_coco(metrics: Mapping[str, float]) -> str:
-    """Format the COCO metrics as one line, empty if there are none."""
+    """Format the COCO metrics in lines of at most `MAX_COLUMNS`, empty if there are none."""
     found = {name.removeprefix("coco/"): value for name, value in metrics.items() if name.startswith("coco/")}
-    return f"COCO: {', '.join(f'{name} {value:.3f}' for name, value in found.items())}" if found else ""
+    parts = [f"{name}\N{NO-BREAK SPACE}{value:.3f}" for name, value in found.items()]
+    if not parts:
+        return ""
+    text = textwrap.fill("COCO: " + ", ".join(parts), MAX_COLUMNS, subsequent_indent=" " * 6, break_on_hyphens=False)
+    return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def log_report(report: Report, shape: tuple[int, ...], verbose: bool) -> None:

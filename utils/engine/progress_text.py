@@ -9,6 +9,7 @@ from torch import Tensor
 
 from utils.core import distributed as dist
 from utils.core.contracts import Batch
+from utils.core.log import is_narrow
 from utils.core.timing import duration
 from utils.engine.run import TrainState
 
@@ -16,8 +17,15 @@ _SLOW_LOADER = 0.3  # fraction of the time spent waiting for data that makes the
 
 
 def progress_header(terms: Sequence[str]) -> str:
-    """Format the line above the progress bars from the names of the loss terms."""
-    losses = "".join(f"{name.split('/')[-1] + '_loss':>12}" for name in terms)
+    """Format the line above the progress bars from the names of the loss terms.
+
+    A narrow terminal has no columns for instances and image size, so that rate and remaining time stay visible.
+    """
+    names = [name.split("/")[-1] for name in terms]
+    if is_narrow():
+        memory = f"{'GPU_mem':>9}" if torch.cuda.is_available() else ""
+        return f"{'Epoch':>8}{memory}" + "".join(f"{name:>9}" for name in names)
+    losses = "".join(f"{name + '_loss':>12}" for name in names)
     return f"{'Epoch':>10}{'GPU_mem':>10}{losses}{'Instances':>11}{'Size':>7}"
 
 
@@ -25,6 +33,9 @@ def progress_prefix(state: TrainState, epochs: int, device: torch.device) -> str
     """Format the first columns of a progress bar: epoch and reserved GPU memory in GiB."""
     position = f"{state.epoch + 1}/{epochs}"
     memory = torch.cuda.memory_reserved() / 2**30 if device.type == "cuda" else 0.0
+    if is_narrow():
+        column = f"{memory:8.3g}G" if memory else f"{'-':>9}"
+        return f"{position:>8}" + (column if torch.cuda.is_available() else "")
     return f"{position:>10}" + (f"{memory:9.3g}G" if memory else f"{'-':>10}")
 
 
@@ -34,6 +45,8 @@ def progress_losses(state: TrainState, names: Sequence[str], sums: Tensor | None
         return ""
     world = dist.world_size()
     totals = [state.loss_sums.get(name, 0.0) + value * world for name, value in zip(names, sums.tolist(), strict=True)]
+    if is_narrow():
+        return "".join(f"{value / max(state.step, 1):9.3g}" for value in totals)
     means = "".join(f"{value / max(state.step, 1):12.4g}" for value in totals)
     return f"{means}{batch.instances:11d}{batch.images.shape[-1]:7d}"
 

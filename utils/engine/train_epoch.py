@@ -19,7 +19,7 @@ from utils.core.errors import UserError
 from utils.core.files import atomic_path
 from utils.core.host_targets import with_targets
 from utils.core.interrupt import Interrupt
-from utils.core.log import LOGGER, progress
+from utils.core.log import LOGGER, bar_format, progress
 from utils.core.seed import generator
 from utils.core.train_settings import TrainSettings
 from utils.engine.parameter_groups import learning_rates
@@ -101,7 +101,9 @@ def train_one_epoch(run: Run, interrupt: Interrupt, save_last: Callable[[], None
             raise RunInterruptedError
         if state.step % _PROGRESS_INTERVAL == 0 or state.step == loader.num_batches:
             prefix = progress_prefix(state, settings.epochs, run.device)
-            bar.set_description_str(prefix + progress_losses(state, names, sums, batch), refresh=False)
+            text = prefix + progress_losses(state, names, sums, batch)
+            bar.bar_format = bar_format(len(text))
+            bar.set_description_str(text, refresh=False)
     seconds = time.perf_counter() - start
     _add_loss_sums(state, names, sums)
     means = {f"train/{name}": value / max(state.step, 1) for name, value in state.loss_sums.items()}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.add_semantic_head import with_semantic_head
+from models.add_semantic_head import only_semantic_head, with_semantic_head
 from models.builder import build_network
 from models.checkpoint import Checkpoint
 from models.class_names import list_heads
@@ -66,6 +66,9 @@ def _build_from_weights(task: Task, settings: TrainSettings, hyp: Hyp, data: Dat
     architecture = start.architecture
     if settings.semantic:
         architecture = with_semantic_head(architecture, settings.semantic, alone=not data.splits)
+    elif not data.splits and "semantic" in (heads := list_heads(architecture)) and len(heads) > 1:
+        LOGGER.info(f"{data.source}: has no boxes; the semantic head is trained alone")
+        architecture = only_semantic_head(architecture)
     if settings.end_to_end:
         if "end_to_end" not in architecture:
             raise UserError(

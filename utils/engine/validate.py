@@ -29,6 +29,7 @@ from utils.core.device import select_device
 from utils.core.errors import UserError
 from utils.core.files import remove_if_empty, run_folder, write_text
 from utils.core.hyp import Hyp
+from utils.core.known_data import data_of_classes
 from utils.core.load_request import LoadRequest, SemanticRequest, evaluation_batch
 from utils.core.log import LOGGER
 from utils.core.val_settings import ValSettings
@@ -130,9 +131,13 @@ def _data_name(task: Task, settings: ValSettings, model: OpenedModel) -> str:
 def _load_data(task: Task, settings: ValSettings, model: OpenedModel) -> DataConfig:
     """Load the data set and check its classes against those of the model."""
     text = _data_name(task, settings, model)
-    if not settings.data:
-        LOGGER.info(f"data: {text} (training data of {model.name})")
     data = load_data(text)
+    if not settings.data and not model.meta.get("data") and not _has_classes(data, model):
+        text = data_of_classes(model.name, model.runner.names)
+        data = load_data(text)
+        LOGGER.info(f"data: {text} (has the classes of {model.name}, which names no data set)")
+    elif not settings.data:
+        LOGGER.info(f"data: {text} (training data of {model.name})")
     if data.is_class_folders and set(data.names) <= set(model.runner.names):
         data = replace(data, names=tuple(model.runner.names))  # there may be no folder for some classes
     elif data.is_class_folders:
@@ -146,6 +151,12 @@ def _load_data(task: Task, settings: ValSettings, model: OpenedModel) -> DataCon
     for spec in model.runner.specs.values():
         _check_classes(data, model.name, spec, settings.single_cls)
     return data
+
+
+def _has_classes(data: DataConfig, model: OpenedModel) -> bool:
+    """Check whether a data set has as many classes as every head of a model."""
+    known = [(data.names_for(spec.name), spec.num_classes) for spec in model.runner.specs.values()]
+    return all(names is None or len(names) == count for names, count in known)
 
 
 def _check_classes(data: DataConfig, name: str, spec: HeadSpec, single: bool) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from utils.plots.figure_io import new_figure, save_figure
 
 _SMOOTHING_EPOCHS = 3.0  # standard deviation of the Gaussian
+_MIN_SMOOTHED_EPOCHS = 12  # of a shorter run the Gaussian would average the whole curve
 
 
 def draw_results(csv_path: Path) -> Path | None:
@@ -28,6 +29,8 @@ def draw_results(csv_path: Path) -> Path | None:
     epochs = columns.get("epoch")
     if epochs is None or not len(epochs):
         return None
+    epochs = epochs + 1  # the file counts from 0, the console from 1
+    smoothed = len(epochs) >= _MIN_SMOOTHED_EPOCHS
     upper, lower = panel_rows(list(columns))
     width = max(len(upper), len(lower), 1)
     figure = new_figure(2.6 * width, 6)
@@ -41,10 +44,13 @@ def draw_results(csv_path: Path) -> Path | None:
             values = columns[names[column]]
             known = np.isfinite(values)
             axes.plot(epochs[known], values[known], marker=".", linewidth=2, markersize=6, color="#1F77B4")
-            axes.plot(epochs[known], smooth(values[known]), ":", linewidth=2, color="#FF7F0E")
+            if smoothed:
+                axes.plot(epochs[known], smooth(values[known]), ":", linewidth=2, color="#FF7F0E")
+            axes.xaxis.get_major_locator().set_params(integer=True)
             axes.set_title(names[column], fontsize=11)
             axes.grid(alpha=0.25)
-    figure.legend(["results", "smooth"], loc="outside upper right", ncols=2, frameon=False)
+    labels = ["results", "smooth"] if smoothed else ["results"]
+    figure.legend(labels, loc="outside upper right", ncols=2, frameon=False)
     return save_figure(figure, Path(csv_path).with_name("results.png"))
 
 

@@ -71,7 +71,7 @@ def benchmark_parser(description: str | None) -> argparse.ArgumentParser:
     add_flag(group, "--speed-only", "measure speed but not accuracy")
     add_flag(group, "--test", "only export and compare with PyTorch, without measuring speed and accuracy")
     add_flag(group, "--pt-only", "measure PyTorch only")
-    text = "fail if a format cannot be exported or scores at most this; 0 without a value (default: never)"
+    text = "fail if an installed format cannot be exported or scores at most this; 0 without a value (default: never)"
     add("--hard-fail", nargs="?", const=0.0, type=float, default=None, metavar="X", help=text)
     group = parser.add_argument_group("hardware and output")
     add_device(group)
@@ -88,7 +88,8 @@ class Row:
     scores: dict[str, float] | None = None
     milliseconds: float | None = None  # per image, median
     fastest: float | None = None  # per image, minimum
-    reason: str = ""  # why the format failed
+    reason: str = ""  # why the format failed or was not run
+    unavailable: bool = False  # a package or the hardware is missing
 
 
 def benchmark_formats(settings: BenchmarkSettings) -> list[dict[str, Any]]:
@@ -103,6 +104,7 @@ def benchmark_formats(settings: BenchmarkSettings) -> list[dict[str, Any]]:
     Raises:
         UserError: More than one checkpoint, or --hard-fail applies.
     """
+    from utils.backends.exported_runner import is_installed
     from utils.backends.open_weights import find_weights, open_weights
     from utils.core.device import describe, select_device
     from utils.programs.export import export_backends, size_bytes
@@ -117,11 +119,12 @@ def benchmark_formats(settings: BenchmarkSettings) -> list[dict[str, Any]]:
     runners: dict[str, Runner] = {"PyTorch": opened.runner}
     for name, precision in [] if settings.pt_only else _formats(settings):
         row = Row(name if precision != "int8" else f"{name} int8")
+        row.unavailable = not all(is_installed(package) for package in export_backends()[name].packages)
         try:
             file = _export(settings, paths[0], folder, name, precision)
             row.megabytes = size_bytes(file) / 1e6
             if reason := export_backends()[name].unavailable_reason():
-                row.reason = f"written, not run: {reason}"
+                row.reason, row.unavailable = f"written, not run: {reason}", True
             else:
                 runners[row.format] = open_weights([str(file)], device).runner
         except UserError as error:
@@ -222,7 +225,7 @@ def _write_report(
         LOGGER.info(f"{plot}")
     LOGGER.info(f"{folder / 'benchmark.json'}")
     if hard_fail is not None:
-        failed = [row.format for row in rows if row.reason]
+        failed = [row.format for row in rows if row.reason and not row.unavailable]
         low = [row.format for row in rows if row.scores and min(row.scores.values()) <= hard_fail]
         if failed or low:
             text = f"failed: {', '.join(failed) or 'none'}; below: {', '.join(low) or 'none'}"

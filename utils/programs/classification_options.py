@@ -52,8 +52,7 @@ def class_training_parser(description: str | None) -> argparse.ArgumentParser:
     add_download(group, "official or published weights")
     _add_optimisation(parser.add_argument_group("optimisation"))
     add_schedule(parser.add_argument_group("learning-rate schedule"))
-    add_output(parser)
-    add_flag(parser, "--verbose", "print the accuracy of every class, however many there are")
+    add_flag(add_output(parser), "--verbose", "print the accuracy of every class, however many there are")
     add_hardware(parser.add_argument_group("hardware and precision"))
     parser.set_defaults(project="runs/train-cls")
     return parser
@@ -135,7 +134,7 @@ def class_val_parser(description: str | None) -> argparse.ArgumentParser:
     add_run_folder(group, "runs/val-cls")
     text = "print the accuracy of every class; False: of all classes only"
     group.add_argument("--verbose", nargs="?", type=parse_boolean, const=True, default=True, metavar="BOOL", help=text)
-    add_flag(group, "--noplots", "draw no plots")
+    add_flag(group, "--noplots --no-plots", "draw no plots")
     group = parser.add_argument_group("hardware")
     add_device(group)
     add_workers(group)

@@ -44,6 +44,7 @@ OPTIONAL_CAPABILITIES = {  # option -> capability that one format must have; oth
     "mlmodel": "mlmodel",
     "verbose": "verbose",
 }
+_PROGRAMS = {"classify": ("classify/", "predict"), "segment": ("segment/", "predict")}  # folder, predicting program
 MAX_INT8_ATTEMPTS = 3  # each leaves one more layer per output in floating point
 
 
@@ -83,7 +84,11 @@ def export_checkpoints(settings: ExportSettings, stop_at_error: bool = False) ->
                 LOGGER.error(f"{name}: {error}")
                 failures.append(name)
     if written and not stop_at_error:
-        LOGGER.info(f"usage: python detect.py --weights {written[-1]}   python val.py --weights {written[-1]}")
+        folder, predict = _PROGRAMS.get(source.task, ("", "detect"))
+        LOGGER.info(
+            f"usage: python {folder}{predict}.py --weights {written[-1]}   "
+            f"python {folder}val.py --weights {written[-1]}"
+        )
     if failures:
         raise UserError(f"--include: {', '.join(failures)} not exported; the reasons are above")
     return written
@@ -136,6 +141,7 @@ class _Source:
     """A checkpoint to export: a job without its format, and where the files go."""
 
     reference: Network  # whose outputs the files must reproduce
+    task: str  # name of its first head
     job: ExportJob
     folder: Path
     stem: str
@@ -186,7 +192,7 @@ def _prepare(checkpoint: Checkpoint, path: Path, settings: ExportSettings) -> _S
         verbose=settings.verbose,
     )
     folder = Path(settings.output) if settings.output else path.parent
-    return _Source(network, job, folder, path.stem + ("_int8" if settings.int8 else ""))
+    return _Source(network, next(iter(network.specs)), job, folder, path.stem + ("_int8" if settings.int8 else ""))
 
 
 def _input_size(sizes: Sequence[int], checkpoint: Checkpoint) -> tuple[int, int]:

@@ -123,7 +123,8 @@ def _check_heads(runner: Runner, path: Path, requires: str) -> None:
 
 def _open_source(options: PredictOptions, data_yaml: str) -> FrameSource:
     """Open --source, or the validation images of a data set, which is generated first if necessary."""
-    from utils.datasets.sources.frame_sources import open_source
+    from utils.datasets import READERS
+    from utils.datasets.sources.frame_sources import FileSource, open_source
 
     if options.source:
         return open_source(options.source, options.vid_stride)
@@ -132,9 +133,12 @@ def _open_source(options: PredictOptions, data_yaml: str) -> FrameSource:
 
     data = load_data(data_yaml)
     ensure_generated(data)
-    folder = data.split("val")[0]  # or the first tar file
-    LOGGER.info(f"--source: not given, using the validation images of {data.source}: {folder}")
-    return open_source(str(folder / "*" / "*") if data.format == "folders" else str(folder), options.vid_stride)
+    paths = data.split("val")
+    LOGGER.info(f"--source: not given, using the validation images of {data.source}: {paths[0]}")
+    if paths[0].is_dir() or paths[0].suffix == ".tar":
+        first = paths[0]  # the first folder or tar file
+        return open_source(str(first / "*" / "*") if data.format == "folders" else str(first), options.vid_stride)
+    return FileSource(READERS.get(data.format)(data, "val").images, options.vid_stride)  # list files have many forms
 
 
 def _create_sinks(

@@ -190,7 +190,7 @@ def _add_model_and_source(group: Options, default_size: int) -> None:
 def _add_output(group: Options, save_txt: str) -> None:
     add_run_folder(group, "runs/detect")
     add_flag(group, "--view-img", "show the annotated images in a window; q stops")
-    add_flag(group, "--nosave", "write no annotated images and videos")
+    add_flag(group, "--nosave --no-save", "write no annotated images and videos")
     add_flag(group, "--save-txt", save_txt)
     add_flag(group, "--visualize", "write the feature maps of every layer")
     add_flag(group, "--update", "rewrite the weights afterwards, in the native format and without optimizer state")

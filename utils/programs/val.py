@@ -100,7 +100,7 @@ def _add_output(group: Options) -> None:
     add_flag(group, "--save-hybrid", "write label files with labels and detections; raises the metrics")
     add_flag(group, "--save-conf", "write confidences to the label files")
     add_flag(group, "--save-json", "write COCO-format predictions")
-    add_flag(group, "--noplots", "draw no plots")
+    add_flag(group, "--noplots --no-plots", "draw no plots")
 
 
 def validate_task(

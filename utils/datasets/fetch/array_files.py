@@ -6,17 +6,20 @@ import gzip
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from utils.core.errors import UserError
 from utils.core.log import progress
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MAX_BYTES = 2**30  # decompressed, per file
 _CIFAR_SIDE = 32
 _CLASS_LISTS = {"cifar10": "batches.meta.txt", "cifar100": "fine_label_names.txt"}  # among the downloaded files
 
-Arrays = Iterator[tuple[str, np.ndarray, np.ndarray]]  # split, images (n, h, w) grey or (n, h, w, 3) BGR, classes (n,)
+# split, images (n, h, w) grey or (n, h, w, 3) BGR, classes (n,)
+Arrays = Iterator[tuple[str, "np.ndarray", "np.ndarray"]]
 
 
 def write_images(array_format: str, folder: Path, class_folders: Sequence[str]) -> None:
@@ -87,6 +90,8 @@ def _cifar_reader(label_bytes: int, files: dict[str, tuple[str, ...]]) -> Callab
     row_bytes = label_bytes + 3 * _CIFAR_SIDE**2
 
     def read(folder: Path) -> Arrays:
+        import numpy as np  # not at the top: --help does not need it
+
         for split, names in files.items():
             parts = []
             for path in (folder / name for name in names):

@@ -16,7 +16,7 @@ import numpy as np
 from utils.core.contracts import IGNORED_PIXEL
 from utils.core.distributed import main_first, world_size
 from utils.core.errors import UserError
-from utils.core.files import atomic_path, user_cache
+from utils.core.files import atomic_path, format_bytes, user_cache
 from utils.core.log import LOGGER, progress
 from utils.datasets.file_access import container_of
 from utils.datasets.image_files import ImageFault, read_image
@@ -160,7 +160,7 @@ class ImageCache:
             return
         with _decoding_pool() as pool:
             images = pool.map(self._decode, range(len(self.index)))
-            self.in_memory = list(progress(images, len(self.index), f"caching {need / 1e9:.1f} GB in memory", "image"))
+            self.in_memory = list(progress(images, len(self.index), f"caching {format_bytes(need)} in memory", "image"))
 
     def _cache_on_disk(self) -> None:
         paths = [self.index.path(number) for number in range(len(self.index))]

@@ -1,0 +1,1 @@
+"""Measurement programs; README.md lists them."""

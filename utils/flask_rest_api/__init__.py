@@ -1,0 +1,1 @@
+"""Folder of the service in YOLOv5; serve.py replaces it."""
