@@ -71,6 +71,8 @@ def _read_idx(folder: Path) -> Arrays:
 
 
 def _read_idx_array(path: Path, dimensions: int) -> np.ndarray:
+    import numpy as np  # not at the top: --help does not need it
+
     header = 4 + 4 * dimensions
     try:
         with gzip.open(path) as file:
