@@ -95,7 +95,7 @@ BASE = {
 class Squares:
     """Source of frames in memory."""
 
-    live, faults = False, 0
+    live, faults, incomplete = False, 0, ()
 
     def __init__(self, frames: Sequence[Frame]) -> None:
         self.frames = frames

@@ -409,7 +409,7 @@ def test_custom_logger_hooks(tmp_path):
     mean = (own.batches[3]["train/detect/box"] + own.batches[4]["train/detect/box"]) / 2
     assert rows[1]["train/box_loss"] == pytest.approx(mean, rel=1e-3)
     assert [c[:2] for c in own.checkpoints if c[0] != "best.pt"] == [
-        ("last.pt", 0), ("epoch0.pt", 0), ("last.pt", 1), ("last.pt", 2), ("epoch2.pt", 2),
+        ("epoch0.pt", 0), ("last.pt", 0), ("last.pt", 1), ("epoch2.pt", 2), ("last.pt", 2),
     ]  # fmt: skip
     assert ("best.pt", 0, True) in own.checkpoints
     assert [name for epoch, folder, name in own.images if folder == "epoch1" and epoch == 1] == [

@@ -68,7 +68,7 @@ def test_no_label_file_without_boxes(tmp_path):
 
 def test_label_files_of_video_frames(tmp_path):
     feed(TextSink(tmp_path), (video_frame(1), TWO), (video_frame(7), TWO))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["film_1.txt", "film_7.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip_1.txt", "clip_7.txt"]
 
 
 def test_duplicate_file_names(tmp_path):
@@ -116,7 +116,7 @@ def test_crop_files(tmp_path):
     assert feed(CropSink(tmp_path / "crops", NAMES), (still(), three), (video_frame(3), three)).startswith("6 crops")
     files = sorted(str(path.relative_to(tmp_path / "crops")) for path in tmp_path.rglob("*.jpg"))
     stills = ["_evil/bus.jpg", "person/bus.jpg", "person/bus2.jpg"]
-    assert files == sorted([*stills, "_evil/film_3.jpg", "person/film_3.jpg", "person/film_3_2.jpg"])
+    assert files == sorted([*stills, "_evil/clip_3.jpg", "person/clip_3.jpg", "person/clip_3_2.jpg"])
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/b", "..", "", "a\\b", "C:"])

@@ -75,7 +75,7 @@ class PixelRunner:
 
 
 class FakeSource:
-    live, faults = False, 0
+    live, faults, incomplete = False, 0, ()
 
     def __init__(self, frames):
         self.frames = frames
@@ -112,7 +112,7 @@ def test_semantic_map_round_trip(tmp_path):
     video = Frame(still().image, "/a/clip.mp4", "", 7, 9)
     text = write(SemanticMapSink(tmp_path, SemanticStyle(CITYSCAPES)), (still(), seen(classes)), (video, seen(classes)))
     assert text == f"2 semantic maps in {tmp_path / 'masks'}, coloured in {tmp_path / 'masks_colour'}"
-    for name in ("bus.png", "film_7.png"):
+    for name in ("bus.png", "clip_7.png"):
         written = cv2.imread(str(tmp_path / "masks" / name), cv2.IMREAD_UNCHANGED)
         assert written.dtype == np.uint8 and np.array_equal(written, classes)
     colours = cv2.imread(str(tmp_path / "masks_colour" / "bus.png"))

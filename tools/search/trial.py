@@ -256,7 +256,7 @@ def best_trials(study: optuna.Study) -> tuple[int, ...]:
 def _lock_of(folder: Path) -> FileLock:
     """Create the lock of a trial's folder; the system releases it when the process ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / ".lock")
+    return FileLock(folder / ".trial.lock")  # not that of the run that trains in this folder
 
 
 def _objective_value(name: str, metrics: Mapping[str, float]) -> float:

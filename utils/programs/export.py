@@ -44,7 +44,10 @@ OPTIONAL_CAPABILITIES = {  # option -> capability that one format must have; oth
     "mlmodel": "mlmodel",
     "verbose": "verbose",
 }
-_PROGRAMS = {"classify": ("classify/", "predict"), "segment": ("segment/", "predict")}  # folder, predicting program
+_PROGRAMS = {  # by task; all others have those of detection
+    "classify": ("python classify/predict.py", "python classify/val.py"),
+    "segment": ("python segment/predict.py", "python segment/val.py"),
+}
 MAX_INT8_ATTEMPTS = 3  # each leaves one more layer per output in floating point
 
 
@@ -84,11 +87,8 @@ def export_checkpoints(settings: ExportSettings, stop_at_error: bool = False) ->
                 LOGGER.error(f"{name}: {error}")
                 failures.append(name)
     if written and not stop_at_error:
-        folder, predict = _PROGRAMS.get(source.task, ("", "detect"))
-        LOGGER.info(
-            f"usage: python {folder}{predict}.py --weights {written[-1]}   "
-            f"python {folder}val.py --weights {written[-1]}"
-        )
+        predict, val = _PROGRAMS.get(source.task, ("python detect.py", "python val.py"))
+        LOGGER.info(f"usage: {predict} --weights {written[-1]}   {val} --weights {written[-1]}")
     if failures:
         raise UserError(f"--include: {', '.join(failures)} not exported; the reasons are above")
     return written
