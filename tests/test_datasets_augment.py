@@ -185,7 +185,7 @@ def test_mosaic9():
 
 
 def straightforward(tiles: list[Tile], side: int, warp: Warp, out: int) -> np.ndarray:
-    """Return the image as the specification has it: paste everything on a large canvas, warp that once."""
+    """Return the image composed the plain way: paste everything on a large canvas, warp that once."""
     canvas = np.full((side, side, 3), 114, np.uint8)
     for tile in tiles:
         height, width = tile.sample.size_hw

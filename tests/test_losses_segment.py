@@ -62,7 +62,7 @@ def test_golden_values(kind):
 
 
 def plain(raw, batch, found):
-    """Return the mask term by autograd, one pair after the other, as the specification says it."""
+    """Return the mask term by autograd, one pair after the other."""
     total = 0.0
     prototypes = raw["prototypes"]
     for index, rows in enumerate(found.predictions.split(list(found.assignment.pairs))):

@@ -115,6 +115,12 @@ def test_program_writes_panoptic_maps(joint, tmp_path):
     assert decode_ids(cv2.imread(str(folder / "panoptic" / "scene.png"))).shape == (50, 70)
 
 
+def test_options_without_panoptic_maps_warn(joint, tmp_path, caplog):
+    predict(joint, tmp_path, min_stuff_area=5, nosave=True)
+    assert "--min-stuff-area is ignored: panoptic maps need --save-panoptic" in caplog.text
+    assert "--panoptic-conf" not in caplog.text
+
+
 def test_program_refuses_networks_without_both_heads(tmp_path):
     save_checkpoint(tmp_path / "masks.pt", detecting_network("yolov5n-seg"), meta={"imgsz": 64})
     with pytest.raises(UserError, match="needs a mask head and a semantic head"):

@@ -71,7 +71,9 @@ def merge_panoptic(
     for row, (score, category) in enumerate(zip(scores, things, strict=True)):
         if score < settings.confidence:
             break
-        window, mask = _cropped(mask_of(row))
+        mask = mask_of(row)
+        window = bounding_window(mask)
+        mask = mask[window]
         area = int(np.count_nonzero(mask))
         free = mask & (ids[window] == VOID)
         new_area = int(np.count_nonzero(free))
@@ -133,15 +135,14 @@ class PanopticMerger:
         )
 
 
-def _cropped(mask: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray]:
-    """Crop a mask to its bounding box; return the window and the view."""
+def bounding_window(mask: np.ndarray) -> tuple[slice, slice]:
+    """Return the rows and columns of the bounding box of an (H, W) bool mask; empty slices for an empty mask."""
     rows = np.flatnonzero(mask.any(axis=1))
     if not len(rows):
-        return (slice(0, 0), slice(0, 0)), mask[:0, :0]
+        return slice(0, 0), slice(0, 0)
     vertical = slice(int(rows[0]), int(rows[-1]) + 1)
     columns = np.flatnonzero(mask[vertical].any(axis=0))
-    window = (vertical, slice(int(columns[0]), int(columns[-1]) + 1))
-    return window, mask[window]
+    return vertical, slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def encode_ids(ids: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from utils.core.contracts import Frame, Results, Sink
 from utils.core.files import write_text
-from utils.ops.panoptic import VOID, PanopticMap, PanopticMerger, Segment, encode_ids
+from utils.ops.panoptic import VOID, PanopticMap, PanopticMerger, Segment, bounding_window, encode_ids
 from utils.plots.draw import font_height_px, palette_colour, text_colour_on
 from utils.plots.figure_io import write_image
 from utils.plots.prediction_sinks import AnnotatedImage, UniqueNames, summarize
@@ -68,10 +68,10 @@ def _borders(ids: np.ndarray) -> np.ndarray:
 
 def _draw_name(canvas: np.ndarray, mask: np.ndarray, text: str, size_px: int) -> None:
     """Write a name at the most central pixel of a mask, on a dark plate."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    top, left = int(rows[0]), int(columns[0])
-    window = mask[top : rows[-1] + 1, left : columns[-1] + 1].astype(np.uint8)
-    distance = cv2.distanceTransform(cv2.copyMakeBorder(window, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L1, 3)
+    window = bounding_window(mask)
+    top, left = window[0].start, window[1].start
+    inside = mask[window].astype(np.uint8)
+    distance = cv2.distanceTransform(cv2.copyMakeBorder(inside, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L1, 3)
     row, column = np.unravel_index(int(distance.argmax()), distance.shape)
     height, width = canvas.shape[:2]
     plate_h, plate_w = text_mask(text, size_px).shape[0] + 2, text_mask(text, size_px).shape[1] + size_px // 2
@@ -127,13 +127,12 @@ class PanopticSink(Sink):
 
 
 def _segment_entry(segment: Segment, mask: np.ndarray) -> dict[str, Any]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    left, top = int(columns[0]), int(rows[0])
+    rows, columns = bounding_window(mask)
     entry: dict[str, Any] = {
         "id": segment.id,
         "category_id": segment.category + 1,
         "area": segment.area,
-        "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
+        "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
         "iscrowd": 0,
     }
     return entry if segment.score is None else entry | {"score": round(segment.score, 5)}

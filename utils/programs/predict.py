@@ -37,7 +37,7 @@ def run_prediction(options: PredictOptions, kind: PredictionKind) -> PredictRepo
         UserError: The network, the source or an option is not usable.
         KeyboardInterrupt: The user stopped the prediction with Ctrl-C; files are complete.
     """
-    _warn_without_label_files(options)
+    _warn_ignored(options)
     settings = options.predict_settings()
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # unreadable videos are reported by the source instead
     import torch
@@ -103,10 +103,15 @@ def _watched(folder: Path | None) -> Iterator[list[FolderGuard]]:
         remove_if_empty(folder)  # no image could be read
 
 
-def _warn_without_label_files(options: PredictOptions) -> None:
+def _warn_ignored(options: PredictOptions) -> None:
+    """Warn of options that only change files which are not written."""
     for option, given in (("--save-conf", options.save_conf), ("--save-format", options.save_format)):
         if given and not options.save_txt:
             LOGGER.warning(f"{option} is ignored: label files are only written with --save-txt")
+    if not options.save_panoptic:
+        for name in ("panoptic_conf", "panoptic_overlap", "min_stuff_area"):
+            if getattr(options, name) != getattr(PredictOptions, name):
+                LOGGER.warning(f"--{name.replace('_', '-')} is ignored: panoptic maps need --save-panoptic")
 
 
 def _check_heads(runner: Runner, path: Path, requires: str) -> None:
