@@ -124,7 +124,7 @@ def rectangle(box_xyxy: np.ndarray) -> np.ndarray:
 
 def circle(centre_xy: np.ndarray, radius: float) -> np.ndarray:
     """Approximate a circle by an (n, 2) polygon with an error below 0.1 pixels."""
-    quarter = np.ceil(np.pi / 4 / np.arccos(1 - min(0.1 / max(radius, 0.2), 0.5)))
+    quarter = np.ceil(np.pi / 4 / np.arccos(1 - np.clip(0.1 / max(radius, 0.2), 1e-5, 0.5)))
     count = 4 * int(np.clip(quarter, 2, 90))  # a multiple of four keeps the extent of the circle
     angles = np.arange(count) * (2 * np.pi / count)
     return np.asarray(centre_xy + radius * np.stack((np.cos(angles), np.sin(angles)), 1), np.float64)
