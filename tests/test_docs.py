@@ -255,6 +255,14 @@ def test_readme_starts_with_the_two_commands(section, wanted):
     assert re.findall(r"^```\w*\n(.*?)^```", part, re.MULTILINE | re.DOTALL)[0].strip() == wanted
 
 
+def test_site_navigation_lists_every_page():
+    text = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n", 1)[1]
+    listed = re.findall(r"[\w/-]+\.(?:md|ipynb)", text)
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert sorted(pages - set(listed)) == [], "add these pages to nav: of mkdocs.yml"
+    assert len(listed) == len(set(listed))
+
+
 def test_every_data_and_hyp_file_is_documented():
     text = "\n".join(page.read_text() for page in PAGES)
     files = [*(ROOT / "data").glob("*.yaml"), *(ROOT / "data" / "hyps").glob("*.yaml")]
