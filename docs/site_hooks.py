@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-BORROWED = {  # file of the repository: page of the site
-    "README.md": "index.md",
-    "CONTRIBUTING.md": "contributing.md",
-    "CHANGELOG.md": "changes.md",
-    "LICENSE": "licence.md",
-    "benchmarks/README.md": "benchmarks/index.md",
+BORROWED = {  # file of the repository: page of the site, without suffix
+    "README.md": "index",
+    "CONTRIBUTING.md": "contributing",
+    "CHANGELOG.md": "changes",
+    "LICENSE": "licence",
+    "benchmarks/README.md": "benchmarks/index",
 }
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^(```.*?^```)", re.MULTILINE | re.DOTALL)
@@ -33,7 +33,7 @@ _FENCE = re.compile(r"^(```.*?^```)", re.MULTILINE | re.DOTALL)
 def _pages() -> dict[str, str]:
     """Map every repository file that is on the site to its page."""
     reports = {f"benchmarks/results/{path.name}": f"benchmarks/{path.name}" for path in _reports()}
-    return BORROWED | reports
+    return {source: f"{page}.md" for source, page in BORROWED.items()} | reports
 
 
 def _reports() -> list[Path]:

@@ -88,6 +88,6 @@ def test_links_between_repository_and_site_are_translated():
         sys.path.remove(str(ROOT / "docs"))
     text = "[a](../README.md#status) [b](../train.py) ![c](images/x.jpg) [d](https://a.b/c)\n```\n[e](../train.py)\n```"
     expected = "[a](index.md#status) b ![c](images/x.jpg) [d](https://a.b/c)\n```\n[e](../train.py)\n```"
-    assert translate(text, "docs/page.md", "page.md") == expected
+    assert translate(text, "docs/notes.md", "notes.md") == expected
     assert translate("[a](docs/export.md)", "README.md", "index.md") == "[a](export.md)"
     assert translate("[a](../docs/export.md)", "benchmarks/README.md", "benchmarks/index.md") == "[a](../export.md)"
