@@ -184,7 +184,13 @@ SOURCES = sorted(
     for folder in (ROOT, *(ROOT / name for name in FOLDERS))
     for path in (folder.glob(pattern) if folder == ROOT else folder.rglob(pattern))
 )
-TEST_INPUTS = {"notes.md", "docs/notes.md", "data/notes.md", "index.md", "benchmarks/index.md"}  # files that tests name or write themselves
+TEST_INPUTS = {
+    "notes.md",
+    "docs/notes.md",
+    "data/notes.md",
+    "index.md",
+    "benchmarks/index.md",
+}  # files that tests name or write themselves
 SECTION_NUMBER = re.compile(r"behaviou?r(?:\.md)?,? \d|[(;] ?(?:[1-9]|1[0-4])\.\d\d?[a-z]?(?:, [A-Z]\w+)?\)|\(G\d+[):]")
 
 
