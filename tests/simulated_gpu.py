@@ -66,6 +66,7 @@ class Recorder:
     def reset(self) -> None:
         """Forget everything."""
         self.launches = 0
+        self.bytes = 0  # of all results, as if no memory were reused
         self.phases: Counter[str] = Counter()
         self.operators: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
@@ -266,6 +267,7 @@ def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     result = _BATCH_NORM.get(name, func)(*inner_args, **inner_kwargs)
     if name in ("_local_scalar_dense", "equal") or (device is not None and device.type != "cuda"):
         return result
+    RECORD.bytes += 0 if func.is_view else sum(one.nbytes for one in tree_flatten(result)[0] if torch.is_tensor(one))
     result = tree_map(_wrap, result)
     aliases = func._schema.is_mutable or any(value.alias_info is not None for value in func._schema.returns)
     return return_and_correct_aliasing(func, args, kwargs, result) if aliases else result
@@ -293,6 +295,22 @@ class _InferenceMode(torch.no_grad):
             super().__exit__(*error)
 
 
+def _load_torchscript(load: Any) -> Any:
+    """Wrap `torch.jit.load`: the file is loaded on the CPU, and its constants are moved to the simulated device."""
+
+    def load_and_move(file: Any, map_location: Any = None, **options: Any) -> Any:
+        module = load(file, map_location="cpu", **options)
+        if map_location is not None and torch.device(map_location).type == "cuda":
+            torch._C._jit_set_profiling_executor(False)  # its fuser compiles kernels for the reported device
+            torch._C._set_graph_executor_optimize(False)
+            for node in module.graph.findAllNodes("prim::Constant"):
+                if node.hasAttribute("value") and node.kindOf("value") == "t":
+                    node.t_("value", SimulatedTensor(node.t("value")))
+        return module
+
+    return load_and_move
+
+
 def install(strict: bool = True, capability: tuple[int, int] = (9, 0), memory_gib: float = 139) -> Recorder:
     """Make `cuda:0` a simulated device in this process; return the record.
 
@@ -316,18 +334,18 @@ def install(strict: bool = True, capability: tuple[int, int] = (9, 0), memory_gi
         "get_device_capability": capability,
         "memory_reserved": GIB,
         "memory_allocated": GIB,
-        "max_memory_reserved": GIB,
         "max_memory_allocated": GIB,
         "mem_get_info": (int((memory_gib - 9) * GIB), properties.total_memory),
         "is_current_stream_capturing": False,
         **dict.fromkeys(
-            ("_lazy_init", "set_device", "empty_cache", "reset_peak_memory_stats", "set_rng_state", "manual_seed",
-             "manual_seed_all")
+            ("_lazy_init", "set_device", "empty_cache", "set_rng_state", "manual_seed", "manual_seed_all")
         ),
     }  # fmt: skip
     for name, answer in answers.items():
         setattr(cuda, name, lambda *_, answer=answer, **__: answer)
     cuda.is_bf16_supported = lambda including_emulation=True: including_emulation or capability[0] >= 8  # type: ignore[assignment]
+    cuda.reset_peak_memory_stats = lambda *_: setattr(RECORD, "bytes", 0)  # type: ignore[assignment]
+    cuda.max_memory_reserved = lambda *_: GIB + RECORD.bytes  # type: ignore[assignment]
     cuda.synchronize = lambda *_, **__: RECORD.wait("synchronize")  # type: ignore[assignment]
     cuda.get_rng_state = lambda *_, **__: torch.zeros(16, dtype=torch.uint8)  # type: ignore[assignment]
     torch._C._ensureCUDADeviceGuardSet()
@@ -337,6 +355,7 @@ def install(strict: bool = True, capability: tuple[int, int] = (9, 0), memory_gi
     _foreach_utils._foreach_supported_types.append(SimulatedTensor)  # type: ignore[attr-defined]
     torch.autograd.set_multithreading_enabled(False)
     torch.inference_mode = _InferenceMode  # type: ignore[misc,assignment]
+    torch.jit.load = _load_torchscript(torch.jit.load)
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     _Factories().__enter__()
     return RECORD

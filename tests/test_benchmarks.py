@@ -14,6 +14,8 @@ from benchmarks import (
     coco_index,
     data_sample,
     ema,
+    gpu,
+    gpu_checks,
     loss,
     loss_curve,
     machine,
@@ -256,3 +258,16 @@ def test_runtimes(results, tmp_path, monkeypatch):
     check_report(results / "runtimes.md", rows=3)  # 8-bit integers need --data
     text = (results / "runtimes.md").read_text()
     assert "| PyTorch, plain |" in text and "| TorchScript |" in text and "INT8" not in text
+
+
+def test_gpu(results, shapes):
+    found = gpu.main(["--device", "cpu", "--quick", "--data", str(shapes), "--write"])
+    assert found == {"passed": 4, "failed": 0, "skipped": 1}  # host waits exist on GPUs only
+    check_report(results / "gpu.md", rows=9)
+
+
+def test_gpu_checks_report_failures(tmp_path):
+    wrong = gpu_checks.run_program("detect", ["detect.py", "--weights", str(tmp_path / "no.pt")], tmp_path, 60)
+    assert wrong.passed is False and "no.pt" in wrong.detail and "**failed**" in wrong.row()
+    late = gpu_checks.run_program("train", ["train.py"], tmp_path, 0.01)
+    assert late.passed is None and "skipped" in late.row()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.layers.common import is_exporting
+from models.layers.common import index_range, is_exporting
 from utils.core.contracts import HeadSpec, Raw
 
 # Initial biases expect this many objects in an image of this size, and this probability of some class per object
@@ -24,8 +24,8 @@ def to_fp32(values: Tensor) -> Tensor:
 
 def cell_indices(height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the column and the row index of every cell, (H, W) each, in the type of `like`."""
-    rows = torch.arange(height, device=like.device, dtype=like.dtype).view(height, 1).expand(height, width)
-    columns = torch.arange(width, device=like.device, dtype=like.dtype).view(1, width).expand(height, width)
+    rows = index_range(height, like).view(height, 1).expand(height, width)
+    columns = index_range(width, like).view(1, width).expand(height, width)
     return columns, rows
 
 

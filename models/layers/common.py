@@ -31,6 +31,18 @@ def is_exporting() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
+def index_range(length: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Build the indices 0, 1, …, length - 1 on the device of `like`, in its type unless `dtype` is given.
+
+    Traces record the device of `arange` as a constant, so a file traced on a CPU would not run on a GPU; a cumulative
+    sum of ones takes its device from `like`.
+    """
+    dtype = dtype or like.dtype
+    if torch.jit.is_tracing():
+        return like.new_ones(length, dtype=dtype).cumsum(0) - 1
+    return torch.arange(length, device=like.device, dtype=dtype)
+
+
 def use_cpu_kernels(x: Tensor) -> bool:
     """Check whether a tensor should take the CPU code paths.
 

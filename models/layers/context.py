@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.kernels.conv_commute import conv1x1_over_levels
 from models.kernels.winograd import WideConv
 from models.layer_plan import LAYERS, Plan, Row, channel_plan, single_input
-from models.layers.common import Conv, PooledConv, conv_bn_silu, is_exporting, run_conv_sequence
+from models.layers.common import Conv, PooledConv, conv_bn_silu, index_range, is_exporting, run_conv_sequence
 from models.layers.csp import C3, Bottleneck
 from models.layers.fusion import resize_like
 from models.layers.pool import SPP
@@ -248,8 +248,8 @@ def _cell_weights(length: int, size: int, like: Tensor) -> Tensor:
 
     Integer arithmetic lets a dynamic `length` become part of an exported graph.
     """
-    cells = torch.arange(size, device=like.device)[:, None]
-    pixels = torch.arange(length, device=like.device)[None]
+    cells = index_range(size, like, torch.int64)[:, None]
+    pixels = index_range(length, like, torch.int64)[None]
     inside = (pixels * size > cells * length - size) & (pixels * size < (cells + 1) * length)
     weights = inside.to(like.dtype)
     return weights / weights.sum(dim=1, keepdim=True)

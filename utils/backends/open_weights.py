@@ -13,6 +13,7 @@ from models.checkpoint import load_checkpoint, save_checkpoint
 from models.weight_download import resolve_weights
 from utils.backends import BACKENDS
 from utils.backends.opencv_dnn import open_with_opencv
+from utils.backends.pytorch import networks_of
 from utils.core.contracts import Backend, Runner
 from utils.core.errors import UserError
 from utils.core.files import newest_file
@@ -54,10 +55,14 @@ class OpenSettings(Protocol):
     def dnn(self) -> bool:
         """Run .onnx files with OpenCV."""
 
+    @property
+    def compile(self) -> bool:
+        """Compile checkpoints with torch.compile."""
+
 
 def open_model(settings: OpenSettings, device: torch.device, runs: Path = DEFAULT_RUNS) -> OpenedModel:
     """Open the model that the settings of a program choose; see `open_weights`."""
-    return open_weights(
+    opened = open_weights(
         settings.weights,
         device,
         half=settings.half,
@@ -66,6 +71,10 @@ def open_model(settings: OpenSettings, device: torch.device, runs: Path = DEFAUL
         runs=runs,
         dnn=settings.dnn,
     )
+    if settings.compile:
+        for network in networks_of(opened.runner, "--compile"):
+            network.compile()  # in place, at the first call
+    return opened
 
 
 def open_weights(

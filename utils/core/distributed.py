@@ -43,6 +43,11 @@ def world_size() -> int:
     return max(1, _launcher_variable("WORLD_SIZE", 1))
 
 
+def local_world_size() -> int:
+    """Get the number of processes on this machine; 1 without a launcher."""
+    return max(1, _launcher_variable("LOCAL_WORLD_SIZE", world_size())) if world_size() > 1 else 1
+
+
 def is_launched() -> bool:
     """Check whether a launcher started several processes, without raising for an invalid environment."""
     return os.environ.get("WORLD_SIZE", "1").strip() not in ("", "0", "1")
@@ -67,7 +72,8 @@ def start(target: device) -> None:
         raise UserError(f"environment variable RANK={rank()} with WORLD_SIZE={world_size()}; start with torchrun")
     backend = "nccl" if target.type == "cuda" and dist.is_nccl_available() else "gloo"
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        # NCCL otherwise guesses the GPU of a rank at its first collective
+        dist.init_process_group(backend, timeout=TIMEOUT, device_id=target if backend == "nccl" else None)
     except (ValueError, RuntimeError) as error:  # the address is missing, malformed or not reachable
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(

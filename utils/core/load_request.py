@@ -33,6 +33,7 @@ class LoadRequest:
     stride: int
     hyp: Hyp
     workers: int = 8
+    pin: bool = False  # into page-locked memory, from which GPUs copy asynchronously
     seed: int = 0
     rect: bool = False
     rect_group: int | None = None  # number of images with a common rectangular shape; None: batch_size

@@ -57,6 +57,8 @@ class PredictOptions:
     augment: bool = False
     half: bool = False
     dnn: bool = False
+    compile: bool = False
+    no_tf32: bool = False
     device: str = ""
     vid_stride: int = 1
     view_img: bool = False
@@ -86,6 +88,8 @@ class PredictOptions:
     def __post_init__(self) -> None:
         if self.mask_opacity is not None and not 0 <= self.mask_opacity <= 1:
             raise UserError(f"--mask-opacity expects a number from 0 to 1, got {self.mask_opacity}")
+        if self.visualize and self.compile:
+            raise UserError("--visualize and --compile: a compiled network has no separate layers; give one of them")
 
     @classmethod
     def from_namespace(cls, options: argparse.Namespace) -> PredictOptions:
