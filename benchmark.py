@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from utils.core.cli import run_script, to_namespace
+from utils.core.cli import run_script, to_namespace, to_settings
 from utils.programs.benchmark import BenchmarkSettings, benchmark_formats, benchmark_parser
 
 
@@ -35,7 +35,7 @@ def run(**overrides: Any) -> list[dict[str, Any]]:
 
 def main(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Benchmark with parsed options; return a row per format."""
-    return benchmark_formats(BenchmarkSettings.from_namespace(options))
+    return benchmark_formats(to_settings(BenchmarkSettings, options))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from utils.core.cli import run_script, to_namespace
+from utils.core.cli import run_script, to_namespace, to_settings
 from utils.programs.predict import run_prediction
 from utils.programs.predict_options import DETECTION, PredictOptions, prediction_parser
 
@@ -41,7 +41,7 @@ def run(**overrides: Any) -> PredictReport:
 
 def main(options: argparse.Namespace) -> PredictReport:
     """Predict with parsed options."""
-    return run_prediction(PredictOptions.from_namespace(options), DETECTION)
+    return run_prediction(to_settings(PredictOptions, options), DETECTION)
 
 
 if __name__ == "__main__":

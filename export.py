@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from utils.core.cli import run_script, to_namespace
+from utils.core.cli import run_script, to_namespace, to_settings
 from utils.programs.export import export_checkpoints
 from utils.programs.export_settings import ExportSettings, export_parser
 
@@ -39,7 +39,7 @@ def run(**overrides: Any) -> list[Path]:
 
 def main(options: argparse.Namespace) -> list[Path]:
     """Export with parsed options; return the files."""
-    return export_checkpoints(ExportSettings.from_namespace(options))
+    return export_checkpoints(to_settings(ExportSettings, options))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from tools.pruning.program import prune_parser, prune_task
-from utils.core.cli import run_script, to_namespace
+from tools.pruning.program import prune_task
+from tools.pruning.settings import PruneSettings, prune_parser
+from utils.core.cli import run_script, to_namespace, to_settings
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,8 +32,8 @@ def run(**overrides: Any) -> list[dict[str, Any]]:
     Returns:
         A row per network: before, pruned, fine-tuned.
     """
-    return prune_task(to_namespace(build_parser(), overrides))
+    return prune_task(to_settings(PruneSettings, to_namespace(build_parser(), overrides)))
 
 
 if __name__ == "__main__":
-    run_script(lambda: prune_task(build_parser().parse_args()))
+    run_script(lambda: prune_task(to_settings(PruneSettings, build_parser().parse_args())))

@@ -11,7 +11,16 @@ import argparse
 
 from tools.service.program import serve_models
 from tools.service.service_settings import ServiceSettings
-from utils.core.cli import Options, add_device, add_download, add_flag, new_parser, run_script, to_namespace
+from utils.core.cli import (
+    Options,
+    add_device,
+    add_download,
+    add_flag,
+    new_parser,
+    run_script,
+    to_namespace,
+    to_settings,
+)
 
 DEFAULTS = ServiceSettings()
 
@@ -87,7 +96,7 @@ def run(**overrides: object) -> None:
 
 def main(options: argparse.Namespace) -> None:
     """Serve with parsed options."""
-    serve_models(ServiceSettings.from_namespace(options))
+    serve_models(to_settings(ServiceSettings, options))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 import re
 from functools import cache
@@ -12,7 +11,7 @@ from typing import Any
 
 from models.channel_widths import check_widths
 from models.heads.torchvision import classifier_names
-from utils.core.errors import UserError
+from utils.core.errors import UserError, did_you_mean
 from utils.core.yaml_file import parse_yaml, read_yaml
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -91,8 +90,8 @@ def read_architecture(source: str | Path | dict[str, Any], scale: str | None = N
         classifiers = _torchvision_names()
         if name in classifiers:
             return _resolved(_torchvision(name), name, name, None)
-        near = difflib.get_close_matches(name, [*known_names(), *classifiers], n=3, cutoff=0)
-        raise UserError(f"{text}: no such model YAML and no model of this name; did you mean {' or '.join(near)}?")
+        hint = did_you_mean(name, [*known_names(), *classifiers])
+        raise UserError(f"{text}: no such model YAML and no model of this name{hint}")
     stem, found_scale = known_names()[name]
     return _resolved(_family(stem), f"{stem}.yaml", name, scale or found_scale)
 

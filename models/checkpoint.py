@@ -18,7 +18,7 @@ from models.builder import build_network
 from models.fuse import fuse
 from models.network import Network
 from models.torch_archive import read_archive
-from models.yolov5_checkpoint import convert_network, is_yolov5_checkpoint, load_state
+from models.transfer import load_state
 from utils.core.errors import UserError
 from utils.core.files import atomic_path
 
@@ -136,6 +136,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         if isinstance(content, dict) and content.get("format") == FORMAT:
             return _load_native(content, path)
+        from models.yolov5_checkpoint import convert_network, is_yolov5_checkpoint  # our own files do not need it
+
         if is_yolov5_checkpoint(content):
             network, meta = convert_network(content, path.name)
             return Checkpoint(network.eval(), network.names, network.task, meta, None, "yolov5", path)

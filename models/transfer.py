@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.network import Network
+from utils.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -77,3 +78,27 @@ def transfer(network: nn.Module, state: Mapping[str, Tensor], skip_anchors: bool
         unexpected=tuple(name for name in state if name not in own),
         skipped=skipped,
     )
+
+
+def load_state(network: Network, state: dict[str, Tensor]) -> None:
+    """Replace the network's weights by `state`, in fp32.
+
+    Raises:
+        UserError: Names or shapes differ.
+    """
+    own = network.state_dict()
+    if missing := sorted(own.keys() - state.keys()):
+        raise UserError(f"does not match its own description: {missing[0]} and {len(missing) - 1} more are missing")
+    if unexpected := sorted(state.keys() - own.keys()):
+        raise UserError(
+            f"does not match its own description: {unexpected[0]} and {len(unexpected) - 1} more are unexpected"
+        )
+    for name, tensor in own.items():
+        if tensor.shape != state[name].shape:
+            shapes = f"has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
+            raise UserError(f"does not match its own description: {name} {shapes}")
+    own_copies = {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).clone(memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+    }
+    network.load_state_dict(own_copies, assign=True)

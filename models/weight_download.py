@@ -6,7 +6,6 @@ from pathlib import Path
 
 from models.checkpoint import YOLOV5_NAME, YOLOV5_RELEASE
 from utils.core.errors import UserError
-from utils.core.http_client import RemoteFile, download_file, file_digest
 from utils.core.log import LOGGER
 
 MIN_BYTES, MAX_BYTES = 100_000, 2 << 30  # of a plausible weight file
@@ -43,6 +42,8 @@ def download_weights(name: str, folder: Path) -> Path:
         return path
     if not YOLOV5_NAME.fullmatch(name):
         raise UserError(f"{path}: no such file, and --download has no published weights named {name!r}")
+    from utils.core.http_client import RemoteFile, download_file, file_digest  # loaded only if it is used
+
     size, sha256 = KNOWN.get(name, (None, None))
     remote = RemoteFile(f"{YOLOV5_RELEASE}/{name}", size, sha256, min_bytes=MIN_BYTES, max_bytes=MAX_BYTES)
     LOGGER.info(f"downloading {remote.url} (these weights have their own licence, AGPL-3.0)")

@@ -14,6 +14,7 @@ from models.builder import build_network
 from models.fuse import fuse, fuse_blocks
 from models.layer_plan import HEADS, LAYERS
 from models.network import Network
+from models.transfer import load_state
 from models.unpickle import Record
 from utils.core.errors import UserError
 
@@ -193,30 +194,6 @@ def _anchors_per_level(layers: list[_Module]) -> int | None:
 def _is_fused(root: _Module) -> bool:
     blocks = [module for module in _walk(root) if module.class_name == "Conv"]
     return bool(blocks) and all("bn" not in _table(block.state, "_modules") for block in blocks)
-
-
-def load_state(network: Network, state: dict[str, Tensor]) -> None:
-    """Replace the network's weights by `state`, in fp32.
-
-    Raises:
-        UserError: Names or shapes differ.
-    """
-    own = network.state_dict()
-    if missing := sorted(own.keys() - state.keys()):
-        raise UserError(f"does not match its own description: {missing[0]} and {len(missing) - 1} more are missing")
-    if unexpected := sorted(state.keys() - own.keys()):
-        raise UserError(
-            f"does not match its own description: {unexpected[0]} and {len(unexpected) - 1} more are unexpected"
-        )
-    for name, tensor in own.items():
-        if tensor.shape != state[name].shape:
-            shapes = f"has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
-            raise UserError(f"does not match its own description: {name} {shapes}")
-    own_copies = {
-        name: (tensor.float() if tensor.is_floating_point() else tensor).clone(memory_format=torch.contiguous_format)
-        for name, tensor in state.items()
-    }
-    network.load_state_dict(own_copies, assign=True)
 
 
 def _adopt_anchors(network: Network) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from typing import TYPE_CHECKING, Any
 
-from utils.core.cli import run_script, to_namespace
+from utils.core.cli import run_script, to_namespace, to_settings
 from utils.programs.predict import run_prediction
 from utils.programs.predict_options import SEGMENTATION, PredictOptions, prediction_parser
 
@@ -43,7 +43,7 @@ def run(**overrides: Any) -> PredictReport:
 
 def main(options: argparse.Namespace) -> PredictReport:
     """Predict masks with parsed options."""
-    return run_prediction(PredictOptions.from_namespace(options), SEGMENTATION)
+    return run_prediction(to_settings(PredictOptions, options), SEGMENTATION)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-    "--use-fake-device-for-media-stream",  # a camera that shows a test picture
+    "--use-fake-device-for-media-stream",  # a camera that shows a test image
     "--use-fake-ui-for-media-stream",
     "--force-color-profile=srgb",
 )
@@ -121,13 +121,13 @@ class Browser:
         self.send("Input.dispatchKeyEvent", type="keyDown", text=text, **known)
         self.send("Input.dispatchKeyEvent", type="keyUp", **known)
 
-    def picture(self, path, whole=False):
+    def screenshot(self, path, whole=False):
         """Write a screenshot of the window, or of the whole page."""
         answer = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(answer["data"]))
 
     def faults(self):
-        """Return what went wrong in the page: exceptions, and errors that the browser logged."""
+        """Return the errors of the page: exceptions, and errors that the browser logged."""
         self.run("0")  # what came before has then been read
         thrown = [e["params"] for e in self.events if e.get("method") == "Runtime.exceptionThrown"]
         logged = [e["params"]["entry"] for e in self.events if e.get("method") == "Log.entryAdded"]

@@ -49,7 +49,7 @@ def noise(batch: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 
 def written(checkpoint, folder, name, **options):
-    """Export one format, for 96 pixels unless told otherwise, and open it."""
+    """Export one format, for 96 pixels unless given otherwise, and open it."""
     chosen = {"imgsz": [96], **options}
     (path,) = export.run(weights=[str(checkpoint)], include=[name], output=str(folder), **chosen)
     return path, open_weights([str(path)], CPU).runner

@@ -1,4 +1,4 @@
-"""Small untrained networks of every kind that find something all the same, and a picture for them."""
+"""Create small untrained networks of every kind that still predict something, and images for them."""
 
 import cv2
 import numpy as np
@@ -53,7 +53,7 @@ def _enliven(network, classes):
 
 
 def _pixels():
-    pixels = torch.from_numpy(decode_image(picture(), "x")).permute(2, 0, 1)[None].float() / 255
+    pixels = torch.from_numpy(decode_image(encoded_image(), "x")).permute(2, 0, 1)[None].float() / 255
     return torch.nn.functional.interpolate(pixels, (64, 64))
 
 
@@ -77,7 +77,7 @@ def make_sure(path):
     save_checkpoint(path, loaded.network, meta=loaded.meta)
 
 
-def picture(seed=0, height=48, width=64, suffix=".png"):
+def encoded_image(seed=0, height=48, width=64, suffix=".png"):
     """Return the bytes of an image of coloured blocks."""
     coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), np.uint8)
     return cv2.imencode(suffix, cv2.resize(coarse, (width, height), interpolation=cv2.INTER_NEAREST))[1].tobytes()

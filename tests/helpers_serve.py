@@ -18,9 +18,9 @@ from tools.service.predictor import Predictor
 from tools.service.service_settings import ServiceSettings
 
 
-def form(*pictures, name="image"):
-    """Return pictures as the files of a form."""
-    return [(name, (f"{i}.png", io.BytesIO(data), "image/png")) for i, data in enumerate(pictures)]
+def form(*images, name="image"):
+    """Return images as the files of a form."""
+    return [(name, (f"{i}.png", io.BytesIO(data), "image/png")) for i, data in enumerate(images)]
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from utils.core.hyp import Hyp
 from utils.core.load_request import LoadRequest
 from utils.core.train_options import resolve_training
 from utils.core.yaml_file import write_yaml
-from utils.datasets.image_files import IMAGE_SUFFIXES, ImageFault, probe_image, read_image
+from utils.datasets.image_files import ImageFault, probe_image, read_image
+from utils.datasets.image_suffixes import IMAGE_SUFFIXES
 from utils.datasets.labels.label_scan import build_index
 from utils.datasets.labels.yolo_lines import parse_labels
 from utils.datasets.pipeline.box_samples import open_box_loader

@@ -160,7 +160,7 @@ def test_networks_of_another_task_are_refused(trained, data, tmp_path):
     save_checkpoint(boxes, build_network(read_architecture("yolov5n"), 3), {"task": "detect"})
     for name, path, says in (
         ("classify.val", boxes, "needs the head classify"),
-        ("classify.predict", boxes, "finds no classes"),
+        ("classify.predict", boxes, "has no classification head"),
         ("val", classes, "needs the head detect"),
     ):
         with pytest.raises(UserError, match=says):

@@ -247,7 +247,7 @@ def test_nms_needs_boxes(checkpoints, tmp_path):
 
 
 def test_any_heads_can_be_exported():
-    """A head that nobody here has heard of travels by the names of its tensors."""
+    """A head of an unknown type is described by the names of its tensors."""
     network = fuse(detecting_network("yolov5n-seg"))
     names = decoded_output_names(network)
     assert names == (("segment", "predictions"), ("segment", "prototypes"))

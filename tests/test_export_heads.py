@@ -188,7 +188,7 @@ def test_focus_is_replaced_in_exports_only(checkpoints):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """The YAML of pictures with boxes and classes of pixels."""
+    """Write a data set of images with boxes and semantic maps."""
     path = tiny_data(tmp_path_factory.mktemp("data"), train=8, val=6)
     values = read_yaml(path)
     write_yaml(path, {**values, "names": values["names"][:3]})
@@ -214,7 +214,7 @@ def test_val_of_exported_multitask_file(checkpoints, data, tmp_path, monkeypatch
     export.run(weights=[str(checkpoint)], include=["onnx"], output=str(tmp_path / "files"), static=True)
     fixed = scored(tmp_path / "files" / path.name, data, tmp_path, "fixed")
     assert [line for line in lines if "only takes 96 x 96 pixels" in line and "--dynamic" in line]
-    assert fixed["semantic/miou"] == pytest.approx(ours["semantic/miou"], abs=0.1)  # pictures of it are squares
+    assert fixed["semantic/miou"] == pytest.approx(ours["semantic/miou"], abs=0.1)  # photos of it are squares
 
 
 def test_int8_multitask_accuracy_report(checkpoints, data, tmp_path, monkeypatch):
@@ -232,9 +232,9 @@ def test_detect_with_exported_multitask_file(checkpoints, data, tmp_path):
     needs("onnx")
     checkpoint = checkpoints["psp"]
     (path,) = export.run(weights=[str(checkpoint)], include=["onnx"], output=str(tmp_path))
-    pictures = data.parent / "tiny" / "images" / "val"
+    photos = data.parent / "tiny" / "images" / "val"
     for name, weights in (("theirs", path), ("ours", checkpoint)):
-        detect.run(weights=[str(weights)], source=str(pictures), project=str(tmp_path), name=name, save_mask=True)
+        detect.run(weights=[str(weights)], source=str(photos), project=str(tmp_path), name=name, save_mask=True)
     masks = {name: sorted((tmp_path / name).rglob("*.png")) for name in ("ours", "theirs")}
     assert len(masks["ours"]) == len(masks["theirs"]) > 0
     for one, other in zip(*masks.values(), strict=True):
@@ -243,16 +243,16 @@ def test_detect_with_exported_multitask_file(checkpoints, data, tmp_path):
 
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory, checkpoints):
-    """Return a folder of pictures in three classes."""
+    """Return a folder of photos in three classes."""
     folder = tmp_path_factory.mktemp("classes")
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for number, name in enumerate(CLASSES):
             (folder / split / name).mkdir(parents=True)
             for index in range(4):
-                picture = rng.integers(0, 60, (120, 100, 3), dtype=np.uint8)
-                picture[..., number] += 120
-                cv2.imwrite(str(folder / split / name / f"{index}.png"), picture)
+                photo = rng.integers(0, 60, (120, 100, 3), dtype=np.uint8)
+                photo[..., number] += 120
+                cv2.imwrite(str(folder / split / name / f"{index}.png"), photo)
     return folder
 
 
@@ -263,12 +263,12 @@ def test_classification_scripts_with_exported_files(name, checkpoints, classes, 
     compared(path, checkpoints["classify"], classes, tmp_path)
 
 
-def compared(path, checkpoint, pictures, folder):
+def compared(path, checkpoint, photos, folder):
     """classify/val.py and classify/predict.py say of a file what they say of the checkpoint."""
     for name, weights in (("ours", checkpoint), ("theirs", path)):
         options = {"weights": [str(weights)], "project": str(folder)}
-        class_val.run(**options, data=str(pictures), workers=0, name=name, noplots=True)
-        seen = {"source": str(pictures / "val" / "bee"), "save_txt": True, "name": f"{name}-seen"}
+        class_val.run(**options, data=str(photos), workers=0, name=name, noplots=True)
+        seen = {"source": str(photos / "val" / "bee"), "save_txt": True, "name": f"{name}-seen"}
         class_predict.run(**options, **seen)
     ours, theirs = results(folder / "ours"), results(folder / "theirs")
     for key in ("classify/top1", "classify/top5"):
@@ -288,7 +288,7 @@ def test_int8_classifier(checkpoints, classes, tmp_path, monkeypatch):
     (path,) = export.run(weights=[str(checkpoints["classify"])], output=str(tmp_path), **chosen)
     accuracy = json.loads((tmp_path / f"{path.name}.json").read_text())["accuracy"]
     assert set(accuracy["after"]) == {"classify/top1"}
-    brightest = {int(picture.mean(axis=(0, 1)).argmax()) for picture in seen[:3]}  # which tells the class
+    brightest = {int(photo.mean(axis=(0, 1)).argmax()) for photo in seen[:3]}  # which tells the class
     assert brightest == {0, 1, 2}
 
 

@@ -1,5 +1,6 @@
 """Inputs that block, never end, loop or grow: each is refused in one line, or skipped and counted, in bounded time."""
 
+import json
 import logging
 import os
 import zipfile
@@ -7,19 +8,27 @@ import zipfile
 import cv2
 import numpy as np
 import pytest
+import torch
 from helpers_bad import TINY, error_of, image_set
 
+from utils.core.contracts import EvalSettings, HeadSpec
 from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.input_files import read_input, walk_files
+from utils.core.load_request import evaluation_batch
 from utils.core.yaml_file import read_text, read_yaml
 from utils.datasets.image_files import ImageFault, probe_image, read_image
 from utils.datasets.labels.annotation_paths import find_images
+from utils.datasets.labels.coco_json import read_coco_json
 from utils.datasets.labels.label_scan import build_index
 from utils.datasets.labels.scan_cache import CACHE_SUFFIX
 from utils.datasets.labels.semantic_mask_files import read_values
 from utils.datasets.labels.xml_tree import XmlFault, read_xml
 from utils.datasets.labels.yolo_lines import MAX_OBJECTS, parse_labels, read_labels
+from utils.metrics.detect import DetectEvaluator
+from utils.ops import nms
+from utils.plots.figure_io import escape_mathtext
+from utils.plots.prediction_sinks import MAX_STEM_BYTES, safe_name
 
 
 @pytest.fixture
@@ -244,3 +253,76 @@ def test_cache_with_an_unknown_character_set(tmp_path, monkeypatch):
 
     monkeypatch.setattr(zipfile.ZipFile, "_RealGetContents", unknown)
     assert same_index(build_index(data, "train"), index)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Classes
+
+
+def test_class_names_that_are_too_long(tmp_path):
+    data = tmp_path / "data.yaml"
+    data.write_text(f"train: {tmp_path}\nval: {tmp_path}\nnames: [a, {'b' * 100_000}]\n")
+    message = error_of("train", "--data", data, *TINY, project=tmp_path / "p")
+    assert "name of class 1 has 100000 characters" in message and len(message) < 300
+
+
+def test_long_class_names_in_figures_and_folders():
+    name = "ü" * 900
+    assert len(escape_mathtext(name)) == 40 and escape_mathtext("a$b") == r"a\$b"
+    assert len(safe_name(name).encode()) <= MAX_STEM_BYTES and safe_name("a/b") == "a_b"
+
+
+def test_many_classes_have_no_confusion_matrix(monkeypatch, tmp_path):
+    """10,000 classes took 12 GB: 0.8 GB for the matrix, the rest to draw it."""
+    from utils.tasks import TASKS
+
+    counts = []
+    zeros = np.zeros
+    monkeypatch.setattr(
+        np, "zeros", lambda shape, *more, **kw: counts.append(np.prod(shape)) or zeros(shape, *more, **kw)
+    )
+    names = tuple(map(str, range(10_000)))
+    evaluator = DetectEvaluator(HeadSpec("detect", len(names), (8, 16, 32)), EvalSettings(names=names))
+    scores = evaluator.compute()
+    assert scores.details.confusion.size == 0 and max(counts) < 10**6
+    monkeypatch.undo()
+    data = load_data(str(image_set(tmp_path / "set")))
+    drawn = list(TASKS.get("detect").draw_scores({"detect": scores}, tmp_path, data))
+    assert not [path for path in drawn if "confusion" in path.name]
+
+
+def test_evaluation_batches_of_many_classes():
+    assert evaluation_batch(64, 1280, 365) == 64
+    assert evaluation_batch(32, 320, 10_000) == 2 and evaluation_batch(32, 1280, 100_000) == 1
+
+
+def test_candidates_in_parts_equal_candidates_at_once(monkeypatch):
+    torch.manual_seed(0)
+    predictions = torch.rand(3, 200, 5 + 50)
+    predictions[..., :4] *= 100
+    for multi in (True, False):
+        settings = EvalSettings(names=(), confidence=0.3, iou=0.5, multi_label=multi)
+        whole = nms.batched_nms(predictions, 50, settings)
+        monkeypatch.setattr(nms, "MAX_CANDIDATE_VALUES", 999)
+        parts = nms.batched_nms(predictions, 50, settings)
+        monkeypatch.undo()
+        assert whole.truncated == parts.truncated
+        assert all(torch.equal(a, b) for a, b in zip(whole.rows, parts.rows, strict=True))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# COCO JSON
+
+
+def test_duplicate_category_ids(tmp_path):
+    categories = [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]
+    path = tmp_path / "annotations" / "instances_val.json"
+    path.parent.mkdir()
+    path.write_text(
+        json.dumps({"images": [{"id": 1, "file_name": "a.jpg"}], "categories": categories, "annotations": []})
+    )
+    with pytest.raises(UserError, match=r"instances_val\.json: two categories have the id 1: 'cat' and 'dog'"):
+        read_coco_json(path)
+    (tmp_path / "val").mkdir()
+    with pytest.raises(UserError, match="two categories have the id 1"):
+        load_data(str(tmp_path))

@@ -70,10 +70,10 @@ def array(height=48, width=64):
     ids=["hwc", "chw", "grey", "rgba", "float", "pil", "torch"],
 )
 def test_image_input_types(given, height, width):
-    (picture,) = load_images(given)
-    assert picture.bgr.shape == (height, width, 3)
+    (photo,) = load_images(given)
+    assert photo.bgr.shape == (height, width, 3)
     expected = array()[:, :, ::-1] if getattr(given, "ndim", 3) == 3 else np.repeat(array()[:, :, :1], 3, 2)
-    assert np.array_equal(picture.bgr, expected)
+    assert np.array_equal(photo.bgr, expected)
 
 
 def test_pil_exif_rotation():
@@ -178,9 +178,9 @@ def test_supervision_detections(enlivened):
     assert classes.confidence.tolist() == whole.results[0].probabilities.tolist()
     pixels = load(enlivened["pixels"], device="cpu")(array(), size=64)
     (regions,) = pixels.supervision()
-    told = pixels.semantic_classes(0)
-    assert regions.class_id.tolist() == [one["class"] for one in told] and len(told) > 1
-    assert regions.data["class_name"].tolist() == [one["name"] for one in told]
+    semantic_classes = pixels.semantic_classes(0)
+    assert regions.class_id.tolist() == [one["class"] for one in semantic_classes] and len(semantic_classes) > 1
+    assert regions.data["class_name"].tolist() == [one["name"] for one in semantic_classes]
     for number, mask in zip(regions.class_id, regions.mask, strict=True):
         assert np.array_equal(mask, pixels.results[0].semantic.numpy() == number)
     rows, columns = np.nonzero(regions.mask[0])
@@ -202,13 +202,17 @@ def test_tables_without_boxes(enlivened):
 def test_semantic_results(enlivened):
     found = load(enlivened["pixels"], device="cpu")(array(), size=64)
     classes = found.results[0].semantic.numpy()
-    told = found.semantic_classes(0)
-    assert len(told) > 1 and told == found.records(0) and sum(one["share"] for one in told) == pytest.approx(1)
-    for one in told:
+    semantic_classes = found.semantic_classes(0)
+    assert (
+        len(semantic_classes) > 1
+        and semantic_classes == found.records(0)
+        and sum(one["share"] for one in semantic_classes) == pytest.approx(1)
+    )
+    for one in semantic_classes:
         assert one["share"] == pytest.approx((classes == one["class"]).mean())
         assert one["name"] == list(CITYSCAPES)[one["class"]]
-    assert f"48x64 {len(told)} semantic classes" in str(found)
-    drawn, largest = found.render()[0], told[0]
+    assert f"48x64 {len(semantic_classes)} semantic classes" in str(found)
+    drawn, largest = found.render()[0], semantic_classes[0]
     place = tuple(np.argwhere(classes == largest["class"])[0])  # far from the legend, which lies below left
     colour = [CITYSCAPES[largest["name"]] >> shift & 255 for shift in (16, 8, 0)]
     assert drawn[place].tolist() == pytest.approx(0.6 * array()[place] + 0.4 * np.array(colour), abs=1)
@@ -311,7 +315,7 @@ def test_dns_rebinding(monkeypatch):
 
 
 class _Site(http.server.BaseHTTPRequestHandler):
-    picture = cv2.imencode(".png", array()[:, :, ::-1])[1].tobytes()
+    photo = cv2.imencode(".png", array()[:, :, ::-1])[1].tobytes()
 
     def do_GET(self):
         hops = int(self.path.rsplit("/", 1)[-1] or 0) if self.path.startswith("/hop/") else 0
@@ -327,7 +331,7 @@ class _Site(http.server.BaseHTTPRequestHandler):
             self.send_response(200)
         self.end_headers()
         if not hops and self.path not in ("/missing", "/inside"):
-            self.wfile.write(self.picture)
+            self.wfile.write(self.photo)
 
     def log_message(self, *_):
         """Say nothing."""
@@ -344,7 +348,7 @@ def site():
 
 
 def test_redirect_limit(site):
-    assert http_client.fetch_bytes(f"{site}/hop/5", allow_private=True) == _Site.picture
+    assert http_client.fetch_bytes(f"{site}/hop/5", allow_private=True) == _Site.photo
     with pytest.raises(UserError, match="more than 5 redirects"):
         http_client.fetch_bytes(f"{site}/hop/6", allow_private=True)
 
@@ -369,5 +373,5 @@ def test_slow_server_times_out(site, monkeypatch):
 
 def test_url_image_when_allowed(site, monkeypatch):
     monkeypatch.setattr(http_client, "is_public", lambda host: True)
-    (picture,) = load_images(f"{site}/photo.png", urls=True)
-    assert picture.name == "photo.jpg" and np.array_equal(picture.bgr, array()[:, :, ::-1])
+    (photo,) = load_images(f"{site}/photo.png", urls=True)
+    assert photo.name == "photo.jpg" and np.array_equal(photo.bgr, array()[:, :, ::-1])

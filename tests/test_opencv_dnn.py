@@ -78,18 +78,18 @@ def test_unsupported_by_opencv(files, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"--dnn runs \.onnx files"):
         open_weights([str(checkpoint)], CPU, dnn=True)
     bytes_file, _ = written(checkpoint, tmp_path, "onnx", with_preprocess="rgb")
-    with pytest.raises(UserError, match="32-bit floats, this file takes uint8"):
+    with pytest.raises(UserError, match="inputs of float32, this file takes uint8"):
         open_weights([str(bytes_file)], CPU, dnn=True)
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"broken\.onnx: "):
         open_weights([str(broken)], CPU, dnn=True)
-    with pytest.raises(UserError, match="OpenCV computes on the CPU"):
+    with pytest.raises(UserError, match="OpenCV runs on the CPU"):
         open_weights([str(path)], torch.device("cuda", 0), dnn=True)
 
     def refuses(name):
         raise cv2.error("unknown operator")
 
     monkeypatch.setattr(cv2.dnn, "readNetFromONNX", refuses)
-    with pytest.raises(UserError, match=r"cannot run it \(unknown operator\); leave --dnn out"):
+    with pytest.raises(UserError, match=r"cannot run this file \(unknown operator\); leave --dnn out"):
         open_weights([str(path)], CPU, dnn=True)

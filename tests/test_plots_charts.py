@@ -67,9 +67,9 @@ def test_label_plots(tmp_path, boxes):
 
 def test_label_plot_samples_many_boxes(tmp_path):
     rows = np.zeros((300_000, 5), np.float32)
-    sample = label_plots._sample(rows, label_plots.MAX_BOXES)
+    sample = label_plots._random_subset(rows, label_plots.MAX_BOXES)
     assert sample.shape == (100_000, 5)
-    assert label_plots._sample(rows[:7], 100).shape == (7, 5)
+    assert label_plots._random_subset(rows[:7], 100).shape == (7, 5)
 
 
 def write_csv(path, rows):

@@ -123,7 +123,7 @@ def make_batch(count=5, height=64, width=96) -> Batch:
     for i in range(count):
         images[i, 0] = 40 * i  # red
     geometry = Geometry((128, 192), (height, width), (0.5, 0.5), (0.0, 0.0))
-    info = [ImageInfo(i, f"/data/picture{i}.jpg", geometry) for i in range(count)]
+    info = [ImageInfo(i, f"/data/photo{i}.jpg", geometry) for i in range(count)]
     return Batch(images, torch.tensor([[1, 2, 0.5, 0.5, 0.5, 0.5], [4, 0, 0.5, 0.5, 1.0, 1.0]]), info)
 
 
@@ -142,9 +142,9 @@ def test_batch_grid_predictions(tmp_path):
     results = [found([[48, 32, 144, 96], [0, 0, 190, 126]], classes=[1, 0], scores=[0.8, 0.1], hw=(128, 192))]
     results[0].info = batch.info[0]
     draw_batch(batch, tmp_path / "a.png", ["a", "b"], results)
-    picture = cv2.imread(str(tmp_path / "a.png"))
-    assert tuple(picture[40, 24]) == palette_colour(1)  # x 48 / 2
-    assert not (picture == np.array(palette_colour(0))).all(axis=2).any()  # too unsure to be shown
+    photo = cv2.imread(str(tmp_path / "a.png"))
+    assert tuple(photo[40, 24]) == palette_colour(1)  # x 48 / 2
+    assert not (photo == np.array(palette_colour(0))).all(axis=2).any()  # below the confidence threshold
 
 
 def test_original_to_network_mapping():

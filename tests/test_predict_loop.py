@@ -37,7 +37,7 @@ class FakeRunner:
 class FakeSource:
     """Frames given in groups; `stop_at` raises Ctrl-C instead of that group."""
 
-    live, faults = False, 2
+    live, faults, incomplete = False, 2, ()
 
     def __init__(self, groups, stop_at=None):
         self.groups, self.stop_at, self.closed = groups, stop_at, False
@@ -56,11 +56,11 @@ class Collect:
     stopped = False
 
     def __init__(self, stop_after=None):
-        self.seen, self.pictures, self.closed, self.stop_after = [], [], 0, stop_after
+        self.seen, self.annotated, self.closed, self.stop_after = [], [], 0, stop_after
 
-    def write(self, frame, results, picture):
+    def write(self, frame, results, annotated):
         self.seen.append((frame, results))
-        self.pictures.append(picture())
+        self.annotated.append(annotated())
         self.stopped = len(self.seen) == self.stop_after
 
     def close(self):
@@ -126,7 +126,9 @@ def test_image_is_drawn_once_on_demand():
 
     sinks = [Collect(), Collect()]
     predict(FakeRunner(), FakeSource([[frame()]]), PredictSettings(), sinks, draw)
-    assert drawn == [2] and (sinks[0].pictures[0] == sinks[1].pictures[0]).all() and sinks[0].pictures[0][0, 0, 1] == 1
+    assert (
+        drawn == [2] and (sinks[0].annotated[0] == sinks[1].annotated[0]).all() and sinks[0].annotated[0][0, 0, 1] == 1
+    )
     predict(FakeRunner(), FakeSource([[frame()]]), PredictSettings(), [], draw)
     assert drawn == [2]
 

@@ -28,7 +28,7 @@ def still(path="/a/bus.jpg", shade=10, hw=(100, 200)) -> Frame:
     return Frame(np.full((*hw, 3), shade, np.uint8), path, f"image 1/1 {path}")
 
 
-def film(number, path="/a/film.avi", shade=10, hw=(100, 200), count=9) -> Frame:
+def video_frame(number, path="/a/clip.avi", shade=10, hw=(100, 200), count=9) -> Frame:
     return Frame(np.full((*hw, 3), shade, np.uint8), path, "", number, count, 5.0)
 
 
@@ -67,7 +67,7 @@ def test_no_label_file_without_boxes(tmp_path):
 
 
 def test_label_files_of_video_frames(tmp_path):
-    feed(TextSink(tmp_path), (film(1), TWO), (film(7), TWO))
+    feed(TextSink(tmp_path), (video_frame(1), TWO), (video_frame(7), TWO))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["film_1.txt", "film_7.txt"]
 
 
@@ -79,7 +79,7 @@ def test_duplicate_file_names(tmp_path):
 
 
 def test_image_file_names(tmp_path):
-    assert feed(ImageSink(tmp_path), (still("/a/bus.jpg"), TWO), (still("/a/p.dng"), TWO), (film(1), TWO)) == (
+    assert feed(ImageSink(tmp_path), (still("/a/bus.jpg"), TWO), (still("/a/p.dng"), TWO), (video_frame(1), TWO)) == (
         f"2 images in {tmp_path}"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bus.jpg", "p.png"]
@@ -113,7 +113,7 @@ def test_crop_margin():
 
 def test_crop_files(tmp_path):
     three = found([[0, 0, 9, 9], [20, 20, 60, 60], [5, 5, 50, 50]], [0, 0, 2], [0.9, 0.8, 0.7])
-    assert feed(CropSink(tmp_path / "crops", NAMES), (still(), three), (film(3), three)).startswith("6 crops")
+    assert feed(CropSink(tmp_path / "crops", NAMES), (still(), three), (video_frame(3), three)).startswith("6 crops")
     files = sorted(str(path.relative_to(tmp_path / "crops")) for path in tmp_path.rglob("*.jpg"))
     stills = ["_evil/bus.jpg", "person/bus.jpg", "person/bus2.jpg"]
     assert files == sorted([*stills, "_evil/film_3.jpg", "person/film_3.jpg", "person/film_3_2.jpg"])
@@ -128,9 +128,9 @@ def test_class_names_cannot_escape_the_folder(tmp_path, name):
 @pytest.mark.parametrize("hw", [(100, 200), (99, 201)])
 def test_video_round_trip(tmp_path, hw):
     sink = VideoSink(tmp_path)
-    text = feed(sink, *((film(i, shade=30 * i, hw=hw), TWO) for i in range(1, 6)))
-    assert text == f"1 video in {tmp_path}" and [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
-    capture = cv2.VideoCapture(str(tmp_path / "film.mp4"))
+    text = feed(sink, *((video_frame(i, shade=30 * i, hw=hw), TWO) for i in range(1, 6)))
+    assert text == f"1 video in {tmp_path}" and [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+    capture = cv2.VideoCapture(str(tmp_path / "clip.mp4"))
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(5)
     shades = []
     while (read := capture.read())[0]:
@@ -142,8 +142,13 @@ def test_several_videos_and_sizes(tmp_path):
     stream = [
         Frame(np.zeros((40 + 10 * i, 64, 3), np.uint8), "rtsp://host:8/a?b", "", i + 1, stream=1) for i in range(2)
     ]
-    feed(VideoSink(tmp_path), (film(1), TWO), (film(1, "/b/film.mp4"), TWO), *((frame, TWO) for frame in stream))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["film.mp4", "film_2.mp4", "host_8_a.mp4"]
+    feed(
+        VideoSink(tmp_path),
+        (video_frame(1), TWO),
+        (video_frame(1, "/b/clip.mp4"), TWO),
+        *((frame, TWO) for frame in stream),
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "clip_2.mp4", "host_8_a.mp4"]
 
 
 def test_unwritable_folder(tmp_path):
@@ -151,7 +156,7 @@ def test_unwritable_folder(tmp_path):
     with pytest.raises(UserError, match="cannot be written"):
         feed(ImageSink(tmp_path / "file"), (still(), TWO))
     with pytest.raises(UserError, match="cannot be written"):
-        feed(VideoSink(tmp_path / "file"), (film(1), TWO))
+        feed(VideoSink(tmp_path / "file"), (video_frame(1), TWO))
 
 
 def test_url_file_names():

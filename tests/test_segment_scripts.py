@@ -108,7 +108,7 @@ def test_networks_of_another_task_are_refused(trained, boxes_only, data, tmp_pat
     assert "needs the head segment" in error_of(script("segment/val.py", "--weights", boxes_only, *common, status=2))
     best = trained / "weights" / "best.pt"
     assert "needs the head detect" in error_of(script("val.py", "--weights", best, *common, status=2))
-    assert "finds no masks" in error_of(script("segment/predict.py", "--weights", boxes_only, *common, status=2))
+    assert "has no mask head" in error_of(script("segment/predict.py", "--weights", boxes_only, *common, status=2))
     text = script("segment/train.py", "--cfg", "yolov5n", *TINY, *common, status=2)
     assert "needs the head segment" in error_of(text)
 

@@ -1,4 +1,4 @@
-"""What a network with classes of pixels writes: sinks, the loop, detect.py's options, with a runner that knows them."""
+"""Test sinks, loop and options of detect.py with a network that predicts semantic maps."""
 
 import importlib
 import logging
@@ -109,8 +109,8 @@ def write(sink, *pairs):
 def test_semantic_map_round_trip(tmp_path):
     classes = np.random.default_rng(0).integers(0, 19, (64, 128)).astype(np.uint8)
     classes[:5] = 255
-    film = Frame(still().image, "/a/film.mp4", "", 7, 9)
-    text = write(SemanticMapSink(tmp_path, SemanticStyle(CITYSCAPES)), (still(), seen(classes)), (film, seen(classes)))
+    video = Frame(still().image, "/a/clip.mp4", "", 7, 9)
+    text = write(SemanticMapSink(tmp_path, SemanticStyle(CITYSCAPES)), (still(), seen(classes)), (video, seen(classes)))
     assert text == f"2 semantic maps in {tmp_path / 'masks'}, coloured in {tmp_path / 'masks_colour'}"
     for name in ("bus.png", "film_7.png"):
         written = cv2.imread(str(tmp_path / "masks" / name), cv2.IMREAD_UNCHANGED)
@@ -258,9 +258,9 @@ def detect(monkeypatch, tmp_path):
 def test_default_outputs(detect):
     report, folder = detect(PixelRunner(boxes=True), no_legend=True, line_thickness=1, hide_labels=True)
     assert sorted(path.name for path in folder.iterdir()) == ["0.png", "1.png", "2.png"]
-    picture = cv2.imread(str(folder / "1.png")).astype(float)
-    assert np.abs(picture[4, 16] - (87.2, 61.6, 87.2)).max() <= 1  # .6 * 60 + .4 * (128, 64, 128): road
-    assert (picture[16, 228] == (0x38, 0x38, 0xFF)).all()  # the box of the person from 304 - 76
+    photo = cv2.imread(str(folder / "1.png")).astype(float)
+    assert np.abs(photo[4, 16] - (87.2, 61.6, 87.2)).max() <= 1  # .6 * 60 + .4 * (128, 64, 128): road
+    assert (photo[16, 228] == (0x38, 0x38, 0xFF)).all()  # the box of the person from 304 - 76
     assert report.found == {"person": 3}
 
 
@@ -293,8 +293,8 @@ def test_data_set_colours(detect, monkeypatch, tmp_path):
 
     monkeypatch.setattr("utils.programs.semantic_prediction.load_data", load_data)
     _, folder = detect(PixelRunner(("crack", "rest")), mask_opacity=1.0, no_legend=True, data="own.yaml")
-    picture = cv2.imread(str(folder / "0.png"))
-    assert picture[16, 16].tolist() == [30, 20, 10] and picture[16, 590].tolist() == [60, 50, 40]
+    photo = cv2.imread(str(folder / "0.png"))
+    assert photo[16, 16].tolist() == [30, 20, 10] and photo[16, 590].tolist() == [60, 50, 40]
 
 
 def test_missing_data_set_loses_colours_only(detect):
@@ -312,16 +312,16 @@ def test_image_sizes_checked_before_writing(detect, tmp_path):
 
 
 def test_videos_are_not_joined(detect, tmp_path):
-    writer = cv2.VideoWriter(str(tmp_path / "film.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 5, (64, 32))
+    writer = cv2.VideoWriter(str(tmp_path / "clip.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 5, (64, 32))
     writer.write(np.zeros((32, 64, 3), np.uint8))
     writer.release()
     with pytest.raises(UserError, match="--save-as-video: the source has no still images"):
-        detect(PixelRunner(), save_as_video=True, source=str(tmp_path / "film.mp4"))
+        detect(PixelRunner(), save_as_video=True, source=str(tmp_path / "clip.mp4"))
     assert not (tmp_path / "runs").exists()
 
 
 class BoxRunner(PixelRunner):
-    """Has no classes of pixels."""
+    """A runner without semantic maps."""
 
     def __init__(self):
         super().__init__(("road",), boxes=True)

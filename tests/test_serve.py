@@ -1,6 +1,7 @@
 """The service: what it answers, what it refuses and how, and that neither clients nor networks bring it down."""
 
 import base64
+import io
 import json
 import re
 import subprocess
@@ -19,8 +20,9 @@ import torch
 for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
     pytest.importorskip(package, reason="needs requirements-serve.txt")
 
-from helpers_networks import NETWORKS, picture, write_networks  # noqa: E402
+from helpers_networks import NETWORKS, encoded_image, write_networks  # noqa: E402
 from helpers_serve import driven, form, serving  # noqa: E402
+from PIL import Image  # noqa: E402
 from pycocotools import mask as coco  # noqa: E402
 
 from tools.service import requests as service_requests  # noqa: E402
@@ -28,6 +30,7 @@ from tools.service.memory_trim import release_free_memory  # noqa: E402
 from tools.service.predictor import Predictor  # noqa: E402
 from tools.service.schema import PredictionResponse  # noqa: E402
 from tools.service.service_settings import ServiceSettings, model_name  # noqa: E402
+from tools.service.truncated_images import jpeg_lacks_end  # noqa: E402
 from utils.core.errors import UserError  # noqa: E402
 from utils.core.files import ROOT  # noqa: E402
 from utils.datasets.image_files import decode_image  # noqa: E402
@@ -56,8 +59,8 @@ def documented(client, answer, route="/v1/predict"):
     return body
 
 
-def predicted(client, *pictures, **parameters):
-    answer = client.post("/v1/predict", params=parameters, files=form(*pictures))
+def predicted(client, *photos, **parameters):
+    answer = client.post("/v1/predict", params=parameters, files=form(*photos))
     assert answer.status_code == 200, answer.text
     body = documented(client, answer)
     PredictionResponse.model_validate(body)
@@ -65,7 +68,7 @@ def predicted(client, *pictures, **parameters):
 
 
 def alone(networks, name, data, **attributes):
-    """Return what the Python interface finds in the same image."""
+    """Return the results of the Python interface for the same image."""
     model = load(networks[name], device="cpu")
     for key, value in {"conf": 0.0, "max_det": 300, **attributes}.items():
         setattr(model, key, value)
@@ -77,7 +80,7 @@ def alone(networks, name, data, **attributes):
 
 
 def test_boxes_match_python_api(client, networks):
-    data = picture()
+    data = encoded_image()
     (image,) = predicted(client, data, model="boxes", max_det=5)
     assert (image["name"], image["width"], image["height"]) == ("0.png", 64, 48)
     found = alone(networks, "boxes", data, max_det=5).xyxy[0]
@@ -90,7 +93,7 @@ def test_boxes_match_python_api(client, networks):
 
 
 def test_query_parameters(client):
-    data = picture()
+    data = encoded_image()
     scores = [thing["confidence"] for thing in predicted(client, data)[0]["detections"]]
     middle = sorted(scores)[len(scores) // 2]
     assert len(predicted(client, data, max_det=2)[0]["detections"]) == 2
@@ -103,7 +106,7 @@ def test_query_parameters(client):
 
 
 def test_raw_body_and_form(client):
-    first, second = picture(1), picture(2, 40, 80)
+    first, second = encoded_image(1), encoded_image(2, 40, 80)
     together = predicted(client, first, second)
     raw = client.post("/v1/predict", content=second, headers={"Content-Type": "image/png"}).json()["images"][0]
     assert raw["name"] == "image" and raw["detections"] == together[1]["detections"]
@@ -113,7 +116,7 @@ def test_raw_body_and_form(client):
 
 @pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of pycocotools
 def test_mask_formats(client, networks):
-    data = picture()
+    data = encoded_image()
     options = {"model": "masks", "max_det": 4}
     things = predicted(client, data, masks="both", **options)[0]["detections"]
     expected = alone(networks, "masks", data, max_det=4).results[0].fine_masks
@@ -136,7 +139,7 @@ def test_mask_formats(client, networks):
 
 
 def test_classification_top5(client, networks):
-    data = picture(height=80, width=80)
+    data = encoded_image(height=80, width=80)
     (image,) = predicted(client, data, model="whole")
     probabilities = alone(networks, "whole", data).results[0].probabilities
     order = probabilities.argsort(descending=True)[:5].tolist()
@@ -147,14 +150,14 @@ def test_classification_top5(client, networks):
 
 
 def test_semantic_response(client, networks):
-    data = picture()
+    data = encoded_image()
     (image,) = predicted(client, data, model="pixels")
     png = np.frombuffer(base64.b64decode(image["semantic"]["png"]), np.uint8)
     classes = cv2.imdecode(png, cv2.IMREAD_UNCHANGED)
     assert np.array_equal(classes, alone(networks, "pixels", data).results[0].semantic.numpy())
-    told = image["semantic"]["classes"]
-    assert len(told) > 1 and sum(one["share"] for one in told) == pytest.approx(1, abs=1e-3)
-    for one in told:
+    semantic_classes = image["semantic"]["classes"]
+    assert len(semantic_classes) > 1 and sum(one["share"] for one in semantic_classes) == pytest.approx(1, abs=1e-3)
+    for one in semantic_classes:
         assert one["share"] == pytest.approx((classes == one["class"]).mean(), abs=1e-5)
         assert one["name"] == list(CITYSCAPES)[one["class"]]
         assert one["color"] == f"#{CITYSCAPES[one['name']]:06x}"
@@ -166,7 +169,7 @@ def test_models_health_and_metrics(client):
     assert list(about) == list(NETWORKS) and about["boxes"]["size"] == 64
     assert about["masks"]["heads"] == {"segment": {"classes": ["cat", "dog"], "masks": True}}
     assert client.get("/health").json() == {"status": "ok", "waiting": 0}
-    predicted(client, picture())
+    predicted(client, encoded_image())
     text = client.get("/metrics").text
     assert re.search(r'polyolo_requests_total\{route="/v1/predict",status="200"\} [1-9]', text)
     assert re.search(r"^polyolo_batch_images_count [1-9]", text, re.MULTILINE)
@@ -176,12 +179,12 @@ def test_models_health_and_metrics(client):
 
 
 def test_yolov5_rest_api(client):
-    answer = client.post("/v1/object-detection/boxes", files=form(picture()))
+    answer = client.post("/v1/object-detection/boxes", files=form(encoded_image()))
     rows = documented(client, answer, "/v1/object-detection/{model}")
     keys = ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
     assert rows and all(list(row) == keys for row in rows)
-    assert client.post("/v1/object-detection/whole", files=form(picture())).status_code == 404
-    assert client.post("/v1/object-detection/nothing", files=form(picture())).status_code == 404
+    assert client.post("/v1/object-detection/whole", files=form(encoded_image())).status_code == 404
+    assert client.post("/v1/object-detection/nothing", files=form(encoded_image())).status_code == 404
 
 
 def test_pages_are_self_contained(client):
@@ -214,7 +217,7 @@ def test_pages_are_self_contained(client):
     ],
 )
 def test_invalid_parameters(client, parameters, status, says):
-    answer = client.post("/v1/predict", params=parameters, files=form(picture()))
+    answer = client.post("/v1/predict", params=parameters, files=form(encoded_image()))
     assert documented(client, answer)["detail"].startswith(says) and answer.status_code == status
 
 
@@ -226,15 +229,15 @@ BROKEN = {"Content-Type": "multipart/form-data; boundary=x"}
     [
         ({"content": b"", "headers": {"Content-Type": "image/png"}}, 400, "empty"),
         ({"content": b"hello", "headers": {"Content-Type": "image/png"}}, 400, "not an image"),
-        ({"content": picture()[:200], "headers": {"Content-Type": "image/png"}}, 400, "truncated PNG"),
-        ({"content": picture(), "headers": {"Content-Type": "application/json"}}, 415, "send image/..."),
-        ({"content": picture()}, 415, "send image/..."),
+        ({"content": encoded_image()[:200], "headers": {"Content-Type": "image/png"}}, 400, "truncated PNG"),
+        ({"content": encoded_image(), "headers": {"Content-Type": "application/json"}}, 415, "send image/..."),
+        ({"content": encoded_image()}, 415, "send image/..."),
         ({"data": {"image": "no file"}}, 415, "multipart"),
         ({"files": form(b"")}, 400, "empty file"),
-        ({"files": form(*[picture()] * 5)}, 413, "Too many files"),
-        ({"files": form(picture()), "data": {"conf": "0.1"}}, 422, "'conf'"),
+        ({"files": form(*[encoded_image()] * 5)}, 413, "Too many files"),
+        ({"files": form(encoded_image()), "data": {"conf": "0.1"}}, 422, "'conf'"),
         (
-            {"files": form(picture()), "data": {"url": "http://127.0.0.1/a.png"}},
+            {"files": form(encoded_image()), "data": {"url": "http://127.0.0.1/a.png"}},
             400,
             "downloads from URLs are disabled",
         ),
@@ -242,7 +245,7 @@ BROKEN = {"Content-Type": "multipart/form-data; boundary=x"}
         ({"content": b"rubbish", "headers": BROKEN}, 400, "multipart"),
         ({"content": b"--x\r\n", "headers": {"Content-Type": "multipart/form-data"}}, 400, "boundary"),
         ({"content": b"--x\r\nA: b\r\n\r\n\r\n--x--\r\n", "headers": BROKEN}, 400, "Content-Disposition"),
-        ({"files": form(picture(height=1001, width=1000))}, 422, "more than 1000000"),
+        ({"files": form(encoded_image(height=1001, width=1000))}, 422, "more than 1000000"),
         ({"content": bytes(2**20 + 1), "headers": {"Content-Type": "image/png"}}, 413, "larger than 1 MiB"),
     ],
 )
@@ -301,7 +304,7 @@ def test_url_inputs(networks, monkeypatch):
 
         def fetched(address, allow_private, max_bytes):
             asked.append((address, allow_private, max_bytes))
-            return picture()
+            return encoded_image()
 
         monkeypatch.setattr(service_requests, "fetch_bytes", fetched)
         body = b'--x\r\nContent-Disposition: form-data; name="url"\r\n\r\nhttps://example.com/a.png\r\n'
@@ -314,7 +317,7 @@ def test_url_inputs(networks, monkeypatch):
 def test_api_key(networks):
     with serving([networks["boxes"]], api_key="secret") as client:
         for given in ({}, {"X-API-Key": "wrong"}, {"X-API-Key": "sécret".encode()}):
-            answer = client.post("/v1/predict", params={"conf": 9}, files=form(picture()), headers=given)
+            answer = client.post("/v1/predict", params={"conf": 9}, files=form(encoded_image()), headers=given)
             assert answer.status_code == 401 and documented(client, answer)
             assert client.get("/v1/models", headers=given).status_code == 401
         assert client.get("/v1/models", headers={"X-API-Key": "secret"}).status_code == 200
@@ -346,11 +349,11 @@ class Slow:
 
 def test_concurrent_requests_share_batches(networks):
     slow = Slow()
-    pictures = [picture(seed) for seed in range(5)] + [picture(9, 64, 40)]
-    with serving([networks["boxes"]], slow, max_batch=4) as client, ThreadPoolExecutor(6) as crew:
-        first = crew.submit(predicted, client, pictures[0], max_det=3)
+    photos = [encoded_image(seed) for seed in range(5)] + [encoded_image(9, 64, 40)]
+    with serving([networks["boxes"]], slow, max_batch=4) as client, ThreadPoolExecutor(6) as pool:
+        first = pool.submit(predicted, client, photos[0], max_det=3)
         assert slow.entered.wait(10)
-        others = [crew.submit(predicted, client, one, max_det=3) for one in pictures[1:]]
+        others = [pool.submit(predicted, client, one, max_det=3) for one in photos[1:]]
         while client.get("/health").json()["waiting"] < 5:
             time.sleep(0.01)
         slow.go.set()
@@ -360,7 +363,7 @@ def test_concurrent_requests_share_batches(networks):
         assert (
             'polyolo_batch_images_bucket{le="3.0"} 2.0' in text and 'polyolo_batch_images_bucket{le="4.0"} 3.0' in text
         )
-        for data, image in zip(pictures, together, strict=True):
+        for data, image in zip(photos, together, strict=True):
             (single,) = predicted(client, data, max_det=3)
             for one, other in zip(single["detections"], image["detections"], strict=True):
                 assert one["box"] == pytest.approx(other["box"], abs=0.02) and one["class"] == other["class"]
@@ -377,7 +380,7 @@ def test_memory_trim_interval(networks, monkeypatch):
     monkeypatch.setattr("tools.service.predictor.release_free_memory", lambda: calls.append(1))
     with serving([networks["boxes"]]) as client:  # its warm-up is a batch
         for number in range(1, 6):
-            predicted(client, picture())
+            predicted(client, encoded_image())
             assert len(calls) == (number + 1) // 3
     assert release_free_memory() in (True, False)  # the real one; where nothing can be given back it says so
 
@@ -408,26 +411,62 @@ print(held() - before)
     assert found[1] < 40 < found[0]  # MiB; 11 of them are the small ones
 
 
+def jpeg(**options):
+    pixels = cv2.resize(np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8), (320, 240))
+    image, preview = Image.fromarray(pixels), io.BytesIO()
+    image.resize((64, 48)).save(preview, "JPEG")
+    written = io.BytesIO()
+    exif = b"Exif\0\0" + preview.getvalue()  # has an end marker of its own, near the end of small files
+    image.save(written, "JPEG", exif=exif, **options)
+    return written.getvalue()
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"quality": 20}])
+def test_truncated_jpeg_is_400(client, options):
+    whole = jpeg(**options)
+    headers = {"Content-Type": "image/jpeg"}
+    assert client.post("/v1/predict", content=whole, headers=headers).status_code == 200
+    for fraction in (0.999, 0.9, 0.6, 0.45):
+        answer = client.post("/v1/predict", content=whole[: int(fraction * len(whole))], headers=headers)
+        assert answer.status_code == 400 and "truncated" in documented(client, answer)["detail"]
+
+
+@pytest.mark.parametrize("form_of", ["PNG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_truncated_files_of_other_formats_are_400(client, form_of):
+    written = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)).save(written, form_of)
+    content = written.getvalue()[: int(0.7 * len(written.getvalue()))]
+    answer = client.post("/v1/predict", content=content, headers={"Content-Type": "image/png"})
+    assert answer.status_code == 400
+
+
+def test_jpeg_lacks_end(coco128):
+    assert not any(jpeg_lacks_end(path.read_bytes()) for path in sorted(coco128.rglob("*.jpg"))[:40])
+    assert not jpeg_lacks_end(b"") and not jpeg_lacks_end(b"no image")
+    assert jpeg_lacks_end(b"\xff\xd8") and jpeg_lacks_end(b"\xff\xd8\xff\xff") and jpeg_lacks_end(b"\xff\xd8\xff\xda")
+    assert not jpeg_lacks_end(b"\xff\xd8\xff\xda\0\2\xff\0\xff\xd0\xff\xff\xd9")
+
+
 def test_full_queue_is_503(networks):
     slow = Slow()
-    with serving([networks["boxes"]], slow, max_queue=2, max_images=2) as client, ThreadPoolExecutor(2) as crew:
-        first = crew.submit(predicted, client, picture(), picture())
+    with serving([networks["boxes"]], slow, max_queue=2, max_images=2) as client, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(predicted, client, encoded_image(), encoded_image())
         assert slow.entered.wait(10)
         answer = client.post("/v1/predict", content=b"never looked at", headers={"Content-Type": "image/png"})
         assert answer.status_code == 503 and answer.headers["retry-after"] == "1" and documented(client, answer)
         slow.go.set()
         assert len(first.result()) == 2
-        assert len(predicted(client, picture())) == 1
+        assert len(predicted(client, encoded_image())) == 1
 
 
 def test_inference_timeout_is_504(networks):
     slow = Slow()
-    with serving([networks["boxes"]], slow, timeout=0.3, max_batch=1) as client, ThreadPoolExecutor(2) as crew:
-        late = [crew.submit(client.post, "/v1/predict", files=form(picture())) for _ in range(2)]
+    with serving([networks["boxes"]], slow, timeout=0.3, max_batch=1) as client, ThreadPoolExecutor(2) as pool:
+        late = [pool.submit(client.post, "/v1/predict", files=form(encoded_image())) for _ in range(2)]
         assert [one.result().status_code for one in late] == [504, 504]
         assert slow.sizes == [1]
         slow.go.set()
-        assert len(predicted(client, picture())) == 1
+        assert len(predicted(client, encoded_image())) == 1
         assert slow.sizes == [1, 1]  # the second of the late ones never went through
 
 
@@ -435,14 +474,14 @@ def test_encoding_timeout_is_504(networks, monkeypatch):
     later = SimpleNamespace(monotonic=lambda: time.monotonic() + 1000)
     monkeypatch.setattr("tools.service.responses.time", later)
     with serving([networks["masks"]]) as client:
-        assert client.post("/v1/predict", files=form(picture())).status_code == 504
-        assert client.post("/v1/predict?masks=none", files=form(picture())).status_code == 200
+        assert client.post("/v1/predict", files=form(encoded_image())).status_code == 504
+        assert client.post("/v1/predict?masks=none", files=form(encoded_image())).status_code == 200
 
 
 def test_slow_client_is_408(networks):
     settings = ServiceSettings(weights=(str(networks["boxes"]),), device="cpu", timeout=0.3)
-    part, end = ({"type": "http.request", "body": picture()[:99], "more_body": more} for more in (True, False))
-    whole = {"type": "http.request", "body": picture(), "more_body": False}
+    part, end = ({"type": "http.request", "body": encoded_image()[:99], "more_body": more} for more in (True, False))
+    whole = {"type": "http.request", "body": encoded_image(), "more_body": False}
     slow = Slow()
 
     def fresh():
@@ -461,35 +500,37 @@ def test_slow_client_is_408(networks):
 
 
 def test_failing_network_is_500(networks, caplog):
-    def spoil(predictor):
+    def break_on_black(predictor):
         work = predictor.process_batch
 
         def fails(key, images):
             if any(image.pixels.float().mean() < 1 for image in images):
-                raise AttributeError("black images break it")  # of a kind that nobody foresaw
+                raise AttributeError("black images break it")  # of an unexpected type
             return work(key, images)
 
         predictor.process_batch = fails
 
     black = cv2.imencode(".png", np.zeros((64, 64, 3), np.uint8))[1].tobytes()
-    with serving([networks["boxes"]], spoil, max_wait_ms=200) as client, ThreadPoolExecutor(3) as crew:
-        answers = [crew.submit(client.post, "/v1/predict", files=form(one)) for one in (picture(0, 64, 64), black)]
+    with serving([networks["boxes"]], break_on_black, max_wait_ms=200) as client, ThreadPoolExecutor(3) as pool:
+        answers = [
+            pool.submit(client.post, "/v1/predict", files=form(one)) for one in (encoded_image(0, 64, 64), black)
+        ]
         good, bad = (answer.result() for answer in answers)
         assert bad.status_code == 500 and "inference failed" in documented(client, bad)["detail"]
         assert good.status_code == 200  # though they shared a batch
-        assert len(predicted(client, picture())) == 1
+        assert len(predicted(client, encoded_image())) == 1
 
 
 def test_unexpected_error_is_500(networks, monkeypatch):
     with serving([networks["boxes"]]) as client:
         monkeypatch.setattr("tools.service.app.encode_result", lambda *_: {"no": object()})
-        answer = client.post("/v1/predict", files=form(picture()))
+        answer = client.post("/v1/predict", files=form(encoded_image()))
         assert answer.status_code == 500 and answer.json() == {
             "detail": "internal error (TypeError); see the log of the service"
         }
         assert 'status="500"' in client.get("/metrics").text
         monkeypatch.undo()
-        assert len(predicted(client, picture())) == 1
+        assert len(predicted(client, encoded_image())) == 1
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -524,6 +565,6 @@ def test_json_encoding(networks, tmp_path):
     weights = tmp_path / "größe.pt"
     weights.write_bytes(networks["whole"].read_bytes())
     with serving([weights]) as client:
-        answer = client.post("/v1/predict", files=form(picture()))
+        answer = client.post("/v1/predict", files=form(encoded_image()))
         assert answer.content.startswith('{"model":"größe",'.encode()) and json.loads(answer.content)
         assert torch.get_num_threads() > 0

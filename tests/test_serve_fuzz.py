@@ -1,4 +1,4 @@
-"""The service under requests that nobody would write: no fault, no crash, nothing on disk, bounded memory.
+"""The service under malformed requests: no fault, no crash, nothing on disk, bounded memory.
 
 POLYOLO_FUZZ=1000 python -m pytest tests/test_serve_fuzz.py -s     (that many requests in each test; usually 40)
 """
@@ -18,7 +18,7 @@ from helpers_run import ROOT
 for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
     pytest.importorskip(package, reason="needs requirements-serve.txt")
 
-from helpers_networks import picture, write_networks  # noqa: E402
+from helpers_networks import encoded_image, write_networks  # noqa: E402
 from helpers_serve import running  # noqa: E402
 
 COUNT = int(os.environ.get("POLYOLO_FUZZ") or 40)
@@ -54,15 +54,15 @@ def written(service):
 def harmless(service, name):
     """Yield a counter of statuses; afterwards the service is as it was, and what happened is printed."""
     resident = "process_resident_memory_bytes"
-    service.ask("POST", "/v1/predict", picture(), {"Content-Type": "image/png"})
+    service.ask("POST", "/v1/predict", encoded_image(), {"Content-Type": "image/png"})
     before, stored, statuses = service.measure(resident), written(service), Counter()
     yield statuses
     assert service.process.poll() is None
     status, _, text = service.ask("GET", "/health")
     assert (status, json.loads(text)) == (200, {"status": "ok", "waiting": 0})
     grown = (service.measure(resident) - before) / 2**20
-    total, told = sum(statuses.values()), dict(sorted(statuses.items()))
-    sys.stdout.write(f"\n{name}: {total} requests, statuses {told}, {grown:+.0f} MiB\n")
+    total, semantic_classes = sum(statuses.values()), dict(sorted(statuses.items()))
+    sys.stdout.write(f"\n{name}: {total} requests, statuses {semantic_classes}, {grown:+.0f} MiB\n")
     assert not grown > GROWTH_MB
     assert written(service) - stored <= MARKS and service.files() == []
     assert statuses and max(statuses) < 500
@@ -151,7 +151,7 @@ def mutated(rng, data):
 
 def test_random_requests(service):
     rng = np.random.default_rng(0)
-    good = [picture(suffix=suffix) for suffix in (".png", ".jpg", ".bmp", ".tiff", ".webp")]
+    good = [encoded_image(suffix=suffix) for suffix in (".png", ".jpg", ".bmp", ".tiff", ".webp")]
     with harmless(service, "random requests") as statuses:
         for number in range(COUNT):
             data = mutated(rng, good[number % 5]) if number % 7 else good[number % 5]
@@ -169,7 +169,7 @@ def test_random_requests(service):
 
 def test_malformed_http(service):
     rng = np.random.default_rng(0)
-    body = picture()
+    body = encoded_image()
     whole = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: image/png\r\n"
     whole += b"Content-Length: %d\r\n\r\n" % len(body) + body
     with harmless(service, "hardly HTTP") as statuses:

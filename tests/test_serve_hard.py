@@ -16,7 +16,7 @@ for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
     pytest.importorskip(package, reason="needs requirements-serve.txt")
 
 from helpers_bad import two_class_network  # noqa: E402
-from helpers_networks import picture  # noqa: E402
+from helpers_networks import encoded_image  # noqa: E402
 from helpers_serve import running  # noqa: E402
 
 PNG = {"Content-Type": "image/png"}
@@ -42,7 +42,7 @@ def still_well(request):
     yield
     if "service" in request.fixturenames:
         service = request.getfixturevalue("service")
-        assert service.ask("POST", "/v1/predict", picture(), PNG)[0] == 200
+        assert service.ask("POST", "/v1/predict", encoded_image(), PNG)[0] == 200
 
 
 def refusal(answer):
@@ -61,6 +61,39 @@ def test_client_disconnect_in_body(service):
     while service.measure(name) == before or time.monotonic() < end - 4:
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_slow_bodies_do_not_block_others(weights, tmp_path):
+    """More clients than the queue has places send a part of their bodies and wait: the others are answered."""
+    with running([weights], tmp_path / "empty", "--timeout", "20", "--max-queue", "16") as service:
+        connections = []
+        try:
+            for _ in range(70):
+                connections.append(socket.create_connection(("127.0.0.1", service.port)))
+                connections[-1].sendall(HEAD + b"Content-Length: 100000\r\n\r\n" + bytes(500))
+            time.sleep(0.5)  # all are being received
+            start = time.monotonic()
+            for _ in range(3):
+                assert service.ask("POST", "/v1/predict", encoded_image(), PNG, timeout=15)[0] == 200
+            assert time.monotonic() - start < 10
+        finally:
+            for connection in connections:
+                connection.close()
+
+
+def test_bytes_in_progress_are_limited(weights, tmp_path):
+    options = ("--timeout", "20", "--max-queue", "16", "--max-images", "2", "--max-body-mb", "1")
+    with running([weights], tmp_path / "empty", *options) as service:
+        connections = []
+        try:
+            for _ in range(17):  # one more than the queue has places for bodies of the largest size
+                connections.append(socket.create_connection(("127.0.0.1", service.port), timeout=10))
+                connections[-1].sendall(HEAD + b"Content-Length: 1048576\r\n\r\n" + bytes(2**20 - 1000))
+            assert b"503" in b"".join(connection.recv(100) for connection in connections[-1:])
+        finally:
+            for connection in connections:
+                connection.close()
+        assert service.ask("POST", "/v1/predict", encoded_image(), PNG, timeout=15)[0] == 200
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health HTT", HEAD, HEAD + b"Content-Length: 9\r\n\r\nabc"])
@@ -124,7 +157,7 @@ def test_archives_are_refused(service):
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
         for number in range(5):
-            archive.writestr(f"{number}.png", picture(number))
+            archive.writestr(f"{number}.png", encoded_image(number))
     for kind, status in (("application/zip", 415), ("application/octet-stream", 400), ("image/png", 400)):
         assert service.ask("POST", "/v1/predict", data.getvalue(), {"Content-Type": kind})[0] == status
 
@@ -133,12 +166,12 @@ def test_unicode_file_names(service):
     name = "街 ulică ☃.png"
     body = b'--x\r\nContent-Disposition: form-data; name="image"; filename="' + name.encode() + b'"\r\n\r\n'
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
-    _, _, text = service.ask("POST", "/v1/predict", body + picture() + b"\r\n--x--\r\n", kind)
+    _, _, text = service.ask("POST", "/v1/predict", body + encoded_image() + b"\r\n--x--\r\n", kind)
     assert json.loads(text)["images"][0]["name"] == name
 
 
 def test_http_1_0_and_other_methods(service):
-    body = picture()
+    body = encoded_image()
     old = HEAD.replace(b"HTTP/1.1", b"HTTP/1.0") + b"Content-Length: %d\r\n\r\n" % len(body) + body
     answer = service.say(old)
     assert answer.startswith(b"HTTP/1.1 200") and b'"images"' in answer
@@ -155,7 +188,7 @@ def test_http_1_0_and_other_methods(service):
 
 
 def test_pipelined_requests(service):
-    body, said = picture(), b""
+    body, said = encoded_image(), b""
     one = HEAD + b"Content-Length: %d\r\n" % len(body)
     said = service.say((one + b"\r\n" + body) * 2 + one + b"Connection: close\r\n\r\n" + body)
     assert said.count(b"HTTP/1.1 200") == 3
@@ -170,7 +203,7 @@ def test_graceful_shutdown_under_load(weights, tmp_path):
             try:
                 for _ in range(1000):
                     begun = False
-                    connection.request("POST", "/v1/predict", picture(height=480, width=640), PNG)
+                    connection.request("POST", "/v1/predict", encoded_image(height=480, width=640), PNG)
                     answer = connection.getresponse()
                     begun = True
                     body = answer.read()

@@ -12,7 +12,7 @@ for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
     pytest.importorskip(package, reason="needs requirements-serve.txt")
 
 from helpers_browser import browsing, chromium  # noqa: E402
-from helpers_networks import make_sure, picture, write_networks  # noqa: E402
+from helpers_networks import encoded_image, make_sure, write_networks  # noqa: E402
 from helpers_serve import running  # noqa: E402
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
@@ -47,7 +47,7 @@ def page(chrome, service):
 @pytest.fixture
 def photo(tmp_path):
     path = tmp_path / "photo.png"
-    path.write_bytes(picture(height=240, width=320))
+    path.write_bytes(encoded_image(height=240, width=320))
     return path
 
 
@@ -103,7 +103,7 @@ def test_sliders(page, photo):
     before, asked = pixels(page), len(page.addresses())
     page.run("$('opacity').focus()")
     page.key("ArrowRight", 39)
-    assert pixels(page) != before and len(page.addresses()) == asked  # drawn anew without asking
+    assert pixels(page) != before and len(page.addresses()) == asked  # drawn again without a request
 
 
 def test_copy_and_save_results(page, photo, service, tmp_path):
@@ -132,7 +132,7 @@ def test_page_error_messages(page, photo, tmp_path):
     page.until("$('status').classList.contains('bad')")
     assert "image is needed" in page.run("$('status').textContent")
     large = tmp_path / "large.png"
-    large.write_bytes(picture(height=1001, width=1000))
+    large.write_bytes(encoded_image(height=1001, width=1000))
     page.drop("#stage", large)
     page.until("$('status').textContent.includes('422')")
     assert "1000000" in page.run("$('status').textContent")
@@ -157,7 +157,7 @@ def test_keyboard_navigation(page, photo):
     for _ in range(14):
         page.key("Tab", 9)
         reached[page.run("document.activeElement.id")] += 1
-    assert {"model", "conf", "iou", "again", "film", "found", "copy", "json", "save"} <= set(reached)
+    assert {"model", "conf", "iou", "again", "capture", "found", "copy", "json", "save"} <= set(reached)
     page.send("Page.setInterceptFileChooserDialog", enabled=False)
 
 
@@ -168,7 +168,7 @@ def test_camera(page):
     page.until(f"canvas.toDataURL().length && canvas.toDataURL() !== {json.dumps(first)}")
     page.click("#stop")
     assert not page.run("live") and page.run("video.srcObject.getTracks().every(track => track.readyState === 'ended')")
-    assert page.run("$('film').offsetParent !== null && $('stop').offsetParent === null")
+    assert page.run("$('capture').offsetParent !== null && $('stop').offsetParent === null")
 
 
 @pytest.mark.parametrize("dark", [False, True])

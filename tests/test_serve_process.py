@@ -14,7 +14,7 @@ for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
     pytest.importorskip(package, reason="needs requirements-serve.txt")
 
 from helpers_bad import two_class_network  # noqa: E402
-from helpers_networks import picture  # noqa: E402
+from helpers_networks import encoded_image  # noqa: E402
 from helpers_serve import running  # noqa: E402
 
 import serve as program  # noqa: E402
@@ -32,7 +32,7 @@ def weights(tmp_path):
 
 def asked(port, answers):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request("POST", "/v1/predict?conf=0&max_det=3", picture(height=1200, width=1600), HEADERS)
+    connection.request("POST", "/v1/predict?conf=0&max_det=3", encoded_image(height=1200, width=1600), HEADERS)
     answer = connection.getresponse()
     answers.append((answer.status, len(json.loads(answer.read())["images"][0]["detections"])))
     connection.close()
@@ -85,7 +85,7 @@ def test_load_benchmark(weights, tmp_path, monkeypatch, capsys):
         assert phase.clients == clients and phase.faults == [] and len(phase.latencies_ms) >= clients
         assert phase.per_second > 0 and 0 < phase.percentile(50) <= phase.percentile(95)
         images = sum(int(size) * count for size, count in phase.batches.items() if "to" not in size)
-        assert images == len(phase.latencies_ms)  # three clients fill no batch whose size is told as a range
+        assert images == len(phase.latencies_ms)  # three clients fill no batch whose size is given as a range
     assert "| 3 |" in (tmp_path / "results" / "serve_load.md").read_text()
 
 

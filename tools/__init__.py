@@ -1,1 +1,1 @@
-"""Programs beside training: dataset checks, converters, the HTTP service, hyper-parameter search, pruning."""
+"""Programs beside training: dataset checks, converters, the HTTP service, hyperparameter search, pruning."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from utils.core.errors import did_you_mean
 
 MAX_TEXT = 200  # characters; an activation is a name and a few numbers
 
@@ -154,9 +155,8 @@ def parse_activation(text: str) -> Callable[[int], nn.Module]:
     kind = _OWN.get(word) if name == word else None
     kind = kind or _TORCH.get(word)
     if kind is None:
-        near = difflib.get_close_matches(word, [*_TORCH, *_PER_CHANNEL], n=3, cutoff=0)
-        near = [other if other in _PER_CHANNEL else f"nn.{other}" for other in near]
-        raise ValueError(f"activation {text!r}: unknown; the nearest are {', '.join(near)}")
+        known = [*(f"nn.{other}" for other in _TORCH), *_PER_CHANNEL]
+        raise ValueError(f"activation {text!r}: unknown{did_you_mean(text, known)}")
     try:
         shared = kind(*arguments, **named)
     except (TypeError, ValueError) as error:

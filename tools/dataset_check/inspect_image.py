@@ -10,6 +10,7 @@ import numpy as np
 
 from tools.dataset_check.image_hash import compute_fingerprint
 from tools.dataset_check.records import ImageRecord
+from utils.datasets.file_access import open_binary, read_binary
 from utils.datasets.image_files import (
     MAX_PIXELS,
     ImageFault,
@@ -30,9 +31,12 @@ def inspect_image(path: str, fast: bool = False) -> ImageRecord:
     try:
         record.size_hw = probe_image(file, notes)
         record.truncation = notes[0] if notes else ""
-        data = b"" if fast else file.read_bytes()
-        with file.open("rb") as head, open_header(file, file, head.read(32), MAX_PIXELS) as header:
-            record.format, record.orientation = header.format or "", orientation_of(header)
+        data = b"" if fast else read_binary(file)
+        with open_binary(file) as opened:
+            head = opened.read(32)
+            opened.seek(0)
+            with open_header(opened, file, head, MAX_PIXELS) as header:
+                record.format, record.orientation = header.format or "", orientation_of(header)
         if fast:
             return record
         grey = _decode_reduced_jpeg(data, record) if record.format in ("JPEG", "MPO") else None

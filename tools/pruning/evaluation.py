@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from models.network_runner import NetworkRunner
 from tools.pruning.calibration import gather_gradients, recompute_statistics
 from tools.pruning.channel_groups import Group
 from tools.pruning.importance import TaylorImportance, by_batchnorm, by_weights
+from tools.pruning.settings import PruneSettings
 from utils.core.contracts import EvalSettings, Loader, Task
 from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
@@ -39,7 +39,7 @@ class PruningEvaluator:
     """Evaluator of a checkpoint and the networks pruned from it.
 
     Attributes:
-        options: Options of prune.py.
+        settings: Options of prune.py.
         task: Task of the checkpoint.
         data: Data set for calibration and scores; None: neither is possible.
         data_text: Data set as the user or the checkpoint names it.
@@ -48,7 +48,7 @@ class PruningEvaluator:
         device: Device of all measurements.
     """
 
-    options: argparse.Namespace
+    settings: PruneSettings
     task: Task
     data: DataConfig | None
     data_text: str
@@ -57,9 +57,7 @@ class PruningEvaluator:
     device: torch.device
 
     @classmethod
-    def of(
-        cls, options: argparse.Namespace, checkpoint: Checkpoint, path: Path, device: torch.device
-    ) -> PruningEvaluator:
+    def of(cls, settings: PruneSettings, checkpoint: Checkpoint, path: Path, device: torch.device) -> PruningEvaluator:
         """Create the evaluator of a checkpoint.
 
         Raises:
@@ -68,16 +66,16 @@ class PruningEvaluator:
         network = checkpoint.network
         task = select_task(checkpoint.task, network.heads)
         default_size = max(spec.usual_px for spec in network.specs.values())
-        size = int(options.imgsz[0] if options.imgsz else checkpoint.meta.get("imgsz") or default_size)
+        size = int(settings.imgsz[0] if settings.imgsz else checkpoint.meta.get("imgsz") or default_size)
         step = max(network.stride, 32)
         size = network.fixed_hw[0] if network.fixed_hw else -(-size // step) * step
-        text = str(options.data or checkpoint.meta.get("data") or "")
-        needs = options.epochs or (options.sparsity is None and options.importance == "taylor")
+        text = str(settings.data or checkpoint.meta.get("data") or "")
+        needs = settings.epochs or (settings.sparsity is None and settings.importance == "taylor")
         if not text and needs:
-            why = "--epochs needs data" if options.epochs else "--importance taylor needs data"
+            why = "--epochs needs data" if settings.epochs else "--importance taylor needs data"
             raise UserError(f"{path}: {why}; give it with --data, or use --importance l2")
-        if text and options.data:
-            resolve_dataset(text, options.download)
+        if text and settings.data:
+            resolve_dataset(text, settings.download)
         data = load_data(text) if text else None
         for head, spec in network.specs.items() if data is not None else ():
             names = data.names_for(head) if data is not None else None
@@ -86,24 +84,24 @@ class PruningEvaluator:
                     f"{text}: {len(names)} classes, but the {head} head of {path} has {spec.num_classes}; "
                     "use the data that it was trained on"
                 )
-        return cls(options, task, data, text, size, network.stride, device)
+        return cls(settings, task, data, text, size, network.stride, device)
 
     def _loader(self, split: str, rect: bool) -> Loader:
         assert self.data is not None
         request = LoadRequest(
-            data=self.data, split=split, training=False, image_size=self.size, batch_size=self.options.batch_size,
-            stride=max(self.stride, 32), hyp=Hyp(), workers=self.options.workers, rect=rect, pad=0.5 if rect else 0.0,
+            data=self.data, split=split, training=False, image_size=self.size, batch_size=self.settings.batch_size,
+            stride=max(self.stride, 32), hyp=Hyp(), workers=self.settings.workers, rect=rect, pad=0.5 if rect else 0.0,
             allow_label_faults=True,
         )  # fmt: skip
         return self.task.load(request)
 
     @property
     def _batches(self) -> int:
-        return -(-self.options.samples // self.options.batch_size)
+        return -(-self.settings.samples // self.settings.batch_size)
 
     def importance(self, network: Network, groups: Sequence[Group]) -> list[Tensor]:
         """Compute the importance of the channels of each group by the criterion of --importance."""
-        criterion = self.options.importance
+        criterion = self.settings.importance
         if criterion in ("l1", "l2"):
             return by_weights(network, groups, int(criterion[1]))
         if criterion == "bn":
@@ -124,7 +122,7 @@ class PruningEvaluator:
 
     def scores(self, network: Network) -> dict[str, float] | None:
         """Compute the scores of the fitness on the validation images; None without data or with --noval."""
-        if self.data is None or self.options.noval:
+        if self.data is None or self.settings.noval:
             return None
         runner = NetworkRunner(fuse(network).eval().to(self.device), self.device)
         loader = self._loader("val", rect=runner.fixed_hw is None and self.task.name != "classify")

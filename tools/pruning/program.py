@@ -2,82 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.core.cli import add_device, add_download, add_image_size, add_run_folder, new_parser
+from tools.pruning.settings import PruneSettings, parse_latency
 from utils.core.errors import UserError
 from utils.core.files import remove_if_empty, run_folder, write_text
 from utils.core.log import LOGGER
-from utils.core.train_settings import MAX_IMAGE_PX, TrainSettings
+from utils.core.train_settings import TrainSettings
 
 if TYPE_CHECKING:  # torch is imported after parsing, which keeps --help fast
     from models.checkpoint import Checkpoint
     from models.network import Network
     from tools.pruning.evaluation import PruningEvaluator
 
-CRITERIA = ("taylor", "l1", "l2", "bn")
 TRAINING = {  # hyperparameter file and optimizer by task; "" for all others
     "": ("hyp.prune.yaml", "Adam"),
     "classify": ("hyp.classify.yaml", "Adam"),
     "semantic": ("hyp.semantic-finetune.yaml", "SGD"),
 }
 TRIES = 7  # bisection steps of --target-latency
-
-
-def prune_parser(description: str | None) -> argparse.ArgumentParser:
-    """Create the parser of prune.py."""
-    parser = new_parser(description)
-    add = parser.add_argument
-    add("--weights", nargs="+", default=[], help="checkpoint (default: the newest best.pt)")
-    add("--data", default="", help="data-set YAML for importance and scores (default: from the checkpoint)")
-    aim = parser.add_argument_group("target (one of these)").add_argument
-    aim(
-        "--target-flops",
-        type=float,
-        default=None,
-        metavar="RATIO",
-        help="remaining fraction of the operations, such as 0.7",
-    )
-    latency_help = "remaining fraction of the time per image (0.8) or milliseconds (25ms), measured on --device"
-    aim("--target-latency", default="", metavar="TIME", help=latency_help)
-    aim(
-        "--sparsity",
-        type=float,
-        default=None,
-        metavar="RATIO",
-        help="fraction of the weights to set to zero instead of removing channels",
-    )
-    how = parser.add_argument_group("channel selection").add_argument
-    how(
-        "--importance",
-        choices=CRITERIA,
-        default="taylor",
-        help="importance of channels: gradients on --data, norm of the weights, or BatchNorm scales",
-    )
-    how("--uniform", action="store_true", help="remove the same fraction of every layer")
-    how("--max-cut", type=float, default=0.5, metavar="RATIO", help="largest fraction of channels removed from a layer")
-    how("--round-to", type=int, default=8, metavar="N", help="number of channels of which layers keep a multiple")
-    how("--samples", type=int, default=128, metavar="N", help="number of training images for importance and statistics")
-    tune = parser.add_argument_group("fine-tuning").add_argument
-    tune("--epochs", type=int, default=0, metavar="N", help="training epochs after pruning; 0: none")
-    tune("--hyp", default="", metavar="FILE", help="hyperparameter YAML (default: depends on the task)")
-    tune("--lr0", type=float, default=None, metavar="LR", help="initial learning rate (default: from --hyp)")
-    add("--batch-size", type=int, default=16, help="images per step")
-    add_image_size(parser, [], "image size in pixels (default: from the checkpoint, else 640)")
-    add("--workers", type=int, default=8, help="data-loading processes, at most one per core")
-    add("--seed", type=int, default=0, help="seed of the fine-tuning")
-    add("--noval", action="store_true", help="do not compute scores")
-    add("--noplots", action="store_true", help="draw no plot")
-    add_device(parser)
-    add_run_folder(parser, "runs/prune")
-    add_download(parser, "official weights, and data with addresses in the YAML,")
-    return parser
 
 
 @dataclass
@@ -94,24 +41,23 @@ class Row:
     scores: dict[str, float] | None = None
 
 
-def prune_task(options: argparse.Namespace) -> list[dict[str, Any]]:
+def prune_task(settings: PruneSettings) -> list[dict[str, Any]]:
     """Prune a checkpoint.
 
     Args:
-        options: Options of prune.py.
+        settings: Options of prune.py.
 
     Returns:
         A row per network: before, pruned (or sparse), fine-tuned.
     """
-    validate_options(options)
     from models.checkpoint import load_checkpoint
     from tools.pruning.evaluation import PruningEvaluator
     from utils.backends import BACKENDS
     from utils.backends.open_weights import backend_for, find_weights
     from utils.core.device import select_device
 
-    device = select_device(options.device)
-    paths = find_weights(options.weights, options.download)
+    device = select_device(settings.device)
+    paths = find_weights(settings.weights, settings.download)
     if len(paths) > 1:
         raise UserError(f"--weights: expected one checkpoint, got {len(paths)}")
     if backend_for(paths[0]) is not BACKENDS.get("pytorch"):
@@ -119,91 +65,44 @@ def prune_task(options: argparse.Namespace) -> list[dict[str, Any]]:
     checkpoint = load_checkpoint(paths[0])
     if checkpoint.network.architecture.get("fused"):
         raise UserError(f"{paths[0]}: BatchNorm is fused into its weights; prune the original checkpoint")
-    evaluator = PruningEvaluator.of(options, checkpoint, paths[0], device)
-    folder = run_folder(Path(options.project), options.name, options.exist_ok)
+    evaluator = PruningEvaluator.of(settings, checkpoint, paths[0], device)
+    folder = run_folder(Path(settings.project), settings.name, settings.exist_ok)
     try:
-        return _Pruning(options, checkpoint, paths[0], evaluator, folder).run()
+        return _Pruning(settings, checkpoint, paths[0], evaluator, folder).run()
     finally:
         remove_if_empty(folder)
-
-
-def validate_options(options: argparse.Namespace) -> None:
-    """Validate the options.
-
-    Raises:
-        UserError: If an option is out of range or contradicts another.
-    """
-    targets = (options.target_flops is not None, bool(options.target_latency), options.sparsity is not None)
-    if sum(targets) != 1:
-        raise UserError("expected one of --target-flops 0.7, --target-latency 0.8 (or 25ms) and --sparsity 0.3")
-    for name in ("target_flops", "sparsity"):
-        value = getattr(options, name)
-        if value is not None and not 0 < value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value:g}: must be between 0 and 1")
-    if options.target_latency:
-        parse_latency(options.target_latency)
-    if options.sparsity is not None and options.epochs:
-        raise UserError("--sparsity: cannot be combined with --epochs, because training would change the zeros")
-    if not 0 < options.max_cut < 1:
-        raise UserError(f"--max-cut {options.max_cut:g}: must be between 0 and 1")
-    for name, low in (("round_to", 1), ("samples", 1), ("epochs", 0), ("batch_size", 1), ("workers", 0)):
-        if getattr(options, name) < low:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least {low}")
-    if len(options.imgsz) > 1 or (options.imgsz and not 32 <= options.imgsz[0] <= MAX_IMAGE_PX):
-        raise UserError(f"--imgsz {' '.join(map(str, options.imgsz))}: expected one size from 32 to {MAX_IMAGE_PX}")
-
-
-def parse_latency(text: str) -> tuple[float, bool]:
-    """Parse --target-latency.
-
-    Returns:
-        The number, and whether it is in milliseconds instead of relative to the original network.
-    """
-    absolute = text.strip().lower().endswith("ms")
-    try:
-        value = float(text.strip().lower().removesuffix("ms"))
-    except ValueError:
-        value = math.nan
-    if not 0 < value < (math.inf if absolute else 1):
-        raise UserError(f"--target-latency {text}: expected a fraction between 0 and 1, or milliseconds such as 25ms")
-    return value, absolute
 
 
 class _Pruning:
     """Pruning of one checkpoint; the report of `rows` is rewritten after every step."""
 
     def __init__(
-        self, options: argparse.Namespace, checkpoint: Checkpoint, path: Path, evaluator: PruningEvaluator, folder: Path
+        self, settings: PruneSettings, checkpoint: Checkpoint, path: Path, evaluator: PruningEvaluator, folder: Path
     ) -> None:
-        self.options, self.checkpoint, self.path, self.evaluator, self.folder = (
-            options,
-            checkpoint,
-            path,
-            evaluator,
-            folder,
-        )
+        self.settings, self.checkpoint, self.path = settings, checkpoint, path
+        self.evaluator, self.folder = evaluator, folder
         self.rows: list[Row] = []
 
     def run(self) -> list[dict[str, Any]]:
         network = self.checkpoint.network
         self._add("before", network, self.path)
-        if self.options.sparsity is not None:
-            self._store("sparse", self._sparse(network))
+        if self.settings.sparsity is not None:
+            self._store("sparse", self._sparse(network, self.settings.sparsity))
         else:
             pruned = self._pruned(network)
             self.evaluator.recalibrate(pruned)
             self._store("pruned", pruned)
-            if self.options.epochs:
+            if self.settings.epochs:
                 self._fine_tune()
         return [asdict(row) for row in self.rows]
 
-    def _sparse(self, network: Network) -> Network:
+    def _sparse(self, network: Network, fraction: float) -> Network:
         from tools.pruning.weight_sparsity import sparsify
 
         LOGGER.info(
             "sparsity reduces the size of compressed files; it does not speed up runtimes without sparse kernels"
         )
-        return sparsify(network, self.options.sparsity)
+        return sparsify(network, fraction)
 
     def _pruned(self, network: Network) -> Network:
         """Remove the least important channels until the target is reached."""
@@ -211,23 +110,24 @@ class _Pruning:
         from tools.pruning.channel_groups import find_coupling
         from tools.pruning.channel_selection import Costs, Limits, choose, removed_channels
 
-        options, size_hw = self.options, (self.evaluator.size, self.evaluator.size)
+        settings, size_hw = self.settings, (self.evaluator.size, self.evaluator.size)
         coupling = find_coupling(network)
         scores = self.evaluator.importance(network, coupling.groups)
-        limits = Limits(options.round_to, options.max_cut, options.importance == "taylor", options.uniform)
+        limits = Limits(settings.round_to, settings.max_cut, settings.importance == "taylor", settings.uniform)
 
         def cut_to(ratio: float) -> Network:
             costs = Costs(network, size_hw)
             chosen = choose(costs, coupling.groups, scores, limits, lambda remaining: remaining <= ratio)
             return without_channels(network, removed_channels(coupling.groups, chosen), coupling.fixed)
 
-        if options.target_flops is not None:
-            return cut_to(options.target_flops)
+        if settings.target_flops is not None:
+            return cut_to(settings.target_flops)
         return self._fast_enough(network, cut_to)
 
     def _fast_enough(self, network: Network, cut_to: Any) -> Network:
         """Find the largest network that is fast enough, by bisection of the remaining operations."""
-        value, absolute = parse_latency(self.options.target_latency)
+        target, max_cut = self.settings.target_latency, self.settings.max_cut
+        value, absolute = parse_latency(target)
         low, high = 0.0, 1.0
         best: Network | None = None
         for _ in range(TRIES):
@@ -243,16 +143,14 @@ class _Pruning:
             low, high = (ratio, high) if fast_enough else (low, ratio)
             best = candidate if fast_enough else best
         if best is None:
-            raise UserError(
-                f"--target-latency {self.options.target_latency}: not reached within --max-cut {self.options.max_cut:g}"
-            )
+            raise UserError(f"--target-latency {target}: not reached within --max-cut {max_cut:g}")
         return best
 
     def _store(self, name: str, network: Network) -> None:
         from models.checkpoint import save_checkpoint
 
         path = self.folder / f"{name}.pt"
-        about = {"from": self.path.name, "options": _plain(self.options)}
+        about = {"from": self.path.name, "options": asdict(self.settings)}
         inherited = {
             key: value for key, value in self.checkpoint.meta.items() if key in ("task", "data", "imgsz", "torch")
         }
@@ -287,16 +185,16 @@ class _Pruning:
         from utils.engine.fit import fit
         from utils.tasks.task_selection import select_training_task
 
-        options, name = self.options, self.checkpoint.task
+        settings, name = self.settings, self.checkpoint.task
         hyp, optimizer = TRAINING.get(name, TRAINING[""])
-        settings = TrainSettings(
-            weights=str(self.folder / "pruned.pt"), data=self.evaluator.data_text, epochs=options.epochs,
-            hyp=options.hyp or hyp, imgsz=(self.evaluator.size,), lr0=options.lr0,
-            batch_size=options.batch_size, workers=options.workers, seed=options.seed, device=options.device,
-            noplots=options.noplots, noautoanchor=True, project=str(self.folder), name="finetune", exist_ok=True,
+        training = TrainSettings(
+            weights=str(self.folder / "pruned.pt"), data=self.evaluator.data_text, epochs=settings.epochs,
+            hyp=settings.hyp or hyp, imgsz=(self.evaluator.size,), lr0=settings.lr0,
+            batch_size=settings.batch_size, workers=settings.workers, seed=settings.seed, device=settings.device,
+            noplots=settings.noplots, noautoanchor=True, project=str(self.folder), name="finetune", exist_ok=True,
             optimizer=optimizer, cos_lr=True, allow_label_faults=True,
         )  # fmt: skip
-        fit(partial(select_training_task, name, settings.fitness), settings, ())
+        fit(partial(select_training_task, name, training.fitness), training, ())
         best = self.folder / "finetune" / "weights" / "best.pt"
         self._add("fine-tuned", load_checkpoint(best).network, best)
 
@@ -307,19 +205,15 @@ class _Pruning:
         rows = [asdict(row) for row in self.rows]
         about = {
             "weights": str(self.path), "data": self.evaluator.data_text, "imgsz": self.evaluator.size,
-            "device": describe(self.evaluator.device), "options": _plain(self.options),
+            "device": describe(self.evaluator.device), "options": asdict(self.settings),
         }  # fmt: skip
         if len(rows) < 2:
             return
         write_text(self.folder / "prune.json", json.dumps({**about, "networks": rows}, indent=1) + "\n")
         LOGGER.info(table(self.rows))
-        if not self.options.noplots:
+        if not self.settings.noplots:
             draw_pruning(rows, self.folder / "prune.png")
         LOGGER.info(f"{rows[-1]['weights']}, with {self.folder / 'prune.json'}")
-
-
-def _plain(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
 
 
 def table(rows: list[Row]) -> str:

@@ -33,6 +33,7 @@ from tools.service.schema import (
     error_responses,
 )
 from tools.service.service_settings import ServiceSettings
+from tools.service.truncated_images import jpeg_lacks_end
 from utils.core.contracts import Results
 from utils.core.device import usable_cpus
 from utils.core.errors import did_you_mean
@@ -106,11 +107,14 @@ class Service:
         not_received = HTTPException(408, f"the request was not received within {timeout:g} s", {"Connection": "close"})
         not_completed = HTTPException(504, f"the prediction was not completed within {timeout:g} s")
         try:
-            with self.batcher.reserve(1):  # before the body is read
+            with self.batcher.reserve(1):  # refuses the request before its body is read
+                pass
+            # slow clients hold no slot while they send; BodyLimitMiddleware bounds the memory of their bodies
+            with self.batcher.reserve(int(self.settings.allow_urls)):  # downloads are not part of the bodies
                 files = await _with_timeout(timeout, read_images(request, self.settings), not_received)
-                with self.batcher.reserve(len(files) - 1):
-                    work = self._predict(name, size, files, parameters, encode)
-                    return await cancel_on_disconnect(request, _with_timeout(timeout, work, not_completed))
+            with self.batcher.reserve(len(files)):
+                work = self._predict(name, size, files, parameters, encode)
+                return await cancel_on_disconnect(request, _with_timeout(timeout, work, not_completed))
         except QueueFullError as error:
             raise HTTPException(
                 503, "too many images are in progress; try again later", {"Retry-After": "1"}
@@ -150,6 +154,8 @@ class Service:
         return await loop.run_in_executor(self._threads, _json_response, encode, results, form)
 
     def _decode(self, name: str, data: bytes) -> np.ndarray:
+        if jpeg_lacks_end(data):
+            raise HTTPException(400, f"{name}: truncated JPEG (no end marker); send the whole file")
         try:
             return decode_image(data, Path(name), max_pixels=self.settings.max_pixels)
         except TooLargeFault as fault:
@@ -191,7 +197,11 @@ def build_app(settings: ServiceSettings, predictor: Predictor | None = None) -> 
 
     app = FastAPI(title="Polyolo", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
-    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        BodyLimitMiddleware,
+        max_bytes=settings.max_body_bytes,
+        max_total_bytes=settings.max_queue * settings.max_body_bytes,
+    )
     app.add_middleware(MetricsMiddleware, metrics=service.metrics)
     app.add_exception_handler(RequestValidationError, _invalid_parameters)
     app.add_exception_handler(Exception, _internal_error)

@@ -34,10 +34,12 @@ class BodyLimitMiddleware:
     Args:
         app: The application.
         max_bytes: Maximum size of a body.
+        max_total_bytes: Maximum size of the bodies of all requests in progress.
     """
 
-    def __init__(self, app: Any, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
+    def __init__(self, app: Any, max_bytes: int, max_total_bytes: int) -> None:
+        self.app, self.max_bytes, self.max_total_bytes = app, max_bytes, max_total_bytes
+        self.total = 0  # bytes received for the requests in progress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -54,12 +56,20 @@ class BodyLimitMiddleware:
         async def receive_limited() -> MutableMapping[str, Any]:
             nonlocal received
             message = await receive()
-            received += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            received += size
+            self.total += size
             if received > self.max_bytes:
                 raise HTTPException(413, text, {"Connection": "close"})
+            if self.total > self.max_total_bytes:
+                busy = "too many bytes are in progress; try again later"
+                raise HTTPException(503, busy, {"Connection": "close", "Retry-After": "1"})
             return message
 
-        await self.app(scope, receive_limited, send)
+        try:
+            await self.app(scope, receive_limited, send)
+        finally:
+            self.total -= received
 
 
 class _InMemoryParser(MultiPartParser):

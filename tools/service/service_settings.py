@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from utils.core.errors import UserError
 from utils.core.train_settings import MAX_IMAGE_PX
@@ -61,13 +59,6 @@ class ServiceSettings:
                 raise UserError(f"--{name.replace('_', '-')} expects a number from {low:g} to {high}, got {value}")
         if self.max_images > self.max_queue:
             raise UserError(f"--max-images {self.max_images} exceeds --max-queue {self.max_queue}; raise --max-queue")
-
-    @classmethod
-    def from_namespace(cls, options: argparse.Namespace) -> ServiceSettings:
-        """Convert parsed options."""
-        values: dict[str, Any] = {one.name: getattr(options, one.name) for one in fields(cls)}
-        converted: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**converted)
 
     @property
     def max_body_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""What backends export: a network with a tuple of outputs, and the description of the file to write."""
+"""Network whose outputs are a flat tuple, the form that backends export, and the description of an export."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from utils.backends.exported_runner import (
     ExportedRunner,
     InferFunction,
     combine_runners,
+    first_line,
     require_package,
     resolve_metadata,
 )
@@ -69,7 +70,10 @@ class OpenVinoBackend(ExportBackend):
         for key, value in metadata.to_yolov5().items():
             model.set_rt_info(value, ["model_info", key])
         xml = path / f"{path.name.removesuffix('_openvino_model')}.xml"
-        openvino.save_model(model, str(xml), compress_to_fp16=metadata.precision == "fp16")
+        try:
+            openvino.save_model(model, str(xml), compress_to_fp16=metadata.precision == "fp16")
+        except RuntimeError as error:
+            raise UserError(f"{path}: cannot be written ({first_line(error)}); check the free disk space") from error
 
     @staticmethod
     def open(

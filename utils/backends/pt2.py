@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import warnings
@@ -90,8 +91,10 @@ class Pt2Backend(ExportBackend):
     @staticmethod
     def write(job: ExportJob, path: Path) -> None:
         """Save the exported program with the metadata inside."""
+        content = io.BytesIO()  # torch's file writer would hide the reason of a failed write
         with _quiet():
-            torch.export.save(export_program(job), str(path), extra_files={METADATA_KEY: job.metadata.to_json()})
+            torch.export.save(export_program(job), content, extra_files={METADATA_KEY: job.metadata.to_json()})
+        path.write_bytes(content.getbuffer())
 
     @staticmethod
     def open(

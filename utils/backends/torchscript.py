@@ -47,9 +47,10 @@ class TorchScriptBackend(ExportBackend):
             if job.optimize:
                 from torch.utils.mobile_optimizer import optimize_for_mobile
 
-                optimize_for_mobile(traced)._save_for_lite_interpreter(str(path), _extra_files=extra)
+                content = optimize_for_mobile(traced)._save_to_buffer_for_lite_interpreter(_extra_files=extra)
             else:
-                torch.jit.freeze(traced).save(str(path), _extra_files=extra)
+                content = torch.jit.freeze(traced).save_to_buffer(_extra_files=extra)
+        path.write_bytes(content)  # torch's file writer ends the process when the disk is full
 
     @staticmethod
     def open(

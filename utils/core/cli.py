@@ -10,15 +10,22 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from utils.core import distributed as dist
 from utils.core.errors import UserError, did_you_mean
+from utils.core.interrupt import StopSignal, handle_signals, raise_stop_signal
 from utils.core.log import LOGGER, set_up_console
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Options = argparse._ActionsContainer  # a parser or a group of options
+SettingsT = TypeVar("SettingsT", bound="DataclassInstance")
 _NOT_GIVEN = object()
 _USER_ERRORS = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EMFILE, errno.ENAMETOOLONG}
+_USER_ERRORS |= {errno.EFBIG}  # the limit of `ulimit -f`
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -120,6 +127,20 @@ def to_namespace(parser: argparse.ArgumentParser, overrides: dict[str, Any]) -> 
     return parser.parse_args([])
 
 
+def to_settings(kind: type[SettingsT], options: argparse.Namespace) -> SettingsT:
+    """Convert parsed options to the settings of a program.
+
+    Args:
+        kind: Dataclass whose fields are named like the options.
+        options: Parsed options; fields without an option keep their default, and lists become tuples.
+
+    Raises:
+        UserError: If an option is out of range or contradicts another.
+    """
+    given = {one.name: getattr(options, one.name) for one in fields(kind) if hasattr(options, one.name)}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Options that several programs have
 
@@ -181,16 +202,21 @@ def run_script(main: Callable[[], object]) -> None:
     """Run `main` as a program.
 
     A UserError, and an OSError that the user can correct (full disk, missing permission), becomes one line on stderr
-    and exit status 2; Ctrl-C becomes status 130.
+    and exit status 2; Ctrl-C becomes status 130, SIGTERM 143 and SIGHUP 129.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         set_up_console()
+        if not dist.is_launched():  # while a rank waits for others in native code, only the default action ends it
+            handle_signals(raise_stop_signal)
         main()
         dist.stop()
     except UserError as error:
         LOGGER.error(one_line(str(error)))
         _exit(2)
+    except StopSignal as stop:
+        LOGGER.error(stop.text)
+        _exit(stop.status)
     except KeyboardInterrupt:
         LOGGER.error("interrupted")
         _exit(130)

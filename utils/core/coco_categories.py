@@ -1,10 +1,28 @@
 """Matching of COCO categories to classes, for training labels (datasets) and evaluation (metrics)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from utils.core.errors import UserError
+
+
+def require_unique_ids(path: Path, categories: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse a COCO JSON in which two categories have one id, since its annotations are ambiguous.
+
+    Args:
+        path: the JSON, for messages.
+        categories: `id` and `name` of each category.
+
+    Raises:
+        UserError: two categories have the same id.
+    """
+    seen: dict[Any, Any] = {}
+    for category in categories:
+        key, name = category.get("id"), category.get("name")
+        if key in seen:
+            raise UserError(f"{path}: two categories have the id {key!r}: {seen[key]!r} and {name!r}; correct the ids")
+        seen[key] = name
 
 
 def match_categories(path: Path, names: Sequence[str], categories: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:

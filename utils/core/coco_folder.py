@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from utils.core.coco_categories import require_unique_ids
 from utils.core.errors import UserError
 from utils.core.input_files import require_regular
 
@@ -54,4 +55,5 @@ def read_category_names(files: list[Path]) -> tuple[str, ...]:
         raise UserError(f"{path}: not a COCO JSON with `categories`, each with `id` and `name` ({error})") from error
     if not names:
         raise UserError(f"{path}: `categories` is empty")
+    require_unique_ids(path, categories)
     return names

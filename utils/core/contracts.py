@@ -158,6 +158,7 @@ class FrameSource(Protocol):
 
     live: bool  # endless, like a camera
     faults: int  # number of unreadable files so far
+    incomplete: Sequence[str]  # one line per video that could be decoded in part only
 
     def __iter__(self) -> Iterator[list[Frame]]: ...
     def close(self) -> None: ...

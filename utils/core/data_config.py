@@ -171,6 +171,24 @@ def _load_folder(root: Path) -> DataConfig:
     return DataConfig(source=root, root=root, names=tuple(names), splits=splits, format="folders")
 
 
+def _load_shards(text: str) -> DataConfig | Path | None:
+    """Load tar files that `--data` gives as a file, pattern or folder, or find their data.yaml; None for other data."""
+    folder = Path(text)
+    if folder.suffix != ".tar" and not (folder.is_dir() and any(folder.glob("*.tar"))):
+        return None
+    from utils.core.shard_patterns import find_shards, names_beside, shard_splits
+
+    shards, listed = find_shards(text), folder / "data.yaml"
+    if not shards:
+        raise UserError(f"--data {text}: no such tar file")
+    if folder.is_dir() and listed.is_file():
+        return listed
+    folder = folder if folder.is_dir() else shards[0].parent
+    listed = folder / "data.yaml"
+    names = load_data(str(listed)).names if listed.is_file() else names_beside(folder)
+    return DataConfig(source=Path(text), root=folder, names=names, splits=shard_splits(shards), format="shards")
+
+
 def load_data(text: str) -> DataConfig:
     """Load and validate the data set that `--data` names.
 
@@ -185,7 +203,10 @@ def load_data(text: str) -> DataConfig:
     """
     from pydantic import ValidationError
 
-    path = find_data(text)
+    shards = _load_shards(text)
+    if isinstance(shards, DataConfig):
+        return shards
+    path = shards or find_data(text)
     if path.is_dir():
         return _load_folder(path)
     values = _with_semantic_block(path, read_yaml(path, "data-set YAML"))
@@ -287,7 +308,8 @@ def _load_semantic(path: Path, checked: Any, box_names: tuple[str, ...]) -> Sema
     generated = bool(checked.generate) and block.path is None
     root = find_root(path, block.path or checked.path, texts, generated)
     splits = resolve_all(root, texts)
-    layout = block.format or _cityscapes_layout(splits) or "folders"
+    tars = all(path.suffix == ".tar" for paths in splits.values() for path in paths)
+    layout = block.format or ("shards" if tars else _cityscapes_layout(splits)) or "folders"
     masks = {split: (value,) if isinstance(value, str) else tuple(value) for split, value in block.masks.items()}
     names = _semantic_names(path, block, root, layout, box_names)
     if block.palette is not None and len(block.palette) != len(names):

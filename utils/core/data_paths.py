@@ -56,7 +56,7 @@ def find_root(path: Path, given: str | None, splits: dict[str, tuple[str, ...]],
     if generated:
         return candidates[0]
     texts = [text for group in splits.values() for text in group]
-    scores = [sum((root / text).exists() for text in texts) for root in candidates]
+    scores = [sum(_expanded(root / text)[0].exists() for text in texts) for root in candidates]
     return candidates[scores.index(max(scores))]
 
 
@@ -69,8 +69,21 @@ def resolve(root: Path, text: str) -> Path:
 
 
 def resolve_all(root: Path, splits: dict[str, tuple[str, ...]]) -> dict[str, tuple[Path, ...]]:
-    """Resolve the paths of all splits."""
-    return {split: tuple(resolve(root, text) for text in texts) for split, texts in splits.items()}
+    """Resolve the paths of all splits, and patterns of tar files to the files."""
+    found: dict[str, list[Path]] = {split: [] for split in splits}
+    for split, texts in splits.items():
+        for text in texts:
+            found[split] += _expanded(resolve(root, text))
+    return {split: tuple(paths) for split, paths in found.items()}
+
+
+def _expanded(path: Path) -> list[Path]:
+    """Expand a pattern of tar files; other paths are returned as they are."""
+    if path.suffix != ".tar" or path.exists():
+        return [path]
+    from utils.core.shard_patterns import expand
+
+    return expand(path)
 
 
 def searched_paths(source: Path, root: Path, path: Path, block: str = "") -> list[Path]:

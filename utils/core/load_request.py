@@ -5,9 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+MANY_CLASSES = 1000  # from this number on, the predictions of a batch may need more memory than the network
+MAX_PREDICTION_BYTES = 2**29  # of an evaluation batch with that many classes
+_ANCHORS_PER_PX = 3 * (1 / 8**2 + 1 / 16**2 + 1 / 32**2)  # of the usual three levels
+
 if TYPE_CHECKING:
     from utils.core.data_config import DataConfig
     from utils.core.hyp import Hyp
+
+
+def evaluation_batch(batch: int, image_px: int, num_classes: int) -> int:
+    """Choose the number of images per batch for the evaluation of boxes: fewer than `batch` for thousands of classes.
+
+    Args:
+        batch: Usual number.
+        image_px: Longer side of the network input.
+        num_classes: Number of classes.
+    """
+    if num_classes < MANY_CLASSES:
+        return batch
+    bytes_per_image = 4 * num_classes * _ANCHORS_PER_PX * image_px**2
+    return max(1, min(batch, int(MAX_PREDICTION_BYTES / bytes_per_image)))
 
 
 @dataclass(frozen=True)

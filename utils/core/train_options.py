@@ -189,7 +189,7 @@ def _add_semantic(group: Options) -> None:
     text = "fraction of each batch with semantic labels, when boxes and semantic maps come from two data sets"
     add("--seg-share", type=float, default=0.5, metavar="F", help=text)
     add_flag(group, "--seg-mosaic", "train both on mosaics, when boxes and semantic maps have the same images")
-    text = "epochs between validations of the semantic head beside boxes; every epoch in the last 40"
+    text = "epochs between validations of the semantic head beside boxes; every epoch in the last 39"
     add("--seg-interval", type=int, default=10, metavar="N", help=text)
 
 

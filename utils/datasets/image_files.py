@@ -6,20 +6,16 @@ import io
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
-from utils.core.input_files import MAX_IMAGE_BYTES, read_input, require_regular
+from utils.datasets.file_access import open_binary, read_binary
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-# YOLOv5's formats, and AVIF and HEIF, which browsers and phones write
-IMAGE_SUFFIXES = frozenset(
-    ".bmp .dng .jpeg .jpg .mpo .png .tif .tiff .webp .pfm .avif .heic .heif".split()  # noqa: SIM905
-)
 MAX_PIXELS = 89_478_485  # 268 MB of BGR, the limit of Pillow; a PNG of 3 MB can hold 30000 x 30000 pixels (2.7 GB)
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 TAIL_BYTES = 4096  # cameras append padding and previews after a JPEG's end marker
@@ -55,11 +51,11 @@ def _register_heif() -> bool:
     return True
 
 
-def open_header(source: Path | io.BytesIO, path: Path, head: bytes, max_pixels: int) -> PilImage:
+def open_header(source: Path | IO[bytes], path: Path, head: bytes, max_pixels: int) -> PilImage:
     """Open an image file with Pillow without decoding pixels.
 
     Args:
-        source: the file, or its bytes.
+        source: the file, or a stream of its content.
         path: the file, for messages.
         head: its first 32 bytes.
         max_pixels: limit of the image size.
@@ -135,18 +131,18 @@ def probe_image(path: Path, notes: list[str] | None = None, max_pixels: int = MA
     """
     path = Path(path)
     try:
-        require_regular(path)
-        with path.open("rb") as file:
+        with open_binary(path) as file:
             head = file.read(32)
             file.seek(0, io.SEEK_END)
             file.seek(max(0, file.tell() - TAIL_BYTES))
             tail = file.read()
-        with open_header(path, path, head, max_pixels) as image:
-            orientation, (width, height) = orientation_of(image), image.size
-            if notes is not None and image.format in ("JPEG", "MPO") and lacks_end(tail):
-                notes.append(f"{path}: truncated JPEG (no end marker), decoded as far as possible")
-            if image.format == "PNG" and b"IEND" not in tail:
-                raise ImageFault(f"{path}: truncated PNG (no IEND)")
+            file.seek(0)
+            with open_header(file, path, head, max_pixels) as image:
+                orientation, (width, height) = orientation_of(image), image.size
+                if notes is not None and image.format in ("JPEG", "MPO") and lacks_end(tail):
+                    notes.append(f"{path}: truncated JPEG (no end marker), decoded as far as possible")
+                if image.format == "PNG" and b"IEND" not in tail:
+                    raise ImageFault(f"{path}: truncated PNG (no IEND)")
     except OSError as error:
         raise ImageFault(f"{path}: cannot be read ({error.strerror or error})") from error
     return (width, height) if orientation >= 5 else (height, width)
@@ -171,7 +167,7 @@ def read_image(path: Path, notes: list[str] | None = None, max_pixels: int = MAX
     """
     path = Path(path)
     try:
-        data = read_input(path, MAX_IMAGE_BYTES)
+        data = read_binary(path)
     except OSError as error:
         raise ImageFault(f"{path}: cannot be read ({error.strerror or error})") from error
     return decode_image(data, path, notes, max_pixels)

@@ -1,4 +1,7 @@
-"""Conclusion of a training run: strip the checkpoints, evaluate the best one, write results and plots."""
+"""Conclusion of a training run: evaluate the best checkpoint, write results and plots, strip the checkpoints.
+
+Stripping `last.pt` is the last step. Until then the run can be resumed, and the conclusion starts again.
+"""
 
 from __future__ import annotations
 
@@ -16,23 +19,22 @@ from utils.engine.run_outputs import BatchPlotter, write_results
 
 def conclude(run: Run) -> dict[str, float]:
     """Finish a run after its last epoch; return the metrics of the best checkpoint. All ranks must call this."""
-    network = _load_best(run)
+    dist.barrier()  # the first rank has written the file
     LOGGER.info(f"evaluating {run.weights_folder / 'best.pt'}")
     plotter = BatchPlotter(run.task, run.folder, run.data, enabled=not run.settings.noplots)
-    report = _evaluate(run, network, plotter)
+    report = _evaluate(run, _load_best(run), plotter)
+    dist.barrier()  # all ranks have read the file before it is rewritten
     if dist.is_main():
         _write_outputs(run, report, plotter)
+        strip_checkpoints(run.weights_folder)
+        run.loggers.finish(report.metrics, [run.weights_folder / "best.pt", run.weights_folder / "last.pt"])
+        LOGGER.info(f"done; results are in {run.folder}")
     return report.metrics
 
 
 def _load_best(run: Run) -> Network:
-    """Load `best.pt` on every rank, then strip the checkpoints on the first one."""
-    dist.barrier()
+    """Load `best.pt` with weights rounded to half precision like those of the stripped file."""
     checkpoint = load_checkpoint(run.weights_folder / "best.pt")
-    dist.barrier()  # all ranks have read the file before it is rewritten
-    if dist.is_main():
-        strip_checkpoints(run.weights_folder)
-    # round the weights to half precision like the stripped file
     return fuse(checkpoint.network.half().float().eval().to(run.device))
 
 
@@ -46,11 +48,8 @@ def _evaluate(run: Run, network: Network, plotter: BatchPlotter) -> Report:
 
 
 def _write_outputs(run: Run, report: Report, plotter: BatchPlotter) -> None:
-    """Write results.json and the plots, and finish the loggers."""
-    weights = run.weights_folder
+    """Write results.json and the plots."""
     write_results(run.folder / "results.json", report, {"epochs": run.state.epoch, "checkpoint": "best.pt"})
     if not run.settings.noplots:
         for path in (*plotter.paths, *run.task.draw_scores(report.scores, run.folder, run.data)):
             run.loggers.image(path, run.state.epoch)
-    run.loggers.finish(report.metrics, [weights / "best.pt", weights / "last.pt"])
-    LOGGER.info(f"done; results are in {run.folder}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from utils.core.contracts import Batch, Logger, Results, SelectTask, Task
 from utils.core.device import autocast_dtype, configure_gpu, describe, select_device, varying_sizes
 from utils.core.errors import UserError
 from utils.core.files import remove_if_empty
-from utils.core.interrupt import Interrupt
+from utils.core.interrupt import Interrupt, StopSignal
 from utils.core.log import LOGGER
 from utils.core.seed import seed_everything
 from utils.core.timing import Stopwatch, duration
@@ -27,7 +28,8 @@ from utils.engine.gradient_guard import GradientGuard
 from utils.engine.profiler import Profile, untimed
 from utils.engine.progress_text import time_summary
 from utils.engine.run import Run
-from utils.engine.run_checkpoints import save_epoch_checkpoints, save_last
+from utils.engine.run_checkpoints import remove_temporary_files, repair_run_folder, save_epoch_checkpoints, save_last
+from utils.engine.run_lock import LOCK_FILE, RunLock
 from utils.engine.run_outputs import BatchPlotter, csv_columns, start_outputs
 from utils.engine.run_setup import (
     build_losses,
@@ -43,7 +45,7 @@ from utils.engine.run_setup import (
 )
 from utils.engine.run_state import restore
 from utils.engine.step_schedule import StepSchedule
-from utils.engine.train_epoch import RunInterruptedError, train_one_epoch
+from utils.engine.train_epoch import RunInterruptedError, any_rank_interrupted, train_one_epoch
 from utils.engine.trainable_network import (
     build_trainable_network,
     freeze_layers,
@@ -58,7 +60,8 @@ from utils.metrics.average_precision import weighted_sum
 def fit(select_task: SelectTask, settings: TrainSettings, loggers: Sequence[Logger] = ()) -> dict[str, float]:
     """Train until all epochs are done, early stopping ends the run, or the user interrupts it.
 
-    At any time `weights/last.pt` in the folder of the run holds a state that `--resume` continues.
+    At any time `weights/last.pt` in the folder of the run holds a state that `--resume` continues, up to the end of the
+    evaluation of the best checkpoint.
 
     Args:
         select_task: Chooses the task from the names of the network's heads.
@@ -69,31 +72,59 @@ def fit(select_task: SelectTask, settings: TrainSettings, loggers: Sequence[Logg
         Metrics of the best checkpoint by name.
 
     Raises:
-        KeyboardInterrupt: After an interrupted run has been saved.
+        StopSignal: After an interrupted run has been saved.
     """
-    run = build_run(select_task, settings, loggers)
+    lock = RunLock()
     try:
-        start_outputs(run)
-    except UserError:
-        if dist.is_main():
-            remove_if_empty(run.folder)
-        raise
+        run = build_run(select_task, settings, loggers, lock)
+        try:
+            start_outputs(run)
+        except UserError:
+            if dist.is_main():
+                (run.folder / LOCK_FILE).unlink(missing_ok=True)
+                remove_if_empty(run.folder)
+            raise
+        _train(run)
+        return _conclude(run)
+    finally:
+        lock.release()
+
+
+def _train(run: Run) -> None:
+    """Train and validate the remaining epochs.
+
+    Raises:
+        StopSignal: After a run that got a signal has been saved.
+        UserError: After a run that had to stop for another reason has been saved.
+    """
     with Interrupt("stopping after this step; press Ctrl-C again to stop at once") as interrupt, Stopwatch() as watch:
         try:
-            for _ in range(run.state.epoch, run.settings.epochs):
+            while not run.state.complete:
                 metrics = train_one_epoch(run, interrupt, lambda: save_last(run))
                 report = _validate(run, interrupt)
-                if _finish_epoch(run, metrics, report):
-                    break
+                _finish_epoch(run, metrics, report)
         except RunInterruptedError:
             run.loggers.finish({}, [])
-            LOGGER.info(f"saved; continue with --resume {run.weights_folder / 'last.pt'}")
-            raise KeyboardInterrupt from None
+            dist.barrier()  # the first rank has written the checkpoint
+            advice = f"continue with --resume {run.weights_folder / 'last.pt'}"
+            if interrupt.reason:
+                raise UserError(f"{interrupt.reason}; the run is saved, {advice}") from None
+            LOGGER.info(f"saved; {advice}")
+            raise StopSignal(interrupt.number or signal.SIGINT) from None
     LOGGER.info(f"{run.state.epoch} epochs in {duration(watch.seconds)}")
-    return conclude(run)
 
 
-def build_run(select_task: SelectTask, settings: TrainSettings, loggers: Sequence[Logger] = ()) -> Run:
+def _conclude(run: Run) -> dict[str, float]:
+    try:
+        return conclude(run)
+    except KeyboardInterrupt:
+        LOGGER.info(f"all epochs are saved; --resume {run.weights_folder / 'last.pt'} evaluates the best checkpoint")
+        raise
+
+
+def build_run(
+    select_task: SelectTask, settings: TrainSettings, loggers: Sequence[Logger] = (), lock: RunLock | None = None
+) -> Run:
     """Build all parts of the run that `settings` describe, and restore its state if it is resumed.
 
     The order matters: cheap checks first, random numbers are drawn after seeding, and the folder is created last so
@@ -103,6 +134,9 @@ def build_run(select_task: SelectTask, settings: TrainSettings, loggers: Sequenc
     check_names(settings)
     device = select_device(settings.device)
     dist.start(device)
+    if lock is not None and checkpoint is not None:
+        lock.acquire(create_folder(settings, checkpoint))
+        settings, checkpoint = open_resumed(settings)  # another process may have written it before the lock was free
     seed_everything(settings.seed + dist.rank())
     fixed = not (settings.multi_scale or settings.rect)
     configure_gpu(device, deterministic=settings.deterministic, fixed_sizes=fixed, tf32=not settings.no_tf32)
@@ -144,6 +178,8 @@ def build_run(select_task: SelectTask, settings: TrainSettings, loggers: Sequenc
         phase=profile.phase if profile else untimed,
         folder=create_folder(settings, checkpoint),
     )
+    if lock is not None and checkpoint is None:
+        lock.acquire(run.folder)
     _resume(run, checkpoint)
     precision = "fp32" if mixed is None else str(mixed).removeprefix("torch.")
     LOGGER.info(f"{describe(device)}, {precision}, {dist.world_size()} process(es)")
@@ -167,7 +203,12 @@ def _prepare_network(
 def _resume(run: Run, checkpoint: Checkpoint | None) -> None:
     if checkpoint is not None:
         restore(run, checkpoint)
-        LOGGER.info(f"resuming {run.folder} at epoch {run.state.epoch + 1}, batch {run.state.step + 1}")
+        where = f"at epoch {run.state.epoch + 1}, batch {run.state.step + 1}"
+        LOGGER.info(f"resuming {run.folder} {'after its last epoch' if run.state.complete else where}")
+        if dist.is_main():
+            repair_run_folder(run)
+    elif dist.is_main():
+        remove_temporary_files(run.folder)  # with --exist-ok
 
 
 def _validate(run: Run, interrupt: Interrupt) -> Report | None:
@@ -176,6 +217,9 @@ def _validate(run: Run, interrupt: Interrupt) -> Report | None:
     epoch, settings = run.state.epoch, run.settings
     if not _is_validated(settings, epoch + 1):
         return None
+    if any_rank_interrupted(interrupt, run.device):  # several processes cannot stop together later in the validation
+        save_last(run)
+        raise RunInterruptedError
     every = settings.picture_interval
     plots_wanted = every > 0 and (epoch + 1) % every == 0 and not settings.noplots
     plotter = BatchPlotter(run.task, run.folder / "pictures" / f"epoch{epoch}", run.data, enabled=plots_wanted)
@@ -207,8 +251,8 @@ def _is_validated(settings: TrainSettings, epoch: int) -> bool:
     return epoch == settings.epochs or not (settings.noval or later < 0 or later % settings.val_interval)
 
 
-def _finish_epoch(run: Run, metrics: dict[str, float], report: Report | None) -> bool:
-    """Log the epoch and save its checkpoints; return whether the training stops."""
+def _finish_epoch(run: Run, metrics: dict[str, float], report: Report | None) -> None:
+    """Log the epoch, decide whether it is the last one, and save its checkpoints."""
     state, settings = run.state, run.settings
     epoch, fitness = state.epoch, -1.0
     if report is not None:
@@ -233,6 +277,6 @@ def _finish_epoch(run: Run, metrics: dict[str, float], report: Report | None) ->
     if reason := run.loggers.stop_requested():
         LOGGER.info(f"stopping after epoch {epoch + 1}: {reason}")
         stop = True
+    state.complete = stop or state.epoch >= settings.epochs
     with run.phase("checkpoint"):
-        save_epoch_checkpoints(run, epoch, best, last=stop or state.epoch == settings.epochs)
-    return stop
+        save_epoch_checkpoints(run, epoch, best, last=state.complete)

@@ -74,6 +74,7 @@ class PredictReport:
     network_hw: tuple[int, int] = (0, 0)  # input size of the last batch
     interrupted: bool = False
     unreadable_files: int = 0
+    incomplete: list[str] = field(default_factory=list)  # videos that could be decoded in part only
     saved: list[str] = field(default_factory=list)  # summaries of the sinks
     preprocess: Stopwatch = field(default_factory=Stopwatch)
     inference: Stopwatch = field(default_factory=Stopwatch)
@@ -148,7 +149,7 @@ def predict(
     finally:
         console.close()
         source.close()
-        report.unreadable_files = source.faults
+        report.unreadable_files, report.incomplete = source.faults, list(source.incomplete)
         report.saved = [text for sink in sinks if (text := sink.close())]
     return report
 

@@ -23,7 +23,7 @@ from utils.engine.profiler import Phase, untimed
 from utils.engine.step_schedule import StepSchedule
 from utils.loggers import Loggers
 
-FULLY_EVALUATED_EPOCHS = 40  # at the end of a run, `--seg-interval` is ignored for so many epochs
+FULLY_EVALUATED_EPOCHS = 39  # at the end of a run, `--seg-interval` is ignored for so many epochs
 
 
 @dataclass
@@ -37,6 +37,7 @@ class TrainState:
     ema_updates: int = 0
     best_fitness: float = -1.0
     best_epoch: int = 0
+    complete: bool = False  # no epoch follows, because all are done or the training stopped early
     bad_steps: int = 0  # optimizer steps skipped because of non-finite gradients
     loss_sums: dict[str, float] = field(default_factory=dict)  # of this epoch, over all ranks
     class_scores: list[float] = field(default_factory=list)  # main metric per class at the last validation
@@ -97,7 +98,7 @@ class Run:
 
     def skipped_heads(self, epoch: int) -> tuple[str, ...]:
         """List the heads that are not evaluated after this epoch because of `--seg-interval`."""
-        near_end = self.settings.epochs - epoch < FULLY_EVALUATED_EPOCHS
+        near_end = self.settings.epochs - epoch <= FULLY_EVALUATED_EPOCHS
         return () if near_end or epoch % self.settings.seg_interval == 0 else self.task.periodic_heads
 
     def runner(self) -> NetworkRunner:

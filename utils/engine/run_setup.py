@@ -19,7 +19,7 @@ from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
 from utils.core.files import run_folder
 from utils.core.hyp import Hyp, find_hyp
-from utils.core.load_request import LoadRequest, SemanticRequest
+from utils.core.load_request import LoadRequest, SemanticRequest, evaluation_batch
 from utils.core.log import LOGGER
 from utils.core.seed import generator
 from utils.core.train_settings import TrainSettings
@@ -135,12 +135,13 @@ def open_loaders(
         mosaic_window=settings.mosaic_window,
         semantic=SemanticRequest(settings.base_size, settings.seg_mode, settings.seg_share, settings.seg_mosaic),
     )
+    classes = data.num_classes if task.fit_anchors else 0
     validation = replace(
         request,
         split="val",
         training=False,
         image_size=settings.imgsz[-1],
-        batch_size=max(2 * batch // world, 1),
+        batch_size=evaluation_batch(max(2 * batch // world, 1), settings.imgsz[-1], classes),
         rect=True,
         rect_group=2 * batch,  # the same shapes for any number of processes
         pad=0.5,

@@ -89,6 +89,7 @@ def _restore(run: Run, checkpoint: Checkpoint) -> None:
         if not isinstance(value, types[key]):
             raise TypeError(f"{key} is {value!r}")
     run.state = TrainState(**stored)
+    run.state.complete |= run.state.epoch >= run.settings.epochs
     run.network.load_state_dict(training["network"])
     run.optimizer.load_state_dict(training["optimizer"])
     _match_memory_format(run.optimizer)

@@ -93,7 +93,7 @@ def train_one_epoch(run: Run, interrupt: Interrupt, save_last: Callable[[], None
         if run.loggers.wants_batches:
             _log_batch(run, names, values)
         save_due |= settings.save_steps > 0 and state.global_step % settings.save_steps == 0
-        stop = updated and _any_rank_interrupted(interrupt, run.device)
+        stop = updated and any_rank_interrupted(interrupt, run.device)
         if updated and (save_due or stop):
             _add_loss_sums(state, names, sums)
             sums, save_due = None, False
@@ -249,7 +249,7 @@ def _log_batch(run: Run, names: Sequence[str], values: Tensor) -> None:
     run.loggers.batch(run.state.global_step, metrics)
 
 
-def _any_rank_interrupted(interrupt: Interrupt, device: torch.device) -> bool:
+def any_rank_interrupted(interrupt: Interrupt, device: torch.device) -> bool:
     """Check whether any rank was interrupted, so that all leave at the same step."""
     if dist.world_size() == 1:
         return interrupt.requested

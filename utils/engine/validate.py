@@ -29,7 +29,7 @@ from utils.core.device import configure_gpu, select_device
 from utils.core.errors import UserError
 from utils.core.files import remove_if_empty, run_folder, write_text
 from utils.core.hyp import Hyp
-from utils.core.load_request import LoadRequest, SemanticRequest
+from utils.core.load_request import LoadRequest, SemanticRequest, evaluation_batch
 from utils.core.log import LOGGER
 from utils.core.val_settings import ValSettings
 from utils.engine.evaluate import MANY_CLASSES, Report, evaluate, log_report
@@ -112,7 +112,7 @@ def open_model_and_data(
     for head in model.runner.specs:
         if head not in EVALUATORS:
             known = ", ".join(EVALUATORS.names())
-            raise UserError(f"{model.name}: its head {head!r} cannot be evaluated (known: {known})")
+            raise UserError(f"{model.name}: evaluation of the head {head!r} is not supported (known: {known})")
     if settings.save_hybrid and any(spec.num_masks for spec in model.runner.specs.values()):
         raise UserError("--save-hybrid: not supported by segmentation models, whose labels have no mask coefficients")
     return task, model, _load_data(task, settings, model)
@@ -194,13 +194,15 @@ def _open_loader(
 ) -> Loader:
     speed = settings.task == "speed"
     square = speed or runner.fixed_hw is not None
+    classes = max((spec.num_classes for spec in runner.specs.values() if spec.strides), default=0)
     return task.load(
         LoadRequest(
             data=data,
             split="val" if speed else settings.task,
             training=False,
             image_size=size,
-            batch_size=settings.batch_size,
+            batch_size=evaluation_batch(settings.batch_size, size, classes),
+            rect_group=settings.batch_size,
             stride=max(runner.stride, 32),
             hyp=Hyp(),
             workers=settings.workers,

@@ -95,7 +95,7 @@ def assign(
         targets: (N, 6) image index, class, cx, cy, w, h; the last four are divided by the size of the network's input.
         anchors: (L, A, 2) widths and heights in cells of their level.
         level_hws: Rows and columns of each of the L levels.
-        max_ratio: Limit of the ratio of sides (hyper-parameter `anchor_t`).
+        max_ratio: Limit of the ratio of sides (hyperparameter `anchor_t`).
         batch_size: Images of the batch.
         usable: (N,) bool; labels with False are not assigned.
 

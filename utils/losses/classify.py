@@ -22,7 +22,7 @@ class ClassifyLoss(nn.Module):
 
     Args:
         spec: Description of the head.
-        hyp: Hyper-parameters; reads `label_smoothing`, the part of each target that is spread over all classes.
+        hyp: Hyperparameters; reads `label_smoothing`, the part of each target that is spread over all classes.
     """
 
     per_image = False

@@ -64,7 +64,7 @@ class DetectLoss(nn.Module):
 
     Args:
         spec: Description of the head: classes, strides and anchors in pixels.
-        hyp: Hyper-parameters with scaled gains (`Hyp.scaled`).
+        hyp: Hyperparameters with scaled gains (`Hyp.scaled`).
         autobalance: Adapt the objectness weights of the levels to their losses; also enabled by `hyp.autobalance`.
         class_weights: (C,) factors of the class losses.
 

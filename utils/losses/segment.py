@@ -84,7 +84,7 @@ class SegmentLoss(nn.Module):
 
     Args:
         spec: Description of the head, with M = `num_masks` mask coefficients.
-        hyp: Hyper-parameters with scaled gains; `box` is also the gain of `seg`.
+        hyp: Hyperparameters with scaled gains; `box` is also the gain of `seg`.
         **options: Further arguments of `DetectLoss`.
 
     Raises:

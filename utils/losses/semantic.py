@@ -62,7 +62,7 @@ class SemanticLoss(nn.Module):
 
     Args:
         spec: Description of the head.
-        hyp: Hyper-parameters with scaled gains.
+        hyp: Hyperparameters with scaled gains.
 
     Raises:
         UserError: If `hyp.seg_class_weights` is unknown or has another length than the number of classes.
@@ -195,7 +195,7 @@ def class_weights(hyp: Hyp, num_classes: int) -> Tensor | None:
     """Return the class weights that `hyp.seg_class_weights` names or lists.
 
     Args:
-        hyp: Hyper-parameters.
+        hyp: Hyperparameters.
         num_classes: Number of classes C.
 
     Returns:

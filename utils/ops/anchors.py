@@ -74,7 +74,7 @@ def anchor_fit(labels_wh_px: np.ndarray, anchors_px: np.ndarray, threshold: floa
     Args:
         labels_wh_px: (n, 2) widths and heights.
         anchors_px: (..., 2) widths and heights.
-        threshold: Limit of the ratio of sides (hyper-parameter `anchor_t`).
+        threshold: Limit of the ratio of sides (hyperparameter `anchor_t`).
 
     Returns:
         The fit, with recall 1 for no labels.
@@ -165,7 +165,7 @@ def fit_anchors(
         labels_wh_px: (n, 2) widths and heights at the size of the network input.
         count: Number of anchors.
         image_size: Size of the network input, for random anchors.
-        threshold: Limit of the ratio of sides (hyper-parameter `anchor_t`).
+        threshold: Limit of the ratio of sides (hyperparameter `anchor_t`).
         rng: Random generator.
         generations: Number of mutations.
 
@@ -273,7 +273,7 @@ def check_anchors(
         shapes_hw: (images, 2) heights and widths of the images.
         anchors: Current anchors in pixels.
         image_size: Size of the network input.
-        threshold: Limit of the ratio of sides (hyper-parameter `anchor_t`).
+        threshold: Limit of the ratio of sides (hyperparameter `anchor_t`).
         rng: Random generator.
         strides: Strides of the levels, which determine the order of new anchors (default: ascending).
     """

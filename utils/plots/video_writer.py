@@ -41,6 +41,9 @@ class VideoWriter:
     def close(self) -> None:
         """Complete the file; if frames are missing, remove it and raise UserError."""
         self._writer.release()
+        if not self._temporary.exists():
+            self.discard()
+            raise UserError(f"{self.path}: was removed while it was written; run it again")
         if count_frames(self._temporary) < self.frames:  # OpenCV does not report write errors
             self.discard()
             raise UserError(f"{self.path}: cannot write all {self.frames} frames; check the free disk space")

@@ -1,1 +1,1 @@
-"""What programs of one kind share; only programs import this, and nothing heavy is loaded before options are read."""
+"""Shared parts of the command-line programs; heavy packages are loaded only after the options were parsed."""

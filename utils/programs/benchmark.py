@@ -8,7 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,13 +50,6 @@ class BenchmarkSettings:
         for option, number in (("--batch-size", self.batch_size), ("--runs", self.runs)):
             if number < 1:
                 raise UserError(f"{option} expects a number of at least 1, got {number}")
-
-    @classmethod
-    def from_namespace(cls, options: argparse.Namespace) -> BenchmarkSettings:
-        """Convert parsed options."""
-        values: dict[str, Any] = {one.name: getattr(options, one.name) for one in fields(cls)}
-        converted: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**converted)
 
 
 def benchmark_parser(description: str | None) -> argparse.ArgumentParser:

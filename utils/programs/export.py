@@ -228,6 +228,8 @@ def _export(
         final = folder / path.name
         _move(path, final)
         _move(certificate_path, folder / certificate_path.name)
+    except OSError as error:  # a full disk, or a limit on files
+        raise UserError(f"{folder / path.name}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     LOGGER.info(f"{backend.title}: {final}, {size_bytes(final) / 1e6:.1f} MB, {seconds:.1f} s; {certificate.summary}")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from utils.core.cli import Options, add_device, add_download, add_flag, add_image_size, new_parser
 from utils.core.errors import UserError
@@ -71,13 +70,6 @@ class ExportSettings:
         for is_conflict, message in conflicts:
             if is_conflict:
                 raise UserError(message)
-
-    @classmethod
-    def from_namespace(cls, options: argparse.Namespace) -> ExportSettings:
-        """Convert parsed options."""
-        values: dict[str, Any] = {one.name: getattr(options, one.name) for one in fields(cls)}
-        converted: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**converted)
 
     @property
     def precision(self) -> str:

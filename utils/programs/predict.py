@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ if TYPE_CHECKING:  # modules that load torch are imported after parsing, so that
 
     from utils.core.contracts import FrameSource, Results, Runner, Sink
     from utils.engine.predict import PredictReport
+    from utils.plots.folder_guard import FolderGuard
     from utils.plots.semantic_overlay import SemanticStyle
 
 
@@ -65,17 +68,37 @@ def run_prediction(options: PredictOptions, kind: PredictionKind) -> PredictRepo
     def draw(image: np.ndarray, results: Results) -> np.ndarray:
         return annotate(image, results, runner.names, style)
 
-    try:
-        report = predict(runner, source, settings, sinks, draw, device)
-    finally:
-        if folder is not None:
-            remove_if_empty(folder)  # no image could be read
+    with _watched(folder) as guards:
+        report = predict(runner, source, settings, [*guards, *sinks], draw, device)
     _log_report(report)
     if options.update:
         strip_weights(opened.paths)
     if report.interrupted:
         raise KeyboardInterrupt
+    if report.incomplete:
+        raise UserError("; ".join(report.incomplete[:3]))
     return report
+
+
+@contextmanager
+def _watched(folder: Path | None) -> Iterator[list[FolderGuard]]:
+    """Watch the output folder during a prediction and remove it if it remains empty.
+
+    Raises:
+        UserError: The folder vanished, so results are lost.
+    """
+    from utils.plots.folder_guard import FolderGuard
+
+    if folder is None:
+        yield []
+        return
+    guard = FolderGuard(folder)
+    try:
+        yield [guard]
+        guard.check()
+    finally:
+        guard.release()
+        remove_if_empty(folder)  # no image could be read
 
 
 def _warn_without_label_files(options: PredictOptions) -> None:
@@ -107,7 +130,7 @@ def _open_source(options: PredictOptions, data_yaml: str) -> FrameSource:
 
     data = load_data(data_yaml)
     ensure_generated(data)
-    folder = data.split("val")[0]
+    folder = data.split("val")[0]  # or the first tar file
     LOGGER.info(f"--source: not given, using the validation images of {data.source}: {folder}")
     return open_source(str(folder / "*" / "*") if data.format == "folders" else str(folder), options.vid_stride)
 

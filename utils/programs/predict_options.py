@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from utils.core.cli import (
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # needs torch
 
 @dataclass(frozen=True)
 class PredictionKind:
-    """What distinguishes the prediction programs."""
+    """Differences between the prediction programs."""
 
     requires: str  # output that the network must have: masks, classes, or empty for any
     data: str  # data set to predict on if neither the user nor the checkpoint names one
@@ -91,16 +91,6 @@ class PredictOptions:
         if self.visualize and self.compile:
             raise UserError("--visualize and --compile: a compiled network has no separate layers; give one of them")
 
-    @classmethod
-    def from_namespace(cls, options: argparse.Namespace) -> PredictOptions:
-        """Convert parsed options; those that the program lacks keep their defaults."""
-        given: dict[str, Any] = {
-            one.name: getattr(options, one.name) for one in fields(cls) if hasattr(options, one.name)
-        }
-        given["classes"] = given.get("classes") or ()
-        converted: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-        return cls(**converted)
-
     def predict_settings(self) -> PredictSettings:
         """Create the settings of the prediction loop, all but the size of the input."""
         from utils.engine.predict import PredictSettings
@@ -134,7 +124,7 @@ def prediction_parser(description: str | None, masks: bool = False, **defaults: 
     add("--iou-thres", type=float, default=0.45, metavar="IOU", help="IoU threshold of NMS")
     add("--max-det", type=int, default=1000, metavar="N", help="maximum number of detections per image")
     text = "class indices to detect (default: all classes)"
-    add("--classes", nargs="+", type=int, default=None, metavar="N", help=text)
+    add("--classes", nargs="+", type=int, default=[], metavar="N", help=text)
     add_flag(group, "--agnostic-nms", "apply NMS across classes")
     add_flag(group, "--augment", "apply test-time augmentation: three scales, the middle one mirrored")
     if masks:

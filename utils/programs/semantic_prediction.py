@@ -11,7 +11,8 @@ from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.files import is_url
 from utils.core.log import LOGGER, progress
-from utils.datasets.image_files import IMAGE_SUFFIXES, ImageFault, probe_image
+from utils.datasets.image_files import ImageFault, probe_image
+from utils.datasets.image_suffixes import IMAGE_SUFFIXES
 from utils.plots.draw import DrawStyle
 from utils.plots.prediction_sinks import size_mismatch
 from utils.plots.semantic_overlay import SemanticStyle

@@ -8,14 +8,12 @@ from functools import partial
 from typing import Any
 
 from utils.core.contracts import Logger
-from utils.core.data_config import DataConfig
+from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
 from utils.core.registry import registered_names
 from utils.core.train_options import format_origins, resolve_training, training_parser
 from utils.core.train_settings import TrainSettings
-from utils.datasets.fetch.dataset_download import resolve_dataset
-from utils.programs.classification_options import class_training_options, class_training_parser
 
 TASKS = tuple(registered_names("utils.tasks"))
 EVOLUTION_OPTIONS = ("evolve", "evolve_population", "resume_evolve")
@@ -30,6 +28,8 @@ def task_parser(task: str, description: str | None) -> argparse.ArgumentParser:
         description: Module docstring of the script.
     """
     if task == "classify":
+        from utils.programs.classification_options import class_training_parser  # not part of training a detector
+
         return class_training_parser(description)
     if task != "segment":
         return training_parser(description)
@@ -89,8 +89,18 @@ def resolve_settings(
     Returns:
         The settings, and where each value comes from by name.
     """
-    explicit = class_training_options(options) if task == "classify" else dict(options)
-    data = resolve_dataset(str(explicit.get("data", parser.get_default("data"))), bool(explicit.get("download")))
+    explicit = dict(options)
+    if task == "classify":
+        from utils.programs.classification_options import class_training_options
+
+        explicit = class_training_options(options)
+    name = str(explicit.get("data", parser.get_default("data")))
+    if explicit.get("download"):
+        from utils.datasets.fetch.dataset_download import resolve_dataset  # the HTTP client, loaded only if it is used
+
+        data = resolve_dataset(name, download=True)
+    else:
+        data = load_data(name)
     return resolve_training(parser, explicit, recommended_for(task, data), data.source)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tools.dataset_check import CHECKS
 from tools.dataset_check.findings import Finding
 from tools.dataset_check.records import DatasetRecords
-from utils.datasets.image_files import IMAGE_SUFFIXES
+from utils.datasets.image_suffixes import IMAGE_SUFFIXES
 from utils.datasets.labels.semantic_layout import MASK_SUFFIXES
 
 _OTHER_TEXT_FILES = {"classes.txt", "names.txt", "obj.names", "readme.txt", "labels.txt"}
@@ -22,7 +22,7 @@ def check_pairs(records: DatasetRecords) -> Iterator[Finding]:
     """Find images without a label file, and label files and semantic maps without an image."""
     beside: dict[str, list[tuple[str, str]]] = {}  # by suffix of the label files: images and label files
     for split, images in records.splits.items():
-        if records.formats[split] not in ("yolo", "voc", "labelme", "visdrone"):
+        if records.formats[split] not in ("yolo", "voc", "labelme", "visdrone", "shards"):
             continue
         missing = [one for one in images if not one.labels.present]
         for one in missing:

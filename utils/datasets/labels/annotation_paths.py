@@ -10,7 +10,7 @@ from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.core.input_files import walk_files
 from utils.core.yaml_file import read_text
-from utils.datasets.image_files import IMAGE_SUFFIXES
+from utils.datasets.image_suffixes import IMAGE_SUFFIXES
 from utils.datasets.labels.scan_cache import CACHE_SUFFIX, short_hash
 
 # (image folder, annotation folder beside it)

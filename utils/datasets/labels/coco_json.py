@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from utils.core.coco_categories import require_unique_ids
 from utils.core.errors import UserError
 from utils.core.log import progress
 from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject, extent, run_length_pieces
@@ -160,6 +161,7 @@ class _TableBuilder:
         for key, what in (("images", self.names), ("categories", self.categories)):
             if not what:
                 raise UserError(f"{self.path}: no `{key}` in it; is it a COCO annotations file?")
+        require_unique_ids(self.path, self.categories)
         rows = _rows_of(self.image_ids, self.image_rows)[np.asarray(self.image_of, np.int64)]
         known = {category["id"]: row for row, category in enumerate(self.categories)}
         category = _rows_of(self.category_ids, known)[np.asarray(self.category_of, np.int64)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -25,14 +25,16 @@ class SplitFiles:
             annotations as a whole.
         fingerprint: everything else that the labels depend on, such as class names; the cache is rebuilt when it
             changes.
+        stamped: files whose sizes and times stand for those of images and label files; None: the files themselves.
     """
 
-    images: list[str]
-    label_files: list[str]
+    images: Sequence[str]
+    label_files: Sequence[str]
     load_labels: Callable[[int], ImageLabels]
     cache: Path
     prepare: Callable[[], list[str]] | None = None
     fingerprint: str = ""
+    stamped: list[str] | None = None
 
 
 @dataclass(frozen=True)

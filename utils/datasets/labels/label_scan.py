@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
-from utils.core.yaml_file import read_text
 from utils.datasets import READERS
+from utils.datasets.file_access import read_binary
 from utils.datasets.image_files import ImageFault
 from utils.datasets.labels.label_index import Index, SplitFiles
 from utils.datasets.labels.scan import (
@@ -26,7 +25,7 @@ from utils.datasets.labels.scan import (
     require_images,
 )
 from utils.datasets.labels.scan_cache import files_key
-from utils.datasets.labels.yolo_lines import MAX_OBJECTS, ImageLabels, too_many_objects
+from utils.datasets.labels.yolo_lines import MAX_BYTES, MAX_OBJECTS, ImageLabels, too_many_objects
 
 _TABLES = ("shapes_hw", "boxes", "points")
 _FLOATS = ("boxes", "points")  # in the cache; the other arrays are integers
@@ -100,7 +99,9 @@ def _scan(files: SplitFiles, split: str) -> SplitScan[ImageLabels, Index]:
         index.counts[Index.COUNTS.index("faulty_labels")] = faulty
         return index
 
-    label_files = list(dict.fromkeys(files.label_files))  # a COCO JSON is the label file of every image
+    stamped = files.stamped
+    if stamped is None:
+        stamped = [*files.images, *dict.fromkeys(files.label_files)]  # a COCO JSON is the label file of every image
     header = f"polyolo index {FORMAT_VERSION}\n{files.fingerprint}\n".encode()
     return SplitScan(
         num_images=len(files.images),
@@ -108,7 +109,7 @@ def _scan(files: SplitFiles, split: str) -> SplitScan[ImageLabels, Index]:
         collect=collect,
         restore=_restored,
         cache=files.cache,
-        key=files_key(header, files.images, label_files),
+        key=files_key(header, stamped),
         text=f"{split}: checking",
         prepare=files.prepare,
         images_per_task=_IMAGES_PER_TASK,
@@ -182,8 +183,8 @@ def _with_known_classes(index: Index, data: DataConfig, files: SplitFiles, allow
 
 def _line_of_class(file: str, wrong: int) -> int:
     try:
-        lines = read_text(Path(file), "label file").splitlines()
-    except UserError:
+        lines = read_binary(file, MAX_BYTES).decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError):
         return 1
     return next((n for n, line in enumerate(lines, 1) if line.split()[:1] and float(line.split()[0]) == wrong), 1)
 

@@ -23,18 +23,16 @@ _DAMAGE = (  # LookupError: wrong counts, and names of members in a character se
 )  # fmt: skip
 
 
-def files_key(header: bytes, images: list[str], labels: list[str]) -> str:
-    """Hash `header` and the paths, sizes and modification times of image and label files.
+def files_key(header: bytes, paths: list[str]) -> str:
+    """Hash `header` and the paths, sizes and modification times of files.
 
     Args:
         header: format version and everything else that the scan result depends on.
-        images: image files.
-        labels: label files; "" and missing files count as empty.
+        paths: image and label files, or the shards that hold them; "" and missing files count as empty.
 
     Returns:
         The SHA-256 digest in hexadecimal.
     """
-    paths = images + labels
     stamps = np.zeros((len(paths), 2), np.int64)
     for row, path in enumerate(paths):
         try:

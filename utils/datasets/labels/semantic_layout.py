@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,13 @@ class SemanticAugment:
 class SemanticSplitFiles:
     """Images and masks of a split, as a layout's `read` finds them."""
 
-    images: list[str]
-    masks: list[str]  # expected path for images without a mask
+    images: Sequence[str]
+    masks: Sequence[str]  # expected path for images without a mask
     tables: np.ndarray  # (k, 256) int16: class of each value, IGNORED_PIXEL or INVALID
     table_of: np.ndarray  # (n,) uint8: row in `tables` for each mask
     cache: Path  # preferred path of the scan cache
     notes: list[str] = field(default_factory=list)
+    stamped: list[str] | None = None  # files whose sizes and times stand for those of all; None: the files themselves
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from utils.core.contracts import IGNORED_PIXEL
-from utils.core.input_files import MAX_IMAGE_BYTES, read_input
+from utils.datasets.file_access import read_binary
 from utils.datasets.image_files import MAX_PIXELS, TAIL_BYTES, ImageFault, open_header
 from utils.datasets.labels.semantic_layout import INVALID
 
@@ -39,7 +39,7 @@ def read_values(path: Path) -> np.ndarray:
     """
     path = Path(path)
     try:
-        data = read_input(path, MAX_IMAGE_BYTES)
+        data = read_binary(path)
     except FileNotFoundError as error:
         raise ImageFault(f"{path}: no such mask") from error
     except OSError as error:

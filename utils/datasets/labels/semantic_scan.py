@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -169,7 +169,7 @@ def _scan(files: SemanticSplitFiles, num_classes: int, split: str) -> SplitScan[
         collect=collect,
         restore=lambda arrays: _restored(arrays, len(files.images), num_classes),
         cache=files.cache,
-        key=files_key(header, files.images, files.masks),
+        key=files_key(header, [*files.images, *files.masks] if files.stamped is None else files.stamped),
         text=f"{split}: checking masks",
     )
 
@@ -213,6 +213,6 @@ def _restored(arrays: dict[str, np.ndarray], num_images: int, num_classes: int) 
     return found
 
 
-def _index_of(paths: list[str], found: _Found) -> Index:
+def _index_of(paths: Sequence[str], found: _Found) -> Index:
     shapes = [(int(height), int(width)) for height, width in found.shapes_hw]
     return Index.build([paths[row] for row in found.rows], shapes, [ImageLabels() for _ in shapes], corrupt=0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.core.input_files import read_input
+from utils.datasets.file_access import read_binary
 
 _BOX_FIELDS = 5
 _POLYGON_FIELDS = 7  # class and three points
@@ -34,7 +34,7 @@ class ImageLabels:
 def read_labels(path: Path) -> ImageLabels:
     """Read a label file; a missing file means an image without objects, other errors are reported in `faults`."""
     try:
-        text = read_input(path, MAX_BYTES).decode("utf-8-sig")
+        text = read_binary(path, MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         return ImageLabels(present=False)
     except UnicodeDecodeError:

@@ -18,6 +18,7 @@ from utils.core.distributed import main_first, world_size
 from utils.core.errors import UserError
 from utils.core.files import atomic_path, user_cache
 from utils.core.log import LOGGER, progress
+from utils.datasets.file_access import container_of
 from utils.datasets.image_files import ImageFault, read_image
 from utils.datasets.labels.label_index import Index
 from utils.datasets.labels.scan import ThreadPool
@@ -189,18 +190,21 @@ def _decoding_pool() -> ThreadPool:
 
 
 def _array_path(path: str) -> Path:
-    """Return the cache file of an image: beside it, or in the user's cache folder if that is read-only."""
+    """Return the cache file of an image: beside it, or in the user's cache if that is read-only or a shard."""
     image = Path(path)
+    name = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    fallback = user_cache() / "images" / f"{name}.npy"
+    if container_of(path) != image:
+        return fallback
     beside = image.with_name(image.name + ".npy")
     if beside.exists() or is_writable(image.parent):
         return beside
-    name = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return user_cache() / "images" / f"{name}.npy"
+    return fallback
 
 
 def _is_fresh(array: Path, path: str) -> bool:
     try:
-        return array.stat().st_mtime_ns >= Path(path).stat().st_mtime_ns
+        return array.stat().st_mtime_ns >= container_of(path).stat().st_mtime_ns
     except OSError:
         return False
 

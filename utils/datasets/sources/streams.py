@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,15 @@ import numpy as np
 
 from utils.core.contracts import Frame
 from utils.core.errors import UserError
+from utils.core.files import is_url
 from utils.core.log import LOGGER
 
 FPS_FALLBACK = 30.0  # where a container states none, or an implausible one
 ATTEMPTS = 10  # consecutive ones without a frame before a stream ends, about four minutes
 MAX_PAUSE_S = 30.0  # between attempts
 CONNECT_MS = 10_000
+FIRST_WAIT_S = 5.0  # for all other streams once one has sent a frame
+NOTICE_S = 10.0  # between messages while no stream has sent a frame
 _YOUTUBE = {"youtube.com", "www.youtube.com", "m.youtube.com", "youtu.be"}
 
 Opener = Callable[[str], Any]
@@ -41,7 +45,9 @@ def open_capture(address: str) -> cv2.VideoCapture:
         return cv2.VideoCapture(int(address))
     timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, CONNECT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, CONNECT_MS]
     capture = cv2.VideoCapture(_resolve_youtube(address), cv2.CAP_FFMPEG, timeouts)
-    return capture if capture.isOpened() else cv2.VideoCapture(address)
+    if capture.isOpened() or is_url(address):  # the other backends of OpenCV have no timeout
+        return capture
+    return cv2.VideoCapture(address)
 
 
 def _resolve_youtube(address: str) -> str:
@@ -90,6 +96,8 @@ class _Reader(threading.Thread):
             self.latest.fault = fault
             if finite or failures >= ATTEMPTS or self.stopped.is_set():
                 break
+            if failures > 1:
+                LOGGER.warning(f"{_title(self.address)}: {fault} (attempt {failures} of {ATTEMPTS})")
             if self.latest.ever and failures <= 1:
                 LOGGER.warning(f"{without_password(self.address)}: connection lost; reconnecting")
             with self.updated:
@@ -136,6 +144,7 @@ class StreamSource:
     """The latest frames of several cameras or streams."""
 
     live = True
+    incomplete: Sequence[str] = ()
 
     def __init__(
         self, addresses: Sequence[str], stride: int = 1, opener: Opener = open_capture, pause_s: float = 0.5
@@ -152,27 +161,43 @@ class StreamSource:
             self._wait_for_first()
             while frames := self._new_frames():
                 yield frames
-            if not any(reader.latest.ever for reader in self._readers):
+            silent = [reader for reader in self._readers if not reader.latest.ever]
+            if len(silent) == len(self._readers):
                 raise UserError(f"{self._faults_of(self._readers)}; no frames to predict on")
+            self.faults = len(silent)
+            for reader in silent:
+                LOGGER.warning(f"{self._faults_of([reader])}; given up")
         finally:
             self.close()
 
     def _wait_for_first(self) -> None:
+        start = noticed = time.monotonic()
+        first = None  # when the first frame came
         with self._updated:
-            while not all(reader.latest.tried for reader in self._readers):
+            while waiting := [reader for reader in self._readers if not reader.latest.tried]:
+                now = time.monotonic()
+                if any(reader.latest.ever for reader in self._readers):
+                    first = first or now
+                    if now - first > FIRST_WAIT_S:
+                        break
+                if now - noticed > NOTICE_S:
+                    names = ", ".join(_title(reader.address) for reader in waiting)
+                    LOGGER.info(f"waiting for {names} ({now - start:.0f} s)")
+                    noticed = now
                 self._updated.wait(0.5)
         lost = [reader for reader in self._readers if not reader.latest.ever]
         if len(lost) == len(self._readers):
             raise UserError(self._faults_of(lost))
         for reader in lost:
-            LOGGER.warning(f"{self._faults_of([reader])}; retrying in the background")
+            fault = self._faults_of([reader]) if reader.latest.tried else f"{_title(reader.address)}: not connected yet"
+            LOGGER.warning(f"{fault}; retrying in the background")
 
     @staticmethod
     def _faults_of(readers: Sequence[_Reader]) -> str:
         return "; ".join(f"{_title(reader.address)}: {reader.latest.fault or 'connection lost'}" for reader in readers)
 
     def _new_frames(self) -> list[Frame]:
-        """Wait for new frames; an empty list means that all streams have ended."""
+        """Wait for new frames; an empty list means that all streams have ended, or all that ever sent a frame."""
         with self._updated:
             while True:
                 frames = []
@@ -184,7 +209,8 @@ class StreamSource:
                     text = f"stream {i + 1}/{len(self._readers)} ({latest.number}) {address}"
                     frames.append(Frame(latest.image, address, text, latest.number, fps=latest.fps, stream=i))
                     latest.image = None
-                if frames or all(reader.latest.ended for reader in self._readers):
+                ever = [reader.latest.ended for reader in self._readers if reader.latest.ever]
+                if frames or (ever and all(ever)) or all(reader.latest.ended for reader in self._readers):
                     return frames
                 self._updated.wait(0.5)  # the timeout lets KeyboardInterrupt through
 
@@ -207,6 +233,7 @@ class ScreenSource:
 
     live = True
     faults = 0
+    incomplete: Sequence[str] = ()
 
     def __init__(self, text: str) -> None:
         numbers = [int(part) for part in text.split()[1:]]

@@ -15,7 +15,7 @@ from utils.core.registry import Registry
 class OptimizerOptions:
     """Options common to all parameter groups; weight decay is set per group."""
 
-    lr: float  # initial learning rate (hyper-parameter lr0)
+    lr: float  # initial learning rate (hyperparameter lr0)
     momentum: float  # of SGD and RMSProp, beta1 of the others
     fused: bool  # use the fused kernel of the device, else the foreach implementation
 

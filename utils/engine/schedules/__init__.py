@@ -14,7 +14,7 @@ class SchedulePoint:
 
     epoch: float  # from 0
     epochs: int  # of the whole run
-    final: float = 0.01  # final multiplier (hyper-parameter lrf)
+    final: float = 0.01  # final multiplier (hyperparameter lrf)
     steps: tuple[int, ...] = ()  # epochs of the drops of multi-step; empty: at 220/300 and 250/300 of the run
     gamma: float = 0.1  # factor of each drop
     cycles: int = 3  # of cosine-restarts

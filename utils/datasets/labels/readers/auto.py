@@ -11,13 +11,14 @@ from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.core.input_files import walk_files
 from utils.datasets import READERS
-from utils.datasets.image_files import IMAGE_SUFFIXES
+from utils.datasets.image_suffixes import IMAGE_SUFFIXES
 from utils.datasets.labels.annotation_paths import annotation_candidates, read_list, suffix_of
 from utils.datasets.labels.label_index import SplitFiles
 from utils.datasets.labels.readers.coco import read_coco
 from utils.datasets.labels.readers.labelme import read_labelme
 from utils.datasets.labels.readers.voc import read_voc
 from utils.datasets.labels.readers.yolo import label_path, read_yolo
+from utils.datasets.shards.shard_set import is_shards
 
 _SAMPLED_IMAGES = 200  # whose annotation files are looked for
 _READERS: dict[str, Callable[[DataConfig, str], SplitFiles]] = {
@@ -31,16 +32,20 @@ _READERS: dict[str, Callable[[DataConfig, str], SplitFiles]] = {
 @READERS.register("auto")
 def read_auto(data: DataConfig, split: str) -> SplitFiles:
     """Read a split with the reader of its detected format."""
-    return _READERS[detect_format(data, split)](data, split)
+    name = detect_format(data, split)
+    return (_READERS[name] if name in _READERS else READERS.get(name))(data, split)
 
 
 def detect_format(data: DataConfig, split: str) -> str:
     """Detect the label format of a split.
 
     Returns:
-        The first that is found of `yolo` (text files), `coco` (a JSON under `annotations:`), `voc` (XML files) and
-        `labelme` (JSON files); without any of them `yolo`, whose images need no labels.
+        `shards` for tar files; else the first that is found of `yolo` (text files), `coco` (a JSON under
+        `annotations:`), `voc` (XML files) and `labelme` (JSON files); without any of them `yolo`, whose images need
+        no labels.
     """
+    if all(is_shards(source) for source in data.split(split)):
+        return "shards"
     images: list[str] = []
     for source in data.split(split):
         images += _sample_images(source, data)

@@ -15,7 +15,7 @@ import numpy as np
 from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.datasets import READERS
-from utils.datasets.image_files import IMAGE_SUFFIXES
+from utils.datasets.image_suffixes import IMAGE_SUFFIXES
 from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject
 from utils.datasets.labels.annotation_paths import find_images, read_list, suffix_of
 from utils.datasets.labels.annotation_splits import split_of_files

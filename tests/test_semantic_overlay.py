@@ -1,4 +1,4 @@
-"""Classes of pixels as colours over pictures, their legend, and mosaics of batches with them."""
+"""Test the colours and legend of semantic maps, and mosaics of batches with them."""
 
 import cv2
 import numpy as np
@@ -69,9 +69,9 @@ def test_draw_into_view():
 
 def test_data_set_colours():
     own = SemanticStyle(("a", "b"), colours=((1, 2, 3), (4, 5, 6)))
-    picture = colourize(np.array([[0, 1, 2, 254, 255]], np.uint8), own)
-    assert picture[0, :2].tolist() == [[3, 2, 1], [6, 5, 4]]
-    assert picture[0, 2:4].any() and not picture[0, 4].any()
+    photo = colourize(np.array([[0, 1, 2, 254, 255]], np.uint8), own)
+    assert photo[0, :2].tolist() == [[3, 2, 1], [6, 5, 4]]
+    assert photo[0, 2:4].any() and not photo[0, 4].any()
 
 
 def test_boxes_and_masks_above_semantic_map():
@@ -90,20 +90,20 @@ def test_boxes_and_masks_above_semantic_map():
 # Legends
 
 
-def patches(picture: np.ndarray, look: SemanticStyle, count: int) -> set[int]:
-    """Return the classes whose pure colour shows somewhere in the picture."""
-    return {i for i in range(count) if (picture == np.array(class_colour(i, look), np.uint8)).all(axis=2).any()}
+def visible_classes(photo: np.ndarray, look: SemanticStyle, count: int) -> set[int]:
+    """Return the classes whose unblended colour occurs in the image."""
+    return {i for i in range(count) if (photo == np.array(class_colour(i, look), np.uint8)).all(axis=2).any()}
 
 
 def test_legend_lists_present_classes():
     classes = halves(300, 400)
     canvas = grey(300, 400)
     draw_legend(canvas, classes, STREET, 12)
-    assert patches(canvas, STREET, 3) == {0, 2}
+    assert visible_classes(canvas, STREET, 3) == {0, 2}
     canvas = grey(300, 400)
     classes[0, :10] = 1  # ten pixels of 120 000 are a speck
     draw_legend(canvas, classes, STREET, 12)
-    assert patches(canvas, STREET, 3) == {0, 2}
+    assert visible_classes(canvas, STREET, 3) == {0, 2}
 
 
 @pytest.mark.parametrize("size_hw", [(360, 480), (1080, 1920), (240, 240)])
@@ -125,7 +125,7 @@ def test_legend_truncation():
     names = tuple(f"number {i}" for i in range(9))
     look, canvas = SemanticStyle(names), grey(240, 400)
     draw_legend(canvas, classes, look, 16)
-    assert patches(canvas, look, 9) == {0, 1, 8}  # and a line `+ 6`; the last class reaches the border
+    assert visible_classes(canvas, look, 9) == {0, 1, 8}  # and a line `+ 6`; the last class reaches the border
 
 
 def test_no_legend_on_small_images():
@@ -147,14 +147,14 @@ def test_legend_disabled():
     with_legend, without = (
         annotate(grey(300, 400), found(halves(300, 400)), (), DrawStyle(semantic=look)) for look in (STREET, PLAIN)
     )
-    assert patches(with_legend, STREET, 3) == {0, 2} and patches(without, STREET, 3) == set()
+    assert visible_classes(with_legend, STREET, 3) == {0, 2} and visible_classes(without, STREET, 3) == set()
 
 
 def test_legend_strip_lines():
     look = SemanticStyle(tuple(f"name {i}" for i in range(30)))
     wide, narrow = legend_strip(range(30), look, 4000), legend_strip(range(30), look, 300)
     assert wide.shape[1] == 4000 and narrow.shape[1] == 300 and narrow.shape[0] > 4 * wide.shape[0]
-    assert patches(narrow, look, 30) == set(range(30))
+    assert visible_classes(narrow, look, 30) == set(range(30))
     assert legend_strip([], look, 300).shape == (0, 300, 3)
 
 
@@ -190,11 +190,11 @@ def test_validation_batch_plots(tmp_path):
     labels, predicted = (cv2.imread(str(tmp_path / f"{name}.png")) for name in ("labels", "found"))
     assert np.abs(labels[40, 40] - (105.2, 79.6, 105.2)).max() <= 1  # road
     assert np.abs(labels[40, 100] - (126.0, 106, 54)).max() <= 1  # sky
-    assert (labels[60, 10:100] == 90).all() and (labels[40, 128 + 40] == 90).all()  # border; nobody labelled it
+    assert (labels[60, 10:100] == 90).all() and (labels[40, 128 + 40] == 90).all()  # border; unlabelled
     for x in (40, 128 + 40):
         assert np.abs(predicted[40, x] - (146.8, 68.0, 151.6)).max() <= 1  # sidewalk: .6 * 90 + .4 * (232, 35, 244)
-    assert labels.shape[0] > 64 and patches(labels[64:], STREET, 3) == {0, 2}  # the legend is below the images
-    assert patches(predicted[64:], STREET, 3) == {1}
+    assert labels.shape[0] > 64 and visible_classes(labels[64:], STREET, 3) == {0, 2}  # the legend is below the images
+    assert visible_classes(predicted[64:], STREET, 3) == {1}
 
 
 def test_training_map_plots(tmp_path):
@@ -202,7 +202,7 @@ def test_training_map_plots(tmp_path):
     images = torch.full((1, 3, 64, 128), 90, dtype=torch.uint8)
     batch = Batch(images, torch.zeros(0, 6), info, semantic=torch.from_numpy(halves(64, 128))[None])
     draw_batch(batch, tmp_path / "a.png", (), None, PLAIN)
-    picture = cv2.imread(str(tmp_path / "a.png"))
-    assert picture.shape == (64, 128, 3)  # no legend wanted
-    assert np.abs(picture[50, 60] - (105.2, 79.6, 105.2)).max() <= 1
-    assert np.abs(picture[50, 70] - (126.0, 106, 54)).max() <= 1
+    photo = cv2.imread(str(tmp_path / "a.png"))
+    assert photo.shape == (64, 128, 3)  # without a legend
+    assert np.abs(photo[50, 60] - (105.2, 79.6, 105.2)).max() <= 1
+    assert np.abs(photo[50, 70] - (126.0, 106, 54)).max() <= 1

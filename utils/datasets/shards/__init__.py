@@ -1,0 +1,1 @@
+"""Tar shards: samples in tar files, read in place by offset."""
