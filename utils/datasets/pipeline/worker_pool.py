@@ -35,7 +35,8 @@ class WorkerPool:
     """Creates batches in `workers` processes, or in this one if `workers` is 0.
 
     `factory[chunk]` returns the batches of a chunk and the faults of their files; each fault is logged once. After the
-    death of a worker, all workers are started again at the first chunk that is missing. With `pin`, batches are in page-locked memory.
+    death of a worker, all workers are started again at the first chunk that is missing. With `pin`, batches are in
+    page-locked memory.
     """
 
     def __init__(self, factory: Dataset[tuple[list[Batch], list[str]]], workers: int, pin: bool = False) -> None:
