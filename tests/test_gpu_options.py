@@ -34,7 +34,8 @@ from utils.tasks.task_selection import select_training_task
 
 GPU = torch.device("cuda", 0)
 TINY = {
-    "nc": 3, "depth_multiple": 1.0, "width_multiple": 1.0, "anchors": [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119]],
+    "nc": 3, "depth_multiple": 1.0, "width_multiple": 1.0,
+    "anchors": [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119]],
     "backbone": [[-1, 1, "Conv", [8, 6, 2, 2]], [-1, 1, "Conv", [16, 3, 2]], [-1, 1, "C3", [16]],
                  [-1, 1, "Conv", [32, 3, 2]], [-1, 1, "SPPF", [32, 5]]],
     "head": [[-1, 1, "nn.Upsample", ["None", 2, "nearest"]], [[-1, 2], 1, "Concat", [1]], [-1, 1, "C3", [16, False]],

@@ -77,7 +77,7 @@ def test_cpu_run_resumes_in_fp16(data, tmp_path):
 def test_batch_size_of_a_large_gpu(data, tmp_path):
     options = ("--device", "0", "--epochs", "1", "--amp", "bf16", "--noval", "--nosave")
     run_on_gpu("train.py", "--data", data, "--project", tmp_path, *SMALL, *options, "--batch-size", "-1")
-    assert read_yaml(tmp_path / "exp" / "opt.yaml")["batch_size"] == 1024
+    assert read_yaml(tmp_path / "exp" / "args.yaml")["batch_size"] == 1024
 
 
 @needs_simulation
