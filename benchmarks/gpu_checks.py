@@ -213,7 +213,7 @@ def run_program(name: str, line: list[str], project: Path, seconds: float) -> Ch
     if "--name" not in line or not line[0].endswith("train.py"):
         return Check(name, True, "")
     table = project / line[line.index("--name") + 1] / "results.csv"
-    rows = list(csv.DictReader(table.open(encoding="utf-8")))
+    rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
     losses = [float(text) for row in rows for key, text in row.items() if key.strip().startswith("train/")]
     return Check(name, bool(losses) and all(map(math.isfinite, losses)), f"{len(rows)} epoch(s), losses finite")
 

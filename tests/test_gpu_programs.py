@@ -35,7 +35,10 @@ def run_on_gpu(*arguments, **options):
 
 def losses(folder):
     """Read the losses of all epochs of a run."""
-    rows = [{k.strip(): v for k, v in row.items()} for row in csv.DictReader((folder / "results.csv").open())]
+    rows = [
+        {k.strip(): v for k, v in row.items()}
+        for row in csv.DictReader((folder / "results.csv").read_text().splitlines())
+    ]
     return [float(value) for row in rows for key, value in row.items() if key.startswith("train/")]
 
 
