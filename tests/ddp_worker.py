@@ -13,12 +13,6 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 sys.argv, arguments = sys.argv[:1], sys.argv[1:]
 
 
-def count_and_reduce(seen: list[int], bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """Average a bucket of gradients over ranks, as DDP does, and count it."""
-    seen.append(bucket.index())
-    return allreduce_hook(None, bucket)
-
-
 def buffer_norm(network: torch.nn.Module) -> float:
     """Compute the norm of all floating-point buffers."""
     return sum(float(b.double().square().sum()) for b in network.buffers() if b.is_floating_point()) ** 0.5
@@ -47,7 +41,12 @@ def main(out: Path, data: str, steps: int, mode: str, name: str) -> None:
         run.schedule = replace(run.schedule, hyp=replace(run.hyp, warmup_epochs=0.0, nominal_batch=16.0))
     reductions: list[int] = []
     if dist.world_size() > 1:
-        run.model.register_comm_hook(None, partial(count_and_reduce, reductions))
+
+        def count_and_reduce(_: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+            reductions.append(bucket.index())
+            return allreduce_hook(None, bucket)
+
+        run.model.register_comm_hook(None, count_and_reduce)
     losses: list[float] = []
     while len(losses) < steps:
         set_train_mode(run.model, run.settings.freeze_bn)
