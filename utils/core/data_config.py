@@ -242,9 +242,10 @@ def load_data(text: str) -> DataConfig:
     splits = resolve_all(root, texts)
     semantic = _load_semantic(path, checked, names) if has_semantic else None
     if checked.format == PANOPTIC:
-        from utils.core.panoptic_data import panoptic_semantic  # rarely needed
+        from utils.core.panoptic_data import panoptic_names  # rarely needed
 
-        semantic = panoptic_semantic(path, checked, names, splits, root)
+        classes = panoptic_names(path, checked, names, MAX_SEMANTIC_CLASSES)
+        semantic = SemanticConfig(names=classes, splits=splits, format=PANOPTIC, root=root)
     return DataConfig(
         source=path,
         root=root if has_classes or semantic is None else semantic.root or root,
