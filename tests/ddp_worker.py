@@ -23,7 +23,8 @@ def main(out: Path, data: str, steps: int, mode: str, name: str) -> None:
     """Train the smallest network of a task for `steps` batches of 8 and write `out` on the first rank.
 
     `mode` is frozen (BatchNorm), live, every (frozen, with an update after every batch) or accumulate (after every
-    second batch). `name` is the task, followed by `+psp` or another design for an additional semantic head, or by `:` and a model.
+    second batch). `name` is the task, followed by `+psp` or another design for an additional semantic head, or by `:`
+    and a model.
     """
     from utils.core import distributed as dist
     from utils.core.train_settings import TrainSettings
