@@ -20,7 +20,7 @@ FIRST = FOLDER / "quick-start.md"  # trains the network that the others use
 PAGES = [FIRST, *(path for path in sorted(FOLDER.glob("*.md")) if path.name not in (FIRST.name, "README.md"))]
 NOTEBOOK = ROOT / "docs" / "notebooks" / "quick_start.ipynb"
 COPIED = ("models", "utils", "tools", "polyolo", "data", "segment", "classify")
-NEEDED = {"export-and-deployment.md": ("onnx", "onnxruntime", "onnxscript")}  # packages, which are optional
+NEEDED = {"export-and-deployment": ("onnx", "onnxruntime", "onnxscript")}  # packages, which are optional
 
 
 def small_clone(folder):
@@ -39,7 +39,7 @@ def small_clone(folder):
 
 
 def missing_packages(page):
-    return [name for name in NEEDED.get(page.name, ()) if importlib.util.find_spec(name) is None]
+    return [name for name in NEEDED.get(page.stem, ()) if importlib.util.find_spec(name) is None]
 
 
 @pytest.fixture(scope="module")
