@@ -141,8 +141,10 @@ def build_run(
         settings, checkpoint = open_resumed(settings)  # another process may have written it before the lock was free
     seed_everything(settings.seed + dist.rank())
     hyp, data = load_config(settings, checkpoint)
-    network = build_trainable_network(select_task(()), settings, hyp, data, checkpoint)
+    initial = select_task(())
+    network = build_trainable_network(initial.for_data(initial, data), settings, hyp, data, checkpoint)
     task, settings = _prepare_network(network, select_task, settings, resumed=checkpoint is not None)
+    task = task.for_data(task, data)
     mixed = autocast_dtype(device, settings.amp)
     settings, hyp = resolve_batch_size(settings, hyp, network, device, mixed)
     hyp = close_mosaic(settings, hyp)

@@ -115,7 +115,8 @@ def open_model_and_data(
             raise UserError(f"{model.name}: evaluation of the head {head!r} is not supported (known: {known})")
     if settings.save_hybrid and any(spec.num_masks for spec in model.runner.specs.values()):
         raise UserError("--save-hybrid: not supported by segmentation models, whose labels have no mask coefficients")
-    return task, model, _load_data(task, settings, model)
+    data = _load_data(task, settings, model)
+    return task.for_data(task, data), model, data
 
 
 def results_folder(settings: ValSettings) -> Path:
@@ -234,6 +235,7 @@ def _eval_settings(settings: ValSettings, data: DataConfig, name: str, folder: P
     """
     speed = settings.task == "speed"
     annotations = data.annotations.get("val" if speed else settings.task)
+    annotations = None if data.is_panoptic else annotations  # another kind of JSON
     annotations = Path(settings.annotations) if settings.annotations else annotations
     if annotations is not None and not annotations.is_file():
         raise UserError(f"{annotations}: no such COCO JSON")

@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 
 from utils.core.input_files import MAX_PIXELS
+from utils.core.segment_types import VOID
 from utils.datasets.file_access import read_binary
 from utils.datasets.image_files import TAIL_BYTES, ImageFault, open_header
-from utils.ops.panoptic import VOID, decode_ids
+from utils.ops.panoptic import decode_ids
 
 
 @dataclass(frozen=True)
