@@ -32,6 +32,7 @@ from utils.core.hyp import Hyp
 from utils.core.known_data import data_of_classes
 from utils.core.load_request import LoadRequest, SemanticRequest, evaluation_batch
 from utils.core.log import LOGGER
+from utils.core.segment_types import MergeSettings
 from utils.core.val_settings import ValSettings
 from utils.engine.evaluate import MANY_CLASSES, Report, evaluate, log_report
 from utils.engine.run_outputs import BatchPlotter, write_results
@@ -249,6 +250,7 @@ def _eval_settings(settings: ValSettings, data: DataConfig, name: str, folder: P
         fine_masks=settings.save_json,  # masks in the JSON have the original resolution
         native_masks=settings.save_json,
         annotations=annotations,
+        merge=MergeSettings(settings.panoptic_conf, settings.panoptic_overlap, settings.min_stuff_area),
         absent_as_zero=settings.absent_as_zero,
         save_json=folder / f"{name}_predictions.json" if settings.save_json else None,
     )
