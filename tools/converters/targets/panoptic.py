@@ -15,10 +15,9 @@ from tools.converters.convert_settings import LabelSettings
 from tools.converters.data_yaml_writer import format_data_yaml
 from tools.converters.label_items import LabelledImage
 from tools.converters.output_folder import OutputFolder
-from utils.core.errors import UserError
 from utils.core.segment_types import VOID
 from utils.datasets.labels.annotation_objects import FilePanoptic
-from utils.ops.panoptic import bounding_window, encode_ids
+from utils.datasets.labels.panoptic_files import encode_id_map, measure_segment
 
 
 @TARGETS.register("panoptic")
@@ -49,11 +48,8 @@ class PanopticTarget:
             ids = cv2.resize(panoptic.ids, item.size_hw[::-1], interpolation=cv2.INTER_NEAREST)
             panoptic = FilePanoptic(ids, panoptic.segments)
             self.report.note("panoptic map resized to the size of its image")
-        done, png = cv2.imencode(".png", encode_ids(panoptic.ids))
-        if not done:
-            raise UserError(f"{source.path}: the panoptic map cannot be encoded as PNG")
         below = stem.partition("/")[2]
-        self.output.write(f"panoptic/panoptic_{source.split}/{below}.png", png.tobytes())
+        self.output.write(f"panoptic/panoptic_{source.split}/{below}.png", encode_id_map(panoptic.ids))
         images, annotations = (table.setdefault(source.split, []) for table in (self.images, self.annotations))
         height, width = item.size_hw
         number = len(images) + 1
@@ -63,18 +59,16 @@ class PanopticTarget:
 
     def _entry(self, ids: np.ndarray, key: int, name: str, crowd: bool) -> dict[str, Any] | None:
         """Describe a segment; None if it has no pixels."""
-        mask = ids == key
-        area = int(np.count_nonzero(mask))
+        area, box = measure_segment(ids, key)
         if not area:
             self.report.left_out["segment without pixels"] += 1
             return None
-        rows, columns = bounding_window(mask)
         self.report.objects[name] += 1
         return {
             "id": key,
             "category_id": self.category[name],
             "area": area,
-            "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
+            "bbox": box,
             "iscrowd": int(crowd),
         }
 
