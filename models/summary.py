@@ -19,7 +19,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from models.architecture import known_names
 from models.builder import build_network, read_architecture
 from models.checkpoint import load_checkpoint
-from models.layer_times import layer_table, time_layers, time_network
 from models.layers.common import plain_operations
 from models.network import INPUT, Network
 from models.operation_count import OperationCounter
@@ -141,6 +140,8 @@ def main() -> None:
 
 
 def _time(network: Network, size_hw: tuple[int, int], options: argparse.Namespace) -> None:
+    from models.layer_times import layer_table, time_layers, time_network  # training needs the counts alone
+
     device = select_device(options.device)
     how = (size_hw, options.batch_size, device, options.runs)
     if options.line_profile:
