@@ -117,6 +117,7 @@ def run_program(line: Sequence[str]) -> dict[int, list[tuple[float, float]]]:
     reader.start()
     samples = watch(process, threading.Event())
     reader.join(10)
+    process.stdout.close()
     if process.returncode:
         raise UserError(f"{line[0]} exited with status {process.returncode}: {''.join(said)[-500:]}")
     return samples
@@ -198,6 +199,9 @@ def _measure_service(options: argparse.Namespace, bodies: list[bytes], level: bo
         watcher.join()
         process.terminate()
         process.wait(60)
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
     if phase.faults:
         raise UserError(f"serve.py: {len(phase.faults)} requests failed, such as {phase.faults[0]}")
     name = "serve.py --level-memory" if level else "serve.py"

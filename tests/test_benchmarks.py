@@ -21,6 +21,7 @@ from benchmarks import (
     loss_curve,
     machine,
     mask_step,
+    memory,
     mosaic_window,
     plain,
     pruning,
@@ -293,21 +294,7 @@ def test_gpu_checks_report_failures(tmp_path):
 
 
 def test_memory():
-    memory = importlib.import_module("benchmarks.memory")
-    sizes = [
-        "--epochs",
-        "6",
-        "--images",
-        "200",
-        "--frames",
-        "400",
-        "--requests",
-        "60",
-        "--clients",
-        "2",
-        "--imgsz",
-        "64",
-    ]
+    sizes = ["--epochs", "6", "--images", "200", "--requests", "60", "--clients", "2", "--imgsz", "64"]
     rows = memory.main([*sizes, "--parts", "train", "images", "service"])
     assert {row.part for row in rows} == {"train.py", "detect.py, images", "serve.py"}
     assert all(30 < row.start_mb < 2000 for row in rows) and rows[-1].cpu_ms > 0
