@@ -50,7 +50,7 @@ def predict(images: Path) -> np.ndarray:
     sources.write_text("".join(f"{images / name}\n" for name in SCENES), encoding="utf-8")
     run_program(
         "segment/predict.py", "--weights", str(BEST), "--source", str(sources), "--save-panoptic", "--save-mask",
-        "--no-legend", "--mask-opacity", "0", "--project", str(RUNS), "--name", "predict", "--exist-ok",
+        "--no-legend", "--project", str(RUNS), "--name", "predict", "--exist-ok",
         "--device", "cpu", "--panoptic-conf", "0.3",
     )  # fmt: skip
     columns = []
