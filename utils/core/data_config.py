@@ -159,18 +159,24 @@ def _load_folder(root: Path) -> DataConfig:
             format="coco",
             annotations={split: file for split, (_, file) in parts.items()},
         )
-    splits: dict[str, tuple[Path, ...]] = {split: (root / split,) for split in SPLITS if (root / split).is_dir()}
+    from utils.core.yolo_folder import read_yolo_folder  # few data sets need it
+
+    if described := read_yolo_folder(root):
+        names, splits, base = described
+        return DataConfig(source=root, root=base, names=_checked_names(root, names), splits=splits)
+    splits = {split: (root / split,) for split in SPLITS if (root / split).is_dir()}
     if "val" not in splits and "test" in splits:
         splits["val"] = splits["test"]
     first = splits.get("train") or splits.get("val")
     if first is None:
         raise UserError(
-            f"{root}: expected a data-set YAML, a folder with train/<class>/ and val/<class>/, or COCO's layout"
+            f"{root}: expected a data-set YAML, a folder with train/<class>/ and val/<class>/, COCO's layout, or YOLO "
+            "labels with data.yaml, classes.txt or obj.data"
         )
-    names = sorted(entry.name for entry in first[0].iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
+    folders = sorted(entry.name for entry in first[0].iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
         raise UserError(f"{first[0]}: no folders of images; expected one per class")
-    return DataConfig(source=root, root=root, names=tuple(names), splits=splits, format="folders")
+    return DataConfig(source=root, root=root, names=tuple(folders), splits=splits, format="folders")
 
 
 def _load_shards(text: str) -> DataConfig | Path | None:
@@ -209,6 +215,8 @@ def load_data(text: str) -> DataConfig:
     if isinstance(shards, DataConfig):
         return shards
     path = shards or find_data(text)
+    if path.is_dir() and (path / "data.yaml").is_file():  # as exports of labelling tools have it
+        path = path / "data.yaml"
     if path.is_dir():
         return _load_folder(path)
     values = _with_semantic_block(path, read_yaml(path, "data-set YAML"))
