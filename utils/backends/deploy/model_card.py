@@ -30,7 +30,7 @@ class ModelCardDeployment(Deployment):
 
     @staticmethod
     def write(release: Release, folder: Path) -> None:
-        """Write the card; facts are those of the checkpoint, and what nobody recorded is left out."""
+        """Write the card; facts are those of the checkpoint; unknown ones are left out."""
         tag = _PIPELINE_TAGS.get(release.task, "object-detection")
         front: dict[str, Any] = {"library_name": "polyolo", "pipeline_tag": tag, "tags": ["polyolo", "yolo", tag]}
         data = Path(str(release.training.get("data") or "")).stem

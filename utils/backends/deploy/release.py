@@ -1,4 +1,4 @@
-"""What a deployment is written from: the exported files of a checkpoint, and the inputs and outputs of their graphs."""
+"""Exported files of a checkpoint, and the inputs and outputs of their graphs, from which deployments are written."""
 
 from __future__ import annotations
 
