@@ -27,6 +27,7 @@ BORROWED = {  # file of the repository: page of the site, without suffix
     "benchmarks/README.md": "benchmarks/index",
 }
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+_LINKED_IMAGE = re.compile(r"\[(!\[[^\]]*\]\([^)\s]+\))\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^(```.*?^```)", re.MULTILINE | re.DOTALL)
 
 
@@ -70,8 +71,15 @@ def translate(text: str, source: str, page: str) -> str:
         moved = site_link(link, source, page)
         return words if moved is None else f"{mark}[{words}]({moved})"
 
+    def replace_outer(match: re.Match[str]) -> str:
+        image, link = match.groups()
+        moved = site_link(link, source, page)
+        return image if moved is None else f"[{image}]({moved})"
+
     parts = _FENCE.split(text)
-    return "".join(part if part.startswith("```") else _LINK.sub(replace, part) for part in parts)
+    return "".join(
+        part if part.startswith("```") else _LINK.sub(replace, _LINKED_IMAGE.sub(replace_outer, part)) for part in parts
+    )
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

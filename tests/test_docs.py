@@ -185,6 +185,7 @@ SOURCES = sorted(
     for path in (folder.glob(pattern) if folder == ROOT else folder.rglob(pattern))
 )
 TEST_INPUTS = {
+    "licence.md",
     "notes.md",
     "docs/notes.md",
     "data/notes.md",

@@ -89,5 +89,7 @@ def test_links_between_repository_and_site_are_translated():
     text = "[a](../README.md#status) [b](../train.py) ![c](images/x.jpg) [d](https://a.b/c)\n```\n[e](../train.py)\n```"
     expected = "[a](index.md#status) b ![c](images/x.jpg) [d](https://a.b/c)\n```\n[e](../train.py)\n```"
     assert translate(text, "docs/notes.md", "notes.md") == expected
+    badges = "[![a](docs/images/a.svg)](LICENSE) [![b](docs/images/b.svg)](train.py)"
+    assert translate(badges, "README.md", "index.md") == "[![a](images/a.svg)](licence.md) ![b](images/b.svg)"
     assert translate("[a](docs/export.md)", "README.md", "index.md") == "[a](export.md)"
     assert translate("[a](../docs/export.md)", "benchmarks/README.md", "benchmarks/index.md") == "[a](../export.md)"

@@ -68,6 +68,15 @@ KINDS = {
     "mask": Kind("error", "Unusable semantic maps", "Correct them; training skips these images."),
     "mask-lacks-box": Kind("warning", "Boxes without pixels of their class", "Correct the box or the semantic map."),
     "box-lacks-mask": Kind("note", "Semantic regions without a box", "A missing box, or a crowd region."),
+    "panoptic-ids": Kind(
+        "error", "Panoptic maps with segments that the JSON does not list", "Add them, or remove the image."
+    ),
+    "panoptic-empty": Kind("warning", "Listed segments without pixels", "Remove them from the JSON."),
+    "panoptic-area": Kind(
+        "warning", "Segments whose stated area differs", "The map was changed after the JSON was written."
+    ),
+    "panoptic-void": Kind("warning", "Images that are mostly void", "Little of them can be learned; label or remove."),
+    "panoptic-labelled": Kind("note", "Unlabelled pixels of panoptic maps", "They are neither learned nor evaluated."),
     "orphan-mask": Kind("warning", "Semantic maps without an image", "An image is missing or has another name."),
     "never-trained": Kind("warning", "Classes absent from train", "The network cannot learn them."),
     "empty-class": Kind("note", "Classes absent from the data set", "The network cannot learn them."),

@@ -93,7 +93,7 @@ class DataConfig:
     @property
     def is_panoptic(self) -> bool:
         """Whether every pixel has a segment: an instance of a thing, or stuff."""
-        return self.format == PANOPTIC
+        return self.semantic is not None and self.format == PANOPTIC == self.semantic.format
 
     @property
     def is_class_folders(self) -> bool:

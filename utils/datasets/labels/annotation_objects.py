@@ -30,6 +30,14 @@ class LabelledObject:
     outlined: bool = True  # False: the polygon is only the drawn rectangle
 
 
+@dataclass(frozen=True)
+class FilePanoptic:
+    """Panoptic map of one image."""
+
+    ids: np.ndarray  # (H, W) int32 id of the segment of each pixel, 0 = void
+    segments: list[tuple[int, str, bool]]  # id, class name, and whether it is a crowd
+
+
 @dataclass
 class FileObjects:
     """Content of the annotations of one image."""
@@ -42,6 +50,7 @@ class FileObjects:
     lost: list[str] = field(default_factory=list)  # faults of single objects, which are dropped
     lost_xyxy: list[tuple[float, ...]] = field(default_factory=list)  # their boxes in pixels
     semantic: np.ndarray | None = None  # (H, W) uint8 class of each pixel, 255 unlabelled; None: not in the source
+    panoptic: FilePanoptic | None = None  # None: not in the source
 
 
 class ClassNumbers:
