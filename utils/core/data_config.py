@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from utils.core.cityscapes import NAMES as CITYSCAPES
-from utils.core.coco_folder import find_coco_splits, read_category_names
 from utils.core.data_paths import find_data, find_root, resolve, resolve_all, searched_paths
 from utils.core.data_yaml_schema import describe_fault, schemas
 from utils.core.errors import UserError
@@ -160,6 +159,9 @@ def _load_folder(root: Path) -> DataConfig:
     In the latter, the test images replace a missing val split, and the folders of the training images in alphabetical
     order are the classes.
     """
+    from utils.core.coco_folder import find_coco_splits, read_category_names  # few data sets are such a folder
+    from utils.core.yolo_folder import read_yolo_folder
+
     if parts := find_coco_splits(root, SPLITS):
         return DataConfig(
             source=root,
@@ -169,8 +171,6 @@ def _load_folder(root: Path) -> DataConfig:
             format="coco",
             annotations={split: file for split, (_, file) in parts.items()},
         )
-    from utils.core.yolo_folder import read_yolo_folder  # few data sets need it
-
     if described := read_yolo_folder(root):
         names, splits, base = described
         return DataConfig(source=root, root=base, names=_checked_names(root, names), splits=splits)
