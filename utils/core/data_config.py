@@ -154,39 +154,18 @@ class DataConfig:
 
 
 def _load_folder(root: Path) -> DataConfig:
-    """Load a folder without a YAML: in COCO's layout, or train, val and test with a folder of images per class.
+    """Load a folder without a YAML; see `data_folder.read_folder`."""
+    from utils.core.data_folder import read_folder  # few data sets are such a folder
 
-    In the latter, the test images replace a missing val split, and the folders of the training images in alphabetical
-    order are the classes.
-    """
-    from utils.core.coco_folder import find_coco_splits, read_category_names  # few data sets are such a folder
-    from utils.core.yolo_folder import read_yolo_folder
-
-    if parts := find_coco_splits(root, SPLITS):
-        return DataConfig(
-            source=root,
-            root=root,
-            names=_checked_names(root, read_category_names([file for _, file in parts.values()])),
-            splits={split: (folder,) for split, (folder, _) in parts.items()},
-            format="coco",
-            annotations={split: file for split, (_, file) in parts.items()},
-        )
-    if described := read_yolo_folder(root):
-        names, splits, base = described
-        return DataConfig(source=root, root=base, names=_checked_names(root, names), splits=splits)
-    splits = {split: (root / split,) for split in SPLITS if (root / split).is_dir()}
-    if "val" not in splits and "test" in splits:
-        splits["val"] = splits["test"]
-    first = splits.get("train") or splits.get("val")
-    if first is None:
-        raise UserError(
-            f"{root}: expected a data-set YAML, a folder with train/<class>/ and val/<class>/, COCO's layout, or YOLO "
-            "labels with data.yaml, classes.txt or obj.data"
-        )
-    folders = sorted(entry.name for entry in first[0].iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not folders:
-        raise UserError(f"{first[0]}: no folders of images; expected one per class")
-    return DataConfig(source=root, root=root, names=tuple(folders), splits=splits, format="folders")
+    found = read_folder(root, SPLITS)
+    return DataConfig(
+        source=root,
+        root=found.root,
+        names=_checked_names(root, found.names),
+        splits=found.splits,
+        format=found.format,
+        annotations=found.annotations,
+    )
 
 
 def _load_shards(text: str) -> DataConfig | Path | None:
