@@ -22,21 +22,9 @@ def fold(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> nn.Conv2d:
     assert mean is not None and variance is not None
     factor = normalisation.weight / torch.sqrt(variance + normalisation.eps)
     bias = torch.zeros_like(mean) if convolution.bias is None else convolution.bias
-    folded = nn.utils.skip_init(
-        nn.Conv2d,
-        convolution.in_channels,
-        convolution.out_channels,
-        convolution.kernel_size,
-        convolution.stride,
-        convolution.padding,
-        convolution.dilation,
-        convolution.groups,
-        bias=True,
-        device=convolution.weight.device,
-        dtype=convolution.weight.dtype,
-    )
+    folded = copy.deepcopy(convolution)
     folded.weight.copy_(convolution.weight * factor.view(-1, 1, 1, 1))
-    folded.bias.copy_((bias - mean) * factor + normalisation.bias)
+    folded.bias = nn.Parameter((bias - mean) * factor + normalisation.bias)
     folded.requires_grad_(False)
     return folded
 

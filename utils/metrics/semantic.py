@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,10 +70,12 @@ class SemanticEvaluator:
             ValueError: If a result has no semantic map, or one of another size than the labels.
             UserError: If labels contain a class that the head does not have.
         """
-        if batch.semantic is None:
-            return
-        labels = batch.semantic.cpu().numpy()
-        for label, result in zip(labels, results, strict=True):
+        labels: Sequence[np.ndarray] = ()
+        if batch.panoptic is not None:
+            labels = [one.semantic(IGNORED_PIXEL) for one in batch.panoptic]
+        elif batch.semantic is not None:
+            labels = list(batch.semantic.cpu().numpy())
+        for label, result in zip(labels, results if len(labels) else (), strict=True):
             if result.semantic is None:
                 raise ValueError(f"{result.info.path}: no semantic map to evaluate; run post-processing first")
             predicted = result.semantic.cpu().numpy()
