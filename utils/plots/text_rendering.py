@@ -88,7 +88,18 @@ def put_text(canvas: np.ndarray, text: str, left_top_xy: tuple[int, int], size_p
         size_px: Font size.
         colour: Text colour.
     """
-    mask = text_mask(text, size_px)
+    put_mask(canvas, text_mask(text, size_px), left_top_xy, colour)
+
+
+def put_mask(canvas: np.ndarray, mask: np.ndarray, left_top_xy: tuple[int, int], colour: Colour) -> None:
+    """Blend a colour into an image where a mask covers it; parts outside the image are cut off.
+
+    Args:
+        canvas: (H, W, 3) uint8, changed in place.
+        mask: (h, w) uint8 coverage, 0 to 255.
+        left_top_xy: Position of its upper left corner.
+        colour: The colour.
+    """
     left, top = left_top_xy
     x1, y1 = max(0, left), max(0, top)
     x2, y2 = min(canvas.shape[1], left + mask.shape[1]), min(canvas.shape[0], top + mask.shape[0])
