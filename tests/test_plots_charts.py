@@ -133,6 +133,19 @@ def test_label_plots(tmp_path, boxes):
     assert is_picture(tmp_path / "labels.jpg") and is_picture(tmp_path / "labels_correlogram.jpg")
 
 
+def test_positions_of_labels_run_downwards(tmp_path, monkeypatch):
+    """In the figures as in images, an object near the lower border is drawn below."""
+    figures = {}
+    monkeypatch.setattr(label_plots, "save_figure", lambda figure, path: figures.setdefault(path.name, figure))
+    rows = np.array([[0, 0.5, 0.9, 0.1, 0.1]])
+    draw_labels(SimpleNamespace(labels=[rows]), tmp_path, ["a"])
+    panels = [axes for figure in figures.values() for axes in figure.axes if axes.get_ylabel() and axes.images]
+    for axes in panels:
+        upper, lower = axes.transData.transform([(0.5, 0.1), (0.5, 0.9)])[:, 1]
+        assert (upper > lower) == (axes.get_ylabel() == "y"), axes.get_ylabel()
+    assert sum(axes.get_ylabel() == "y" for axes in panels) == 2 and len(panels) > 3
+
+
 def test_label_plot_samples_many_boxes(tmp_path):
     rows = np.zeros((300_000, 5), np.float32)
     sample = label_plots._random_subset(rows, label_plots.MAX_BOXES)
