@@ -1,9 +1,13 @@
 """Boxes, labels, masks and batches, drawn."""
 
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from helpers_run import ROOT
 
 from utils.core.contracts import Batch, Geometry, ImageInfo, Results
 from utils.plots import batches
@@ -17,6 +21,14 @@ from utils.plots.draw import (
     text_colour_on,
 )
 from utils.plots.text_rendering import text_mask
+
+
+def test_ascii_text_does_not_import_matplotlib():
+    code = (
+        "import sys; from utils.plots.text_rendering import text_mask; assert text_mask('person 0.88', 20).any(); "
+        "sys.exit('matplotlib' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def found(boxes, classes=None, scores=None, hw=(100, 120), **more) -> Results:

@@ -108,7 +108,7 @@ class BilinearUpsampler:
                 self._weights.append(weights.to(device))
 
     def images_per_pass(self, channels: int) -> int:
-        """Return how many images with this number of channels to upsample at once.
+        """Get the number of images with this number of channels to upsample at once.
 
         Several on a GPU if they fit into one tile, which saves kernel launches; one on a CPU.
         """
