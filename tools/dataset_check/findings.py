@@ -40,7 +40,9 @@ KINDS = {
         "error", "Labels for another aspect ratio", "The image was rotated or cropped after it was labelled."
     ),
     "unknown-class": Kind("error", "Classes missing in the data YAML", "Add the name, or correct the label."),
-    "degenerate": Kind("error", "Objects without area or outside the image", "Remove these labels."),
+    "degenerate": Kind(
+        "warning", "Objects without area or outside the image", "They train nothing; remove these labels."
+    ),
     "over-edge": Kind("warning", "Boxes that extend beyond the image", "Clip them to the image (--fix does)."),
     "duplicate-label": Kind("warning", "Repeated labels", "Remove the repetition; training ignores it."),
     "duplicate-box": Kind("warning", "Duplicate boxes on one object", "Same class, nearly the same box: remove one."),
@@ -60,7 +62,7 @@ KINDS = {
         "error", "Identical images in two splits", "They inflate the scores; remove them from train (--fix does)."
     ),
     "near-leak": Kind(
-        "error", "Near-duplicate images in two splits", "They inflate the scores; keep such images in one split."
+        "warning", "Near-duplicate images in two splits", "They inflate the scores; keep such images in one split."
     ),
     "same-split": Kind("note", "Identical splits", "Fine for a test run; the scores are meaningless."),
     "mask": Kind("error", "Unusable semantic maps", "Correct them; training skips these images."),
@@ -81,6 +83,11 @@ KINDS = {
     "imbalance": Kind("note", "Class imbalance", "Compare the scores per class, not only their mean."),
     "rare-class": Kind("note", "Classes with fewer than ten training objects", "Too few to learn or to evaluate."),
 }
+
+
+def counted(number: int, noun: str) -> str:
+    """Format a number with its noun: `1 error`, `2 errors`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from utils.losses.semantic_terms import (
     prob_ohem_mask,
     region_loss_sum,
 )
-from utils.ops.semantic_maps import BilinearUpsampler, aligned_upsampler, original_grid
+from utils.ops.semantic_maps import BilinearUpsampler, aligned_upsampler, original_upsampler
 
 # Defaults of `hyp.seg_threshold` and `hyp.seg_aux` for each `hyp.seg_loss`
 _THRESHOLDS = {"ohem": 0.7, "prob_ohem": 0.5}
@@ -58,7 +58,8 @@ class SemanticLoss(nn.Module):
     is its value for the whole batch; only hard pixels are selected on each rank separately. In evaluation mode means
     are over this rank, and logits are aligned with the original images.
 
-    Peak memory is that of a tile of one image, or of one image for `dice` and `lovasz`, for any batch size.
+    Peak memory is that of a tile of one image (on GPUs of several small images), or of one image for `dice` and
+    `lovasz`, for any batch size.
 
     Args:
         spec: Description of the head.
@@ -186,7 +187,7 @@ class SemanticLoss(nn.Module):
         grids = []
         for info in batch.info:
             if info is not None and info.geometry.original_hw == size_hw and _has_border(info.geometry):
-                grids.append(BilinearUpsampler(*original_grid(info.geometry, map_hw), map_hw, maps.device))
+                grids.append(original_upsampler(info.geometry, map_hw, maps.device))
             else:
                 grids.append(aligned)
         return grids

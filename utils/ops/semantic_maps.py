@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -82,7 +82,7 @@ class Tile(NamedTuple):
 
 
 class BilinearUpsampler:
-    """Bilinear interpolation of (C, h, w) maps as products with two small matrices, tile by tile.
+    """Bilinear interpolation of (..., C, h, w) maps as products with two small matrices, tile by tile.
 
     Tiles bound the memory and, on a CPU, fit into the cache. Matrix products are deterministic on a GPU, unlike the
     backward pass of PyTorch's `interpolate`.
@@ -107,6 +107,15 @@ class BilinearUpsampler:
                 self._first_cells.append(first.tolist())
                 self._weights.append(weights.to(device))
 
+    def images_per_pass(self, channels: int) -> int:
+        """Get the number of images with this number of channels to upsample at once.
+
+        Several on a GPU if they fit into one tile, which saves kernel launches; one on a CPU.
+        """
+        if self._device.type == "cpu":
+            return 1
+        return max(1, _GPU_CHUNK // max(1, channels * self.size_hw[0] * self.size_hw[1]))
+
     def tiles(self, channels: int) -> Iterator[Tile]:
         """Yield the tiles that cover the large map, sized for maps with this number of channels."""
         width = self.size_hw[1]
@@ -125,17 +134,57 @@ class BilinearUpsampler:
             yield slice(start, end), small, weights[start:end, small]
 
     def upsample_tile(self, logits: Tensor, tile: Tile) -> Tensor:
-        """Return the (C, rows, columns) tile of the upsampled (C, h, w) logits."""
-        return torch.matmul(tile.row_weights, logits[:, tile.small_rows, tile.small_columns]) @ tile.column_weights
+        """Return the (..., C, rows, columns) tile of the upsampled (..., C, h, w) logits."""
+        return torch.matmul(tile.row_weights, logits[..., tile.small_rows, tile.small_columns]) @ tile.column_weights
 
     def upsample(self, logits: Tensor) -> Tensor:
         """Return the upsampled (C, H, W) logits."""
         return torch.matmul(self._weights[0], logits) @ self._weights[1].T
 
     def accumulate_gradient(self, grad_tile: Tensor, tile: Tile, grad_logits: Tensor) -> None:
-        """Add the gradient of a (C, rows, columns) tile to that of the (C, h, w) logits, in place."""
+        """Add the gradient of a (..., C, rows, columns) tile to that of the (..., C, h, w) logits, in place."""
         grad = torch.matmul(tile.row_weights.T, grad_tile @ tile.column_weights.T)
-        grad_logits[:, tile.small_rows, tile.small_columns] += grad
+        grad_logits[..., tile.small_rows, tile.small_columns].add_(grad)
+
+
+def image_groups(grids: Sequence[BilinearUpsampler], channels: int) -> Iterator[tuple[slice, BilinearUpsampler]]:
+    """Divide a batch into groups of consecutive images that one upsampler computes at once.
+
+    Args:
+        grids: Upsampler of each image.
+        channels: Channels of the maps.
+
+    Yields:
+        Images of a group, and their upsampler.
+    """
+    start = 0
+    while start < len(grids):
+        grid, end = grids[start], start + 1
+        limit = min(len(grids), start + grid.images_per_pass(channels))
+        while end < limit and grids[end] is grid:
+            end += 1
+        yield slice(start, end), grid
+        start = end
+
+
+def original_upsampler(geometry: Geometry, map_hw: tuple[int, int], device: torch.device) -> BilinearUpsampler:
+    """Return the upsampler from (h, w) to the original image, see `original_grid`; instances are cached."""
+    rows, columns = original_grid(geometry, map_hw)
+    return _upsampler(_to_bytes(rows), _to_bytes(columns), map_hw, device)
+
+
+@lru_cache(maxsize=32)
+def _upsampler(rows: bytes, columns: bytes, map_hw: tuple[int, int], device: torch.device) -> BilinearUpsampler:
+    """Create an upsampler from float64 positions; cached, because images of one size share the matrices."""
+    return BilinearUpsampler(_from_bytes(rows), _from_bytes(columns), map_hw, device)
+
+
+def _to_bytes(positions: Tensor) -> bytes:
+    return positions.cpu().double().numpy().tobytes()
+
+
+def _from_bytes(positions: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(positions).copy())
 
 
 @lru_cache(maxsize=16)
@@ -191,11 +240,9 @@ def class_map(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         raise UserError(f"semantic maps hold at most {IGNORED_PIXEL} classes, got {classes}")
     logits = logits.detach().float()
     if logits.device.type != "cpu":
-        return _class_map_by_tiles(logits, BilinearUpsampler(rows, columns, (height, width), logits.device))
-    axes = [
-        _axis_cells(positions.cpu().double().numpy().tobytes(), cells)
-        for positions, cells in ((rows, height), (columns, width))
-    ]
+        upsampler = _upsampler(_to_bytes(rows), _to_bytes(columns), (height, width), logits.device)
+        return _class_map_by_tiles(logits, upsampler)
+    axes = [_axis_cells(_to_bytes(positions), cells) for positions, cells in ((rows, height), (columns, width))]
     return torch.from_numpy(_class_map_by_cells(np.ascontiguousarray(logits.numpy()), axes[0], axes[1]))
 
 
@@ -218,9 +265,7 @@ class _AxisCells(NamedTuple):
 @lru_cache(maxsize=32)
 def _axis_cells(positions: bytes, cells: int) -> _AxisCells:
     """Group pixels at float64 positions by cell; cached, because images of one size share the result."""
-    first, fraction = (
-        part.numpy() for part in _split_positions(torch.from_numpy(np.frombuffer(positions).copy()), cells)
-    )
+    first, fraction = (part.numpy() for part in _split_positions(_from_bytes(positions), cells))
     numbers = np.arange(max(cells - 1, 1))
     start, end = np.searchsorted(first, numbers), np.searchsorted(first, numbers, side="right")
     most = int((end - start).max(initial=1))
