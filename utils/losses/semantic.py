@@ -27,7 +27,7 @@ from utils.losses.semantic_terms import (
     prob_ohem_mask,
     region_loss_sum,
 )
-from utils.ops.semantic_maps import BilinearUpsampler, aligned_upsampler, original_grid
+from utils.ops.semantic_maps import BilinearUpsampler, aligned_upsampler, original_upsampler
 
 # Defaults of `hyp.seg_threshold` and `hyp.seg_aux` for each `hyp.seg_loss`
 _THRESHOLDS = {"ohem": 0.7, "prob_ohem": 0.5}
@@ -186,7 +186,7 @@ class SemanticLoss(nn.Module):
         grids = []
         for info in batch.info:
             if info is not None and info.geometry.original_hw == size_hw and _has_border(info.geometry):
-                grids.append(BilinearUpsampler(*original_grid(info.geometry, map_hw), map_hw, maps.device))
+                grids.append(original_upsampler(info.geometry, map_hw, maps.device))
             else:
                 grids.append(aligned)
         return grids

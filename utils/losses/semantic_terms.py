@@ -8,7 +8,7 @@ the gradient of the small logits in the forward pass and keep only that.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from utils.core.contracts import IGNORED_PIXEL
-from utils.ops.semantic_maps import BilinearUpsampler
+from utils.ops.semantic_maps import BilinearUpsampler, images_at_once
 
 CLASS_WEIGHTS = {
     # For the 19 classes of Cityscapes, as commonly used with DeepLab
@@ -62,16 +62,25 @@ def pixel_cross_entropy(maps: Tensor, labels: Tensor, grids: Sequence[BilinearUp
         (B, H, W) float32. The values of unlabelled pixels are those of class 0, or 0 in images without labels.
     """
     result = torch.zeros(labels.shape, dtype=torch.float32, device=maps.device)
-    for image, grid in enumerate(grids):
-        if _known_to_be_empty(labels[image] != IGNORED_PIXEL):
-            continue
-        logits = maps[image].detach().float()
-        for tile in grid.tiles(len(logits)):
+    for images, count, grid in _with_labels(grids, labels):
+        logits = maps[images].detach().float()
+        for tile in grid.tiles(count * maps.shape[1]):
             scores = grid.upsample_tile(logits, tile)
-            window = (image, tile.rows, tile.columns)
-            target = class_indices(labels[window])
-            result[window] = scores.logsumexp(dim=0) - scores.gather(0, target[None])[0]
+            window = (images, tile.rows, tile.columns)
+            target = class_indices(labels[window]).unsqueeze(-3)
+            result[window] = scores.logsumexp(dim=-3) - scores.gather(-3, target).squeeze(-3)
     return result
+
+
+def _with_labels(
+    grids: Sequence[BilinearUpsampler], labels: Tensor
+) -> Iterator[tuple[int | slice, int, BilinearUpsampler]]:
+    """Yield the images to process together, their number and upsampler; skip those known to have no labels."""
+    first = 0
+    for images, count in images_at_once(grids):
+        if not _known_to_be_empty(labels[images] != IGNORED_PIXEL):
+            yield images, count, grids[first]
+        first += count
 
 
 def _known_to_be_empty(mask: Tensor) -> bool:
@@ -125,16 +134,14 @@ class _CrossEntropySum(torch.autograd.Function):
         """Compute the sum and the gradient of the maps."""
         grad_maps = _zeros_like(maps) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=accumulation_dtype(maps), device=maps.device)
-        for image, grid in enumerate(targets.grids):
-            if _known_to_be_empty(targets.labels[image] != IGNORED_PIXEL):
-                continue
-            logits = maps[image].float()
-            for tile in grid.tiles(len(logits)):
+        for images, count, grid in _with_labels(targets.grids, targets.labels):
+            logits = maps[images].float()
+            for tile in grid.tiles(count * maps.shape[1]):
                 scores = grid.upsample_tile(logits, tile)
-                window = (image, tile.rows, tile.columns)
+                window = (images, tile.rows, tile.columns)
                 total += _tile_cross_entropy(scores, targets, window, grad_maps is not None)
                 if grad_maps is not None:
-                    grid.accumulate_gradient(scores, tile, grad_maps[image])
+                    grid.accumulate_gradient(scores, tile, grad_maps[images])
         if grad_maps is not None:
             ctx.save_for_backward(grad_maps)
             ctx.dtype = maps.dtype
@@ -153,21 +160,26 @@ def _zeros_like(maps: Tensor) -> Tensor:
 
 
 def _tile_cross_entropy(
-    scores: Tensor, targets: _PixelTargets, window: tuple[int, slice, slice], needs_grad: bool
+    scores: Tensor, targets: _PixelTargets, window: tuple[int | slice, slice, slice], needs_grad: bool
 ) -> Tensor:
-    """Sum the losses of a tile of (C, rows, columns) logits, which are overwritten, with their gradient if needed."""
-    target = class_indices(targets.labels[window])[None]
+    """Sum the losses of a tile of ([B,] C, rows, columns) logits, which are overwritten, with their gradient if needed.
+
+    Other tensors of pixels have the shape of the window, in which one image has no dimension.
+    """
+    target = class_indices(targets.labels[window])
     weights, smoothing = targets.weighting.weights, targets.weighting.label_smoothing
+    classes = scores.shape[-3]
     pixel_weight = targets.pixel_weights.loss[window]
-    main = pixel_weight if weights is None else pixel_weight * weights[target[0]]
-    true_score = scores.gather(0, target)[0]
-    class_weights = weights if weights is not None else scores.new_ones(len(scores))
-    uniform = pixel_weight * (smoothing / len(scores))  # weight of each class in the smoothed part of the target
+    main = pixel_weight if weights is None else pixel_weight * weights[target]
+    target = target.unsqueeze(-3)
+    true_score = scores.gather(-3, target).squeeze(-3)
+    class_weights = weights if weights is not None else scores.new_ones(classes)
+    uniform = pixel_weight * (smoothing / classes)  # weight of each class in the smoothed part of the target
     main = main * (1 - smoothing)
-    weighted_scores = torch.einsum("c,chw->hw", class_weights, scores) if smoothing else None
-    top = scores.amax(dim=0)
-    exponentials = scores.sub_(top).exp_()
-    normaliser = exponentials.sum(dim=0)
+    weighted_scores = torch.einsum("c,...chw->...hw", class_weights, scores) if smoothing else None
+    top = scores.amax(dim=-3)
+    exponentials = scores.sub_(top.unsqueeze(-3)).exp_()
+    normaliser = exponentials.sum(dim=-3)
     logsumexp = top + normaliser.log()
     loss = (main * (logsumexp - true_score)).sum(dtype=accumulation_dtype(scores))
     if weighted_scores is not None:
@@ -177,10 +189,11 @@ def _tile_cross_entropy(
         return loss
     if targets.pixel_weights.extra_gradient is not None:
         main = main + targets.pixel_weights.extra_gradient[window]
-    exponentials.mul_((main + uniform * class_weights.sum() if smoothing else main) / normaliser)
+    factor = (main + uniform * class_weights.sum() if smoothing else main) / normaliser
+    exponentials.mul_(factor.unsqueeze(-3))
     if smoothing:
-        exponentials.sub_(uniform * class_weights[:, None, None])
-    exponentials.scatter_add_(0, target, -main[None])
+        exponentials.sub_(uniform.unsqueeze(-3) * class_weights[:, None, None])
+    exponentials.scatter_add_(-3, target, -main.unsqueeze(-3))
     return loss
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -99,18 +99,19 @@ class BilinearUpsampler:
 
     def __init__(self, rows: Tensor, columns: Tensor, map_hw: tuple[int, int], device: torch.device) -> None:
         self.size_hw = (len(rows), len(columns))
-        self._device = device
+        self.device = device
         self._first_cells, self._weights = [], []
         with torch.inference_mode(False):  # cached instances serve inference and training
             for positions, cells in zip((rows, columns), map_hw, strict=True):
                 first, weights = _interpolation_matrix(positions, cells)
                 self._first_cells.append(first.tolist())
-                self._weights.append(weights.to(device))
+                on_gpu = device.type == "cuda"
+                self._weights.append((weights.pin_memory() if on_gpu else weights).to(device, non_blocking=on_gpu))
 
     def tiles(self, channels: int) -> Iterator[Tile]:
-        """Yield the tiles that cover the large map, sized for maps with this number of channels."""
+        """Yield the tiles that cover the large map, sized for maps with this number of channels in all images."""
         width = self.size_hw[1]
-        on_cpu = self._device.type == "cpu"
+        on_cpu = self.device.type == "cpu"
         tile_w = min(width, _CPU_WIDTH) if on_cpu else width
         tile_h = max(1, (_CPU_CHUNK if on_cpu else _GPU_CHUNK) // (channels * tile_w))
         for rows, small_rows, row_weights in self._axis_parts(0, tile_h):
@@ -125,23 +126,45 @@ class BilinearUpsampler:
             yield slice(start, end), small, weights[start:end, small]
 
     def upsample_tile(self, logits: Tensor, tile: Tile) -> Tensor:
-        """Return the (C, rows, columns) tile of the upsampled (C, h, w) logits."""
-        return torch.matmul(tile.row_weights, logits[:, tile.small_rows, tile.small_columns]) @ tile.column_weights
+        """Return the (..., rows, columns) tile of the upsampled (..., h, w) logits."""
+        return torch.matmul(tile.row_weights, logits[..., tile.small_rows, tile.small_columns]) @ tile.column_weights
 
     def upsample(self, logits: Tensor) -> Tensor:
         """Return the upsampled (C, H, W) logits."""
         return torch.matmul(self._weights[0], logits) @ self._weights[1].T
 
     def accumulate_gradient(self, grad_tile: Tensor, tile: Tile, grad_logits: Tensor) -> None:
-        """Add the gradient of a (C, rows, columns) tile to that of the (C, h, w) logits, in place."""
+        """Add the gradient of a (..., rows, columns) tile to that of the (..., h, w) logits, in place."""
         grad = torch.matmul(tile.row_weights.T, grad_tile @ tile.column_weights.T)
-        grad_logits[:, tile.small_rows, tile.small_columns] += grad
+        grad_logits[..., tile.small_rows, tile.small_columns] += grad
 
 
 @lru_cache(maxsize=16)
 def aligned_upsampler(size_hw: tuple[int, int], map_hw: tuple[int, int], device: torch.device) -> BilinearUpsampler:
     """Return the upsampler from (h, w) to (H, W) with aligned corners; instances are cached."""
     return BilinearUpsampler(*aligned_grid(size_hw, map_hw), map_hw, device)
+
+
+@lru_cache(maxsize=64)
+def original_upsampler(geometry: Geometry, map_hw: tuple[int, int], device: torch.device) -> BilinearUpsampler:
+    """Return the upsampler from (h, w) to the original image, as `original_grid`; instances are cached."""
+    return BilinearUpsampler(*original_grid(geometry, map_hw), map_hw, device)
+
+
+def images_at_once(grids: Sequence[BilinearUpsampler]) -> Iterator[tuple[int | slice, int]]:
+    """Yield the images to upsample together, and their number: on a GPU, successive ones with the same upsampler.
+
+    On a CPU they are yielded one by one, as indices, because tiles of one image fit into the cache.
+    """
+    start = 0
+    for end in range(1, len(grids) + 1):
+        if grids[start].device.type == "cpu":
+            yield start, 1
+        elif end < len(grids) and grids[end] is grids[start]:
+            continue
+        else:
+            yield slice(start, end), end - start
+        start = end
 
 
 def _interpolation_matrix(positions: Tensor, cells: int) -> tuple[Tensor, Tensor]:
@@ -199,10 +222,37 @@ def class_map(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return torch.from_numpy(_class_map_by_cells(np.ascontiguousarray(logits.numpy()), axes[0], axes[1]))
 
 
+def class_maps(logits: Tensor, geometries: Sequence[Geometry]) -> list[Tensor]:
+    """Compute the `class_map` of every original image of a batch.
+
+    Args:
+        logits: (B, C, h, w) scores of at most 255 classes.
+        geometries: Letterbox transforms of the images.
+
+    Returns:
+        Per image (H, W) uint8 on the device of `logits`.
+
+    Raises:
+        UserError: If there are more than 255 classes.
+    """
+    map_hw = (logits.shape[2], logits.shape[3])
+    if logits.device.type == "cpu" or logits.shape[1] > IGNORED_PIXEL:
+        grids = [original_grid(geometry, map_hw) for geometry in geometries]
+        return [class_map(scores, *grid) for scores, grid in zip(logits, grids, strict=True)]
+    logits = logits.detach().float()
+    upsamplers = [original_upsampler(geometry, map_hw, logits.device) for geometry in geometries]
+    maps: list[Tensor] = []
+    for images, _ in images_at_once(upsamplers):
+        maps += _class_map_by_tiles(logits[images], upsamplers[len(maps)]).unbind()
+    return maps
+
+
 def _class_map_by_tiles(logits: Tensor, upsampler: BilinearUpsampler) -> Tensor:
-    result = torch.empty(upsampler.size_hw, dtype=torch.uint8, device=logits.device)
-    for tile in upsampler.tiles(len(logits)):
-        result[tile.rows, tile.columns] = upsampler.upsample_tile(logits, tile).argmax(dim=0)
+    """Compute (..., H, W) maps of (..., C, h, w) logits, all images at once."""
+    *images, _, _, _ = logits.shape
+    result = torch.empty((*images, *upsampler.size_hw), dtype=torch.uint8, device=logits.device)
+    for tile in upsampler.tiles(logits.shape[:-2].numel()):
+        result[..., tile.rows, tile.columns] = upsampler.upsample_tile(logits, tile).argmax(dim=-3)
     return result
 
 
