@@ -15,6 +15,8 @@ from benchmarks import (
     coco_index,
     data_sample,
     ema,
+    gpu,
+    gpu_checks,
     loss,
     loss_curve,
     machine,
@@ -275,3 +277,16 @@ def test_accuracy_per_time(shapes, results):
     assert found.keys() == {"yolov5n/auto", "polyolo-n/auto"} and all(0 <= value <= 1 for value in found.values())
     check_report(results / "accuracy.md", rows=2)
     assert (results / "accuracy.png").stat().st_size > 1000
+
+
+def test_gpu(results, shapes):
+    found = gpu.main(["--device", "cpu", "--quick", "--data", str(shapes), "--write"])
+    assert found == {"passed": 4, "failed": 0, "skipped": 1}  # host waits exist on GPUs only
+    check_report(results / "gpu.md", rows=9)
+
+
+def test_gpu_checks_report_failures(tmp_path):
+    wrong = gpu_checks.run_program("detect", ["detect.py", "--weights", str(tmp_path / "no.pt")], tmp_path, 60)
+    assert wrong.passed is False and "no.pt" in wrong.detail and "**failed**" in wrong.row()
+    late = gpu_checks.run_program("train", ["train.py"], tmp_path, 0.01)
+    assert late.passed is None and "skipped" in late.row()

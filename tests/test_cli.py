@@ -30,24 +30,23 @@ ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = {
     "train": """
         --adam --allow-label-faults --amp --autobalance --backbone-warmup --base-size --batch-size --bbox_interval
-        --bbox_iou_optim --cache --cache-images --cfg --checkpointing --compile --cos-lr --data --device --download
-        --end-to-end --entity --epochs --eval_epoch_interval --eval_start_epoch --evolve --evolve-population
-        --evolve_population
-        --exist-ok --fitness --freeze --freeze-bn --help --hyp --image-weights --img --img-size --imgsz
-        --label-smoothing --layer-decay --linear-lr --local-rank --local_rank --log --lr --lr-cycles --lr-epochs
-        --lr-gamma --lr-power --lr_epochs --lr_gamma --lr_scheduler --mosaic-window --multi-scale
-        --multi_tensor_optimizer --name
-        --no-plots --no-save --no-val --noautoanchor --noplots --nosave --notest --noval --optimizer --patience
-        --picture-interval --profile --project --quad --recipe --rect --resize-rate --resize_rate
-        --resume --resume-evolve
-        --resume_evolve --save-keep --save-period --save-steps --save_ckpt_interval --save_ckpt_max_num
-        --save_period --schedule --seed --seg-interval --seg-mode --seg-mosaic --seg-share --semantic --single-cls
-        --slimming --sync-bn --val-interval --val-start --weights --workers""",
+        --bbox_iou_optim --cache --cache-images --cfg --checkpointing --compile --cos-lr --data --deterministic
+        --device --download --end-to-end --entity --epochs --eval_epoch_interval --eval_start_epoch --evolve
+        --evolve-population --evolve_population --exist-ok --fitness --freeze --freeze-bn --help --hyp
+        --image-weights --img --img-size --imgsz --label-smoothing --layer-decay --linear-lr --local-rank
+        --local_rank --log --lr --lr-cycles --lr-epochs --lr-gamma --lr-power --lr_epochs --lr_gamma --lr_scheduler
+        --mosaic-window --multi-scale --multi_tensor_optimizer --name --no-plots --no-save --no-tf32 --no-val
+        --noautoanchor --noplots --nosave --notest --noval --optimizer --patience --picture-interval --profile
+        --project --quad --recipe --rect --resize-rate --resize_rate --resume --resume-evolve --resume_evolve
+        --save-keep --save-period --save-steps --save_ckpt_interval --save_ckpt_max_num --save_period --schedule
+        --seed --seg-interval --seg-mode --seg-mosaic --seg-share --semantic --single-cls --slimming --sync-bn
+        --val-interval --val-start --weights --workers""",
     "val": """
-        --absent-as-zero --allow-label-faults --annotations --augment --base-size --batch-size --conf-thres --data
-        --device --dnn --download --end-to-end --exist-ok --half --help --img --img-size --imgsz --iou-thres --max-det
-        --name --no-plots --noplots --project --save-conf --save-hybrid --save-json --save-txt --seg-flip --seg-mode
-        --seg-scales --seg-window --segdata --single-cls --task --verbose --weights --workers""",
+        --absent-as-zero --allow-label-faults --annotations --augment --base-size --batch-size --compile
+        --conf-thres --data --device --dnn --download --end-to-end --exist-ok --half --help --img --img-size --imgsz
+        --iou-thres --max-det --name --no-plots --no-tf32 --noplots --project --save-conf --save-hybrid --save-json
+        --save-txt --seg-flip --seg-mode --seg-scales --seg-window --segdata --single-cls --task --verbose --weights
+        --workers""",
 }
 
 

@@ -37,3 +37,19 @@ def test_two_processes_match_one(data, tmp_path, task):
     assert two["norms"][0] == two["norms"][1] == pytest.approx(one["norms"][0], rel=1e-5)
     # the first losses of anchor-free heads are small, because no box has a high target score yet
     assert one["losses"][-1] < max(one["losses"]) and min(one["losses"][1:]) < one["losses"][1]
+
+
+def test_gradients_are_reduced_once_per_update(data, tmp_path):
+    every = run(tmp_path / "every.json", data, "every", 2, "detect")
+    one = run(tmp_path / "one.json", data, "accumulate", 1, "detect")
+    two = run(tmp_path / "two.json", data, "accumulate", 2, "detect")
+    assert one["losses"] == pytest.approx(two["losses"], rel=1e-4)
+    assert two["norms"][0] == two["norms"][1] == pytest.approx(one["norms"][0], rel=1e-5)
+    assert 0 < two["reductions"] < 0.6 * every["reductions"]
+
+
+def test_statistics_of_the_first_rank_are_the_average(data, tmp_path):
+    found = run(tmp_path / "live.json", data, "live", 2, "detect")
+    assert found["own"][0] != found["own"][1]  # buffers are not exchanged in every step
+    assert found["average"][0] == found["average"][1]
+    assert found["norms"][0] == found["norms"][1]

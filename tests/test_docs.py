@@ -184,7 +184,14 @@ SOURCES = sorted(
     for folder in (ROOT, *(ROOT / name for name in FOLDERS))
     for path in (folder.glob(pattern) if folder == ROOT else folder.rglob(pattern))
 )
-TEST_INPUTS = {"notes.md", "data/notes.md"}  # files that tests name or write themselves
+TEST_INPUTS = {
+    "licence.md",
+    "notes.md",
+    "docs/notes.md",
+    "data/notes.md",
+    "index.md",
+    "benchmarks/index.md",
+}  # files that tests name or write themselves
 SECTION_NUMBER = re.compile(r"behaviou?r(?:\.md)?,? \d|[(;] ?(?:[1-9]|1[0-4])\.\d\d?[a-z]?(?:, [A-Z]\w+)?\)|\(G\d+[):]")
 
 
@@ -253,6 +260,14 @@ def test_readme_starts_with_the_two_commands(section, wanted):
     text = (ROOT / "README.md").read_text()
     part = text.split(f"\n## {section}\n", 1)[1].split("\n## ", 1)[0]
     assert re.findall(r"^```\w*\n(.*?)^```", part, re.MULTILINE | re.DOTALL)[0].strip() == wanted
+
+
+def test_site_navigation_lists_every_page():
+    text = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n", 1)[1]
+    listed = re.findall(r"[\w/-]+\.(?:md|ipynb)", text)
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert sorted(pages - set(listed)) == [], "add these pages to nav: of mkdocs.yml"
+    assert len(listed) == len(set(listed))
 
 
 def test_every_data_and_hyp_file_is_documented():

@@ -1,10 +1,13 @@
-"""Programs on the simulated GPU: files exported on a CPU and the automatic batch size."""
+"""Programs on the simulated GPU: files exported on a CPU, runs resumed in fp16, the automatic batch size."""
+
+import csv
+import math
 
 import pytest
 import simulated_gpu
 import torch
 from helpers_export import CPU, detecting_network, noise
-from helpers_run import tiny_data
+from helpers_run import script, tiny_data
 
 import export
 from models.add_semantic_head import with_semantic_head
@@ -28,6 +31,15 @@ def run_on_gpu(*arguments, **options):
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     assert record["mixed"] == {}
     return done.stdout + done.stderr
+
+
+def losses(folder):
+    """Read the losses of all epochs of a run."""
+    rows = [
+        {k.strip(): v for k, v in row.items()}
+        for row in csv.DictReader((folder / "results.csv").read_text().splitlines())
+    ]
+    return [float(value) for row in rows for key, value in row.items() if key.startswith("train/")]
 
 
 def psp_network():
@@ -54,7 +66,32 @@ def test_torchscript_of_a_cpu_runs_on_a_gpu(network, tmp_path):
 
 
 @needs_simulation
+def test_cpu_run_resumes_in_fp16(data, tmp_path):
+    common = ("--data", data, "--project", tmp_path, "--name", "a", *SMALL)
+    script("train.py", *common, "--device", "cpu", "--epochs", "2", "--save-period", "1", "--noval")
+    first = tmp_path / "a" / "weights" / "epoch0.pt"
+    text = run_on_gpu("train.py", "--resume", first, "--device", "0", "--workers", "0", capability=(7, 0))
+    assert "resuming" in text and "float16" in text
+    values = losses(tmp_path / "a")
+    assert len(values) >= 6 and all(map(math.isfinite, values))
+
+
+@needs_simulation
 def test_batch_size_of_a_large_gpu(data, tmp_path):
     options = ("--device", "0", "--epochs", "1", "--amp", "bf16", "--noval", "--nosave")
     run_on_gpu("train.py", "--data", data, "--project", tmp_path, *SMALL, *options, "--batch-size", "-1")
     assert read_yaml(tmp_path / "exp" / "args.yaml")["batch_size"] == 1024
+
+
+@needs_simulation
+def test_training_validation_and_prediction(data, tmp_path):
+    """fp16 with SGD stays finite; the checkpoint is validated in half precision and predicts with TTA."""
+    common = ("--device", "0", "--project", tmp_path, "--exist-ok")
+    options = ("--amp", "fp16", "--epochs", "2", "--deterministic", "--no-tf32")
+    run_on_gpu("train.py", "--data", data, *SMALL, *options, *common)
+    values = losses(tmp_path / "exp")
+    assert len(values) >= 6 and all(map(math.isfinite, values))
+    weights = tmp_path / "exp" / "weights" / "best.pt"
+    run_on_gpu("val.py", "--weights", weights, "--half", "--workers", "0", "--noplots", "--img", "64", *common)
+    source = data.parent / "tiny" / "images" / "val"
+    run_on_gpu("detect.py", "--weights", weights, "--source", source, "--augment", "--img", "64", *common)

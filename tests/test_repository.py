@@ -7,6 +7,8 @@ import cv2
 import pytest
 import yaml
 
+from docs.draw_badges import FOLDER as BADGES
+from docs.draw_badges import badges
 from docs.draw_hero import HERO, draw_hero
 from utils.core.version import VERSION
 
@@ -34,6 +36,14 @@ def test_versions_agree():
     version, licence = (re.search(rf'^{key} = "(.+)"', PROJECT, re.MULTILINE)[1] for key in ("version", "license"))
     assert (citation["version"], citation["license"]) == (version, licence)
     assert version == VERSION
+
+
+def test_badges_state_what_the_files_say():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, svg in badges().items():
+        assert (BADGES / name).read_text(encoding="utf-8") == svg, "run python docs/draw_badges.py"
+        label = re.search(r'aria-label="([^"]+)"', svg)[1].replace("Python:", "Python")
+        assert f"[![{label}](docs/images/badges/{name})]" in text
 
 
 def test_hero_image_is_drawn_from_generated_shapes(tmp_path):

@@ -19,6 +19,7 @@ from utils.datasets.labels.label_index import SplitFiles
 from utils.datasets.labels.readers.auto import detect_format
 from utils.datasets.labels.scan import ThreadPool
 from utils.datasets.labels.semantic_layout import SemanticSplitFiles
+from utils.datasets.labels.semantic_scan import values_of
 from utils.datasets.labels.yolo_lines import ImageLabels
 
 
@@ -125,6 +126,7 @@ def _read_maps(
         return inspect_semantic_map(
             images[path],
             listing.masks[row],
+            partial(values_of, listing, row),
             listing.tables[listing.table_of[row]],
             len(config.names),
             None if fast else boxes.get(path),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from tools.dataset_check.records import ImageRecord, SemanticRecord
 from utils.core.contracts import IGNORED_PIXEL
 from utils.datasets.image_files import ImageFault
-from utils.datasets.labels.semantic_mask_files import count_values, map_classes, read_values
+from utils.datasets.labels.semantic_mask_files import count_values, map_classes
 from utils.datasets.labels.semantic_scan import find_value_fault
 from utils.datasets.labels.yolo_lines import ImageLabels
 
@@ -23,6 +23,7 @@ _MIN_COVERED_FRACTION = 0.1  # of a region by boxes of its class
 def inspect_semantic_map(
     image: ImageRecord,
     mask: str,
+    read: Callable[[], np.ndarray],
     table: np.ndarray,
     num_classes: int,
     boxes: ImageLabels | None,
@@ -33,6 +34,7 @@ def inspect_semantic_map(
     Args:
         image: The inspected image.
         mask: Path of the map.
+        read: Reads the (H, W) values of the map; raises ImageFault.
         table: (256,) class of each value of the map.
         num_classes: Number of semantic classes.
         boxes: Boxes of the image; None: no comparison.
@@ -43,7 +45,7 @@ def inspect_semantic_map(
     """
     mapped = SemanticRecord(image, mask, table)
     try:
-        values = read_values(Path(mask))
+        values = read()
     except ImageFault as fault:
         mapped.fault = str(fault)
         return mapped

@@ -96,6 +96,7 @@ class ExportBackend(Backend, Protocol):
 
     ending: str  # of the files that it writes
     packages: tuple[str, ...] = ()  # modules that `write` needs
+    runs_on_cpu_only: bool = False  # files do not run on other devices
     dynamic_by_default: bool = False  # input sizes are dynamic unless the user chooses a size
     tolerance_factor: float = 1.0  # scales the limits of the comparison with PyTorch, for runtimes that round more
 

@@ -16,6 +16,7 @@ from models.tta import MultiViewRunner
 from models.weight_download import resolve_weights
 from utils.backends import BACKENDS
 from utils.backends.opencv_dnn import open_with_opencv
+from utils.backends.pytorch import networks_of
 from utils.core.contracts import Backend, Runner
 from utils.core.errors import UserError
 from utils.core.files import newest_file
@@ -57,6 +58,10 @@ class OpenSettings(Protocol):
     def dnn(self) -> bool:
         """Run .onnx files with OpenCV."""
 
+    @property
+    def compile(self) -> bool:
+        """Compile checkpoints with torch.compile."""
+
 
 def open_model(settings: OpenSettings, device: torch.device, runs: Path = DEFAULT_RUNS) -> OpenedModel:
     """Open the model that the settings of a program choose; see `open_weights`."""
@@ -71,6 +76,9 @@ def open_model(settings: OpenSettings, device: torch.device, runs: Path = DEFAUL
     )
     if getattr(settings, "end_to_end", False):
         use_end_to_end(opened.runner)
+    if settings.compile:
+        for network in networks_of(opened.runner, "--compile"):
+            network.compile()  # in place, at the first call
     return opened
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import warnings
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from utils.backends.exported_runner import ExportedRunner, combine_runners, firs
 from utils.backends.flat_outputs import ExportBackend, ExportJob
 from utils.core.contracts import Runner
 from utils.core.errors import UserError
+
+_DEVICE_KEY = "AOTI_DEVICE_KEY"  # entry of torch's metadata in AOTInductor packages
 
 
 @contextlib.contextmanager
@@ -128,6 +132,7 @@ def _open(path: Path, device: torch.device) -> ExportedRunner:
 class AotInductorBackend(ExportBackend):
     """Writes and runs .aoti.pt2 packages: machine code for the processor they were compiled on."""
 
+    runs_on_cpu_only = True
     title, suffixes, ending = "AOTInductor", (".aoti.pt2",), ".aoti.pt2"
     capabilities = frozenset({"dynamic", "half", "preprocess", "batch"})
 
@@ -154,9 +159,27 @@ class AotInductorBackend(ExportBackend):
         return combine_runners([_open_compiled(path, device) for path in paths], augment)
 
 
+def _compiled_for(path: Path) -> str:
+    """Read the type of the device that a package was compiled for; empty if it does not say."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith("_metadata.json"):
+                    return str(json.loads(archive.read(name)).get(_DEVICE_KEY, ""))
+    except (OSError, ValueError, AttributeError, zipfile.BadZipFile):  # opening the package reports the fault
+        return ""
+    return ""
+
+
 def _open_compiled(path: Path, device: torch.device) -> ExportedRunner:
     from torch._inductor import aoti_load_package
 
+    compiled_for = _compiled_for(path)  # before its code is loaded, which may fail on another device
+    if compiled_for not in ("", device.type):
+        raise UserError(
+            f"{path}: compiled for {compiled_for}, but the device is {device.type}; give --device "
+            f"{'cpu' if compiled_for == 'cpu' else '0'}, or export it again"
+        )
     try:
         with _quiet():
             model = aoti_load_package(str(path))

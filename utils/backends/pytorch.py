@@ -73,6 +73,25 @@ def _runner(network: Network, device: torch.device, half: bool) -> Runner:
     return NetworkRunner(network, device, torch.bfloat16 if half else None)
 
 
+def networks_of(runner: Runner, option: str) -> list[Network]:
+    """List the networks that a runner computes, several for an ensemble.
+
+    Args:
+        runner: Of PyTorch checkpoints, possibly augmented.
+        option: That needs the networks, for the message.
+
+    Raises:
+        UserError: The runner is an exported file.
+    """
+    if isinstance(runner, Ensemble):
+        return [network for member in runner.members for network in networks_of(member, option)]
+    if isinstance(runner, (MirroredRunner, MultiViewRunner)):
+        return networks_of(runner.runner, option)
+    if not isinstance(runner, NetworkRunner):
+        raise UserError(f"{option}: exported files do not expose their layers; give a PyTorch checkpoint")
+    return [runner.network]
+
+
 def record_feature_maps(runner: Runner) -> dict[str, Tensor]:
     """Record the feature maps of every layer during each run.
 
@@ -86,12 +105,8 @@ def record_feature_maps(runner: Runner) -> dict[str, Tensor]:
     Raises:
         UserError: The runner is an exported file, whose layers are not accessible.
     """
-    while isinstance(runner, (Ensemble, MirroredRunner, MultiViewRunner)):
-        runner = runner.members[0] if isinstance(runner, Ensemble) else runner.runner
-    if not isinstance(runner, NetworkRunner):
-        raise UserError("--visualize: exported files do not expose their layers; give a PyTorch checkpoint")
     maps: dict[str, Tensor] = {}
-    for row, layer in enumerate(runner.network.model):
+    for row, layer in enumerate(networks_of(runner, "--visualize")[0].model):
         layer.register_forward_hook(_recorder(maps, f"{row:02d}_{type(layer).__name__}"))
     return maps
 

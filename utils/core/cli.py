@@ -190,6 +190,17 @@ def add_device(options: Options) -> None:
     options.add_argument("--device", default="", help=text)
 
 
+def add_compile(options: Options) -> None:
+    """Add --compile."""
+    add_flag(options, "--compile", "compile the network with torch.compile, which takes a minute or more at the start")
+
+
+def add_no_tf32(options: Options) -> None:
+    """Add --no-tf32."""
+    text = "compute fp32 on GPUs with full precision instead of TF32 (10-bit mantissa), which is several times slower"
+    add_flag(options, "--no-tf32", text)
+
+
 def add_runtime(options: Options, half: str) -> None:
     """Add the options that choose how `--weights` are computed.
 
@@ -199,6 +210,8 @@ def add_runtime(options: Options, half: str) -> None:
     """
     add_flag(options, "--half", half)
     add_flag(options, "--dnn", "run .onnx files with OpenCV DNN instead of ONNX Runtime")
+    add_compile(options)
+    add_no_tf32(options)
 
 
 def add_run_folder(options: Options, project: str) -> None:

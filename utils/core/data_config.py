@@ -14,6 +14,7 @@ from utils.core.errors import UserError
 from utils.core.files import ROOT
 from utils.core.yaml_file import read_text, read_yaml
 
+PANOPTIC = "coco-panoptic"  # format of data sets with boxes, instance masks and semantic maps of the same images
 SEMANTIC_HEAD = "semantic"  # the head that learns from the `semantic:` block; all others learn from the other keys
 SPLITS = ("train", "val", "test")
 MAX_NAME_CHARACTERS = 1000  # of a class; longer names come from a wrong file
@@ -90,6 +91,11 @@ class DataConfig:
         return self.names if self.splits else None
 
     @property
+    def is_panoptic(self) -> bool:
+        """Whether every pixel has a segment: an instance of a thing, or stuff."""
+        return self.format == PANOPTIC
+
+    @property
     def is_class_folders(self) -> bool:
         """Whether this is a folder of image folders, one per class, without a YAML."""
         return self.source == self.root and self.format == "folders"
@@ -140,6 +146,10 @@ class DataConfig:
 
     def single_class(self) -> DataConfig:
         """Copy the data set with all objects in one class (`--single-cls`)."""
+        if self.is_panoptic:
+            raise UserError(
+                f"--single-cls: the panoptic data set {self.source} needs its classes; leave the option out"
+            )
         original = self.label_names or self.names
         return self if self.num_classes == 1 else replace(self, names=("item",), label_names=original)
 
@@ -229,12 +239,18 @@ def load_data(text: str) -> DataConfig:
         raise UserError(f"{path}: needs `train:` and `val:`, folders of images or list files")
     texts = _split_texts(checked)
     root = find_root(path, checked.path, texts, generated=bool(checked.generate))
+    splits = resolve_all(root, texts)
     semantic = _load_semantic(path, checked, names) if has_semantic else None
+    if checked.format == PANOPTIC:
+        from utils.core.panoptic_data import panoptic_names  # rarely needed
+
+        classes = panoptic_names(path, checked, names, MAX_SEMANTIC_CLASSES)
+        semantic = SemanticConfig(names=classes, splits=splits, format=PANOPTIC, root=root)
     return DataConfig(
         source=path,
         root=root if has_classes or semantic is None else semantic.root or root,
         names=names,
-        splits=resolve_all(root, texts),
+        splits=splits,
         format=checked.format,
         generate=checked.generate,
         annotations={split: resolve(root, text) for split, text in checked.annotations.items()},

@@ -54,6 +54,7 @@ def schemas() -> tuple[Any, Any]:
         test: str | list[str] | None = None
         names: names_type | None = None
         nc: int | None = None
+        stuff: list[str | int] = []
         format: str = "auto"
         generate: dict[str, Any] = {}
         annotations: dict[str, str] = {}
@@ -69,6 +70,7 @@ def schemas() -> tuple[Any, Any]:
 _EXPECTED = {
     "path": "a folder",
     "names": "a list of class names, or a mapping from numbers to names (0: person)",
+    "stuff": "a list of the class names of a panoptic data set that are no things",
     "nc": "the number of classes, an integer",
     "format": "the name of a label format",
     "generate": "a mapping of settings",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.core.distributed import local_rank, world_size
+from utils.core.distributed import local_rank, local_world_size
 from utils.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,11 +51,66 @@ def _select_gpu(text: str, words: list[str]) -> torch.device:
     for index in chosen:
         if not 0 <= index < count:
             raise UserError(f"--device {text}: no GPU {index}; PyTorch finds {count}")
-    if len(chosen) < world_size() > 1:  # fewer GPUs than ranks: distribute the ranks over all GPUs
+    if len(chosen) < local_world_size() > 1:  # fewer GPUs than ranks: distribute the ranks over all GPUs
         chosen = list(range(count))
+    if len(chosen) < local_world_size():
+        raise UserError(
+            f"--device {text or 'default'}: {local_world_size()} processes on this machine, but PyTorch finds {count} "
+            f"GPU(s); start at most {count} with --nproc-per-node, or use --device cpu"
+        )
     device = torch.device("cuda", chosen[local_rank() % len(chosen)])
     torch.cuda.set_device(device)
     return device
+
+
+def configure_gpu(
+    device: torch.device, *, deterministic: bool = False, fixed_sizes: bool = False, tf32: bool = True
+) -> None:
+    """Choose how CUDA's libraries compute; no-op for other devices.
+
+    Args:
+        device: Device of the network.
+        deterministic: Use only operations that give the same result in every run, where there are any.
+        fixed_sizes: Images have few sizes, so measuring the convolution algorithms for each of them pays.
+        tf32: Round the operands of fp32 convolutions and matrix products to 10 bits of mantissa (TF32).
+    """
+    import torch
+
+    if device.type != "cuda":
+        return
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = fixed_sizes and not deterministic
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with fixed workspaces
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
+@contextmanager
+def full_fp32() -> Iterator[None]:
+    """Compute fp32 without TF32 in the block, for comparisons of results."""
+    import torch
+
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@contextmanager
+def varying_sizes() -> Iterator[None]:
+    """Choose convolution algorithms by heuristics in the block, because images have many sizes."""
+    import torch
+
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def cpu_has_bf16() -> bool:

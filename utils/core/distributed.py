@@ -47,6 +47,11 @@ def world_size() -> int:
     return max(1, _launcher_variable("WORLD_SIZE", 1))
 
 
+def local_world_size() -> int:
+    """Get the number of processes on this machine; 1 without a launcher."""
+    return max(1, _launcher_variable("LOCAL_WORLD_SIZE", world_size())) if world_size() > 1 else 1
+
+
 def is_launched() -> bool:
     """Check whether a launcher started several processes, without raising for an invalid environment."""
     return os.environ.get("WORLD_SIZE", "1").strip() not in ("", "0", "1")
@@ -75,7 +80,8 @@ def start(target: device) -> None:
         store = dist.PrefixStore(f"polyolo/group{restart_count()}", _open_store(TIMEOUT))
         group = {"store": store, "rank": rank(), "world_size": world_size()}
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT, **group)
+        # NCCL otherwise guesses the GPU of a rank at its first collective
+        dist.init_process_group(backend, timeout=TIMEOUT, device_id=target if backend == "nccl" else None, **group)
         _start_watch()
     except (ValueError, RuntimeError) as error:  # the address is missing, malformed or not reachable
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -52,6 +52,7 @@ class LoadRequest:
     hyp: Hyp
     epochs: int = 0  # of the run, after the last of which mosaic is closed (`close_mosaic`); 0: unknown
     workers: int = 8
+    pin: bool = False  # into page-locked memory, from which GPUs copy asynchronously
     seed: int = 0
     rect: bool = False
     rect_group: int | None = None  # number of images with a common rectangular shape; None: batch_size

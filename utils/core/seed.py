@@ -23,18 +23,10 @@ def generator(seed: int, epoch: int, index: int, stream: int = 0) -> np.random.G
     return np.random.Generator(np.random.Philox(key=[key, ((stream & 0xFFFF) << 48 | (index & ((1 << 48) - 1)))]))
 
 
-def seed_everything(seed: int, deterministic: bool = True) -> None:
-    """Seed the global generators of Python, NumPy and PyTorch, used for initial weights and dropout.
-
-    Args:
-        seed: The seed.
-        deterministic: Also restrict cuDNN to deterministic algorithms.
-    """
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and PyTorch, used for initial weights and dropout."""
     import torch
 
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.manual_seed(seed)
-    if deterministic and torch.cuda.is_available():
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.benchmark = False

@@ -10,10 +10,12 @@ from typing import Any
 from utils.core.cli import (
     Options,
     add_alias,
+    add_compile,
     add_device,
     add_download,
     add_flag,
     add_image_size,
+    add_no_tf32,
     add_run_folder,
     new_parser,
 )
@@ -244,7 +246,9 @@ def add_hardware(group: Options) -> None:
     text = "precision; auto: mixed precision where the device supports it in hardware"
     add("--amp", choices=PRECISIONS, default="auto", help=text)
     add("--seed", type=int, default=0, metavar="N", help="seed of all random numbers")
-    add_flag(group, "--compile", "compile the network with torch.compile")
+    add_compile(group)
+    add_flag(group, "--deterministic", "use deterministic GPU operations: exact repetition and resuming, but slower")
+    add_no_tf32(group)
     add_flag(group, "--checkpointing", "recompute activations in the backward pass to save memory")
     add_flag(group, "--sync-bn", "synchronise BatchNorm statistics between GPUs")
     for old in ("--bbox_iou_optim", "--multi_tensor_optimizer"):

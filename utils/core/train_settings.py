@@ -113,6 +113,8 @@ class TrainSettings:
     seed: int = 0
     amp: str = "auto"
     compile: bool = False
+    deterministic: bool = False
+    no_tf32: bool = False
     autobalance: bool = False
     mosaic_window: int = 64
     semantic: str = ""

@@ -30,6 +30,8 @@ class ValSettings:
     annotations: str = ""
     half: bool = False
     dnn: bool = False
+    compile: bool = False
+    no_tf32: bool = False
     workers: int = 8
     noplots: bool = False
     segdata: str = ""

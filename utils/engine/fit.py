@@ -12,7 +12,7 @@ from models.checkpoint import Checkpoint
 from models.network import Network
 from utils.core import distributed as dist
 from utils.core.contracts import Batch, Logger, Results, SelectTask, Task
-from utils.core.device import autocast_dtype, describe, select_device
+from utils.core.device import autocast_dtype, configure_gpu, describe, select_device, varying_sizes
 from utils.core.errors import UserError
 from utils.core.files import remove_if_empty
 from utils.core.interrupt import Interrupt, StopSignal
@@ -140,13 +140,15 @@ def build_run(
         lock.acquire(create_folder(settings, checkpoint))
         settings, checkpoint = open_resumed(settings)  # another process may have written it before the lock was free
     seed_everything(settings.seed + dist.rank())
+    fixed = not (settings.multi_scale or settings.rect)
+    configure_gpu(device, deterministic=settings.deterministic, fixed_sizes=fixed, tf32=not settings.no_tf32)
     hyp, data = load_config(settings, checkpoint)
     network = build_trainable_network(select_task(()), settings, hyp, data, checkpoint)
     task, settings = _prepare_network(network, select_task, settings, resumed=checkpoint is not None)
     mixed = autocast_dtype(device, settings.amp)
     settings, hyp = resolve_batch_size(settings, hyp, network, device, mixed)
     hyp = close_mosaic(settings, hyp)
-    train_loader, val_loader = open_loaders(task, settings, hyp, data, network.stride)
+    train_loader, val_loader = open_loaders(task, settings, hyp, data, network.stride, pin=device.type == "cuda")
     if checkpoint is None:
         settings, hyp = apply_recipe(settings, hyp, train_loader)
     if task.fit_anchors and checkpoint is None and not settings.noautoanchor:
@@ -233,7 +235,7 @@ def _validate(run: Run, interrupt: Interrupt) -> Report | None:
             raise RunInterruptedError
         plotter(batch, results)
 
-    with run.phase("validation"):
+    with run.phase("validation"), varying_sizes():
         report = evaluate(
             run.runner(),
             run.val_loader,

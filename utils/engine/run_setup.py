@@ -40,8 +40,8 @@ def open_resumed(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | N
     """Load the checkpoint that `--resume` names.
 
     Returns:
-        The settings of the run to resume, with device and workers of the new process, and its checkpoint; without
-        `--resume` the given settings and None.
+        The settings of the run to resume, with device and workers of the new process and `--deterministic` if given,
+        and its checkpoint; without `--resume` the given settings and None.
     """
     if not settings.resume and (first := dist.recall(RUN_FOLDER)):
         settings = _continue_first_attempt(settings, Path(first))
@@ -53,8 +53,14 @@ def open_resumed(settings: TrainSettings) -> tuple[TrainSettings, Checkpoint | N
         stored = TrainSettings.from_dict((checkpoint.training or {})["settings"])
     except (TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged, its settings are not those of a training run") from error
-    settings = replace(stored, resume=str(path), device=settings.device or stored.device, workers=settings.workers)
-    return settings, checkpoint
+    resumed = replace(
+        stored,
+        resume=str(path),
+        device=settings.device or stored.device,
+        workers=settings.workers,
+        deterministic=settings.deterministic or stored.deterministic,
+    )
+    return resumed, checkpoint
 
 
 def _continue_first_attempt(settings: TrainSettings, folder: Path) -> TrainSettings:
@@ -116,7 +122,9 @@ def resolve_batch_size(
     return settings, hyp if hyp.nominal_batch else replace(hyp, nominal_batch=float(settings.batch_size))
 
 
-def open_loaders(task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig, stride: int) -> tuple[Loader, Loader]:
+def open_loaders(
+    task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig, stride: int, pin: bool = False
+) -> tuple[Loader, Loader]:
     """Open the loaders of training and validation images.
 
     Raises:
@@ -135,6 +143,7 @@ def open_loaders(task: Task, settings: TrainSettings, hyp: Hyp, data: DataConfig
         hyp=hyp,
         epochs=settings.epochs,
         workers=settings.workers,
+        pin=pin,
         seed=settings.seed,
         rect=settings.rect,
         cache=None if settings.cache == "val" else settings.cache,
@@ -244,9 +253,20 @@ def wrap_model(network: Network, settings: TrainSettings, device: torch.device) 
             if device.type != "cuda":
                 raise UserError("--sync-bn: works on GPUs only")
             model = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        ids = [device.index] if device.type == "cuda" else None
-        model = nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        model = wrap_ddp(model, device)
     return torch.compile(model) if settings.compile else model  # type: ignore[return-value]
+
+
+def wrap_ddp(model: nn.Module, device: torch.device) -> nn.parallel.DistributedDataParallel:
+    """Wrap a model for data-parallel training in which ranks exchange gradients but no buffers.
+
+    Buffers are BatchNorm statistics, which training does not read. Those of the first rank are validated and saved
+    (`ModelEma.broadcast`), so those of the others need not be equal.
+    """
+    ids = [device.index] if device.type == "cuda" else None
+    wrapped = nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    wrapped.broadcast_buffers = False  # the name of the argument depends on the version of PyTorch
+    return wrapped
 
 
 def create_folder(settings: TrainSettings, checkpoint: Checkpoint | None) -> Path:

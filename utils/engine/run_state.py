@@ -19,9 +19,9 @@ _REQUIRED_KEYS = {"settings", "hyp", "state", "network", "optimizer", "scaler", 
 _MISMATCH_ERRORS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
-def _random_states() -> dict[str, Any]:
+def _random_states(device: torch.device) -> dict[str, Any]:
     states: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if device.type == "cuda":  # asking for it would otherwise open a CUDA context
         states["cuda"] = torch.cuda.get_rng_state()
     return states
 
@@ -43,7 +43,7 @@ def snapshot(run: Run) -> dict[str, Any]:
     run.counters.flush()
     run.guard.synchronize()
     run.state.bad_steps = run.guard.bad_steps
-    states = dist.gather(_random_states())
+    states = dist.gather(_random_states(run.device))
     return {
         "settings": run.settings.to_dict(),
         "hyp": run.hyp.to_dict(),
@@ -103,7 +103,7 @@ def _restore(run: Run, checkpoint: Checkpoint) -> None:
     states = training["random"][dist.rank()] if dist.rank() < len(training["random"]) else None
     if states is not None:
         torch.set_rng_state(states["cpu"])
-        if "cuda" in states and torch.cuda.is_available():
+        if "cuda" in states and run.device.type == "cuda":
             torch.cuda.set_rng_state(states["cuda"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -133,13 +134,16 @@ def forward_backward(run: Run, batch: Batch) -> dict[str, Tensor]:
         if input_hw != image_hw:
             images = interpolate(images, size=input_hw, mode="bilinear", align_corners=False)
     autocast = torch.autocast(run.device.type, dtype=run.mixed, enabled=run.mixed is not None)
-    with run.phase("forward"), run.counters.paused(), autocast:
-        raw = run.model(images)
-    with run.phase("loss"):
-        total, terms = compute_losses(run.losses, run.gains, raw, batch)
-    with run.phase("backward"):
-        # each rank has its part of the global mean, and DDP averages gradients over ranks
-        run.scaler.scale(total * dist.world_size()).backward()
+    # DDP sums gradients over ranks only in the last of the accumulated batches
+    local = dist.world_size() > 1 and not _is_update_due(run)
+    with run.model.no_sync() if local else nullcontext():  # type: ignore[operator]
+        with run.phase("forward"), run.counters.paused(), autocast:
+            raw = run.model(images)
+        with run.phase("loss"):
+            total, terms = compute_losses(run.losses, run.gains, raw, batch)
+        with run.phase("backward"):
+            # each rank has its part of the global mean, and DDP averages gradients over ranks
+            run.scaler.scale(total * dist.world_size()).backward()
     return terms
 
 
@@ -206,16 +210,21 @@ def update_weights(run: Run, batch: Batch) -> bool:
 
     A step with non-finite gradients is skipped. Returns whether gradients were consumed, so that none are pending.
     """
-    state = run.state
-    if state.global_step - state.last_update < run.schedule.accumulate(state.global_step):
+    if not _is_update_due(run):
         return False
     with run.phase("optimizer"):
         run.guard.step()
         _check_bad_steps(run, batch)
     with run.phase("ema"):
         run.ema.update()
-    state.last_update = state.global_step
+    run.state.last_update = run.state.global_step
     return True
+
+
+def _is_update_due(run: Run) -> bool:
+    """Check whether the current batch is the last of those that are accumulated for one optimizer step."""
+    step = run.state.global_step
+    return step - run.state.last_update >= run.schedule.accumulate(step)
 
 
 def _check_bad_steps(run: Run, batch: Batch) -> None:

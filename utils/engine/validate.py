@@ -25,7 +25,7 @@ from utils.core.contracts import (
     Task,
 )
 from utils.core.data_config import DataConfig, load_data, load_semantic_data
-from utils.core.device import select_device
+from utils.core.device import configure_gpu, select_device
 from utils.core.errors import UserError
 from utils.core.files import remove_if_empty, run_folder, write_text
 from utils.core.hyp import Hyp
@@ -107,6 +107,7 @@ def open_model_and_data(
         UserError: If the model cannot be evaluated on the data.
     """
     model = open_model(settings, device)
+    configure_gpu(device, fixed_sizes=model.runner.fixed_hw is not None, tf32=not settings.no_tf32)
     task = select_task(model.runner.specs)
     require_heads(task.name, set(task.heads), set(model.runner.specs), model.name)
     for head in model.runner.specs:
@@ -199,7 +200,9 @@ def _fixed_size(settings: ValSettings, model: OpenedModel, fixed_hw: tuple[int, 
     return height
 
 
-def _open_loader(task: Task, settings: ValSettings, data: DataConfig, size: int, runner: Runner) -> Loader:
+def _open_loader(
+    task: Task, settings: ValSettings, data: DataConfig, size: int, runner: Runner, device: torch.device
+) -> Loader:
     speed = settings.task == "speed"
     square = speed or runner.fixed_hw is not None
     classes = max((spec.num_classes for spec in runner.specs.values() if spec.strides), default=0)
@@ -214,6 +217,7 @@ def _open_loader(task: Task, settings: ValSettings, data: DataConfig, size: int,
             stride=max(runner.stride, 32),
             hyp=Hyp(),
             workers=settings.workers,
+            pin=device.type == "cuda",
             rect=not square,
             pad=0.0 if square else 0.5,
             single_class=settings.single_cls,
@@ -263,7 +267,7 @@ def evaluate_at_size(
 ) -> Report:
     """Evaluate a model at one image size, log the results and write plots to `folder`."""
     eval_settings = _eval_settings(settings, data, model.name, folder)
-    loader = _open_loader(task, settings, data, size, model.runner)
+    loader = _open_loader(task, settings, data, size, model.runner, device)
     plotter = BatchPlotter(task, folder, data, enabled=not settings.noplots)
 
     def on_batch(batch: Batch, results: list[Results]) -> None:

@@ -22,6 +22,7 @@ from utils.backends.exported_runner import to_nchw_floats, to_nhwc_bytes
 from utils.backends.flat_outputs import ExportBackend, ExportJob
 from utils.core.contracts import EvalSettings, Runner
 from utils.core.data_config import DataConfig, load_data
+from utils.core.device import full_fp32
 from utils.core.errors import UserError
 from utils.core.files import write_text
 from utils.core.hyp import Hyp
@@ -107,10 +108,11 @@ class Certifier:
         if reason := backend.unavailable_reason():
             LOGGER.warning(f"{backend.title}: not compared with PyTorch: {reason}")
             return Certificate({**record, "passed": None, "not_compared": reason}, True, f"not compared: {reason}")
-        runner, _ = backend.open([path], self.device)
+        runner, _ = backend.open([path], torch.device("cpu") if backend.runs_on_cpu_only else self.device)
         limits = _scale_limits(LIMITS[metadata.precision], backend.tolerance_factor)
         settings = _match_settings(metadata, limits)
-        parity = compare(runner, self.reference, self._batches(job), settings, raw=not metadata.nms)
+        with full_fp32():
+            parity = compare(runner, self.reference, self._batches(job), settings, raw=not metadata.nms)
         violations, summary = parity.violations(limits), str(parity)
         record |= {"parity": parity.to_dict(), "limits": vars(limits)}
         if metadata.precision == "int8":

@@ -40,20 +40,18 @@ def run_prediction(options: PredictOptions, kind: PredictionKind) -> PredictRepo
     _warn_ignored(options)
     settings = options.predict_settings()
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # unreadable videos are reported by the source instead
-    import torch
-
     from models.class_names import count_text
     from utils.backends.open_weights import open_model, strip_weights
-    from utils.core.device import describe, select_device
+    from utils.core.device import configure_gpu, describe, select_device
     from utils.engine.predict import network_size, predict
     from utils.plots.draw import DrawStyle, annotate
     from utils.programs.semantic_prediction import check_outputs, draw_style, require_equal_sizes
 
     device = select_device(options.device)
-    if device.type == "cuda" and (options.submit or options.save_as_video):
-        torch.backends.cudnn.benchmark = True  # all images have one size, so autotuning pays
     opened = open_model(options, device, Path(kind.runs))
     runner = opened.runner
+    fixed = options.submit or options.save_as_video or runner.fixed_hw is not None
+    configure_gpu(device, fixed_sizes=fixed, tf32=not options.no_tf32)
     _check_heads(runner, opened.paths[0], kind.requires)
     if not kind.whole_images:
         check_outputs(options, runner, opened.paths[0])

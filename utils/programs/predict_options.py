@@ -58,6 +58,8 @@ class PredictOptions:
     end_to_end: bool = False
     half: bool = False
     dnn: bool = False
+    compile: bool = False
+    no_tf32: bool = False
     device: str = ""
     vid_stride: int = 1
     view_img: bool = False
@@ -96,6 +98,8 @@ class PredictOptions:
                 raise UserError(f"--panoptic-{option} expects a number from 0 to 1, got {value}")
         if self.min_stuff_area < 0:
             raise UserError(f"--min-stuff-area expects a number of pixels, got {self.min_stuff_area}")
+        if self.visualize and self.compile:
+            raise UserError("--visualize and --compile: a compiled network has no separate layers; give one of them")
 
     def predict_settings(self) -> PredictSettings:
         """Create the settings of the prediction loop, all but the size of the input."""

@@ -30,7 +30,7 @@ def open_coco(settings: LabelSettings) -> LabelSource:
     for split, (file, folders) in find_annotations(settings).items():
         table = read_coco_json(file)
         paths = sorted(dict.fromkeys(path for folder in folders for path in find_images(folder, folder)))
-        rows = match_images(table, paths)
+        rows = match_images(table.names, paths)
         found = [path for path in paths if path in rows]
         if not found:
             raise UserError(

@@ -61,15 +61,39 @@ def _blotches(random: Random, height: int, width: int) -> Canvas:
     return cv2.GaussianBlur(canvas, (0, 0), blur)
 
 
-_BACKGROUNDS: tuple[Callable[[Random, int, int], Canvas], ...] = (_gradient, _clouds, _stripes, _blotches)
+TEXTURES: dict[str, Callable[[Random, int, int], Canvas]] = {
+    "gradient": _gradient,
+    "clouds": _clouds,
+    "stripes": _stripes,
+    "blotches": _blotches,
+}
 
 
 def background(random: Random, height: int, width: int) -> Canvas:
-    """Create an (H, W, 3) uint8 RGB texture with a little grain."""
-    canvas = _BACKGROUNDS[int(random.integers(len(_BACKGROUNDS)))](random, height, width)
+    """Create an (H, W, 3) uint8 RGB texture of a random kind with a little grain."""
+    return texture(random, list(TEXTURES)[int(random.integers(len(TEXTURES)))], height, width)
+
+
+def texture(random: Random, kind: str, height: int, width: int) -> Canvas:
+    """Create an (H, W, 3) uint8 RGB texture with a little grain.
+
+    Args:
+        random: Random stream.
+        kind: Key of `TEXTURES`.
+        height: Height in pixels.
+        width: Width in pixels.
+    """
+    canvas = TEXTURES[kind](random, height, width)
     coarse = random.normal(0, random.uniform(1, 8), (height // 2 + 1, width // 2 + 1)).astype(np.float32)
     grain = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.clip(canvas + grain[..., None], 0, 255).astype(np.uint8)
+
+
+def wavy_half(random: Random, height: int, width: int) -> np.ndarray:
+    """Create an (H, W) bool mask of one side of a wavy line across the image; 35 to 65 % of its diagonal."""
+    along, across = _ramp(random, height, width), _ramp(random, height, width)
+    wave = np.sin(across * 2 * np.pi * random.uniform(0.5, 2) + random.uniform(0, 2 * np.pi))
+    return np.asarray(along + random.uniform(0.02, 0.08) * wave > random.uniform(0.35, 0.65))
 
 
 def _strokes(random: Random, canvas: Canvas) -> None:

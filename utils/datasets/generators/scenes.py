@@ -33,6 +33,7 @@ class Scene:
     image: Canvas  # (H, W, 3) uint8 RGB
     objects: list[SceneObject]
     instance_map: np.ndarray  # (H, W) int16 index into `objects` of the visible object, -1: background
+    bars: np.ndarray  # (H, W) bool, unlabelled bars in front of everything, background in the map
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,13 @@ def object_sizes(random: Random, count: int, long_side_px: int) -> np.ndarray:
 
 
 def draw_scene(
-    random: Random, width: int, height: int, kinds: list[str], sizes_px: np.ndarray, clutter: bool = True
+    random: Random,
+    width: int,
+    height: int,
+    kinds: list[str],
+    sizes_px: np.ndarray,
+    clutter: bool = True,
+    canvas: Canvas | None = None,
 ) -> Scene:
     """Draw objects at random positions over a random background.
 
@@ -68,11 +75,13 @@ def draw_scene(
         kinds: Class names of the objects, keys of OUTLINES.
         sizes_px: (len(kinds),) diameters in pixels.
         clutter: Whether to add unlabelled objects behind and in front.
+        canvas: (height, width, 3) uint8 background, drawn on in place; None: a random one.
 
     Returns:
         The image and its labels.
     """
-    canvas = background(random, height, width)
+    if canvas is None:
+        canvas = background(random, height, width)
     if clutter:
         add_clutter(random, canvas)
     instance_map = np.full((height, width), -1, np.int16)
@@ -94,9 +103,10 @@ def draw_scene(
                 full_px.append(polygon_area(outline))
                 objects.append(SceneObject(spec.kind, clip_polygon(outline, width, height)))
                 break
+    bars = np.zeros((height, width), bool)
     if clutter:
-        _draw_occluding_bars(random, canvas, instance_map, full_px)
-    return Scene(degrade(random, canvas), objects, instance_map)
+        _draw_occluding_bars(random, canvas, instance_map, full_px, bars)
+    return Scene(degrade(random, canvas), objects, instance_map, bars)
 
 
 def _sample_outline(random: Random, spec: _ObjectSpec, width: int, height: int) -> Polygon:
@@ -179,7 +189,9 @@ def _paint(random: Random, canvas: Canvas, spec: _ObjectSpec, outline: Polygon, 
         part[:] = np.clip(part * (1 - rim) + dark_or_bright * rim, 0, 255).astype(np.uint8)
 
 
-def _draw_occluding_bars(random: Random, canvas: Canvas, instance_map: np.ndarray, full_px: list[float]) -> None:
+def _draw_occluding_bars(
+    random: Random, canvas: Canvas, instance_map: np.ndarray, full_px: list[float], bars: np.ndarray
+) -> None:
     """Draw up to two bars, like poles or twigs, in front of everything where enough of each object stays visible."""
     height, width = instance_map.shape
     for _ in range(int(random.integers(0, 3)) if random.random() < 0.4 else 0):
@@ -189,3 +201,4 @@ def _draw_occluding_bars(random: Random, canvas: Canvas, instance_map: np.ndarra
         if _keeps_visible(coverage > 0, instance_map, full_px):
             cv2.line(canvas, ends[0].tolist(), ends[1].tolist(), random_colour(random).tolist(), thick, cv2.LINE_AA)
             instance_map[coverage > 0] = -1
+            bars |= coverage > 0

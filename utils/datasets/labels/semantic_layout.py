@@ -46,6 +46,8 @@ class SemanticSplitFiles:
     cache: Path  # preferred path of the scan cache
     notes: list[str] = field(default_factory=list)
     stamped: list[str] | None = None  # files whose sizes and times stand for those of all; None: the files themselves
+    # reads the (H, W) uint8 values of an image by its row, raises ImageFault; None: the mask file has them
+    read_values: Callable[[int], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)

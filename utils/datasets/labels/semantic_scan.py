@@ -38,6 +38,8 @@ class SemanticIndex:
     masks: Index  # paths of the masks, with the lengths and sizes of `images`
     tables: np.ndarray  # (k, 256) int16, see `SemanticSplitFiles`
     table_of: np.ndarray  # (n,) uint8
+    rows: np.ndarray  # (n,) int64, of the images in `files`
+    files: SemanticSplitFiles
     pixel_counts: np.ndarray  # (C,) int64 pixels of each class
     image_counts: np.ndarray  # (C,) int64 images that show each class
 
@@ -57,7 +59,7 @@ class SemanticIndex:
         path = self.masks.path(image)
         height, width = (int(side) for side in self.images.shapes_hw[image])
         try:
-            values = read_values(Path(path))
+            values = values_of(self.files, int(self.rows[image]))
             if values.shape != (height, width):
                 raise ImageFault(f"{path}: no longer {width} x {height} pixels")
         except ImageFault as fault:
@@ -100,9 +102,20 @@ def build_semantic_index(data: DataConfig, split: str, allow_faults: bool = Fals
         masks=_index_of(files.masks, found),
         tables=files.tables,
         table_of=files.table_of[found.rows],
+        rows=found.rows,
+        files=files,
         pixel_counts=found.pixel_counts,
         image_counts=found.image_counts,
     )
+
+
+def values_of(files: SemanticSplitFiles, row: int) -> np.ndarray:
+    """Read the (H, W) uint8 values of the mask of an image.
+
+    Raises:
+        ImageFault: the mask is unusable.
+    """
+    return read_values(Path(files.masks[row])) if files.read_values is None else files.read_values(row)
 
 
 def find_value_fault(values: np.ndarray, table: np.ndarray, num_classes: int) -> str:
@@ -183,7 +196,7 @@ def _check(files: SemanticSplitFiles, row: int, num_classes: int) -> CheckedImag
     except ImageFault as error:
         return CheckedImage(image_fault=str(error))
     try:
-        values = read_values(Path(mask))
+        values = values_of(files, row)
     except ImageFault as error:
         return CheckedImage(label_faults=[str(error)], notes=notes)
     fault = find_value_fault(values, table, num_classes)

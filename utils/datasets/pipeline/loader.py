@@ -100,7 +100,7 @@ class BatchLoader:
         else:
             self.num_batches = -(-self.num_images // (request.batch_size * self.world))
         self.workers = min(request.workers, usable_cpus(), self.num_batches)
-        self._pool = WorkerPool(_BatchFactory(maker, request), self.workers)
+        self._pool = WorkerPool(_BatchFactory(maker, request), self.workers, request.pin)
 
     @cached_property
     def labels(self) -> list[np.ndarray]:

@@ -171,9 +171,9 @@ def _filled(values: Tensor | None, shape: tuple[int, ...], default: int | bool) 
 
 
 def _concatenate(parts: list[Tensor]) -> Tensor:
-    """Concatenate tensors, in page-locked memory if there is a GPU."""
+    """Concatenate tensors, in page-locked memory if the first one is."""
     shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
-    whole = torch.empty(shape, dtype=parts[0].dtype, pin_memory=torch.cuda.is_available())
+    whole = torch.empty(shape, dtype=parts[0].dtype, pin_memory=parts[0].is_pinned())
     return torch.cat(parts, out=whole)
 
 

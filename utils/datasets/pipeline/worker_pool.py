@@ -35,11 +35,12 @@ class WorkerPool:
     """Creates batches in `workers` processes, or in this one if `workers` is 0.
 
     `factory[chunk]` returns the batches of a chunk and the faults of their files; each fault is logged once. After the
-    death of a worker, all workers are started again at the first chunk that is missing.
+    death of a worker, all workers are started again at the first chunk that is missing. With `pin`, batches are in
+    page-locked memory.
     """
 
-    def __init__(self, factory: Dataset[tuple[list[Batch], list[str]]], workers: int) -> None:
-        self.factory, self.workers = factory, workers
+    def __init__(self, factory: Dataset[tuple[list[Batch], list[str]]], workers: int, pin: bool = False) -> None:
+        self.factory, self.workers, self.pin = factory, workers, pin
         self.processes: list[BaseProcess] = []  # the workers, once they are started
         self.process = os.getpid()  # the workers have a copy of this object
         self._logged: set[str] = set()
@@ -135,7 +136,7 @@ class WorkerPool:
             batch_size=None,
             sampler=self._chunks,
             num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.pin,
             worker_init_fn=_WorkerStart(),
             generator=torch.Generator(),  # a resumed epoch must not draw from the training's global generator
             **parallel,

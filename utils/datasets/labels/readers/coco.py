@@ -52,17 +52,21 @@ def require_annotations(data: DataConfig, split: str) -> Path:
     return data.annotations[split]
 
 
-def match_images(table: CocoTable, images: Sequence[str]) -> dict[str, int]:
+def match_images(names: Sequence[str], images: Sequence[str]) -> dict[str, int]:
     """Match image files to the images of a COCO JSON, by the end of their path, otherwise by name alone.
 
+    Args:
+        names: names of the images in the JSON.
+        images: image files.
+
     Returns:
-        Row in `table` by image file, for the files that the JSON lists.
+        Position in `names` by image file, for the files that the JSON lists.
     """
     by_name: dict[str, list[str]] = {}
     for image in images:
         by_name.setdefault(os.path.basename(image), []).append(image)  # noqa: PTH119 - 100 000 of them
     rows: dict[str, int] = {}
-    for row, name in enumerate(table.names):
+    for row, name in enumerate(names):
         wanted = name.replace("\\", "/")
         candidates = by_name.get(wanted.rpartition("/")[2], [])
         exact = [image for image in candidates if image.replace(os.sep, "/").endswith("/" + wanted.lstrip("./"))]
@@ -88,7 +92,7 @@ class _Labels:
     def prepare(self) -> list[str]:
         """Read the JSON; return warnings about it as a whole."""
         table = read_coco_json(self.source)
-        self.table, self.rows = table, match_images(table, self.images)
+        self.table, self.rows = table, match_images(table.names, self.images)
         if not self.rows:
             raise UserError(
                 f"{self.source}: none of its {len(table.names)} images, such as {table.names[0]}, is among the "
