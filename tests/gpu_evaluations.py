@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from gpu_step_counts import difference, snapshot
+from helpers_networks import randomize_batchnorm
 from helpers_run import tiny_data
 from helpers_semantic import pixel_set
 from simulated_gpu import DEVICE

@@ -7,9 +7,10 @@ import pytest
 import simulated_gpu
 import torch
 
-from utils.core.contracts import EvalSettings, Geometry
+from utils.core.contracts import Batch, EvalSettings, Geometry, ImageInfo, Results
 from utils.core.timing import Stopwatch
 from utils.losses import semantic_terms
+from utils.metrics.segment import batch_overlaps, label_masks, mask_overlaps
 from utils.metrics.semantic import joint_histogram, joint_histograms
 from utils.ops import masks, nms, padded_nms, semantic_maps
 
@@ -87,6 +88,33 @@ def test_masks_of_a_batch_equal_those_of_single_images(monkeypatch):
     overlaps = masks.batch_mask_iou(found[:, :2], found)
     for image in range(3):
         assert torch.equal(overlaps[image], masks.mask_iou(found[image, :2], found[image]))
+
+
+@pytest.mark.parametrize("indexed", [True, False], ids=["map", "masks"])
+@pytest.mark.parametrize("scale", [1, 2])
+def test_mask_overlaps_of_a_batch_equal_those_of_single_images(indexed, scale):
+    generator = torch.Generator().manual_seed(0)
+    counts, found = (3, 0, 2), (4, 2, 0)
+    boxes = torch.zeros(sum(counts), 6)
+    boxes[:, 0] = torch.tensor([0, 0, 0, 2, 2])
+    size = (12 * scale, 16 * scale)
+    if indexed:
+        labels = torch.randint(0, 3, (3, *size), generator=generator).to(torch.uint8)
+    else:
+        labels = torch.rand((5, *size), generator=generator) > 0.5
+    info = [ImageInfo(index, f"{index}.jpg", Geometry((48, 64), (48, 64))) for index in range(3)]
+    batch = Batch(torch.zeros(3, 3, 48, 64), boxes, info, masks=labels)
+    padded = torch.rand((3, 4, 12, 16), generator=generator) > 0.5
+    results = []
+    for index, count in enumerate(found):
+        padded[index, count:] = False
+        classes = torch.zeros(count, dtype=torch.int64)
+        results.append(Results(info[index], classes=classes, masks=padded[index, :count], batch_masks=padded))
+    overlaps = batch_overlaps(results, batch)
+    for index, result in enumerate(results):
+        assert overlaps[index].shape == (counts[index], found[index])
+        assert torch.equal(overlaps[index], mask_overlaps(label_masks(batch, index), result))
+    assert float(overlaps[0].max()) > 0.2
 
 
 def geometry(width=40):
