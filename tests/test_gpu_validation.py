@@ -114,7 +114,7 @@ def test_mask_overlaps_of_a_batch_equal_those_of_single_images(indexed, scale):
     for index, result in enumerate(results):
         assert overlaps[index].shape == (counts[index], found[index])
         assert torch.equal(overlaps[index], mask_overlaps(label_masks(batch, index), result))
-    assert float(overlaps[0].max()) > 0.2
+    assert float(overlaps[0].max()) > 0.1
 
 
 def geometry(width=40):
