@@ -28,6 +28,7 @@ BORROWED = {  # file of the repository: page of the site, without suffix
 }
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 _LINKED_IMAGE = re.compile(r"\[(!\[[^\]]*\]\([^)\s]+\))\]\(([^)\s]+)\)")
+_SHORT_CODE = re.compile(r"<code>([^<\n]{1,28})</code>")
 _FENCE = re.compile(r"^(```.*?^```)", re.MULTILINE | re.DOTALL)
 
 
@@ -97,3 +98,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if page.file.generated_by:
         return markdown
     return translate(markdown, f"docs/{page.file.src_uri}", page.file.src_uri)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Mark short inline code, which should not be broken after the dashes of an option."""
+    return _SHORT_CODE.sub(r'<code class="short">\1</code>', html)

@@ -22,32 +22,25 @@ def fold(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> nn.Conv2d:
     assert mean is not None and variance is not None
     factor = normalisation.weight / torch.sqrt(variance + normalisation.eps)
     bias = torch.zeros_like(mean) if convolution.bias is None else convolution.bias
-    folded = nn.utils.skip_init(
-        nn.Conv2d,
-        convolution.in_channels,
-        convolution.out_channels,
-        convolution.kernel_size,
-        convolution.stride,
-        convolution.padding,
-        convolution.dilation,
-        convolution.groups,
-        bias=True,
-        device=convolution.weight.device,
-        dtype=convolution.weight.dtype,
-    )
+    folded = copy.deepcopy(convolution)
     folded.weight.copy_(convolution.weight * factor.view(-1, 1, 1, 1))
-    folded.bias.copy_((bias - mean) * factor + normalisation.bias)
+    folded.bias = nn.Parameter((bias - mean) * factor + normalisation.bias)
     folded.requires_grad_(False)
     return folded
 
 
 def fuse(network: Network) -> Network:
-    """Copy a network for inference with normalisation folded into convolutions.
+    """Copy a network for inference with normalisation folded into convolutions; see `fuse_in_place`."""
+    return fuse_in_place(copy.deepcopy(network))
+
+
+def fuse_in_place(network: Network) -> Network:
+    """Fold normalisation into convolutions for inference; return the network.
 
     This applies to `Conv` blocks and to adjacent pairs in a Sequential. Normalisation after other operations
     (BottleneckCSP, MixConv2d) stays.
     """
-    fused = fuse_blocks(network)
+    fused = _fold_blocks(network)
     with torch.no_grad():
         for block in fused.modules():
             if isinstance(block, nn.Sequential):
@@ -57,7 +50,10 @@ def fuse(network: Network) -> Network:
 
 def fuse_blocks(network: Network) -> Network:
     """Copy a network with folded `Conv` blocks only, the form of fused files of YOLOv5 and its forks."""
-    fused = copy.deepcopy(network)
+    return _fold_blocks(copy.deepcopy(network))
+
+
+def _fold_blocks(fused: Network) -> Network:
     with torch.no_grad():
         for block in fused.modules():
             if isinstance(block, Conv) and isinstance(block.bn, nn.BatchNorm2d):

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from models.fuse import fuse
 from models.network import Network
@@ -94,6 +93,8 @@ def _timed(layer: nn.Module, watch: Stopwatch) -> list[Any]:
 
 def _operations(folded: Network, size_hw: tuple[int, int]) -> list[int]:
     """Count the multiplications and additions of every row for one image."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports the compiler, which takes two to four seconds
+
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         folded(torch.zeros(1, folded.architecture.get("ch", 3), *size_hw, device=next(folded.parameters()).device))
     counts = counter.get_flop_counts()

@@ -11,18 +11,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.architecture import known_names
 from models.builder import build_network, read_architecture
 from models.checkpoint import load_checkpoint
-from models.layer_times import layer_table, time_layers, time_network
+from models.layers.common import plain_operations
 from models.network import INPUT, Network
+from models.operation_count import OperationCounter
 from utils.core.cli import add_device, add_image_size, new_parser, run_script
 from utils.core.device import describe, select_device
 from utils.core.errors import UserError
@@ -76,29 +75,16 @@ def summarize(network: Network, image_size: int | Sequence[int] = 640) -> Summar
 
 
 def count_operations(network: Network, size_hw: tuple[int, int]) -> int:
-    """Count the additions and multiplications of matrix products and normalisation for one image.
-
-    The count runs on the meta device, so that the size of the image costs nothing.
-    """
-    tensors = {name: tensor.to("meta") for name, tensor in [*network.named_parameters(), *network.named_buffers()]}
-    channels = int(network.architecture.get("ch", 3))
-    image = torch.empty(1, channels, *size_hw, device="meta")
-    normalised = 0
-
-    def count(_: nn.Module, __: Any, output: Tensor) -> None:
-        nonlocal normalised
-        normalised += output.numel()
-
-    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    """Count the additions and multiplications of matrix products and normalisation for one image."""
+    weight = next(network.parameters())
+    image = weight.new_zeros(1, int(network.architecture.get("ch", 3)), *size_hw)
     training = network.training
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            functional_call(network.eval(), tensors, (image,))
-    finally:
-        network.train(training)
-        for hook in hooks:
-            hook.remove()
-    return int(counter.get_total_flops()) + OPERATIONS_PER_NORMALISED * normalised
+    with torch.no_grad(), plain_operations(), sdpa_kernel(SDPBackend.MATH), OperationCounter() as counter:
+        try:
+            network.eval()(image)
+        finally:
+            network.train(training)
+    return counter.products + OPERATIONS_PER_NORMALISED * counter.normalised
 
 
 def _rows(network: Network) -> tuple[tuple[str, ...], ...]:
@@ -154,6 +140,8 @@ def main() -> None:
 
 
 def _time(network: Network, size_hw: tuple[int, int], options: argparse.Namespace) -> None:
+    from models.layer_times import layer_table, time_layers, time_network  # training needs the counts alone
+
     device = select_device(options.device)
     how = (size_hw, options.batch_size, device, options.runs)
     if options.line_profile:

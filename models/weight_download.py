@@ -20,6 +20,10 @@ KNOWN = {  # name -> (bytes, SHA-256) of release v7.0
 
 def resolve_weights(text: str, download: bool) -> Path:
     """Convert a weight file's name to its path; with `download`, fetch a published file that is missing."""
+    if text.startswith("hf://"):
+        from models.hub_download import resolve_hub_weights  # loaded only if it is used
+
+        return resolve_hub_weights(text, download)
     path = Path(text)
     return download_weights(path.name, path.parent) if download and not path.exists() else path
 

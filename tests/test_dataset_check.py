@@ -1,5 +1,6 @@
 """Data-set check: it finds the planted faults, and nothing else."""
 
+import base64
 import json
 import re
 import shutil
@@ -14,9 +15,11 @@ from helpers_dataset_check import NAMES, PLANTS, scene, valid_set
 from helpers_labels import coco_file, labelme_file, voc_file, write_image
 
 import check
+import convert
 from tools.dataset_check.check_settings import CheckSettings
 from tools.dataset_check.collect import collect_records
-from tools.dataset_check.findings import KINDS
+from tools.dataset_check.findings import KINDS, counted
+from tools.dataset_check.html_charts import class_table
 from tools.dataset_check.image_hash import (
     compute_fingerprint,
     connected_groups,
@@ -268,6 +271,49 @@ def test_html_report_is_self_contained_and_escaped(tmp_path):
     assert values["splits"]["val"]["per_class"] == [2, 2, 0] and sum(values["splits"]["val"]["sizes_px"]) == 4
 
 
+def marked(data_url):
+    """Return the mean position of the red marks in a thumbnail, normalised."""
+    image = cv2.imdecode(np.frombuffer(base64.b64decode(data_url.split(",")[1]), np.uint8), cv2.IMREAD_COLOR)
+    red = (image[:, :, 2] > 180) & (image[:, :, :2] < 110).all(axis=2)
+    rows, columns = np.nonzero(red)
+    return columns.mean() / image.shape[1], rows.mean() / image.shape[0]
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".json"])
+def test_degenerate_points_are_marked(suffix, tmp_path):
+    """VOC and LabelMe objects without area, which reading drops, have a ring around them in the report."""
+    for seed, split in enumerate(("train", "val")):
+        (tmp_path / split).mkdir()
+        cv2.imwrite(str(tmp_path / split / "a.jpg"), cv2.cvtColor(scene(seed, (100, 200)), cv2.COLOR_BGR2GRAY))
+        if suffix == ".xml":
+            sides = "<xmin>150</xmin><ymin>25</ymin><xmax>150</xmax><ymax>25</ymax>"
+            (tmp_path / split / "a.xml").write_text(
+                f"<annotation><object><name>cell</name><bndbox>{sides}</bndbox></object></annotation>"
+            )
+        else:
+            shape = {"label": "cell", "points": [[150, 25]], "shape_type": "point"}
+            values = {"shapes": [shape], "imagePath": "a.jpg", "imageHeight": 100, "imageWidth": 200}
+            (tmp_path / split / "a.json").write_text(json.dumps(values))
+    kind = {".xml": "voc", ".json": "labelme"}[suffix]
+    write_yaml(tmp_path / "d.yaml", {"train": "train", "val": "val", "names": ["cell"], "format": kind})
+    report = check_dataset(CheckSettings(str(tmp_path / "d.yaml"), project=tmp_path / "runs"))
+    found = [one for one in report.findings if one.kind == "degenerate"]
+    assert len(found) == 2 and report.counts["error"] == 0, report.findings
+    assert all(one.boxes == ((0.75, 0.25, 0.0, 0.0),) for one in found)
+    text = (tmp_path / "runs" / "exp" / "report.html").read_text()
+    first = re.search(r"data:image/jpeg;base64,[^']+", text[text.index("<code>degenerate") :])[0]
+    assert marked(first) == pytest.approx((0.75, 0.25), abs=0.02)
+
+
+def test_class_bars_have_one_scale():
+    table = class_table(["cat"], {"train": [200], "val": [50]})
+    assert re.findall(r"width:([\d.]+)%", table) == ["100.0", "25.0"]
+
+
+def test_counts_are_inflected():
+    assert [counted(number, "error") for number in (0, 1, 2)] == ["0 errors", "1 error", "2 errors"]
+
+
 def test_anchor_fit_report(tmp_path):
     path = valid_set(tmp_path / "set", train=24, val=2)
     sides = ((0.25, 0.25), (0.5, 0.75), (0.75, 0.5))
@@ -335,6 +381,31 @@ def test_cleaned_copy_of_semantic_and_class_folders(tmp_path):
     assert found_in(load_data(str(tmp_path / "clean2" / "data.yaml"))) == {}
 
 
+def test_cleaned_copy_of_classification_shards(tmp_path):
+    """Images of class shards go to class folders; they have no boxes, whose labels would be of the whole image."""
+    for split, count in (("train", 3), ("val", 2)):
+        for number, name in enumerate(NAMES[:2]):
+            for i in range(count):
+                path = write_image(tmp_path / "folders" / split / name / f"{i}.jpg")
+                cv2.imwrite(str(path), scene(100 * number + 10 * count + i))
+    convert.main(["shards", "--source", str(tmp_path / "folders"), "--out", str(tmp_path / "shards")])
+    chosen = {"data": str(tmp_path / "shards"), "project": tmp_path / "runs"}
+    with pytest.raises(UserError, match="--anchors requires boxes"):
+        check_dataset(CheckSettings(**chosen, anchors=9))
+    report = check_dataset(CheckSettings(**chosen, fix=tmp_path / "clean"))
+    assert report.records.classification
+    written = everything(tmp_path / "clean")
+    assert not [name for name in written if name.endswith(".txt")]
+    images = [name.split("/")[:2] for name in written if name.endswith(".jpg")]
+    assert Counter(map(tuple, images)) == {
+        ("train", "cat"): 3,
+        ("train", "dog"): 3,
+        ("val", "cat"): 2,
+        ("val", "dog"): 2,
+    }
+    assert found_in(load_data(str(tmp_path / "clean" / "data.yaml"))) == {}
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # The program
 
@@ -349,6 +420,8 @@ def test_exit_status(tmp_path, monkeypatch):
         check.main([*line, "--strict"])
     assert left.value.code == 1
     PLANTS["no width"][1](None, tmp_path / "set" / "labels" / "train" / "001.txt")
+    check.main([*line, "--fast"])  # a warning: training drops the box
+    PLANTS["unknown class"][1](None, tmp_path / "set" / "labels" / "train" / "002.txt")
     with pytest.raises(SystemExit) as left:
         check.main([*line, "--fast"])
     assert left.value.code == 1

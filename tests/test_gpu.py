@@ -44,9 +44,10 @@ def steps(folder: Path, script: str, *options: object) -> list[dict]:
         ("train.py", ["--amp", "bf16"], 800),
         ("train.py", ["--amp", "fp16"], 800),
         ("segment/train.py", ["--amp", "bf16"], 1100),
+        ("train.py", ["--amp", "bf16", "--semantic", "psp"], 1200),
         ("train.py", ["--amp", "bf16", "--cfg", "polyolo-n", "--end-to-end"], 1600),
     ],
-    ids=["detect-bf16", "detect-fp16", "segment", "dense"],
+    ids=["detect-bf16", "detect-fp16", "segment", "psp", "dense"],
 )
 def test_training_step_launches_and_waits(tmp_path, data, script, options, limit):
     counts = steps(tmp_path, script, "--data", data, "--batch-size", 16, *options)

@@ -27,7 +27,7 @@ from utils.core.val_settings import ValSettings
 from utils.datasets.generators.prepare import ensure_generated
 from utils.engine.fit import build_run
 from utils.engine.run_setup import build_losses, open_resumed, wrap_model
-from utils.engine.run_state import snapshot
+from utils.engine.run_state import _restore, snapshot
 from utils.programs import export_certificate
 from utils.programs.predict_options import PredictOptions
 from utils.tasks.task_selection import select_training_task
@@ -173,6 +173,22 @@ def test_cpu_run_does_not_touch_cuda(tmp_path, monkeypatch):
     assert not batch.images.is_pinned()
     assert not run.train_loader._pool.pin
     assert "cuda" not in snapshot(run)["random"][0]
+
+
+def test_run_without_loss_scale_resumes_with_one(tmp_path):
+    """A scaler that was off stores nothing, which one that is on does not accept."""
+    path = tiny_data(tmp_path, train=4, val=2, size=64)
+    ensure_generated(load_data(str(path)))
+    settings = TrainSettings(
+        data=str(path), imgsz=(64,), batch_size=2, workers=0, device="cpu", amp="fp32", project=str(tmp_path),
+        noautoanchor=True, noplots=True,
+    )  # fmt: skip
+    run = build_run(partial(select_training_task, "detect", ()), settings)
+    stored = snapshot(run)
+    assert not stored["scaler"]
+    run.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    _restore(run, SimpleNamespace(training=stored, network=run.ema.network))
+    assert run.scaler.get_scale() == 2.0**16
 
 
 def test_resuming_can_become_deterministic(tmp_path, monkeypatch):

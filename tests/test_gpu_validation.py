@@ -139,14 +139,9 @@ def test_semantic_maps_and_losses_of_several_images_at_once(monkeypatch):
         total.backward()
         return total.detach(), maps.grad, semantic_terms.pixel_cross_entropy(maps, labels, grids[:2])
 
-    def together(grids):
-        assert len({id(grid) for grid in grids}) in (1, 2)
-        yield slice(0, min(3, len(grids))), min(3, len(grids))
-        if len(grids) > 3:
-            yield slice(3, 4), 1
-
     single = [torch.stack([*semantic_maps.class_maps(logits[:3], [geometry()] * 3)]), *compute()]
-    monkeypatch.setattr(semantic_terms, "images_at_once", together)
+    monkeypatch.setattr(semantic_maps.BilinearUpsampler, "images_per_pass", lambda *_: 3)
+    assert [images for images, _ in semantic_maps.image_groups(grids, 5)] == [slice(0, 3), slice(3, 4)]
     joined = [semantic_maps._class_map_by_tiles(logits[:3], grids[0]), *compute()]
     for one, other in zip(single, joined, strict=True):
         assert torch.allclose(one.float(), other.float(), rtol=1e-5, atol=1e-6)

@@ -244,6 +244,7 @@ def test_probs_view(files):
     scores = found.results[0].probabilities
     assert found.probs.top1 == scores.argmax() and found.probs.top1conf == scores.max()
     assert len(found.probs.top5) == 5 and found.boxes is None
+    assert "ms post-process per image" in str(found)  # a classifier has no NMS
     assert found.summary() == [
         {"name": "abcdefg"[found.probs.top1], "class": found.probs.top1, "confidence": round(scores.max().item(), 5)}
     ]

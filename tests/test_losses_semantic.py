@@ -14,6 +14,7 @@ from utils.core.hyp import Hyp
 from utils.losses import LOSSES, semantic
 from utils.losses import semantic_terms as pixels
 from utils.ops import semantic_maps as maps_of_classes
+from utils.ops.semantic_maps import BilinearUpsampler, aligned_upsampler, image_groups, original_upsampler
 
 SPEC = HeadSpec("semantic", 19, names=tuple(f"class{index}" for index in range(19)))
 HYP = Hyp(seg=1.0)
@@ -125,12 +126,46 @@ def test_value_and_gradient_match_autograd(kind, chunk, monkeypatch):
         assert float(first[name].grad.abs().sum()) > 0
 
 
+@pytest.mark.parametrize("kind", ["smoothed", "ohem", "focal"])
+def test_images_in_groups(kind, monkeypatch):
+    """On GPUs several images are computed at once, which changes no value."""
+    raw, labels = random_case(images=5)
+    found = []
+    for count in (1, 2, 5):
+        monkeypatch.setattr(BilinearUpsampler, "images_per_pass", lambda self, channels, count=count: count)
+        maps = {name: value.clone().requires_grad_() for name, value in raw.items()}
+        loss = make(spec_of(5), **KINDS[kind][0])(maps, batch_of(labels))["seg"]
+        loss.backward()
+        found.append([loss.detach(), *(value.grad for value in maps.values())])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-6, atol=1e-9)
+
+
+def test_groups_of_images_fit_into_a_tile():
+    first, second = (aligned_upsampler((64, 64), (8, side), torch.device("meta")) for side in (8, 9))
+    per_pass = maps_of_classes._GPU_CHUNK // (64 * 64 * 1024)
+    grids = [first] * (per_pass + 1) + [second]
+    assert [images for images, _ in image_groups(grids, 1024)] == [
+        slice(0, per_pass), slice(per_pass, per_pass + 1), slice(per_pass + 1, per_pass + 2),
+    ]  # fmt: skip
+    assert [grid for _, grid in image_groups(grids, 1024)] == [first, first, second]
+    assert [images for images, _ in image_groups([first], 10**6)] == [slice(0, 1)]
+
+
+def test_matrices_of_equal_letterboxes_are_built_once():
+    geometry = Geometry((30, 40), (64, 64), (1.6, 1.6), (0.0, 8.0))
+    first, again = (
+        original_upsampler(one, (8, 8), torch.device("cpu")) for one in (geometry, dataclasses.replace(geometry))
+    )
+    assert first is again
+
+
 @pytest.mark.parametrize("on_gpu", [False, True])
 @pytest.mark.parametrize("changes", [{}, {"seg_loss": "ohem"}, {"seg_loss": "prob_ohem"}, {"seg_loss": "focal"}])
 @pytest.mark.parametrize("labels", [None, torch.full((2, 40, 48), 255, dtype=torch.uint8)])
 def test_no_labels(changes, labels, on_gpu, monkeypatch):
     if on_gpu:
-        monkeypatch.setattr(pixels, "_known_to_be_empty", lambda counts: False)
+        monkeypatch.setattr(pixels, "_known_to_be_unlabelled", lambda labels: False)
     raw = {name: value.requires_grad_() for name, value in random_case()[0].items()}
     changes = {"seg_dice": 1.0, "seg_lovasz": 1.0, "seg_class_weights": WEIGHTS, **changes}
     terms = make(spec_of(5), **changes)(raw, batch_of(labels))
@@ -145,7 +180,7 @@ def test_no_labels(changes, labels, on_gpu, monkeypatch):
 def test_unlabelled_image_does_not_affect_others(kind, on_gpu, monkeypatch):
     """Mixed batches hold images that have boxes only. On a GPU these are computed as well, to no avail."""
     if on_gpu:
-        monkeypatch.setattr(pixels, "_known_to_be_empty", lambda counts: False)
+        monkeypatch.setattr(pixels, "_known_to_be_unlabelled", lambda labels: False)
     raw, labels = random_case()
     labels[1] = 255
     loss = make(spec_of(5), **KINDS[kind][0])

@@ -6,8 +6,9 @@ import time
 import numpy as np
 import pytest
 
+from utils.core.segment_types import MergeSettings, PanopticMap, Segment
 from utils.metrics.panoptic_quality import PanopticQuality, TrueSegment, compare
-from utils.ops.panoptic import MergeSettings, PanopticMap, Segment, decode_ids, encode_ids, merge_panoptic
+from utils.ops.panoptic import decode_ids, encode_ids, merge_panoptic
 
 IS_THING = [True, True, True, False, False]
 

@@ -143,7 +143,7 @@ def test_generated_scenes_are_consistent(tmp_path):
     text = Path("data/shapes-panoptic.yaml").read_text()
     text = text.replace("../datasets/shapes-panoptic", str(tmp_path / "set"))
     path = tmp_path / "data.yaml"
-    path.write_text(text.replace("train: 640", "train: 4").replace("val: 128", "val: 2").replace("320", "160"))
+    path.write_text(text.replace("train: 640", "train: 4").replace("val: 128", "val: 2").replace("256", "160"))
     data = load_data(str(path))
     ensure_generated(data)
     index, maps = build_index(data, "train"), build_semantic_index(data, "train")

@@ -14,7 +14,8 @@ from models.builder import build_network, read_architecture
 from models.checkpoint import save_checkpoint
 from utils.core.contracts import Frame, Geometry, ImageInfo, Results
 from utils.core.errors import UserError
-from utils.ops.panoptic import MergeSettings, PanopticMerger, decode_ids
+from utils.core.segment_types import MergeSettings
+from utils.ops.panoptic import PanopticMerger, decode_ids
 from utils.plots.panoptic_sink import PanopticSink, draw_panoptic
 from utils.plots.semantic_overlay import SemanticStyle
 

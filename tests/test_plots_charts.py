@@ -1,12 +1,17 @@
 """Curves, confusion matrix, label statistics, the story of a run."""
 
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+from helpers_run import ROOT
 
 from utils.plots import label_statistics as label_plots
+from utils.plots.chart import Series, blues, draw_curves, draw_line, draw_matrix
 from utils.plots.curves import _smooth, draw_confidence_curve, draw_confusion, draw_pr_curve, draw_score_curves
 from utils.plots.label_statistics import draw_labels
 from utils.plots.results import draw_results, panel_rows, read_columns, smooth
@@ -63,6 +68,59 @@ def test_class_names_fit_beside_the_confusion_matrix(tmp_path):
     assert ink[:, : image.shape[1] // 4].any(axis=1).mean() > 0.4  # the names of the rows
 
 
+def test_validation_plots_are_quick_and_do_not_need_matplotlib(tmp_path):
+    """With matplotlib those of 80 classes took seconds."""
+    curve = np.stack([1 - X ** (0.1 * k + 0.1) for k in range(80)])
+    details = SimpleNamespace(
+        classes=np.arange(80), positions=X, precision=curve, recall=curve, f1=curve, precision_by_recall=curve,
+        ap50=curve.mean(axis=1),
+    )  # fmt: skip
+    names = [f"traffic light {index}" for index in range(80)]
+    start = time.process_time()
+    draw_score_curves(details, tmp_path, names)
+    draw_confusion(np.eye(81), tmp_path / "confusion_matrix.png", names)
+    assert time.process_time() - start < 1.5
+    code = "import sys, utils.plots.curves; sys.exit('matplotlib.figure' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def pixels(canvas, colour):
+    return np.argwhere((canvas == colour).all(axis=-1))
+
+
+def test_curve_follows_its_values():
+    series = [Series("x", X, (0, 0, 255), 4), Series("", np.full_like(X, 0.5), (255, 0, 0), 4)]
+    canvas = draw_curves(X, series, ("t", "x", "y"), (600, 400))
+    rising, level = pixels(canvas[:, :400], (0, 0, 255)), pixels(canvas, (255, 0, 0))
+    assert np.corrcoef(rising[:, 1], rising[:, 0])[0, 1] < -0.99
+    assert np.ptp(level[:, 0]) <= 4 and np.ptp(level[:, 1]) > 300
+    assert rising[:, 0].min() < level[:, 0].mean() < rising[:, 0].max()
+
+
+def test_dashed_line_has_gaps():
+    canvas = np.full((20, 200, 3), 255, np.uint8)
+    draw_line(canvas, np.array([[5.0, 10.0], [100.0, 10.0], [195.0, 10.0]]), (0, 0, 0), 1, dashed=True)
+    ink = (canvas[10, 5:196, 0] < 128).astype(int)
+    assert 0.5 < ink.mean() < 0.8 and (np.diff(ink) == -1).sum() >= 8
+
+
+def test_colours_of_fractions():
+    colours = blues(np.array([0.0, 0.5, 1.0, np.nan]))
+    assert colours.tolist() == [[255, 251, 247], [214, 174, 107], [107, 48, 8], [255, 255, 255]]
+
+
+def test_cells_of_a_matrix_have_their_places(tmp_path):
+    matrix = np.zeros((4, 4))
+    matrix[0, 3] = 5  # predicted as the first class, truly the fourth
+    draw_confusion(matrix, tmp_path / "confusion_matrix.png", list("abcd"))
+    dark = pixels(cv2.imread(str(tmp_path / "confusion_matrix.png"))[:, :980], (107, 48, 8))
+    assert len(dark) > 10_000 and dark[:, 0].max() < 260 and dark[:, 1].min() > 500
+
+
+def test_matrix_of_more_classes_than_pixels():
+    assert draw_matrix(np.eye(2500), [], [], ("t", "x", "y")).shape[0] < 2200
+
+
 def test_empty_confusion_matrix(tmp_path):
     assert is_picture(draw_confusion(np.zeros((3, 3)), tmp_path / "confusion_matrix.png", ["a", "b"]))
 
@@ -73,6 +131,19 @@ def test_label_plots(tmp_path, boxes):
     rows = np.concatenate([rng.integers(0, 3, (boxes, 1)), rng.random((boxes, 4))], axis=1)
     draw_labels(SimpleNamespace(labels=[rows[:10], rows[10:], np.zeros((0, 5))]), tmp_path, ["a", "b", "c"])
     assert is_picture(tmp_path / "labels.jpg") and is_picture(tmp_path / "labels_correlogram.jpg")
+
+
+def test_positions_of_labels_run_downwards(tmp_path, monkeypatch):
+    """In the figures as in images, an object near the lower border is drawn below."""
+    figures = {}
+    monkeypatch.setattr(label_plots, "save_figure", lambda figure, path: figures.setdefault(path.name, figure))
+    rows = np.array([[0, 0.5, 0.9, 0.1, 0.1]])
+    draw_labels(SimpleNamespace(labels=[rows]), tmp_path, ["a"])
+    panels = [axes for figure in figures.values() for axes in figure.axes if axes.get_ylabel() and axes.images]
+    for axes in panels:
+        upper, lower = axes.transData.transform([(0.5, 0.1), (0.5, 0.9)])[:, 1]
+        assert (upper > lower) == (axes.get_ylabel() == "y"), axes.get_ylabel()
+    assert sum(axes.get_ylabel() == "y" for axes in panels) == 2 and len(panels) > 3
 
 
 def test_label_plot_samples_many_boxes(tmp_path):

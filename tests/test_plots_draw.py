@@ -1,11 +1,16 @@
 """Boxes, labels, masks and batches, drawn."""
 
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from helpers_run import ROOT
 
 from utils.core.contracts import Batch, Geometry, ImageInfo, Results
+from utils.plots import batches
 from utils.plots.batches import boxes_to_network, draw_batch
 from utils.plots.draw import (
     DrawStyle,
@@ -16,6 +21,14 @@ from utils.plots.draw import (
     text_colour_on,
 )
 from utils.plots.text_rendering import text_mask
+
+
+def test_ascii_text_does_not_import_matplotlib():
+    code = (
+        "import sys; from utils.plots.text_rendering import text_mask; assert text_mask('person 0.88', 20).any(); "
+        "sys.exit('matplotlib' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def found(boxes, classes=None, scores=None, hw=(100, 120), **more) -> Results:
@@ -127,7 +140,8 @@ def make_batch(count=5, height=64, width=96) -> Batch:
     return Batch(images, torch.tensor([[1, 2, 0.5, 0.5, 0.5, 0.5], [4, 0, 0.5, 0.5, 1.0, 1.0]]), info)
 
 
-def test_batch_grid(tmp_path):
+def test_batch_grid(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "MIN_TILE_PX", 1)
     batch = make_batch()
     draw_batch(batch, tmp_path / "a.png", ["a", "b", "c"])
     mosaic = cv2.imread(str(tmp_path / "a.png"))
@@ -137,7 +151,8 @@ def test_batch_grid(tmp_path):
     assert (mosaic[64:, 192:] == 255).all()  # no sixth image
 
 
-def test_batch_grid_predictions(tmp_path):
+def test_batch_grid_predictions(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "MIN_TILE_PX", 1)
     batch = make_batch(1)
     results = [found([[48, 32, 144, 96], [0, 0, 190, 126]], classes=[1, 0], scores=[0.8, 0.1], hw=(128, 192))]
     results[0].info = batch.info[0]
@@ -151,6 +166,20 @@ def test_original_to_network_mapping():
     info = ImageInfo(0, "a", Geometry((720, 1280), (384, 640), (0.5, 0.5), (0.0, 12.0)))
     boxes = boxes_to_network(np.array([[20, 16, 600, 716]], np.float32), info)  # the inverse of mapping back
     assert boxes.tolist() == [[10, 20, 300, 370]]
+
+
+def test_labels_leave_objects_of_small_images_visible(tmp_path):
+    """A mosaic of 64 pixel images is enlarged; labels wider than two boxes are left out, the boxes are not."""
+    images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    info = [ImageInfo(0, "a.jpg", Geometry((64, 64), (64, 64)))]
+    rows = torch.tensor([[0, 0, 0.5, 0.6, 0.5, 0.5], [0, 1, 0.9, 0.9, 0.05, 0.1]])
+    draw_batch(Batch(images, rows, info), tmp_path / "a.png", ["person", "traffic light"])
+    drawn = cv2.imread(str(tmp_path / "a.png"))
+    assert drawn.shape == (batches.MIN_TILE_PX, batches.MIN_TILE_PX, 3)
+    large, small = ((drawn == np.array(palette_colour(index))).all(axis=2) for index in (0, 1))
+    box_px = 2 * 2 * (160 + 160)  # a line of two pixels
+    assert large.sum() > box_px + 200  # with the plate of its label, which is above the box
+    assert not large[120:260, 90:230].any() and 0 < small.sum() <= 2 * 2 * (18 + 34)
 
 
 def test_batch_grid_limits(tmp_path):

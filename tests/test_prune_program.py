@@ -5,6 +5,7 @@ import json
 import cv2
 import pytest
 import torch
+from helpers_plots import overlapping_texts
 from helpers_run import script
 
 import detect
@@ -124,6 +125,25 @@ def test_invalid_options(options, says, weights, tmp_path):
     with pytest.raises(UserError, match=says):
         prune.run(**given)
     assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_plot_texts_do_not_overlap(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("tools.pruning.plots.save_figure", lambda figure, path: figures.append(figure))
+    sizes = {"parameters": 2e6, "gflops": 4.5, "milliseconds": 30.0}
+    smaller = {"parameters": 1.9e6, "gflops": 4.4, "milliseconds": 29.5}
+    rows = [
+        {"network": name, "scores": {"map50": score}, **values}
+        for name, score, values in (("before", 0.56, sizes), ("pruned", 0.55, smaller), ("fine-tuned", 0.555, smaller))
+    ]
+    draw_pruning(rows, tmp_path / "points.png")
+    assert overlapping_texts(figures[0]) == []
+    assert [text.get_text() for text in figures[0].legends[0].texts] == [
+        "before 0.560",
+        "pruned 0.550",
+        "fine-tuned 0.555",
+    ]
+    assert figures[0].axes[0].get_xlabel() == "million parameters: 2 → 1.9 (95%)"
 
 
 def test_plot_without_scores(tmp_path):

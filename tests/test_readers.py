@@ -1,6 +1,7 @@
 """COCO JSON, Pascal VOC and LabelMe read directly: what becomes a label, what is a fault, and that it trains."""
 
 import base64
+import codecs
 import json
 from dataclasses import replace
 
@@ -16,7 +17,6 @@ from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.load_request import LoadRequest
 from utils.core.yaml_file import write_yaml
-from utils.datasets.labels import json_stream
 from utils.datasets.labels.annotation_objects import (
     bezier,
     decompress_counts,
@@ -185,17 +185,29 @@ def test_coco_cache(tmp_path, monkeypatch):
     assert len(build_index(data, "train").boxes) == 2
 
 
-def test_json_stream_matches_json(tmp_path, monkeypatch):
-    path = coco_file(
-        tmp_path / "a.json", [{"segmentation": [[1.5, 2, 3, 4, 5, 6]], "text": 'a"]}, ü'}] * 5, info={"x": [1, 2]}
-    )
-    wanted = json.loads(path.read_text())
-    for chunk in (1, 7, 64, 10**6):
-        monkeypatch.setattr(json_stream, "_CHUNK", chunk)
-        found = {"images": [], "annotations": []}
-        for key, item in stream_json(path, ("images", "annotations"), lambda _: None):
-            found[key].append(item)
-        assert found == {key: wanted[key] for key in found}
+@pytest.mark.parametrize("text", ['a"]}, ü', "1e999", "NaN"])
+@pytest.mark.parametrize("head", [b"", codecs.BOM_UTF8])
+def test_json_stream_matches_json(tmp_path, text, head):
+    value = text if text.startswith("a") else float(text)
+    rows = [{"segmentation": [[1.5, 2, 3, 4, 5, 6]], "text": value}] * 5
+    path = coco_file(tmp_path / "a.json", rows, info={"x": [1, 2]})
+    written = path.read_text().replace("Infinity", "1e999")
+    path.write_bytes(head + written.encode())
+    wanted = json.loads(written)
+    found, sizes = {"images": [], "annotations": []}, []
+    for key, item in stream_json(path, ("images", "annotations"), sizes.append):
+        found[key].append(item)
+    assert repr(found) == repr({key: wanted[key] for key in found})  # NaN is not equal to itself
+    assert bool(sizes) == (text != "NaN")
+
+
+def test_json_stream_names_the_item(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b'{"a": [{"b": 1}, {"b": "\xff"}]}')
+    items = stream_json(path, ("a",), lambda _: None)
+    assert next(items) == ("a", {"b": 1})
+    with pytest.raises(UserError, match=r"a\.json: item 2 of `a`: not valid JSON"):
+        next(items)
 
 
 @pytest.mark.parametrize(

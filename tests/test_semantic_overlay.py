@@ -7,6 +7,7 @@ import torch
 
 from utils.core.contracts import Batch, Geometry, ImageInfo, Results
 from utils.ops.class_fractions import class_fractions
+from utils.plots import batches
 from utils.plots.batches import draw_batch, map_in_network
 from utils.plots.draw import DrawStyle, annotate, palette_colour
 from utils.plots.semantic_overlay import (
@@ -174,6 +175,19 @@ def test_map_in_network_coordinates():
     assert (half[5:28, 8:32] == 0).all() and (half[5:28, 32:56] == 2).all() and (half[:3] == 255).all()
 
 
+def test_background_class_is_not_tinted():
+    style = SemanticStyle(("background", "crack"))
+    canvas = np.full((100, 200, 3), 90, np.uint8)
+    overlay_semantic_map(canvas, halves(100, 200, right=1), style)
+    assert (canvas[:, :100] == 90).all() and (canvas[:, 100:] != 90).any(axis=2).all()
+    plain = np.full((100, 200, 3), 90, np.uint8)
+    overlay_semantic_map(plain, halves(100, 200, right=1), SemanticStyle(("road", "crack")))
+    assert (plain != 90).any(axis=2).all()
+    legend = np.zeros((400, 400, 3), np.uint8)
+    draw_legend(legend, np.zeros((400, 400), np.uint8), style, 12)
+    assert not legend.any()  # nothing but background: nothing to explain
+
+
 def scored_batch() -> Batch:
     geometry = Geometry((100, 200), (64, 128), (0.5, 0.5), (14.0, 7.0))
     info = [ImageInfo(i, f"{i}.jpg", geometry) for i in range(2)]
@@ -182,7 +196,8 @@ def scored_batch() -> Batch:
     return Batch(images, torch.zeros(0, 6), info, semantic=maps)
 
 
-def test_validation_batch_plots(tmp_path):
+def test_validation_batch_plots(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "MIN_TILE_PX", 1)
     batch = scored_batch()
     results = [Results(info, semantic=torch.full((100, 200), 1, dtype=torch.uint8)) for info in batch.info]
     draw_batch(batch, tmp_path / "labels.png", (), None, STREET)
@@ -197,7 +212,8 @@ def test_validation_batch_plots(tmp_path):
     assert visible_classes(predicted[64:], STREET, 3) == {1}
 
 
-def test_training_map_plots(tmp_path):
+def test_training_map_plots(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "MIN_TILE_PX", 1)
     info = [ImageInfo(0, "0.jpg", Geometry((64, 128), (64, 128), (3.0, 3.0), (-40.0, 9.0)))]
     images = torch.full((1, 3, 64, 128), 90, dtype=torch.uint8)
     batch = Batch(images, torch.zeros(0, 6), info, semantic=torch.from_numpy(halves(64, 128))[None])

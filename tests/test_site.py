@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from helpers_browser import chromium
 
 ROOT = Path(__file__).resolve().parents[1]
 pytest.importorskip("mkdocs", reason="the package mkdocs is not installed")
@@ -72,6 +73,16 @@ def test_nothing_is_loaded_from_elsewhere(site):
     loaded = {f"{name}: {link}" for name, page in pages.items() for link in page.resources if "//" in link}
     styles = [path for path in folder.rglob("*.css") if re.search(r"url\(\s*['\"]?https?:", path.read_text("utf-8"))]
     assert not loaded and not styles
+
+
+@pytest.mark.skipif(chromium() is None, reason="needs Chromium")
+@pytest.mark.parametrize("page", ["index.html", "tutorials/map.html"])
+def test_search_works_from_files(site, page, tmp_path):
+    address = (site[1] / page).as_uri() + "?q=letterbox"
+    line = [chromium(), "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    line += ["--virtual-time-budget=8000", "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", address]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    assert re.search(r"[1-9]\d* matching documents", done.stdout)
 
 
 def test_reference_is_written_from_docstrings(site):

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers_plots import overlapping_texts
 from helpers_run import ROOT, environment, tiny_data
 from tune_worker import TASK, build, score
 
 from tools.search import report
 from tools.search.confirm import compare_pairs, confirm_best
 from tools.search.mutation import choose_parent, mutate
+from tools.search.plots import draw_slices
 from tools.search.search_options import find_task, tune
 from tools.search.shared_study import SearchSettings
 from tools.search.space import build_space, default_space, start_value
@@ -326,6 +328,16 @@ def data(tmp_path_factory):
 
 
 BASE = {"cfg": "yolov5n", "imgsz": [64], "batch_size": 4, "workers": 0}
+
+
+def test_slice_texts_do_not_overlap(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("tools.search.plots.save_figure", lambda figure, path: figures.append(figure))
+    random = np.random.default_rng(0)
+    names = ["lr0", "weight_decay", "warmup_bias_lr", "semantic_class_weight", "hsv_h", "translate"]
+    trials = [(0.3 + 0.01 * i, {name: float(random.uniform(2e-5, 9e-5)) for name in names}, i == 0) for i in range(12)]
+    draw_slices(trials, "fitness", tmp_path / "slices.png", {"lr0", "weight_decay"})
+    assert overlapping_texts(figures[0]) == []
 
 
 def test_search_resume_and_files(data, tmp_path):

@@ -87,6 +87,15 @@ def test_there_are_twelve_tutorials_with_images():
     assert shown == {path.name for path in (ROOT / "docs" / "images" / "tutorials").iterdir()}
 
 
+def test_gallery_shows_what_its_script_makes():
+    from docs.draw_gallery import FOLDER as GALLERY
+    from docs.draw_gallery import PLOTS
+
+    text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    made = {"scenes.jpg", *(name for name, _ in PLOTS.values())}
+    assert set(re.findall(r"images/gallery/(\S+)\)", text)) == made == {path.name for path in GALLERY.iterdir()}
+
+
 def test_images_of_the_documentation_are_small():
     images = [path for path in (ROOT / "docs" / "images").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in images) <= 1_000_000

@@ -65,6 +65,22 @@ def test_stopped_worker_stops_the_training_in_order(pool, monkeypatch):
     assert "is stopped and gave nothing for 1 s" in interrupt.reason
 
 
+FORGETFUL = """
+import sys
+sys.path.insert(0, "tests")
+from test_worker_kills import CHUNKS, Numbers, WorkerPool
+pool = WorkerPool(Numbers(), 2)
+batches = pool.batches(CHUNKS)
+next(batches)
+pool.processes = []
+loader, pool = pool._loader, None
+"""
+
+
+def test_workers_of_a_forgotten_pool_end_with_the_program():
+    subprocess.run([sys.executable, "-c", FORGETFUL], cwd=ROOT, env=environment(), timeout=60, check=True)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_workers_leave_signals_to_the_trainer(pool, number, caplog):
     assert numbers(pool, number) == list(range(16)) and not caplog.records

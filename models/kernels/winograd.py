@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.layers.common import Conv, is_exporting
+from models.layers.common import Conv, use_cpu_kernels
 
 MIN_CHANNELS, MIN_PIXELS = 128, 1024  # with less, direct convolutions measured as fast
 TILE = 4  # output pixels per side
@@ -42,8 +42,8 @@ def _squared(rows: tuple[tuple[float, ...], ...]) -> Tensor:
 def use_winograd(x: Tensor, weight: Tensor) -> bool:
     """Check whether the Winograd method is applicable and faster for a 3x3 convolution of `x` with `weight`."""
     needs_grad = x.requires_grad or (torch.is_grad_enabled() and weight.requires_grad) or weight.is_inference()
-    excluded = needs_grad or torch.is_autocast_enabled("cpu") or is_exporting()
-    fits = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    excluded = needs_grad or torch.is_autocast_enabled("cpu") or not use_cpu_kernels(x)
+    fits = x.dtype == weight.dtype == torch.float32
     large = min(weight.shape[:2]) >= MIN_CHANNELS and x.shape[2] * x.shape[3] >= MIN_PIXELS
     return fits and large and not excluded
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +26,19 @@ def same_padding(kernel: Size, dilation: int = 1) -> Any:
 
 def _as_torch_size(size: Size) -> Any:
     return size if isinstance(size, int) else tuple(size)
+
+
+_plain = contextvars.ContextVar("plain", default=False)
+
+
+@contextlib.contextmanager
+def plain_operations() -> Iterator[None]:
+    """Run every layer by its defining operations, without the kernels for the CPU."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
 
 
 def is_exporting() -> bool:
@@ -48,7 +63,7 @@ def use_cpu_kernels(x: Tensor) -> bool:
 
     GPUs run the plain operation as one fast kernel, and exported graphs keep it for their own runtimes.
     """
-    return x.device.type == "cpu" and not is_exporting()
+    return x.device.type == "cpu" and not is_exporting() and not _plain.get()
 
 
 def apply_activation(activation: nn.Module, x: Tensor) -> Tensor:

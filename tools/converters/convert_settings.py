@@ -32,6 +32,7 @@ class LabelSettings:
     shift_centre: bool = False
     exist_ok: bool = False
     dry_run: bool = False
+    stuff: tuple[str, ...] = ()  # classes that are no things, as the source says
 
 
 @dataclass(frozen=True)

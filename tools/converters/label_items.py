@@ -14,7 +14,7 @@ from utils.core.data_config import load_data
 from utils.core.data_paths import find_data
 from utils.core.errors import UserError
 from utils.core.yaml_file import read_text
-from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject
+from utils.datasets.labels.annotation_objects import FileObjects, FilePanoptic, LabelledObject
 
 IGNORE, BACKGROUND = "__ignore__", "_background_"  # reserved names in class lists, as LabelMe's tools use them
 NO_CLASS = 255  # value of unlabelled pixels in semantic maps
@@ -38,6 +38,7 @@ class LabelSource:
     images: list[SourceImage]
     read: Callable[[SourceImage], FileObjects]
     notes: list[str] = field(default_factory=list)
+    stuff: tuple[str, ...] = ()  # those of `names` that are no things
 
 
 @dataclass
@@ -48,6 +49,7 @@ class LabelledImage:
     size_hw: tuple[int, int]
     objects: list[LabelledObject]
     semantic: np.ndarray | None = None  # (H, W) uint8 semantic map
+    panoptic: FilePanoptic | None = None
 
 
 class LabelTarget(Protocol):

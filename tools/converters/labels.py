@@ -49,6 +49,7 @@ def convert_labels(settings: LabelSettings) -> ConversionReport:
         if not source.images:
             raise UserError(f"--source {settings.source}: no images with labels to convert")
         names = source.names
+        settings = replace(settings, stuff=source.stuff)
         if settings.target_format != "masks":
             names = tuple(name for name in names if name != BACKGROUND)
         target = TARGETS.get(settings.target_format)(output, settings, names, report)
@@ -118,7 +119,7 @@ def _labelled_image(
             one.box_xyxy = resized(one.box_xyxy.reshape(2, 2), stated, size_hw).ravel()
         if _keep_object(one, image, size_hw, classes, settings, report):
             objects.append(one)
-    return LabelledImage(source, size_hw, objects, found.semantic)
+    return LabelledImage(source, size_hw, objects, found.semantic, found.panoptic)
 
 
 def _keep_object(

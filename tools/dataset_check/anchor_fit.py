@@ -70,7 +70,7 @@ def fit_dataset_anchors(records: DatasetRecords, count: int, threshold: float) -
     if count < PER_LEVEL or count % PER_LEVEL:
         raise UserError(f"--anchors expects a multiple of {PER_LEVEL}, 9 for three levels, got {count}")
     split = "train" if "train" in records.splits else next(iter(records.splits), "")
-    images = usable_images(records, split) if records.data.format != "folders" else []
+    images = usable_images(records, split) if not records.classification else []
     shapes = np.array([one.image.size_hw for one in images]).reshape(-1, 2)
     sizes = label_sizes_px([one.labels.boxes for one in images], shapes, records.imgsz)
     sizes = sizes[(sizes > 0).all(1)]

@@ -64,7 +64,7 @@ def write_cleaned_copy(report: CheckReport, out: Path) -> Path:
         copy = _Copy(records, output, _images_to_drop(report))
         output.protected |= {os.path.realpath(path) for split in records.split_names for path in records.images(split)}
         boxes = {split: folder for split in records.splits if (folder := _write_split(copy, split))}
-        values: dict[str, Any] = {"format": "folders"} if boxes and records.data.format == "folders" else {}
+        values: dict[str, Any] = {"format": "folders"} if boxes and records.classification else {}
         values |= boxes | ({"names": dict(enumerate(records.data.names))} if boxes else {})
         values |= _write_maps(copy)
         if not values:
@@ -99,7 +99,7 @@ def _images_to_drop(report: CheckReport) -> dict[tuple[str, str], str]:
 def _write_split(copy: _Copy, split: str) -> str:
     """Write the images and labels of a split; returns its folder for the data YAML, "" if no image is left."""
     data, splits = copy.records.data, copy.records.splits
-    classification = data.format == "folders"
+    classification = copy.records.classification
     paths = [one.image.path for one in splits[split]]
     for other in splits:
         if other == split:

@@ -82,6 +82,7 @@ def _listings(records: DatasetRecords) -> dict[str, SplitFiles]:
             records.findings.append(_unreadable_split(split, error))
             continue
         records.formats[split] = name
+        records.classification |= listing.whole_images
         records.findings += [Finding("annotations", note, split) for note in notes]
         found[split] = listing
     return found

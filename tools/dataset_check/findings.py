@@ -40,7 +40,9 @@ KINDS = {
         "error", "Labels for another aspect ratio", "The image was rotated or cropped after it was labelled."
     ),
     "unknown-class": Kind("error", "Classes missing in the data YAML", "Add the name, or correct the label."),
-    "degenerate": Kind("error", "Objects without area or outside the image", "Remove these labels."),
+    "degenerate": Kind(
+        "warning", "Objects without area or outside the image", "They train nothing; remove these labels."
+    ),
     "over-edge": Kind("warning", "Boxes that extend beyond the image", "Clip them to the image (--fix does)."),
     "duplicate-label": Kind("warning", "Repeated labels", "Remove the repetition; training ignores it."),
     "duplicate-box": Kind("warning", "Duplicate boxes on one object", "Same class, nearly the same box: remove one."),
@@ -60,18 +62,32 @@ KINDS = {
         "error", "Identical images in two splits", "They inflate the scores; remove them from train (--fix does)."
     ),
     "near-leak": Kind(
-        "error", "Near-duplicate images in two splits", "They inflate the scores; keep such images in one split."
+        "warning", "Near-duplicate images in two splits", "They inflate the scores; keep such images in one split."
     ),
     "same-split": Kind("note", "Identical splits", "Fine for a test run; the scores are meaningless."),
     "mask": Kind("error", "Unusable semantic maps", "Correct them; training skips these images."),
     "mask-lacks-box": Kind("warning", "Boxes without pixels of their class", "Correct the box or the semantic map."),
     "box-lacks-mask": Kind("note", "Semantic regions without a box", "A missing box, or a crowd region."),
+    "panoptic-ids": Kind(
+        "error", "Panoptic maps with segments that the JSON does not list", "Add them, or remove the image."
+    ),
+    "panoptic-empty": Kind("warning", "Listed segments without pixels", "Remove them from the JSON."),
+    "panoptic-area": Kind(
+        "warning", "Segments whose stated area differs", "The map was changed after the JSON was written."
+    ),
+    "panoptic-void": Kind("warning", "Images that are mostly void", "Little of them can be learned; label or remove."),
+    "panoptic-labelled": Kind("note", "Unlabelled pixels of panoptic maps", "They are neither learned nor evaluated."),
     "orphan-mask": Kind("warning", "Semantic maps without an image", "An image is missing or has another name."),
     "never-trained": Kind("warning", "Classes absent from train", "The network cannot learn them."),
     "empty-class": Kind("note", "Classes absent from the data set", "The network cannot learn them."),
     "imbalance": Kind("note", "Class imbalance", "Compare the scores per class, not only their mean."),
     "rare-class": Kind("note", "Classes with fewer than ten training objects", "Too few to learn or to evaluate."),
 }
+
+
+def counted(number: int, noun: str) -> str:
+    """Format a number with its noun: `1 error`, `2 errors`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ def class_table(names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> st
         HTML in which all texts are escaped.
     """
     splits = list(counts)
-    most = {split: max(counts[split], default=0) or 1 for split in splits}
+    most = max((value for split in splits for value in counts[split]), default=0) or 1  # one scale for all bars
     order = sorted(range(len(names)), key=lambda number: (-sum(counts[split][number] for split in splits), number))
     head = "".join(f"<th>{escape(split)}</th>" for split in splits)
     rows = []
     for number in order:
         cells = "".join(
-            f"<td class=bar><i style='width:{100 * counts[split][number] / most[split]:.1f}%'></i>"
+            f"<td class=bar><i style='width:{100 * counts[split][number] / most:.1f}%'></i>"
             f"<span>{counts[split][number]:,}</span></td>"
             for split in splits
         )

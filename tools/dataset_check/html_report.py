@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from tools.dataset_check.dataset_statistics import COUNT_EDGES, SIZE_EDGES
-from tools.dataset_check.findings import KINDS, SEVERITIES, Finding
+from tools.dataset_check.findings import KINDS, SEVERITIES, Finding, counted
 from tools.dataset_check.html_charts import bar_chart, class_table
 from tools.dataset_check.html_style import STYLE
 from tools.dataset_check.records import LabelRecord
@@ -45,7 +45,7 @@ def _verdict(report: CheckReport) -> str:
     counts = report.counts
     worst = next((severity for severity in SEVERITIES[:2] if counts[severity]), "good")
     words = {"error": "Errors found", "warning": "No errors, but warnings", "good": "No errors or warnings"}
-    marks = "".join(f"<span class='mark {name}'>{counts[name]} {name}s</span>" for name in SEVERITIES)
+    marks = "".join(f"<span class='mark {name}'>{counted(counts[name], name)}</span>" for name in SEVERITIES)
     return f"<p class='verdict {worst}'>{words[worst]}</p><p>{marks}</p>"
 
 
@@ -118,7 +118,7 @@ def _charts(report: CheckReport) -> str:
     if boxed:
         parts.append("<h2>Object classes</h2>")
         parts.append(class_table(data.names, {split: about["per_class"] for split, about in boxed.items()}))
-        if data.format != "folders":
+        if not report.records.classification:
             size = report.records.imgsz
             sizes = {split: about["sizes_px"] for split, about in boxed.items()}
             counts = {split: about["objects_per_image"] for split, about in boxed.items()}
@@ -153,5 +153,6 @@ def _anchors(report: CheckReport) -> str:
     )
     head = "<tr><th></th><th>best possible recall</th><th>matching anchors per label</th><th>fitness</th></tr>"
     size = report.records.imgsz
-    text = f"<h2>Anchors</h2><p>Fitted to {anchors.labels} labels at image size {size}. {escape(anchors.advice)}</p>"
+    fitted = f"Fitted to {counted(anchors.labels, 'label')} at image size {size}. {escape(anchors.advice)}"
+    text = f"<h2>Anchors</h2><p>{fitted}</p>"
     return f"{text}<table class=plain>{head}{rows}</table><pre>{escape(anchors.to_yaml())}</pre>"

@@ -24,8 +24,8 @@ padding:8px 14px;background:var(--card)}
 details.error{border-left-color:var(--error)}details.warning{border-left-color:var(--warning)}
 summary{cursor:pointer}.count{margin-left:9px;color:var(--soft)}
 .advice{margin:6px 0 10px}code{font-size:13px}
-.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(236px,100%),1fr));gap:14px}
-figure{margin:0;max-width:100%}figure.several{grid-column:span 2}
+.figures{display:flex;flex-wrap:wrap;align-items:flex-start;gap:14px}
+figure{margin:0;max-width:min(236px,100%)}figure.several{max-width:100%}
 figure>div{display:flex;flex-wrap:wrap;gap:4px}
 figure img{border-radius:4px;display:block}
 figure img{max-width:min(236px,100%)}figcaption{font-size:12px;max-width:480px;margin-top:3px}

@@ -59,6 +59,7 @@ class DatasetRecords:
     maps: dict[str, list[SemanticRecord]] = field(default_factory=dict)
     formats: dict[str, str] = field(default_factory=dict)  # label format by split
     findings: list[Finding] = field(default_factory=list)  # made while reading
+    classification: bool = False  # labels are classes of whole images, so there are no boxes to check
 
     def images(self, split: str) -> dict[str, ImageRecord]:
         """Get the images of a split by path, those with boxes and those with semantic maps."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from tools.dataset_check.anchor_fit import FittedAnchors
 from tools.dataset_check.dataset_statistics import COUNT_EDGES, SIZE_EDGES, compute_statistics
-from tools.dataset_check.findings import KINDS, SEVERITIES, Finding
+from tools.dataset_check.findings import KINDS, SEVERITIES, Finding, counted
 from tools.dataset_check.records import DatasetRecords
 from utils.core.log import LOGGER
 
@@ -76,9 +76,9 @@ class CheckReport:
     def log_summary(self) -> None:
         """Log the numbers and the first findings of each kind."""
         for split, about in self.statistics.items():
-            parts = [f"{about['images']} images"]
-            parts += [f"{about['objects']} objects ({about['format']})"] if "objects" in about else []
-            parts += [f"{about['maps']} semantic maps"] if "maps" in about else []
+            parts = [counted(about["images"], "image")]
+            parts += [f"{counted(about['objects'], 'object')} ({about['format']})"] if "objects" in about else []
+            parts += [counted(about["maps"], "semantic map")] if "maps" in about else []
             LOGGER.info(f"{split}: {', '.join(parts)}")
         for kind, found in self.by_kind().items():
             about = KINDS[kind]
@@ -90,7 +90,7 @@ class CheckReport:
         if self.anchors is not None:
             self._log_anchors(self.anchors)
         counts = self.counts
-        LOGGER.info(", ".join(f"{counts[severity]} {severity}s" for severity in SEVERITIES))
+        LOGGER.info(", ".join(counted(counts[severity], severity) for severity in SEVERITIES))
 
     def _log_anchors(self, anchors: FittedAnchors) -> None:
         for name, fit in ((anchors.reference, anchors.reference_fit), ("fitted", anchors.fit)):
@@ -98,7 +98,7 @@ class CheckReport:
                 LOGGER.info(
                     f"anchors ({name}): best possible recall {fit.recall:.4f}, "
                     f"{fit.matches_per_label:.2f} matching anchors per label, "
-                    f"fitness {fit.fitness:.4f} ({anchors.labels} labels at image size {self.records.imgsz})"
+                    f"fitness {fit.fitness:.4f} ({counted(anchors.labels, 'label')} at image size {self.records.imgsz})"
                 )
         for line in [anchors.advice, *anchors.to_yaml().splitlines()]:
             LOGGER.info(line)

@@ -28,6 +28,7 @@ def draw_pruning(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
         values = [(row[key] or 0) * factor for row in rows]
         if all(row["scores"] for row in rows):
             _points(axes, rows, values)
+            text = f"{text}: {values[0]:.3g} → {values[-1]:.3g} ({values[-1] / values[0]:.0%})" if values[0] else text
         else:
             bars = axes.bar([row["network"] for row in rows], values, color=[COLOURS[row["network"]] for row in rows])
             axes.bar_label(bars, [f"{value:.3g}" for value in values])
@@ -35,6 +36,9 @@ def draw_pruning(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
         axes.grid(alpha=0.25)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
+    if all(row["scores"] for row in rows):
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     return save_figure(figure, path)
 
 
@@ -44,13 +48,8 @@ def _points(axes: Any, rows: Sequence[Mapping[str, Any]], values: Sequence[float
     scores = [row["scores"][name] for row in rows]
     axes.plot(values, scores, "--", color="#BBBBBB", zorder=1)
     for row, x, y in zip(rows, values, scores, strict=True):
-        axes.scatter([x], [y], s=60, color=COLOURS[row["network"]], zorder=2)
-        first = row is rows[0]
-        ratio = "" if first else f"\n{x / values[0]:.0%}"
-        axes.annotate(
-            f"{row['network']} {y:.3f}{ratio}", (x, y), textcoords="offset points", fontsize=9, ha="right",
-            xytext=(6, 8) if first else (-8, -8), va="bottom" if first else "top",
-        )  # fmt: skip
+        label = f"{row['network']} {y:.3f}"  # in the legend: the points are often too close for text beside them
+        axes.scatter([x], [y], s=60, color=COLOURS[row["network"]], zorder=2, label=label)
     axes.set_xlim(0, 1.12 * max(values))
     axes.set_ylim(0, 1.15 * max(*scores, 1e-6))
     axes.set_ylabel(name)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from utils.plots.figure_io import new_figure, save_figure
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _BLUE, _ORANGE, _RED, _GREY = "#1F77B4", "#FF7F0E", "#D62728", "#9A9A9A"
 _MAX_COLUMNS = 5  # of the slice plot
+_MAX_TICKS, _MAX_LOG_TICKS = 4, 3
 
 
 def draw_history(rows: Sequence[Mapping[str, Any]], objective: str, path: Path) -> Path:
@@ -87,9 +91,8 @@ def draw_slices(
                     [trials[number][1][name]], [trials[number][0]], color=colour, marker=marker, s=110,
                     facecolors="none", label=label,
                 )  # fmt: skip
-        if name in logarithmic:
-            axes.set_xscale("log")
-        axes.set_title(f"{name}, best {_format(trials[best][1].get(name))}", fontsize=10)
+        _set_ticks(axes, values, name in logarithmic)
+        axes.set_title(f"{name}\nbest {_format(trials[best][1].get(name))}", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
     figure.supylabel(objective)
@@ -97,6 +100,21 @@ def draw_slices(
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False)
     return save_figure(figure, path)
+
+
+def _set_ticks(axes: Axes, values: Sequence[Any], logarithmic: bool) -> None:
+    """Limit the x axis of a slice to few ticks, whose labels do not overlap."""
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
+    if not logarithmic or min(values) <= 0:
+        if all(isinstance(value, (int, float)) for value in values):
+            axes.xaxis.set_major_locator(MaxNLocator(_MAX_TICKS))
+        return
+    low, high = min(values), max(values)
+    ticks = sorted({float(f"{value:.2g}") for value in np.geomspace(low, high, _MAX_LOG_TICKS)})
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
 
 
 def _defaults(trials: Sequence[tuple[float, Mapping[str, Any], bool]]) -> list[tuple[int, str, str, str]]:

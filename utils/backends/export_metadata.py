@@ -68,8 +68,14 @@ class ExportMetadata:
         return json.dumps({"format": FORMAT_VERSION, "polyolo": VERSION, **values})
 
     def to_yolov5(self) -> dict[str, str]:
-        """Create the metadata entries that YOLOv5's own readers expect: `stride` and `names`."""
-        return {"stride": str(self.stride), "names": str(dict(enumerate(self.names)))}
+        """Create the metadata entries that readers of YOLO files expect: stride, names, input size and batch."""
+        entries: dict[str, object] = {
+            "stride": self.stride,
+            "names": dict(enumerate(self.names)),
+            "imgsz": list(self.image_hw),
+            "batch": self.batch,
+        }
+        return {key: str(value) for key, value in entries.items()}
 
 
 def parse_metadata(text: str, path: Path) -> ExportMetadata:

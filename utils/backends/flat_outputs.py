@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,8 @@ class ExportJob:
     verbose: bool = False
     calibration: Callable[[], Iterator[Tensor]] | None = None  # INT8: images in the form the file takes
     extra_float_layers: int = 0  # INT8: convolutions kept in floating point beyond the last one of each head
+    trained: Network | None = None  # the network of the checkpoint, before anything was folded
+    training: Mapping[str, Any] = field(default_factory=dict)  # metadata of the checkpoint
 
     def module(self) -> FlatNetwork:
         """Wrap the network for export, in the precision of the metadata."""

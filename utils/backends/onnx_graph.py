@@ -49,6 +49,8 @@ def build(job: ExportJob, path: Path) -> Any:
         (_trace if opset <= MAX_TRACED_OPSET else _export)(job, path, opset)
     model = onnx.load(str(path))
     check_opset(model, opset, f"torch {torch.__version__}")
+    if metadata.dynamic:
+        _state_fixed_axes(model, job)
     if metadata.nms:
         for index, (head, key) in enumerate(metadata.outputs):
             if key == "predictions":
@@ -114,6 +116,18 @@ def _dynamic_axes(key: str, rank: int) -> dict[int, str]:
         what = "mask" if key == "prototypes" else "map"
         return {0: "batch", 2: f"{what}_height", 3: f"{what}_width"}
     return {0: "batch", 1: "anchors"} if rank == 3 else {0: "batch"}
+
+
+def _state_fixed_axes(model: Any, job: ExportJob) -> None:
+    """Write the size of the axes that do not depend on the input, such as the columns of a box, into the outputs."""
+    with torch.no_grad():
+        tensors = job.module()(_example(job))
+    outputs = {value.name: value for value in model.graph.output}
+    for name, (_, key), tensor in zip(job.metadata.output_names, job.metadata.outputs, tensors, strict=True):
+        dynamic = _dynamic_axes(key, tensor.ndim)
+        for axis, dimension in enumerate(outputs[name].type.tensor_type.shape.dim):
+            if axis not in dynamic:
+                dimension.dim_value = tensor.shape[axis]
 
 
 def _trace(job: ExportJob, path: Path, opset: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.checkpoint import load_checkpoint
 from models.ensemble import Ensemble
-from models.fuse import fuse
+from models.fuse import fuse_in_place
 from models.network import Network
 from models.network_runner import NetworkRunner, to_input
 from models.tta import MirroredRunner, MultiViewRunner, with_tta
@@ -57,7 +57,7 @@ class PyTorchBackend(Backend):
         for path, one in zip(paths, checkpoints, strict=True):
             if (channels := one.network.architecture.get("ch", 3)) != 3:
                 raise UserError(f"{path}: the network takes images of {channels} channels; only 3 are supported here")
-        networks = [fuse(one.network) for one in checkpoints]
+        networks = [fuse_in_place(one.network) for one in checkpoints]
         members = [_runner(network, device, half) for network in networks]
         runner: Runner = members[0] if len(members) == 1 else Ensemble(members)
         return with_tta(runner) if augment else runner, checkpoints[0].meta

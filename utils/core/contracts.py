@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # keeps --help fast: parsers are built without loading torch
     from utils.core.data_config import DataConfig
     from utils.core.hyp import Hyp
     from utils.core.load_request import LoadRequest
+    from utils.core.segment_types import FineMasks, MergeSettings, PanopticLabels, PanopticMap
 
 IGNORED_PIXEL = 255  # value of unlabelled pixels in semantic maps
 
@@ -68,6 +69,7 @@ class Batch:
     classes: Tensor | None = None
     # (B, H, W) uint8 class of each pixel; in evaluation at the original size, common to all images of the batch
     semantic: Tensor | None = None
+    panoptic: list[PanopticLabels] | None = None  # in evaluation of panoptic data: segments of the B images
     # By head name: targets that its loss computed on the host, `Prepared` in utils/core/host_targets.py
     prepared: dict[str, Any] = field(default_factory=dict)
 
@@ -102,19 +104,6 @@ class Batch:
         return replace(moved, prepared={name: targets.to(target) for name, targets in self.prepared.items()})
 
 
-class FineMasks(Protocol):
-    """Masks of one image's n objects at full resolution, computed on demand to limit memory."""
-
-    def __len__(self) -> int: ...
-    def cpu(self) -> FineMasks: ...
-
-    def network(self, rows: slice) -> Tensor:
-        """Compute the (k, H, W) bool masks of some objects at the network input size."""
-
-    def original(self, row: int) -> np.ndarray:
-        """Compute the (H, W) bool mask of one object at the original image size."""
-
-
 @dataclass
 class Results:
     """Predictions for one image, in pixels of the original image; None for kinds that no head predicts."""
@@ -127,6 +116,7 @@ class Results:
     batch_masks: Tensor | None = None  # (B, L, h, w) padded masks of the batch, of which `masks` is a view
     fine_masks: FineMasks | None = None  # the same n masks at the network input size or the original size
     semantic: Tensor | None = None  # (H, W) uint8 class of each pixel
+    panoptic: PanopticMap | None = None  # segment of each pixel, merged from masks and semantic map
     probabilities: Tensor | None = None  # (C,) of the whole image
     candidates_cut: bool = False  # there were more NMS candidates than the limit
 
@@ -180,6 +170,7 @@ class HeadSpec:
     usual_px: int = 640  # default input size
     loss: str = ""  # key in the registry of losses (default: name)
     bins: int = 0  # values per side of a box, of heads that predict distances; 0: other heads
+    things: tuple[str, ...] = ()  # classes of `names` that have instance masks, of results that merge two heads
     end_to_end: bool = False  # the decoded tensor is `end_to_end`, which needs no NMS, in place of `predictions`
 
 
@@ -224,6 +215,7 @@ class EvalSettings:
     native_masks: bool = False  # scale masks to the original image directly from the prototypes
     annotations: Path | None = None  # COCO JSON of the split
     save_json: Path | None = None  # output file for COCO-format predictions
+    merge: MergeSettings | None = None  # of panoptic maps; None: the defaults
     absent_as_zero: bool = False  # count classes absent from the data set as 0 in the mean IoU
 
 
@@ -359,7 +351,7 @@ class Logger(Protocol):
 class Loader(Protocol):
     """Batches of one split; every batch is a function of seed, epoch and position alone."""
 
-    heads: tuple[str, ...]  # heads that its labels are for; empty: all
+    heads: tuple[str, ...]  # heads that its labels are for, and results of several heads (`panoptic`); empty: all
     num_images: int
     num_batches: int  # on this rank
     class_counts: np.ndarray  # (C,) boxes or images per class
@@ -393,6 +385,8 @@ class Task:
     gains: Callable[[Hyp], Mapping[str, float]] = lambda hyp: {}  # loss weights by head, default 1
     data: str = "data/shapes.yaml"  # default data set of validation
     cfg: str = "yolov5n"  # default architecture
+    added_head: str = ""  # design of the semantic head for weights that lack one
+    for_data: Callable[[Task, DataConfig], Task] = lambda task, data: task  # adapts the task to a data set
     fit_anchors: bool = False  # labels are boxes that anchors can be fitted to
 
 

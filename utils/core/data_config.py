@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from utils.core.cityscapes import NAMES as CITYSCAPES
-from utils.core.coco_folder import find_coco_splits, read_category_names
 from utils.core.data_paths import find_data, find_root, resolve, resolve_all, searched_paths
 from utils.core.data_yaml_schema import describe_fault, schemas
 from utils.core.errors import UserError
@@ -93,7 +92,7 @@ class DataConfig:
     @property
     def is_panoptic(self) -> bool:
         """Whether every pixel has a segment: an instance of a thing, or stuff."""
-        return self.format == PANOPTIC
+        return self.semantic is not None and self.format == PANOPTIC == self.semantic.format
 
     @property
     def is_class_folders(self) -> bool:
@@ -155,32 +154,18 @@ class DataConfig:
 
 
 def _load_folder(root: Path) -> DataConfig:
-    """Load a folder without a YAML: in COCO's layout, or train, val and test with a folder of images per class.
+    """Load a folder without a YAML; see `data_folder.read_folder`."""
+    from utils.core.data_folder import read_folder  # few data sets are such a folder
 
-    In the latter, the test images replace a missing val split, and the folders of the training images in alphabetical
-    order are the classes.
-    """
-    if parts := find_coco_splits(root, SPLITS):
-        return DataConfig(
-            source=root,
-            root=root,
-            names=_checked_names(root, read_category_names([file for _, file in parts.values()])),
-            splits={split: (folder,) for split, (folder, _) in parts.items()},
-            format="coco",
-            annotations={split: file for split, (_, file) in parts.items()},
-        )
-    splits: dict[str, tuple[Path, ...]] = {split: (root / split,) for split in SPLITS if (root / split).is_dir()}
-    if "val" not in splits and "test" in splits:
-        splits["val"] = splits["test"]
-    first = splits.get("train") or splits.get("val")
-    if first is None:
-        raise UserError(
-            f"{root}: expected a data-set YAML, a folder with train/<class>/ and val/<class>/, or COCO's layout"
-        )
-    names = sorted(entry.name for entry in first[0].iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise UserError(f"{first[0]}: no folders of images; expected one per class")
-    return DataConfig(source=root, root=root, names=tuple(names), splits=splits, format="folders")
+    found = read_folder(root, SPLITS)
+    return DataConfig(
+        source=root,
+        root=found.root,
+        names=_checked_names(root, found.names),
+        splits=found.splits,
+        format=found.format,
+        annotations=found.annotations,
+    )
 
 
 def _load_shards(text: str) -> DataConfig | Path | None:
@@ -219,6 +204,8 @@ def load_data(text: str) -> DataConfig:
     if isinstance(shards, DataConfig):
         return shards
     path = shards or find_data(text)
+    if path.is_dir() and (path / "data.yaml").is_file():  # as exports of labelling tools have it
+        path = path / "data.yaml"
     if path.is_dir():
         return _load_folder(path)
     values = _with_semantic_block(path, read_yaml(path, "data-set YAML"))

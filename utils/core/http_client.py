@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from filelock import FileLock
-
 from utils.core.errors import UserError
 from utils.core.log import LOGGER, progress
 
@@ -76,6 +74,8 @@ def download_file(remote: RemoteFile, path: Path, pause_s: float = _PAUSE_S) -> 
     if path.is_file():
         return
     part = path.with_name(path.name + ".part")
+    from filelock import FileLock
+
     lock = path.with_name(path.name + ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -64,5 +64,6 @@ class LoadRequest:
     masks: bool = False  # rasterise polygons to `Batch.masks`
     mask_ratio: int = 4  # network input size divided by mask size
     overlap: bool = True  # one index map per image instead of one mask per object
+    panoptic: bool = False  # evaluation: with the panoptic labels of each image
     mosaic_window: int = 64  # mosaic partners come from this many neighbours in the epoch order; 0: from all images
     semantic: SemanticRequest = field(default_factory=SemanticRequest)

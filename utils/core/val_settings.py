@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from utils.core.segment_types import MergeSettings
 from utils.core.train_settings import MAX_IMAGE_PX, check_semantic_size, known_fields, option_error
 
 
@@ -41,6 +42,9 @@ class ValSettings:
     seg_flip: bool = False
     seg_window: int = 0
     absent_as_zero: bool = False
+    panoptic_conf: float = MergeSettings.confidence
+    panoptic_overlap: float = MergeSettings.overlap
+    min_stuff_area: int = MergeSettings.min_stuff_area
     allow_label_faults: bool = False
     device: str = ""
     project: str = "runs/val"
@@ -49,10 +53,10 @@ class ValSettings:
     download: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("conf_thres", "iou_thres"):
+        for name in ("conf_thres", "iou_thres", "panoptic_conf", "panoptic_overlap"):
             if not 0 <= getattr(self, name) <= 1:
                 raise option_error(name, getattr(self, name), "from 0 to 1")
-        for name, low in (("batch_size", 1), ("max_det", 1), ("workers", 0)):
+        for name, low in (("batch_size", 1), ("max_det", 1), ("workers", 0), ("min_stuff_area", 0)):
             if getattr(self, name) < low:
                 raise option_error(name, getattr(self, name), f"at least {low}")
         if len(self.imgsz) > 1 or (self.imgsz and not 32 <= self.imgsz[0] <= MAX_IMAGE_PX):

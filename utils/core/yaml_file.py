@@ -145,6 +145,10 @@ def write_yaml(path: Path, value: Any, header: str = "") -> None:
         value: The data.
         header: Comment lines in front of it.
     """
-    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     with atomic_path(path) as temporary:
-        temporary.write_text(header + text, encoding="utf-8")
+        temporary.write_text(header + dump_yaml(value), encoding="utf-8")
+
+
+def dump_yaml(value: Any) -> str:
+    """Format plain data as YAML."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,13 +11,16 @@ from torch import Tensor
 
 from utils.core import distributed as dist
 from utils.core.contracts import (
+    IGNORED_PIXEL,
     Batch,
     EvalSettings,
     Evaluator,
+    HeadSpec,
     Loader,
     Loss,
     Outputs,
     PostProcess,
+    Raw,
     Results,
     Runner,
     Scores,
@@ -69,6 +72,18 @@ class _Totals:
             self.batches[name] = self.batches.get(name, 0) + 1
 
 
+def _labelled_parts(raw: Raw, batch: Batch, labels: str) -> Iterator[tuple[Raw, Batch]]:
+    """Divide a batch into images where their semantic maps have different sizes."""
+    if labels != "semantic" or batch.panoptic is None:
+        yield raw, batch
+        return
+    for row, found in enumerate(batch.panoptic):
+        semantic = torch.from_numpy(found.semantic(IGNORED_PIXEL))[None].to(batch.images.device)
+        images, info = batch.images[row : row + 1], batch.info[row : row + 1]
+        one = Batch(images, batch.boxes[:0], info, semantic=semantic)
+        yield {name: tensor[row : row + 1] for name, tensor in raw.items()}, one
+
+
 @dataclass
 class _Evaluation:
     """Parts of an evaluation and its totals."""
@@ -81,6 +96,7 @@ class _Evaluation:
     totals: _Totals
     watches: Mapping[str, Stopwatch]
     modify_outputs: Callable[[Outputs, Batch], None] | None
+    merged: dict[str, PostProcess] = field(default_factory=dict)  # of results that several heads contribute to
     loss_terms: list[tuple[str, Tensor]] = field(default_factory=list)  # of all batches, on the device
 
     def process(self, batch: Batch, heads: Collection[str]) -> list[Results]:
@@ -100,9 +116,13 @@ class _Evaluation:
             results = [Results(info) for info in batch.info]
             for name in heads:
                 self.post_processors[name](outputs.decoded[name], results)
+            if self.merged:  # on the host
+                results = [result.cpu() for result in results]
+            for merge in self.merged.values():
+                merge({}, results)
         # labels of pixels are compared where the predictions are, all others on the host
-        labels = replace(batch, masks=moved.masks, semantic=moved.semantic)
-        for name in heads:
+        labels = batch if self.merged else replace(batch, masks=moved.masks, semantic=moved.semantic)
+        for name in (*heads, *self.merged):
             self.evaluators[name].update(results, labels)
         self.totals.images += len(batch)
         self.totals.truncated += sum(result.candidates_cut for result in results)
@@ -113,8 +133,9 @@ class _Evaluation:
         """Compute the losses of `heads` without waiting for the device."""
         for head, loss in self.losses.items():
             if head in heads:
-                terms = loss(outputs.raw[head], batch)
-                self.loss_terms += [(f"val/{head}/{term}", value) for term, value in terms.items()]
+                for raw, part in _labelled_parts(outputs.raw[head], batch, loss.labels):
+                    terms = loss(raw, part)
+                    self.loss_terms += [(f"val/{head}/{term}", value) for term, value in terms.items()]
 
 
 def evaluate(
@@ -149,15 +170,18 @@ def evaluate(
         if heads:
             parts.append((part, heads))
     specs = {name: spec for name, spec in runner.specs.items() if any(name in heads for _, heads in parts)}
+    merged = {} if skip_heads else _merged_specs(runner, loader)
+    whole = replace(settings, fine_masks=True, native_masks=True) if merged else settings  # merged at the original size
     evaluation = _Evaluation(
         runner,
         device,
-        {name: POSTPROCESS.get(name)(spec, settings) for name, spec in specs.items()},
-        {name: EVALUATORS.get(name)(spec, settings) for name, spec in specs.items()},
+        {name: POSTPROCESS.get(name)(spec, whole) for name, spec in specs.items()},
+        {name: EVALUATORS.get(name)(spec, settings) for name, spec in (specs | merged).items()},
         losses or {},
         _Totals(),
         {name: Stopwatch(device) for name in ("preprocess", "inference", "postprocess")},
         modify_outputs,
+        {name: POSTPROCESS.get(name)(spec, settings) for name, spec in merged.items()},
     )
     for loss in evaluation.losses.values():
         loss.eval()
@@ -172,6 +196,16 @@ def evaluate(
     evaluation.totals.add_losses(evaluation.loss_terms)
     scores = {name: evaluator.compute() for name, evaluator in evaluation.evaluators.items()}
     return replace(_report(evaluation.totals, evaluation.watches, scores), last_step=last_step(runner))
+
+
+def _merged_specs(runner: Runner, loader: Loader) -> dict[str, HeadSpec]:
+    """Describe the results of several heads that a loader has labels for: panoptic maps."""
+    if not any("panoptic" in part.heads for part in loader.parts):
+        return {}
+    from utils.ops.panoptic import panoptic_spec  # rarely needed
+
+    spec = panoptic_spec(runner.specs)
+    return {} if spec is None else {spec.name: spec}
 
 
 def last_step(runner: Runner) -> str:

@@ -93,7 +93,7 @@ class Run:
             names=self.data.names,
             agnostic=self.settings.single_cls,
             single_class=self.settings.single_cls,
-            annotations=self.data.annotations.get("val"),
+            annotations=None if self.data.is_panoptic else self.data.annotations.get("val"),
         )
 
     def skipped_heads(self, epoch: int) -> tuple[str, ...]:

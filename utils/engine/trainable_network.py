@@ -64,9 +64,13 @@ def _build_from_weights(task: Task, settings: TrainSettings, hyp: Hyp, data: Dat
     weights = resolve_weights(settings.weights, settings.download) if settings.weights else None
     start = choose_initial_network(settings, weights, task.heads, task.cfg)
     architecture = start.architecture
+    heads = list_heads(architecture)
     if settings.semantic:
         architecture = with_semantic_head(architecture, settings.semantic, alone=not data.splits)
-    elif not data.splits and "semantic" in (heads := list_heads(architecture)) and len(heads) > 1:
+    elif task.added_head and not settings.cfg and "semantic" not in heads:
+        LOGGER.info(f"{data.source}: is panoptic; a semantic head (--semantic {task.added_head}) is added")
+        architecture = with_semantic_head(architecture, task.added_head)
+    elif not data.splits and "semantic" in heads and len(heads) > 1:
         LOGGER.info(f"{data.source}: has no boxes; the semantic head is trained alone")
         architecture = only_semantic_head(architecture)
     if settings.end_to_end:

@@ -32,6 +32,7 @@ from utils.core.hyp import Hyp
 from utils.core.known_data import data_of_classes
 from utils.core.load_request import LoadRequest, SemanticRequest, evaluation_batch
 from utils.core.log import LOGGER
+from utils.core.segment_types import MergeSettings
 from utils.core.val_settings import ValSettings
 from utils.engine.evaluate import MANY_CLASSES, Report, evaluate, log_report
 from utils.engine.run_outputs import BatchPlotter, write_results
@@ -116,7 +117,8 @@ def open_model_and_data(
             raise UserError(f"{model.name}: evaluation of the head {head!r} is not supported (known: {known})")
     if settings.save_hybrid and any(spec.num_masks for spec in model.runner.specs.values()):
         raise UserError("--save-hybrid: not supported by segmentation models, whose labels have no mask coefficients")
-    return task, model, _load_data(task, settings, model)
+    data = _load_data(task, settings, model)
+    return task.for_data(task, data), model, data
 
 
 def results_folder(settings: ValSettings) -> Path:
@@ -238,6 +240,7 @@ def _eval_settings(settings: ValSettings, data: DataConfig, name: str, folder: P
     """
     speed = settings.task == "speed"
     annotations = data.annotations.get("val" if speed else settings.task)
+    annotations = None if data.is_panoptic else annotations  # another kind of JSON
     annotations = Path(settings.annotations) if settings.annotations else annotations
     if annotations is not None and not annotations.is_file():
         raise UserError(f"{annotations}: no such COCO JSON")
@@ -251,6 +254,7 @@ def _eval_settings(settings: ValSettings, data: DataConfig, name: str, folder: P
         fine_masks=settings.save_json,  # masks in the JSON have the original resolution
         native_masks=settings.save_json,
         annotations=annotations,
+        merge=MergeSettings(settings.panoptic_conf, settings.panoptic_overlap, settings.min_stuff_area),
         absent_as_zero=settings.absent_as_zero,
         save_json=folder / f"{name}_predictions.json" if settings.save_json else None,
     )

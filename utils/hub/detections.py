@@ -112,7 +112,8 @@ class Detections:
     def __str__(self) -> str:
         lines = [f"image {i + 1}/{self.n}: {self._summary(i)}" for i in range(self.n)]
         before, inside, after = self.t
-        times = f"{before:.1f}ms pre-process, {inside:.1f}ms inference, {after:.1f}ms NMS"
+        last = "NMS" if any(one.boxes is not None for one in self.results) else "post-process"
+        times = f"{before:.1f}ms pre-process, {inside:.1f}ms inference, {after:.1f}ms {last}"
         return "\n".join([*lines, f"Speed: {times} per image at shape {self.s}"])
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.core.contracts import FineMasks
+from utils.core.segment_types import FineMasks
 from utils.ops.boxes import xyxy_to_cxcywh
 from utils.ops.masks import largest_contour
 from utils.plots.draw import class_name

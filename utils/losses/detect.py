@@ -253,8 +253,7 @@ class _AssignedPredictions(torch.autograd.Function):
     def forward(ctx: Any, assignment: Assignment, *levels: Tensor) -> tuple[Tensor, Tensor]:
         """Gather both outputs."""
         ctx.assignment = assignment
-        # shapes and strides without keeping the logits in memory
-        ctx.layouts = [torch.empty_like(level, device="meta") for level in levels]
+        ctx.layouts = [(level.shape, level.stride(), level.dtype) for level in levels]
         indices = zip(*(_split(index, assignment.pairs) for index in _predictor_indices(assignment)), strict=True)
         assigned = [level[index] for level, index in zip(levels, indices, strict=True)]
         objectness = [level[..., _OBJECTNESS].flatten() for level in levels]
@@ -275,14 +274,14 @@ class _AssignedPredictions(torch.autograd.Function):
         summed[:, _OBJECTNESS] = grad_objectness[assignment.predictor]
         first = assignment.last  # any pair of the predictor has its indices
         indices = [_split(index[first], assignment.predictors) for index in _predictor_indices(assignment)]
-        sizes = [layout[..., _OBJECTNESS].numel() for layout in ctx.layouts]
+        sizes = [shape[:-1].numel() for shape, _, _ in ctx.layouts]
         grads = []
-        for layout, objectness, values, index in zip(
+        for (shape, stride, dtype), objectness, values, index in zip(
             ctx.layouts, grad_objectness.split(sizes), summed.split(assignment.predictors), zip(*indices, strict=True),
             strict=True,
         ):  # fmt: skip
-            grad = torch.zeros_like(layout, device=grad_assigned.device)
-            grad[..., _OBJECTNESS] = objectness.view(layout.shape[:-1])
+            grad = torch.empty_strided(shape, stride, dtype=dtype, device=grad_assigned.device).zero_()
+            grad[..., _OBJECTNESS] = objectness.view(shape[:-1])
             grad.index_put_(index, values.to(grad.dtype))
             grads.append(grad)
         return None, *grads

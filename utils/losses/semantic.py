@@ -58,7 +58,8 @@ class SemanticLoss(nn.Module):
     is its value for the whole batch; only hard pixels are selected on each rank separately. In evaluation mode means
     are over this rank, and logits are aligned with the original images.
 
-    Peak memory is that of a tile of one image, or of one image for `dice` and `lovasz`, for any batch size.
+    Peak memory is that of a tile of one image (on GPUs of several small images), or of one image for `dice` and
+    `lovasz`, for any batch size.
 
     Args:
         spec: Description of the head.

@@ -1,14 +1,14 @@
 """Cross-entropy, hard pixel mining and region losses for semantic segmentation, computed tile by tile.
 
 Logits are upsampled to the size of the labels. For a batch of large images with many classes that takes gigabytes, and
-several times as much with the buffers of autograd. These functions upsample one tile of one image at a time, compute
-the gradient of the small logits in the forward pass and keep only that.
+several times as much with the buffers of autograd. These functions upsample one tile of one image at a time (on GPUs,
+of as many images as fit into a tile), compute the gradient of the small logits in the forward pass and keep only that.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from utils.core.contracts import IGNORED_PIXEL
-from utils.ops.semantic_maps import BilinearUpsampler, images_at_once
+from utils.ops.semantic_maps import BilinearUpsampler, image_groups
 
 CLASS_WEIGHTS = {
     # For the 19 classes of Cityscapes, as commonly used with DeepLab
@@ -62,30 +62,21 @@ def pixel_cross_entropy(maps: Tensor, labels: Tensor, grids: Sequence[BilinearUp
         (B, H, W) float32. The values of unlabelled pixels are those of class 0, or 0 in images without labels.
     """
     result = torch.zeros(labels.shape, dtype=torch.float32, device=maps.device)
-    for images, count, grid in _with_labels(grids, labels):
+    for images, grid in image_groups(grids, maps.shape[1]):
+        if _known_to_be_unlabelled(labels[images]):
+            continue
         logits = maps[images].detach().float()
-        for tile in grid.tiles(count * maps.shape[1]):
+        for tile in grid.tiles(maps.shape[1]):
             scores = grid.upsample_tile(logits, tile)
             window = (images, tile.rows, tile.columns)
-            target = class_indices(labels[window]).unsqueeze(-3)
-            result[window] = scores.logsumexp(dim=-3) - scores.gather(-3, target).squeeze(-3)
+            target = class_indices(labels[window])
+            result[window] = scores.logsumexp(dim=1) - scores.gather(1, target[:, None])[:, 0]
     return result
 
 
-def _with_labels(
-    grids: Sequence[BilinearUpsampler], labels: Tensor
-) -> Iterator[tuple[int | slice, int, BilinearUpsampler]]:
-    """Yield the images to process together, their number and upsampler; skip those known to have no labels."""
-    first = 0
-    for images, count in images_at_once(grids):
-        if not _known_to_be_empty(labels[images] != IGNORED_PIXEL):
-            yield images, count, grids[first]
-        first += count
-
-
-def _known_to_be_empty(mask: Tensor) -> bool:
-    """Return True if a mask on the CPU has no True element; masks on a GPU are not read, to avoid synchronising."""
-    return mask.device.type == "cpu" and not bool(mask.any())
+def _known_to_be_unlabelled(labels: Tensor) -> bool:
+    """Return True if labels on the CPU are all ignored; those on a GPU are not read, to avoid synchronising."""
+    return labels.device.type == "cpu" and not bool((labels != IGNORED_PIXEL).any())
 
 
 def class_indices(labels: Tensor) -> Tensor:
@@ -134,9 +125,11 @@ class _CrossEntropySum(torch.autograd.Function):
         """Compute the sum and the gradient of the maps."""
         grad_maps = _zeros_like(maps) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=accumulation_dtype(maps), device=maps.device)
-        for images, count, grid in _with_labels(targets.grids, targets.labels):
+        for images, grid in image_groups(targets.grids, maps.shape[1]):
+            if _known_to_be_unlabelled(targets.labels[images]):
+                continue
             logits = maps[images].float()
-            for tile in grid.tiles(count * maps.shape[1]):
+            for tile in grid.tiles(maps.shape[1]):
                 scores = grid.upsample_tile(logits, tile)
                 window = (images, tile.rows, tile.columns)
                 total += _tile_cross_entropy(scores, targets, window, grad_maps is not None)
@@ -160,40 +153,35 @@ def _zeros_like(maps: Tensor) -> Tensor:
 
 
 def _tile_cross_entropy(
-    scores: Tensor, targets: _PixelTargets, window: tuple[int | slice, slice, slice], needs_grad: bool
+    scores: Tensor, targets: _PixelTargets, window: tuple[slice, slice, slice], needs_grad: bool
 ) -> Tensor:
-    """Sum the losses of a tile of ([B,] C, rows, columns) logits, which are overwritten, with their gradient if needed.
-
-    Other tensors of pixels have the shape of the window, in which one image has no dimension.
-    """
-    target = class_indices(targets.labels[window])
+    """Sum the losses of a tile of (N, C, rows, columns) logits, which their gradient replaces if needed."""
+    target = class_indices(targets.labels[window])[:, None]
     weights, smoothing = targets.weighting.weights, targets.weighting.label_smoothing
-    classes = scores.shape[-3]
     pixel_weight = targets.pixel_weights.loss[window]
-    main = pixel_weight if weights is None else pixel_weight * weights[target]
-    target = target.unsqueeze(-3)
-    true_score = scores.gather(-3, target).squeeze(-3)
-    class_weights = weights if weights is not None else scores.new_ones(classes)
-    uniform = pixel_weight * (smoothing / classes)  # weight of each class in the smoothed part of the target
-    main = main * (1 - smoothing)
-    weighted_scores = torch.einsum("c,...chw->...hw", class_weights, scores) if smoothing else None
-    top = scores.amax(dim=-3)
-    exponentials = scores.sub_(top.unsqueeze(-3)).exp_()
-    normaliser = exponentials.sum(dim=-3)
-    logsumexp = top + normaliser.log()
+    main = pixel_weight if weights is None else pixel_weight * weights[target[:, 0]]
+    true_score = scores.gather(1, target)[:, 0]
+    if smoothing:
+        class_weights = weights if weights is not None else scores.new_ones(scores.shape[1])
+        uniform = pixel_weight * (smoothing / scores.shape[1])  # weight of each class in the smoothed target
+        main = main * (1 - smoothing)
+        weighted_scores = torch.einsum("c,nchw->nhw", class_weights, scores)
+    top = scores.amax(dim=1, keepdim=True)
+    exponentials = scores.sub_(top).exp_()
+    normaliser = exponentials.sum(dim=1)
+    logsumexp = top[:, 0] + normaliser.log()
     loss = (main * (logsumexp - true_score)).sum(dtype=accumulation_dtype(scores))
-    if weighted_scores is not None:
+    if smoothing:
         smoothed = uniform * (class_weights.sum() * logsumexp - weighted_scores)
         loss = loss + smoothed.sum(dtype=accumulation_dtype(scores))
     if not needs_grad:
         return loss
     if targets.pixel_weights.extra_gradient is not None:
         main = main + targets.pixel_weights.extra_gradient[window]
-    factor = (main + uniform * class_weights.sum() if smoothing else main) / normaliser
-    exponentials.mul_(factor.unsqueeze(-3))
+    exponentials.mul_(((main + uniform * class_weights.sum() if smoothing else main) / normaliser)[:, None])
     if smoothing:
-        exponentials.sub_(uniform.unsqueeze(-3) * class_weights[:, None, None])
-    exponentials.scatter_add_(-3, target, -main.unsqueeze(-3))
+        exponentials.sub_(uniform[:, None] * class_weights[:, None, None])
+    exponentials.scatter_add_(1, target, -main[:, None])
     return loss
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.core.distributed import gather
-from utils.ops.panoptic import VOID, PanopticMap
+from utils.core.segment_types import VOID, PanopticMap
 
 MATCH_IOU = 0.5  # a match needs more; at most one pair of segments can then match
 MAX_IGNORED = 0.5  # an unmatched prediction is no false positive if more of it is void or crowd

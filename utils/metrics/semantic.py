@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,10 +73,15 @@ class SemanticEvaluator:
             ValueError: If a result has no semantic map, or one of another size than the labels.
             UserError: If labels contain a class that the head does not have.
         """
-        if batch.semantic is None:
+        labels: Sequence[Tensor] | Tensor = ()
+        if batch.panoptic is not None:
+            labels = [torch.from_numpy(one.semantic(IGNORED_PIXEL)) for one in batch.panoptic]
+        elif batch.semantic is not None:
+            labels = batch.semantic
+        if not len(labels):
             return
         predicted: list[Tensor] = []
-        for label, result in zip(batch.semantic, results, strict=True):
+        for label, result in zip(labels, results, strict=True):
             if result.semantic is None:
                 raise ValueError(f"{result.info.path}: no semantic map to evaluate; run post-processing first")
             if result.semantic.shape != label.shape:
@@ -85,20 +90,20 @@ class SemanticEvaluator:
                     f"{tuple(result.semantic.shape)}"
                 )
             predicted.append(result.semantic)
-        for table, result in zip(self._tables(batch.semantic, predicted), results, strict=True):
+        for table, result in zip(self._tables(labels, predicted), results, strict=True):
             if (counts := self._count(table, result.info.path)) is not None:
                 self._counts[result.info.index] = counts
 
-    def _tables(self, labels: Tensor, predicted: list[Tensor]) -> Iterator[np.ndarray]:
+    def _tables(self, labels: Sequence[Tensor] | Tensor, predicted: list[Tensor]) -> Iterator[np.ndarray]:
         """Count the pixels of each image with each pair of labelled and predicted value."""
-        if labels.is_cuda and all(one.is_cuda for one in predicted):
+        if isinstance(labels, Tensor) and labels.is_cuda and all(one.is_cuda for one in predicted):
             step = max(1, _GPU_PIXELS // max(1, labels[:1].numel()))
             for start in range(0, len(predicted), step):
                 part = slice(start, start + step)
                 yield from joint_histograms(labels[part], torch.stack(predicted[part]), self.num_classes)
             return
-        for label, one in zip(labels.cpu().numpy(), predicted, strict=True):
-            yield joint_histogram(label, one.cpu().numpy())
+        for label, one in zip(labels, predicted, strict=True):
+            yield joint_histogram(label.cpu().numpy(), one.cpu().numpy())
 
     def _count(self, table: np.ndarray, path: str) -> PixelCounts | None:
         """Build the counts of one image from its table, which is changed; None if no pixel is labelled."""

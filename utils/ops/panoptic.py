@@ -2,43 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from utils.core.contracts import Results
+from utils.core.contracts import HeadSpec, Results
 from utils.core.errors import UserError
-
-VOID = 0  # id of pixels without a segment
-
-
-@dataclass(frozen=True)
-class MergeSettings:
-    """Constants of the merge, by default those of Panoptic FPN (Kirillov et al. 2019, arXiv 1901.02446) on COCO."""
-
-    confidence: float = 0.5  # minimum score of an instance
-    overlap: float = 0.5  # an instance is dropped if more than this fraction of its mask is taken by better ones
-    min_stuff_area: int = 4096  # pixels; smaller segments of stuff become void
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One segment of a panoptic map."""
-
-    id: int  # value of its pixels, from 1
-    category: int  # index of its class
-    is_thing: bool
-    area: int  # in pixels
-    score: float | None = None  # of things
-
-
-@dataclass(frozen=True)
-class PanopticMap:
-    """Segment of every pixel: instances of things first, in descending order of score, then one segment per stuff."""
-
-    ids: np.ndarray  # (H, W) int32, `VOID` or the id of a segment
-    segments: tuple[Segment, ...]
+from utils.core.segment_types import VOID, MergeSettings, PanopticMap, Segment
 
 
 def merge_panoptic(
@@ -133,6 +103,15 @@ class PanopticMerger:
         return merge_panoptic(
             results.scores.tolist(), things, masks.original, semantic.numpy(), ~self.is_thing, self.settings
         )
+
+
+def panoptic_spec(specs: Mapping[str, HeadSpec]) -> HeadSpec | None:
+    """Describe the panoptic maps of a network, None if it has no mask head or no semantic head."""
+    masks = next((spec for spec in specs.values() if spec.num_masks), None)
+    semantic = specs.get("semantic")
+    if masks is None or semantic is None:
+        return None
+    return HeadSpec("panoptic", semantic.num_classes, names=semantic.names, things=masks.names)
 
 
 def bounding_window(mask: np.ndarray) -> tuple[slice, slice]:

@@ -82,7 +82,7 @@ class Tile(NamedTuple):
 
 
 class BilinearUpsampler:
-    """Bilinear interpolation of (C, h, w) maps as products with two small matrices, tile by tile.
+    """Bilinear interpolation of (..., C, h, w) maps as products with two small matrices, tile by tile.
 
     Tiles bound the memory and, on a CPU, fit into the cache. Matrix products are deterministic on a GPU, unlike the
     backward pass of PyTorch's `interpolate`.
@@ -99,7 +99,7 @@ class BilinearUpsampler:
 
     def __init__(self, rows: Tensor, columns: Tensor, map_hw: tuple[int, int], device: torch.device) -> None:
         self.size_hw = (len(rows), len(columns))
-        self.device = device
+        self._device = device
         self._first_cells, self._weights = [], []
         with torch.inference_mode(False):  # cached instances serve inference and training
             for positions, cells in zip((rows, columns), map_hw, strict=True):
@@ -108,10 +108,19 @@ class BilinearUpsampler:
                 on_gpu = device.type == "cuda"
                 self._weights.append((weights.pin_memory() if on_gpu else weights).to(device, non_blocking=on_gpu))
 
+    def images_per_pass(self, channels: int) -> int:
+        """Get the number of images with this number of channels to upsample at once.
+
+        Several on a GPU if they fit into one tile, which saves kernel launches; one on a CPU.
+        """
+        if self._device.type == "cpu":
+            return 1
+        return max(1, _GPU_CHUNK // max(1, channels * self.size_hw[0] * self.size_hw[1]))
+
     def tiles(self, channels: int) -> Iterator[Tile]:
-        """Yield the tiles that cover the large map, sized for maps with this number of channels in all images."""
+        """Yield the tiles that cover the large map, sized for maps with this number of channels."""
         width = self.size_hw[1]
-        on_cpu = self.device.type == "cpu"
+        on_cpu = self._device.type == "cpu"
         tile_w = min(width, _CPU_WIDTH) if on_cpu else width
         tile_h = max(1, (_CPU_CHUNK if on_cpu else _GPU_CHUNK) // (channels * tile_w))
         for rows, small_rows, row_weights in self._axis_parts(0, tile_h):
@@ -126,7 +135,7 @@ class BilinearUpsampler:
             yield slice(start, end), small, weights[start:end, small]
 
     def upsample_tile(self, logits: Tensor, tile: Tile) -> Tensor:
-        """Return the (..., rows, columns) tile of the upsampled (..., h, w) logits."""
+        """Return the (..., C, rows, columns) tile of the upsampled (..., C, h, w) logits."""
         return torch.matmul(tile.row_weights, logits[..., tile.small_rows, tile.small_columns]) @ tile.column_weights
 
     def upsample(self, logits: Tensor) -> Tensor:
@@ -134,37 +143,55 @@ class BilinearUpsampler:
         return torch.matmul(self._weights[0], logits) @ self._weights[1].T
 
     def accumulate_gradient(self, grad_tile: Tensor, tile: Tile, grad_logits: Tensor) -> None:
-        """Add the gradient of a (..., rows, columns) tile to that of the (..., h, w) logits, in place."""
+        """Add the gradient of a (..., C, rows, columns) tile to that of the (..., C, h, w) logits, in place."""
         grad = torch.matmul(tile.row_weights.T, grad_tile @ tile.column_weights.T)
-        grad_logits[..., tile.small_rows, tile.small_columns] += grad
+        grad_logits[..., tile.small_rows, tile.small_columns].add_(grad)
+
+
+def image_groups(grids: Sequence[BilinearUpsampler], channels: int) -> Iterator[tuple[slice, BilinearUpsampler]]:
+    """Divide a batch into groups of consecutive images that one upsampler computes at once.
+
+    Args:
+        grids: Upsampler of each image.
+        channels: Channels of the maps.
+
+    Yields:
+        Images of a group, and their upsampler.
+    """
+    start = 0
+    while start < len(grids):
+        grid, end = grids[start], start + 1
+        limit = min(len(grids), start + grid.images_per_pass(channels))
+        while end < limit and grids[end] is grid:
+            end += 1
+        yield slice(start, end), grid
+        start = end
+
+
+def original_upsampler(geometry: Geometry, map_hw: tuple[int, int], device: torch.device) -> BilinearUpsampler:
+    """Return the upsampler from (h, w) to the original image, see `original_grid`; instances are cached."""
+    rows, columns = original_grid(geometry, map_hw)
+    return _upsampler(_to_bytes(rows), _to_bytes(columns), map_hw, device)
+
+
+@lru_cache(maxsize=32)
+def _upsampler(rows: bytes, columns: bytes, map_hw: tuple[int, int], device: torch.device) -> BilinearUpsampler:
+    """Create an upsampler from float64 positions; cached, because images of one size share the matrices."""
+    return BilinearUpsampler(_from_bytes(rows), _from_bytes(columns), map_hw, device)
+
+
+def _to_bytes(positions: Tensor) -> bytes:
+    return positions.cpu().double().numpy().tobytes()
+
+
+def _from_bytes(positions: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(positions).copy())
 
 
 @lru_cache(maxsize=16)
 def aligned_upsampler(size_hw: tuple[int, int], map_hw: tuple[int, int], device: torch.device) -> BilinearUpsampler:
     """Return the upsampler from (h, w) to (H, W) with aligned corners; instances are cached."""
     return BilinearUpsampler(*aligned_grid(size_hw, map_hw), map_hw, device)
-
-
-@lru_cache(maxsize=64)
-def original_upsampler(geometry: Geometry, map_hw: tuple[int, int], device: torch.device) -> BilinearUpsampler:
-    """Return the upsampler from (h, w) to the original image, as `original_grid`; instances are cached."""
-    return BilinearUpsampler(*original_grid(geometry, map_hw), map_hw, device)
-
-
-def images_at_once(grids: Sequence[BilinearUpsampler]) -> Iterator[tuple[int | slice, int]]:
-    """Yield the images to upsample together, and their number: on a GPU, successive ones with the same upsampler.
-
-    On a CPU they are yielded one by one, as indices, because tiles of one image fit into the cache.
-    """
-    start = 0
-    for end in range(1, len(grids) + 1):
-        if grids[start].device.type == "cpu":
-            yield start, 1
-        elif end < len(grids) and grids[end] is grids[start]:
-            continue
-        else:
-            yield slice(start, end), end - start
-        start = end
 
 
 def _interpolation_matrix(positions: Tensor, cells: int) -> tuple[Tensor, Tensor]:
@@ -214,16 +241,14 @@ def class_map(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         raise UserError(f"semantic maps hold at most {IGNORED_PIXEL} classes, got {classes}")
     logits = logits.detach().float()
     if logits.device.type != "cpu":
-        return _class_map_by_tiles(logits, BilinearUpsampler(rows, columns, (height, width), logits.device))
-    axes = [
-        _axis_cells(positions.cpu().double().numpy().tobytes(), cells)
-        for positions, cells in ((rows, height), (columns, width))
-    ]
+        upsampler = _upsampler(_to_bytes(rows), _to_bytes(columns), (height, width), logits.device)
+        return _class_map_by_tiles(logits, upsampler)
+    axes = [_axis_cells(_to_bytes(positions), cells) for positions, cells in ((rows, height), (columns, width))]
     return torch.from_numpy(_class_map_by_cells(np.ascontiguousarray(logits.numpy()), axes[0], axes[1]))
 
 
 def class_maps(logits: Tensor, geometries: Sequence[Geometry]) -> list[Tensor]:
-    """Compute the `class_map` of every original image of a batch.
+    """Compute the `class_map` of every original image of a batch, on a GPU of several images at once.
 
     Args:
         logits: (B, C, h, w) scores of at most 255 classes.
@@ -242,16 +267,16 @@ def class_maps(logits: Tensor, geometries: Sequence[Geometry]) -> list[Tensor]:
     logits = logits.detach().float()
     upsamplers = [original_upsampler(geometry, map_hw, logits.device) for geometry in geometries]
     maps: list[Tensor] = []
-    for images, _ in images_at_once(upsamplers):
-        maps += _class_map_by_tiles(logits[images], upsamplers[len(maps)]).unbind()
+    for images, upsampler in image_groups(upsamplers, logits.shape[1]):
+        maps += _class_map_by_tiles(logits[images], upsampler).unbind()
     return maps
 
 
 def _class_map_by_tiles(logits: Tensor, upsampler: BilinearUpsampler) -> Tensor:
     """Compute (..., H, W) maps of (..., C, h, w) logits, all images at once."""
-    *images, _, _, _ = logits.shape
+    *images, classes, _, _ = logits.shape
     result = torch.empty((*images, *upsampler.size_hw), dtype=torch.uint8, device=logits.device)
-    for tile in upsampler.tiles(logits.shape[:-2].numel()):
+    for tile in upsampler.tiles(classes):
         result[..., tile.rows, tile.columns] = upsampler.upsample_tile(logits, tile).argmax(dim=-3)
     return result
 
@@ -268,9 +293,7 @@ class _AxisCells(NamedTuple):
 @lru_cache(maxsize=32)
 def _axis_cells(positions: bytes, cells: int) -> _AxisCells:
     """Group pixels at float64 positions by cell; cached, because images of one size share the result."""
-    first, fraction = (
-        part.numpy() for part in _split_positions(torch.from_numpy(np.frombuffer(positions).copy()), cells)
-    )
+    first, fraction = (part.numpy() for part in _split_positions(_from_bytes(positions), cells))
     numbers = np.arange(max(cells - 1, 1))
     start, end = np.searchsorted(first, numbers), np.searchsorted(first, numbers, side="right")
     most = int((end - start).max(initial=1))

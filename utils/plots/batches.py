@@ -11,12 +11,15 @@ import torch
 
 from utils.core.contracts import IGNORED_PIXEL, Batch, Geometry, ImageInfo, Results
 from utils.ops.class_fractions import class_fractions
-from utils.plots.draw import DrawStyle, draw_boxes, draw_label, draw_masks, label_text, palette_colour
+from utils.plots.draw import DrawStyle, draw_boxes, draw_label, draw_masks, font_height_px, label_text, palette_colour
 from utils.plots.figure_io import write_image
-from utils.plots.semantic_overlay import SemanticStyle, legend_strip, overlay_semantic_map
+from utils.plots.semantic_overlay import SemanticStyle, legend_strip, overlay_semantic_map, visible_classes
+from utils.plots.text_rendering import text_mask
 
 MAX_IMAGES = 16
 MAX_SIDE_PX = 1920
+MIN_TILE_PX = 320  # smaller images are enlarged, for text that leaves most of the image visible
+MAX_LABEL_RATIO = 2  # a label wider than this many widths of its box is left out: the colour names the class
 MIN_CONFIDENCE = 0.25  # of drawn boxes; validation keeps boxes down to 0.001, which would hide the image
 _TITLE_COLOUR = (114, 114, 114)
 _MAX_TITLE = 40  # characters
@@ -49,7 +52,7 @@ def draw_batch(
         semantic_map = _semantic_map(batch, i, results, (tile.shape[0], tile.shape[1]))
         if semantic_map is not None:
             overlay_semantic_map(tile, semantic_map, style)
-            present.update(class_fractions(semantic_map))
+            present.update(visible_classes(class_fractions(semantic_map), style))
         drawable = _predicted_boxes(results[i], network_hw) if results is not None else _labelled_boxes(batch, i)
         masks = _predicted_masks(results[i]) if results is not None else _labelled_masks(batch, i)
         draw_masks(tile, masks, [palette_colour(index) for index in drawable[1][: len(masks)]])
@@ -58,7 +61,7 @@ def draw_batch(
     def footer(width: int) -> np.ndarray | None:
         return legend_strip(sorted(present), style, width) if present and style.legend else None
 
-    draw_grid(batch, path, decorate, footer)
+    draw_grid(batch, path, decorate, footer, min_tile_px=MIN_TILE_PX)
 
 
 def draw_grid(
@@ -150,7 +153,8 @@ def _tile(image: torch.Tensor, tile_hw: tuple[int, int]) -> np.ndarray:
         pixels = (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
     bgr = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()[:, :, ::-1])
     if bgr.shape[:2] != tile_hw:
-        bgr = cv2.resize(bgr, tile_hw[::-1], interpolation=cv2.INTER_AREA)
+        shrinks = bgr.shape[0] > tile_hw[0]
+        bgr = cv2.resize(bgr, tile_hw[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return bgr
 
 
@@ -198,5 +202,10 @@ def _draw_boxes_and_title(tile: np.ndarray, drawable: Drawable, names: Sequence[
     height, width = tile.shape[:2]
     texts = [label_text(names, index, score, DrawStyle()) for index, score in zip(classes, scores, strict=True)]
     pixels = boxes * np.array([width, height] * 2, np.float32)
+    limits = MAX_LABEL_RATIO * (pixels[:, 2] - pixels[:, 0])
+    size_px = font_height_px((height, width))
+    texts = [
+        text if text_mask(text, size_px).shape[1] <= limit else "" for text, limit in zip(texts, limits, strict=True)
+    ]
     draw_boxes(tile, pixels, [palette_colour(index) for index in classes], texts, line_px=2)
     draw_label(tile, title[:_MAX_TITLE], (4, 4), _TITLE_COLOUR, max(10, min(18, height // 24)), line_px=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,21 +71,11 @@ def _without_glyph_warnings() -> Iterator[None]:
         yield
 
 
-def text_widths(texts: Sequence[str], font_size: float) -> list[float]:
-    """Measure lines of text in points."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    font = get_font(findfont(FontProperties()))
-    font.set_size(font_size, _FIGURE_DPI)
-    widths = []
-    with _without_glyph_warnings():
-        for text in texts:
-            font.set_text(text, 0.0)
-            widths.append(font.get_width_height()[0] / 64 * 72 / _FIGURE_DPI)  # in 26.6 fixed point
-    return widths
+def short_name(name: str) -> str:
+    """Shorten a long name of a class."""
+    return name if len(name) <= MAX_NAME_CHARACTERS else f"{name[: MAX_NAME_CHARACTERS - 1]}…"
 
 
 def escape_mathtext(name: str) -> str:
-    """Prepare a name for matplotlib: escape dollar signs, which would start formulae, and shorten long names."""
-    shown = name if len(name) <= MAX_NAME_CHARACTERS else f"{name[: MAX_NAME_CHARACTERS - 1]}…"
-    return shown.replace("$", r"\$")
+    """Prepare a name for matplotlib: shorten long names, and escape dollar signs, which would start formulae."""
+    return short_name(name).replace("$", r"\$")

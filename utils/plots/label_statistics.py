@@ -75,7 +75,7 @@ def draw_label_overview(rows: np.ndarray, path: Path, names: Sequence[str]) -> P
     overlay.set_axis_off()
     cx, cy, width, height = _random_subset(rows, MAX_BOXES)[:, 1:].T
     _draw_histogram(centres, cx, cy)
-    centres.set(xlabel="x", ylabel="y")
+    centres.set(xlabel="x", ylabel="y", ylim=(1, 0))  # downwards, as in images
     _draw_histogram(sizes, width, height)
     sizes.set(xlabel="width", ylabel="height")
     return save_figure(figure, path)
@@ -106,6 +106,8 @@ def draw_correlogram(boxes_cxcywhn: np.ndarray, path: Path) -> Path:
             else:
                 _draw_histogram(axes, shown[:, column], shown[:, row])
             axes.set(xlim=(0, 1))
+            if _BOX_VALUES[row] == "y" and row != column:
+                axes.set(ylim=(1, 0))  # downwards, as in images
             axes.set_xlabel(_BOX_VALUES[column] if row == 3 else "")
             axes.set_ylabel(_BOX_VALUES[row] if column == 0 else "")
     return save_figure(figure, path)

@@ -11,7 +11,8 @@ import numpy as np
 
 from utils.core.contracts import Frame, Results, Sink
 from utils.core.files import write_text
-from utils.ops.panoptic import VOID, PanopticMap, PanopticMerger, Segment, bounding_window, encode_ids
+from utils.core.segment_types import VOID, PanopticMap, Segment
+from utils.ops.panoptic import PanopticMerger, bounding_window, encode_ids
 from utils.plots.draw import font_height_px, palette_colour, text_colour_on
 from utils.plots.figure_io import write_image
 from utils.plots.prediction_sinks import AnnotatedImage, UniqueNames, summarize

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,6 +14,7 @@ from utils.ops.class_fractions import class_fractions
 from utils.plots.palette import palette
 from utils.plots.text_rendering import Colour, class_name, put_text, text_mask
 
+BACKGROUND = "background"  # class name that overlays and legends leave out
 MIN_FRACTION = 0.0005  # of the labelled pixels; smaller classes are not in the legend
 MAX_LEGEND_SIDE = 0.45  # of the image height or width that the legend may take
 MAX_COVERED = 0.2  # of the legend's area that boxes may cover before it moves to another corner
@@ -41,6 +42,20 @@ def _colour_table(names: tuple[str, ...], colours: tuple[tuple[int, int, int], .
     return np.ascontiguousarray(table[:, ::-1])
 
 
+@lru_cache(maxsize=16)
+def _visible_values(names: tuple[str, ...]) -> np.ndarray:
+    """Return (256,) uint8, 1 for the values of a map that overlays show: all but ignored pixels and a background."""
+    values = np.ones(IGNORED_PIXEL + 1, np.uint8)
+    values[IGNORED_PIXEL] = 0
+    values[[index for index, name in enumerate(names[:IGNORED_PIXEL]) if name.strip(" _").lower() == BACKGROUND]] = 0
+    return values
+
+
+def visible_classes(indices: Iterable[int], style: SemanticStyle) -> list[int]:
+    """Select the classes that overlays show, all but a class named `background`, which would tint the whole image."""
+    return [index for index in indices if _visible_values(style.names)[index]]
+
+
 def class_colour(index: int, style: SemanticStyle) -> Colour:
     """Return the BGR colour of a semantic class."""
     blue, green, red = (int(value) for value in _colour_table(style.names, style.colours)[index])
@@ -54,7 +69,7 @@ def colourize(semantic_map: np.ndarray, style: SemanticStyle) -> np.ndarray:
 
 
 def overlay_semantic_map(canvas: np.ndarray, semantic_map: np.ndarray, style: SemanticStyle) -> None:
-    """Blend a semantic map into an image; ignored pixels are unchanged.
+    """Blend a semantic map into an image; ignored pixels and a class named `background` are unchanged.
 
     Args:
         canvas: (H, W, 3) uint8, changed in place.
@@ -67,8 +82,8 @@ def overlay_semantic_map(canvas: np.ndarray, semantic_map: np.ndarray, style: Se
     if semantic_map.shape != (height, width):
         semantic_map = cv2.resize(semantic_map, (width, height), interpolation=cv2.INTER_NEAREST)
     blended = cv2.addWeighted(canvas, 1 - style.opacity, colourize(semantic_map, style), style.opacity, 0)
-    labelled = (semantic_map != IGNORED_PIXEL).view(np.uint8)
-    cv2.copyTo(blended, labelled, canvas)  # works in place also for views of larger arrays
+    visible = cv2.LUT(semantic_map, _visible_values(style.names))
+    cv2.copyTo(blended, visible, canvas)  # works in place also for views of larger arrays
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -154,7 +169,8 @@ def draw_legend(
         boxes_xyxy: (n, 4) boxes in pixels of the canvas to keep visible.
     """
     height, width = canvas.shape[:2]
-    indices = [index for index, fraction in class_fractions(semantic_map).items() if fraction >= MIN_FRACTION]
+    fractions = class_fractions(semantic_map)
+    indices = [index for index in visible_classes(fractions, style) if fractions[index] >= MIN_FRACTION]
     columns = _layout(indices, style, (int(height * MAX_LEGEND_SIDE), int(width * MAX_LEGEND_SIDE)), size_px)
     if not columns:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,13 @@ def class_name(names: Sequence[str], index: int) -> str:
 
 @lru_cache(maxsize=1)
 def _font_path() -> Path:
-    import matplotlib  # contains the font; its top-level module alone is quick to import
+    """Find the font that matplotlib contains, without importing it if it is in the usual place."""
+    spec = find_spec("matplotlib")
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        path = Path(folder) / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+        if path.is_file():
+            return path
+    import matplotlib
 
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
@@ -57,7 +64,7 @@ def text_mask(text: str, size_px: int) -> np.ndarray:
         (h, w) uint8 coverage, 0 to 255; h depends on the font size only.
     """
     text = text.replace("\n", " ")
-    if any(ord(character) not in _supported_characters() for character in text) and hasattr(cv2, "FontFace"):
+    if not text.isascii() and hasattr(cv2, "FontFace") and not _supported_characters().issuperset(map(ord, text)):
         return _opencv_text_mask(text, size_px)
     from PIL import Image, ImageDraw
 
@@ -88,7 +95,18 @@ def put_text(canvas: np.ndarray, text: str, left_top_xy: tuple[int, int], size_p
         size_px: Font size.
         colour: Text colour.
     """
-    mask = text_mask(text, size_px)
+    put_mask(canvas, text_mask(text, size_px), left_top_xy, colour)
+
+
+def put_mask(canvas: np.ndarray, mask: np.ndarray, left_top_xy: tuple[int, int], colour: Colour) -> None:
+    """Blend a colour into an image where a mask covers it; parts outside the image are cut off.
+
+    Args:
+        canvas: (H, W, 3) uint8, changed in place.
+        mask: (h, w) uint8 coverage, 0 to 255.
+        left_top_xy: Position of its upper left corner.
+        colour: The colour.
+    """
     left, top = left_top_xy
     x1, y1 = max(0, left), max(0, top)
     x2, y2 = min(canvas.shape[1], left + mask.shape[1]), min(canvas.shape[0], top + mask.shape[0])

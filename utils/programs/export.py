@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, cast
 
 from utils.core.errors import UserError, did_you_mean
 from utils.core.log import LOGGER
+from utils.programs.deployment import deploy, select_deployments, size_bytes
 from utils.programs.export_settings import ExportSettings
 
 if TYPE_CHECKING:  # modules that load torch are imported after parsing, so that --help is fast
     from models.checkpoint import Checkpoint
     from models.network import Network
+    from utils.backends.deploy.release import Release
     from utils.backends.flat_outputs import ExportBackend, ExportJob
     from utils.programs.export_certificate import Certificate, Certifier
 
@@ -59,7 +61,7 @@ def export_checkpoints(settings: ExportSettings, stop_at_error: bool = False) ->
         stop_at_error: Raise the first error; otherwise the remaining formats are written before an error is raised.
 
     Returns:
-        The exported files.
+        The exported files, and the folders of `--deploy`.
 
     Raises:
         UserError: A format could not be written, or its outputs differ from PyTorch.
@@ -70,25 +72,31 @@ def export_checkpoints(settings: ExportSettings, stop_at_error: bool = False) ->
     from utils.programs.export_certificate import Certifier
 
     backends = _select_backends(settings)
+    deployments = select_deployments(settings.deploy, tuple(backends))
     device = select_device(settings.device)
     written: list[Path] = []
+    runnable: list[Path] = []  # files for --weights
     failures: list[str] = []
     for path in find_weights(settings.weights, settings.download):
         checkpoint = load_checkpoint(path)
         source = _prepare(checkpoint, path, settings)
         trained_on = str(checkpoint.meta.get("data") or "")
         certifier = Certifier(source.reference, settings, trained_on, device)
+        exported: dict[str, Path] = {}
         for name, backend in backends.items():
             try:
-                written.append(_export(name, backend, source, certifier, settings))
+                exported[name] = _export(name, backend, source, certifier, settings)
+                runnable.append(exported[name])
             except UserError as error:
                 if stop_at_error:
                     raise
                 LOGGER.error(f"{name}: {error}")
                 failures.append(name)
-    if written and not stop_at_error:
+        jobs = {name: _with_sizes(source.job, settings, backends[name]) for name in exported}
+        written += [*exported.values(), *deploy(deployments, source.release(path, exported, jobs), source.folder)]
+    if runnable and not stop_at_error:
         predict, val = _PROGRAMS.get(source.task, ("python detect.py", "python val.py"))
-        LOGGER.info(f"usage: {predict} --weights {written[-1]}   {val} --weights {written[-1]}")
+        LOGGER.info(f"usage: {predict} --weights {runnable[-1]}   {val} --weights {runnable[-1]}")
     if failures:
         raise UserError(f"--include: {', '.join(failures)} not exported; the reasons are above")
     return written
@@ -146,6 +154,13 @@ class _Source:
     folder: Path
     stem: str
 
+    def release(self, checkpoint: Path, files: Mapping[str, Path], jobs: Mapping[str, ExportJob]) -> Release:
+        """Describe exported files for deployments."""
+        from utils.backends.deploy.release import Release
+
+        metadata = {name: job.metadata for name, job in jobs.items()}
+        return Release(self.stem, self.task, checkpoint, files, metadata, self.job.training)
+
 
 def _prepare(checkpoint: Checkpoint, path: Path, settings: ExportSettings) -> _Source:
     import torch
@@ -190,6 +205,8 @@ def _prepare(checkpoint: Checkpoint, path: Path, settings: ExportSettings) -> _S
         workspace_gb=settings.workspace,
         timing_cache=settings.cache,
         verbose=settings.verbose,
+        trained=checkpoint.network,
+        training=checkpoint.meta,
     )
     folder = Path(settings.output) if settings.output else path.parent
     return _Source(network, next(iter(network.specs)), job, folder, path.stem + ("_int8" if settings.int8 else ""))
@@ -230,7 +247,7 @@ def _export(
         ending = ".mlmodel" if name == "coreml" and settings.mlmodel else backend.ending
         path = temporary / f"{source.stem}{ending}"
         start = time.perf_counter()
-        job = replace(source.job, metadata=replace(source.job.metadata, dynamic=dynamic))
+        job = _with_sizes(source.job, settings, backend)
         certificate = _write_certified(name, backend, job, certifier, path)
         seconds = time.perf_counter() - start
         certificate_path = temporary / f"{path.name}.json"
@@ -243,6 +260,8 @@ def _export(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     LOGGER.info(f"{backend.title}: {final}, {size_bytes(final) / 1e6:.1f} MB, {seconds:.1f} s; {certificate.summary}")
+    if job.metadata.dynamic and name == "onnx":
+        LOGGER.info("ONNX: any batch and image size; --static fixes both for programs that read a size from the file")
     return final
 
 
@@ -258,6 +277,11 @@ def _check_backend(backend: type[ExportBackend], settings: ExportSettings, dynam
     for package in backend.packages:
         if not is_installed(package):
             raise UserError(f"{backend.title} needs the package {package}; pip install {' '.join(backend.packages)}")
+
+
+def _with_sizes(job: ExportJob, settings: ExportSettings, backend: type[ExportBackend]) -> ExportJob:
+    """Copy a job for a format, with dynamic or fixed input sizes."""
+    return replace(job, metadata=replace(job.metadata, dynamic=_is_dynamic(settings, backend)))
 
 
 def _is_dynamic(settings: ExportSettings, backend: type[ExportBackend]) -> bool:
@@ -300,8 +324,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def size_bytes(path: Path) -> int:
-    """Measure the size of a file, or of all files in a folder."""
-    return sum(one.stat().st_size for one in path.rglob("*") if one.is_file()) if path.is_dir() else path.stat().st_size

@@ -15,6 +15,7 @@ class ExportSettings:
 
     weights: tuple[str, ...] = ()
     include: tuple[str, ...] = ("torchscript",)
+    deploy: tuple[str, ...] = ()
     output: str = ""
     data: str = ""
     source: str = ""
@@ -105,6 +106,8 @@ def _add_model_and_format(group: Options) -> None:
     add("--weights", nargs="+", default=[], metavar="FILE", help=text)
     text = "formats to export to, see docs/export.md"
     add("--include", nargs="+", default=["torchscript"], metavar="FORMAT", help=text)
+    text = "also write folders for other servers and the Hub: triton, ovms, deepstream, model-card, see docs/deploy.md"
+    add("--deploy", nargs="+", default=[], metavar="TARGET", help=text)
     add("--output", default="", metavar="FOLDER", help="folder of the files (default: that of the checkpoint)")
     text = "data-set YAML for INT8 calibration, accuracy and the comparison with PyTorch (default: from the checkpoint)"
     add("--data", default="", metavar="FILE", help=text)

@@ -17,6 +17,7 @@ from utils.core.cli import (
     new_parser,
 )
 from utils.core.errors import UserError
+from utils.programs.panoptic_options import add_merge_constants
 
 if TYPE_CHECKING:  # needs torch
     from utils.engine.predict import PredictSettings
@@ -202,12 +203,7 @@ def _add_output(group: Options, save_txt: str) -> None:
 
 def _add_panoptic(group: Options) -> None:
     add_flag(group, "--save-panoptic", "write panoptic maps in COCO's format, and drawn to panoptic_colour")
-    add = group.add_argument
-    add("--panoptic-conf", type=float, default=0.5, metavar="P", help="minimum confidence of things")
-    text = "maximum fraction of a thing that better ones may cover"
-    add("--panoptic-overlap", type=float, default=0.5, metavar="R", help=text)
-    text = "smaller segments of stuff, in pixels, become void"
-    add("--min-stuff-area", type=int, default=4096, metavar="N", help=text)
+    add_merge_constants(group)
 
 
 def _add_drawing(group: Options) -> None:

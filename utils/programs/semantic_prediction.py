@@ -11,9 +11,10 @@ from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.files import is_url
 from utils.core.log import LOGGER, progress
+from utils.core.segment_types import MergeSettings
 from utils.datasets.image_files import ImageFault, probe_image
 from utils.datasets.image_suffixes import IMAGE_SUFFIXES
-from utils.ops.panoptic import MergeSettings, PanopticMerger
+from utils.ops.panoptic import PanopticMerger
 from utils.plots.draw import DrawStyle
 from utils.plots.panoptic_sink import PanopticSink
 from utils.plots.prediction_sinks import size_mismatch

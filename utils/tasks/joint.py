@@ -35,6 +35,13 @@ def join_tasks(boxes: Task, semantic: Task) -> Task:
     def gains(hyp: Hyp) -> Mapping[str, float]:
         return dict.fromkeys(boxes.heads, hyp.det)
 
+    def for_data(task: Task, data: DataConfig) -> Task:
+        if not data.is_panoptic or "segment" not in boxes.heads:
+            return task
+        from utils.tasks.panoptic import panoptic_task
+
+        return panoptic_task(task, boxes, usual_fitness=task.fitness == fitness)
+
     kinds = {metric.split("/")[1].rpartition("map50")[0] for metric in boxes.fitness}  # "", or "box_" and "mask_"
     weights = {
         f"{head}/{kind}{metric}": weight / len(kinds)
@@ -42,16 +49,18 @@ def join_tasks(boxes: Task, semantic: Task) -> Task:
         for kind in kinds
         for metric, weight in BOX_WEIGHTS.items()
     }
+    fitness = weights | dict.fromkeys(semantic.fitness, SEMANTIC_WEIGHT)
     return replace(
         boxes,
         name=f"{boxes.name}+{semantic.name}",
         heads=(*boxes.heads, *semantic.heads),
-        fitness=weights | dict.fromkeys(semantic.fitness, SEMANTIC_WEIGHT),
+        fitness=fitness,
         load=load,
         columns={**boxes.columns, **_distinct_columns(semantic.columns, boxes.columns)},
         draw_scores=draw_scores,
         periodic_heads=semantic.heads,
         gains=gains,
+        for_data=for_data,
     )
 
 

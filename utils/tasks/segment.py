@@ -38,6 +38,15 @@ def draw_scores(scores: Mapping[str, Scores], folder: Path, data: DataConfig) ->
     return drawn
 
 
+def for_data(task: Task, data: DataConfig) -> Task:
+    """Choose the architecture of networks for panoptic data, which gets a semantic head beside the masks."""
+    if not data.is_panoptic:
+        return task
+    from utils.tasks.panoptic import DESIGN, PANOPTIC_CFG
+
+    return replace(task, cfg=PANOPTIC_CFG, added_head=DESIGN)
+
+
 _LOSSES = ("box", "seg", "obj", "cls")
 _METRICS = {"precision": "precision", "recall": "recall", "mAP_0.5": "map50", "mAP_0.5:0.95": "map50_95"}
 _KINDS = {"B": "box", "M": "mask"}
@@ -59,6 +68,7 @@ TASKS.register("segment")(
         draw_labels=draw_box_labels,
         draw_scores=draw_scores,
         cfg="yolov5n-seg",
+        for_data=for_data,
         fit_anchors=True,
     )
 )

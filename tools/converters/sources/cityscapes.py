@@ -17,7 +17,7 @@ from tools.converters.json_file import read_json
 from tools.converters.label_items import NO_CLASS, LabelSource, SourceImage, images_below, read_class_names
 from utils.core.errors import UserError
 from utils.core.input_files import MAX_IMAGE_BYTES, read_input
-from utils.datasets.labels.annotation_objects import FileObjects, LabelledObject, extent, mask_pieces
+from utils.datasets.labels.annotation_objects import FileObjects, FilePanoptic, LabelledObject, extent, mask_pieces
 from utils.datasets.labels.annotation_paths import find_images
 
 BOX_NAMES = (
@@ -28,6 +28,7 @@ SEMANTIC_NAMES = (
     "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
 )  # fmt: skip
 SEMANTIC_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # labelIds of SEMANTIC_NAMES
+_FIRST_THING = 24  # smallest label id of a class with instances
 _FIRST_INSTANCE = 24_000  # smaller values are class ids of regions and of groups
 
 
@@ -42,6 +43,9 @@ def open_cityscapes(settings: LabelSettings) -> LabelSource:
         images += images_below(folder, sorted(find_images(folder, folder)), folder.name)
     if settings.target_format == "masks":
         return LabelSource(SEMANTIC_NAMES, images, lambda image: _read_semantic(settings.source, image))
+    if settings.target_format == "panoptic":
+        stuff = tuple(name for name, key in zip(SEMANTIC_NAMES, SEMANTIC_IDS, strict=True) if key < _FIRST_THING)
+        return LabelSource(SEMANTIC_NAMES, images, lambda image: _read_panoptic(settings.source, image), stuff=stuff)
     without = sum(not _label(settings.source, image, "polygons.json").is_file() for image in images)
     notes = []
     if without:
@@ -113,6 +117,24 @@ def _read_semantic(root: Path, image: SourceImage) -> FileObjects:
     table = np.full(2**16, NO_CLASS, np.uint8)
     table[list(SEMANTIC_IDS)] = np.arange(len(SEMANTIC_IDS))
     return FileObjects(size_hw=(ids.shape[0], ids.shape[1]), semantic=table[ids])
+
+
+def _read_panoptic(root: Path, image: SourceImage) -> FileObjects:
+    """Read an instance map; things that are not separated into instances are crowds."""
+    try:
+        ids = _read_png(_label(root, image, "instanceIds.png")).astype(np.int32)
+    except UserError as error:
+        return FileObjects(faults=[str(error)])
+    class_names = dict(zip(SEMANTIC_IDS, SEMANTIC_NAMES, strict=True))
+    segments = []
+    for value in np.unique(ids).tolist():
+        key = value // 1000 if value >= _FIRST_INSTANCE else value
+        if key in class_names:
+            segments.append((value, class_names[key], _FIRST_THING <= value < _FIRST_INSTANCE))
+    known = np.isin(ids, [value for value, _, _ in segments])
+    found = FileObjects(size_hw=(ids.shape[0], ids.shape[1]))
+    found.panoptic = FilePanoptic(np.where(known, ids, 0), segments)
+    return found
 
 
 def _read_png(file: Path) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -25,7 +25,7 @@ _MIN_POLYGON_AREA_PX = 0.5
 @CHECKS.register("labels")
 def check_labels(records: DatasetRecords) -> Iterator[Finding]:
     """Check the labels of each image; classification labels have no boxes to check."""
-    classification = records.data.format == "folders"
+    classification = records.classification
     for split, images in records.splits.items():
         for one in images:
             if not one.image.fault:
@@ -40,9 +40,10 @@ def _check_file(one: LabelRecord, split: str, records: DatasetRecords) -> Iterat
     for text in labels.faults:
         kind = "unknown-class" if "not among the `names`" in text else "label-fault"
         yield Finding(kind, text, split, path)
-    for text in labels.lost:
-        yield Finding("degenerate", text, split, path)
     size_hw = one.image.size_hw
+    for row, text in enumerate(labels.lost):
+        boxes = _normalised(labels.lost_xyxy[row : row + 1], size_hw)
+        yield Finding("degenerate", text, split, path, boxes=boxes)
     if labels.size_hw is not None and size_hw is not None and not is_same_aspect(labels.size_hw, size_hw):
         stated, found = (f"{width} x {height}" for height, width in (labels.size_hw, size_hw))
         yield Finding("size-differs", f"{one.label_file}: states {stated} pixels, but {path} has {found}", split, path)
@@ -53,6 +54,15 @@ def _check_file(one: LabelRecord, split: str, records: DatasetRecords) -> Iterat
         classes = ", ".join(str(int(number)) for number in np.unique(unknown[:, 0]))
         text = f"{one.label_file}: class {classes}; the data YAML has {records.data.num_classes} names"
         yield Finding("unknown-class", text, split, path, boxes=_boxes(unknown))
+
+
+def _normalised(boxes_xyxy: Sequence[tuple[float, ...]], size_hw: tuple[int, int] | None) -> tuple[Box, ...]:
+    """Convert boxes in pixels to finite normalised ones; those of an image of unknown size are left out."""
+    if size_hw is None:
+        return ()
+    corners = np.array(boxes_xyxy, np.float64).reshape(-1, 2, 2) / (size_hw[1], size_hw[0])
+    rows = np.concatenate((np.zeros((len(corners), 1)), corners.mean(1), np.diff(corners, axis=1)[:, 0]), axis=1)
+    return _boxes(rows[np.isfinite(rows).all(1)])
 
 
 def _boxes(labels: np.ndarray) -> tuple[Box, ...]:

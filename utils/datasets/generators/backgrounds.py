@@ -61,17 +61,39 @@ def _blotches(random: Random, height: int, width: int) -> Canvas:
     return cv2.GaussianBlur(canvas, (0, 0), blur)
 
 
+def _checks(random: Random, height: int, width: int) -> Canvas:
+    return _cells(random, height, width, lambda u, v: np.sin(u) * np.sin(v) > 0)
+
+
+def _dots(random: Random, height: int, width: int) -> Canvas:
+    return _cells(random, height, width, lambda u, v: np.sin(u) + np.sin(v) > 1)
+
+
+def _cells(
+    random: Random, height: int, width: int, is_marked: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> Canvas:
+    """Create a rotated lattice in two colours; its phases run over 10 to 18 cells across the image."""
+    angle, cells = random.uniform(0, np.pi / 2), random.uniform(10, 18)
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32) * (2 * np.pi * cells / max(height, width))
+    marked = is_marked(x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle))
+    colour = random_colour(random)
+    return np.where(marked[..., None], colour, np.clip(colour * random.uniform(0.45, 0.7), 0, 255)).astype(np.float32)
+
+
 TEXTURES: dict[str, Callable[[Random, int, int], Canvas]] = {
     "gradient": _gradient,
     "clouds": _clouds,
     "stripes": _stripes,
     "blotches": _blotches,
+    "checks": _checks,
+    "dots": _dots,
 }
+_BACKGROUNDS = ("gradient", "clouds", "stripes", "blotches")  # of images without labelled stuff
 
 
 def background(random: Random, height: int, width: int) -> Canvas:
     """Create an (H, W, 3) uint8 RGB texture of a random kind with a little grain."""
-    return texture(random, list(TEXTURES)[int(random.integers(len(TEXTURES)))], height, width)
+    return texture(random, _BACKGROUNDS[int(random.integers(len(_BACKGROUNDS)))], height, width)
 
 
 def texture(random: Random, kind: str, height: int, width: int) -> Canvas:

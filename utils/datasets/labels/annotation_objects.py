@@ -30,6 +30,14 @@ class LabelledObject:
     outlined: bool = True  # False: the polygon is only the drawn rectangle
 
 
+@dataclass(frozen=True)
+class FilePanoptic:
+    """Panoptic map of one image."""
+
+    ids: np.ndarray  # (H, W) int32 id of the segment of each pixel, 0 = void
+    segments: list[tuple[int, str, bool]]  # id, class name, and whether it is a crowd
+
+
 @dataclass
 class FileObjects:
     """Content of the annotations of one image."""
@@ -40,7 +48,9 @@ class FileObjects:
     present: bool = True  # False: the file does not exist
     faults: list[str] = field(default_factory=list)  # `file: fault`; the file is unusable
     lost: list[str] = field(default_factory=list)  # faults of single objects, which are dropped
+    lost_xyxy: list[tuple[float, ...]] = field(default_factory=list)  # their boxes in pixels
     semantic: np.ndarray | None = None  # (H, W) uint8 class of each pixel, 255 unlabelled; None: not in the source
+    panoptic: FilePanoptic | None = None  # None: not in the source
 
 
 class ClassNumbers:
@@ -82,6 +92,7 @@ def to_labels(found: FileObjects, size_hw: tuple[int, int], classes: ClassNumber
         The labels. An unknown class is a fault of the image; boxes without area or outside the image are dropped.
     """
     labels = ImageLabels(present=found.present, faults=list(found.faults), lost=list(found.lost), size_hw=found.size_hw)
+    labels.lost_xyxy = list(found.lost_xyxy)
     limit = np.array([size_hw[1], size_hw[0]], np.float64)
     boxes: list[np.ndarray] = []
     for item in found.objects:
@@ -94,6 +105,7 @@ def to_labels(found: FileObjects, size_hw: tuple[int, int], classes: ClassNumber
             continue
         if fault := box_fault(item.box_xyxy, size_hw):
             labels.lost.append(f"{source}: {item.where}: {fault}, dropped")
+            labels.lost_xyxy.append(tuple(item.box_xyxy.tolist()))
             continue
         corners = np.clip(item.box_xyxy.reshape(2, 2), 0, limit) / limit
         boxes.append(np.concatenate(([number], corners.mean(0), corners[1] - corners[0])).astype(np.float32))

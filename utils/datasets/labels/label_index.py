@@ -26,6 +26,7 @@ class SplitFiles:
         fingerprint: everything else that the labels depend on, such as class names; the cache is rebuilt when it
             changes.
         stamped: files whose sizes and times stand for those of images and label files; None: the files themselves.
+        whole_images: the labels are classes of whole images, each a box of the whole image.
     """
 
     images: Sequence[str]
@@ -35,6 +36,7 @@ class SplitFiles:
     prepare: Callable[[], list[str]] | None = None
     fingerprint: str = ""
     stamped: list[str] | None = None
+    whole_images: bool = False
 
 
 @dataclass(frozen=True)

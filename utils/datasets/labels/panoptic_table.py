@@ -14,11 +14,11 @@ from utils.core.data_config import DataConfig
 from utils.core.distributed import main_first
 from utils.core.errors import UserError
 from utils.core.log import progress
+from utils.core.segment_types import VOID, PanopticLabels
 from utils.datasets.labels.json_stream import stream_json
 from utils.datasets.labels.panoptic_files import NumberedMap, number_segments, read_id_map
 from utils.datasets.labels.scan_cache import CACHE_SUFFIX, cache_paths, files_key, load_scan, save_scan, short_hash
 from utils.datasets.labels.semantic_layout import require_semantic
-from utils.ops.panoptic import VOID
 
 FORMAT_VERSION = 1  # of the cache; a change rebuilds all caches
 MAX_ID = 2**24 - 1  # three bytes of a colour
@@ -31,6 +31,7 @@ class PanopticTable:
     names: np.ndarray  # (n,) str, image files
     maps: np.ndarray  # (n,) str, PNG files in the folder of the maps
     image_ids: np.ndarray  # (n,) str
+    numeric: np.ndarray  # () int64, whether the ids are integers
     sizes_hw: np.ndarray  # (n, 2) int64, 0 if not given
     starts: np.ndarray  # (n + 1,) int64
     ids: np.ndarray  # (S,) int64
@@ -76,6 +77,23 @@ class PanopticSplit:
             ImageFault: the file is unusable.
         """
         return number_segments(read_id_map(Path(self.map_path(image))), self.table.ids[self.table.rows(image)])
+
+    def labels(self, image: int) -> PanopticLabels:
+        """Read the labels of an image.
+
+        Raises:
+            ImageFault: the file is unusable.
+        """
+        table, rows = self.table, self.table.rows(image)
+        key = str(table.image_ids[image])
+        return PanopticLabels(
+            numbers=self.read(image).numbers,
+            classes=tuple(table.classes[rows].tolist()),
+            crowd=tuple(bool(flag) for flag in table.crowd[rows]),
+            image_id=int(key) if int(table.numeric) else key,
+            map_name=str(table.maps[image]),
+            category_ids=tuple(table.category_ids.tolist()),
+        )
 
 
 def require_panoptic_json(data: DataConfig, split: str) -> Path:
@@ -204,6 +222,7 @@ def read_panoptic_json(path: Path, names: tuple[str, ...], things: int) -> tuple
         names=np.array([reader.images[key][0] for key in listed]),
         maps=np.array([reader.annotations[key][0] for key in listed]),
         image_ids=np.array([str(key) for key in listed]),
+        numeric=np.array(all(isinstance(key, int) for key in listed), np.int64),
         sizes_hw=np.array([reader.images[key][1:] for key in listed], np.int64).reshape(-1, 2),
         starts=np.concatenate(([0], np.cumsum([len(part) for part in segments]))).astype(np.int64),
         ids=rows[:, 0],
@@ -255,6 +274,8 @@ def _restored(arrays: dict[str, np.ndarray]) -> PanopticTable:
         raise ValueError("wrong names")
     if any(array.dtype.kind != "i" or array.shape != (segments,) for array in numbers):
         raise ValueError("wrong segments")
+    if table.numeric.shape != () or table.category_ids.dtype.kind != "i":
+        raise ValueError("wrong ids")
     if table.starts.shape != (count + 1,) or table.starts[0] != 0 or table.starts[-1] != segments:
         raise ValueError("inconsistent array lengths")
     if (np.diff(table.starts) < 0).any() or table.sizes_hw.shape != (count, 2):

@@ -27,6 +27,7 @@ class ImageLabels:
     duplicates: int = 0
     faults: list[str] = field(default_factory=list)  # `file:line: fault`; the image is unusable
     lost: list[str] = field(default_factory=list)  # faults of single objects, which are dropped
+    lost_xyxy: list[tuple[float, ...]] = field(default_factory=list)  # their boxes in pixels
     size_hw: tuple[int, int] | None = None  # size of the image in the annotations; None: not given
     listed: bool = True  # False: not in the annotations, so the image is in no split
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import cv2
@@ -13,6 +14,7 @@ from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.load_request import LoadRequest
 from utils.core.seed import generator
+from utils.core.segment_types import PanopticLabels
 from utils.datasets.labels.label_index import Index
 from utils.datasets.labels.label_scan import build_index
 from utils.datasets.pipeline.augment import (
@@ -62,6 +64,10 @@ def open_box_loader(request: LoadRequest, place: tuple[int, int] | None = None) 
     maker = BoxSampleMaker(
         index, images, request.hyp, size, request.seed, mosaic=not request.rect, shuffle=not request.masks
     )
+    if request.panoptic:
+        from utils.datasets.pipeline.panoptic_labels import open_panoptic_labels  # rarely needed
+
+        maker.read_panoptic = open_panoptic_labels(request, index)
     if request.epochs:
         maker.mosaic_epochs = request.epochs - round(request.hyp.close_mosaic)
     return BatchLoader(
@@ -96,6 +102,7 @@ class BoxSampleMaker:
     faults: list[str] = field(default_factory=list)
     order_stream: int = STREAM_ORDER
     mosaic_epochs: float = math.inf  # epochs with mosaic and mixup
+    read_panoptic: Callable[[int], tuple[PanopticLabels, str]] | None = None  # in evaluation of panoptic data
 
     @property
     def training_hw(self) -> tuple[int, int]:
@@ -138,6 +145,9 @@ class BoxSampleMaker:
         factor, offset = np.array(fitted.scale_xy, np.float32), np.array(fitted.pad_xy, np.float32)
         polygons = [polygon * factor + offset for polygon in sample.polygons]
         fitted_sample = Sample(image, boxes.astype(np.float32), sample.classes, polygons)
+        if self.read_panoptic is not None:
+            fitted_sample.panoptic, fault = self.read_panoptic(item.index)
+            self.faults += [f"{fault}; all its pixels are void"] if fault else []
         return fitted_sample, Geometry(original_hw, shape_hw, scale_xy, fitted.pad_xy)
 
     # ------------------------------------------------------------------------------------------------------------------

@@ -101,6 +101,7 @@ def collate(images: Tensor, samples: list[Sample], info: list[ImageInfo], masks:
     rows = [normalised_rows(sample, number, shape_hw) for number, sample in enumerate(samples)]
     labels = [sample.label for sample in samples if sample.label is not None]
     known = [sample.boxes_known for sample in samples]
+    panoptic = [sample.panoptic for sample in samples if sample.panoptic is not None]
     return Batch(
         images=images.permute(0, 3, 1, 2),
         boxes=torch.from_numpy(np.concatenate(rows) if rows else np.zeros((0, 6), np.float32)),
@@ -108,6 +109,7 @@ def collate(images: Tensor, samples: list[Sample], info: list[ImageInfo], masks:
         boxes_known=None if all(known) else torch.tensor(known),
         masks=rasterised,
         classes=torch.tensor(labels) if labels else None,
+        panoptic=panoptic or None,
         semantic=_stack_maps([sample.semantic for sample in samples if sample.semantic is not None], len(samples)),
     )
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from utils.core.segment_types import PanopticLabels
+
 
 def no_boxes() -> np.ndarray:
     """Create an empty (0, 4) float32 array."""
@@ -21,6 +23,7 @@ class Sample:
     classes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # (n,)
     polygons: list[np.ndarray] = field(default_factory=list)  # n of (k, 2) pixels, k = 0 if unknown; or empty
     semantic: np.ndarray | None = None  # (H, W) uint8 class of each pixel; (h, w) of the original in evaluation
+    panoptic: PanopticLabels | None = None  # in evaluation
     label: int | None = None  # class of the whole image, -1 if unlabelled; None: not a classification sample
     boxes_known: bool = True  # False: objects of the image are not labelled with boxes
 

@@ -42,7 +42,6 @@ class WorkerPool:
     def __init__(self, factory: Dataset[tuple[list[Batch], list[str]]], workers: int, pin: bool = False) -> None:
         self.factory, self.workers, self.pin = factory, workers, pin
         self.processes: list[BaseProcess] = []  # the workers, once they are started
-        self.process = os.getpid()  # the workers have a copy of this object
         self._logged: set[str] = set()
         self._chunks = _Chunks()
         self._loader: DataLoader[Any] | None = None
@@ -89,8 +88,7 @@ class WorkerPool:
             signal.signal(signal.SIGCHLD, on_death)
         if not self.processes:
             self.processes = sorted(set(active_children()) - others, key=lambda process: process.pid or 0)
-            # before torch's own exit functions, which wait for a worker that hangs and end it with SIGTERM
-            atexit.register(_close, weakref.ref(self))
+            _WORKERS.update(self.processes)
         with WorkerWatch(self.processes) as watch:
             while True:
                 with watch.waiting():
@@ -143,9 +141,15 @@ class WorkerPool:
         )
 
 
-def _close(pool: weakref.ref[WorkerPool]) -> None:
-    if (alive := pool()) is not None and os.getpid() == alive.process:
-        alive.close()
+_WORKERS: weakref.WeakSet[BaseProcess] = weakref.WeakSet()  # of all pools, also of pools that no longer exist
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End all workers before multiprocessing's own exit function, which waits for them after a SIGTERM."""
+    for process in _WORKERS:
+        if process in active_children():  # of this process: a forked one has a copy of the set
+            process.kill()
 
 
 class _Chunks(Sampler[Chunk]):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils.engine.eager_optimizer import eager
 from utils.engine.optimizers import OPTIMIZERS, OptimizerOptions, ParamGroups
 
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)  # coefficients of x, x^3 and x^5, which move singular values towards 1
@@ -116,4 +117,4 @@ def newton_schulz(matrices: Tensor) -> Tensor:
 @OPTIMIZERS.register("MuonSGD")
 def muon_sgd(groups: ParamGroups, options: OptimizerOptions) -> torch.optim.Optimizer:
     """Build SGD mixed with Muon."""
-    return MuonSgd(groups, lr=options.lr, momentum=options.momentum)
+    return eager(MuonSgd)(groups, lr=options.lr, momentum=options.momentum)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from utils.engine.eager_optimizer import eager
 from utils.engine.optimizers import OPTIMIZERS, OptimizerOptions, ParamGroups
 
 _BETA2 = 0.999
@@ -17,7 +18,7 @@ def _implementation(options: OptimizerOptions) -> dict[str, bool]:
 def sgd(groups: ParamGroups, options: OptimizerOptions) -> torch.optim.Optimizer:
     """Build SGD with Nesterov momentum."""
     momentum = options.momentum
-    optimizer = torch.optim.SGD(
+    optimizer = eager(torch.optim.SGD)(
         groups, lr=options.lr, momentum=momentum, nesterov=momentum > 0, **_implementation(options)
     )
     if momentum and options.fused:
@@ -31,30 +32,30 @@ def sgd(groups: ParamGroups, options: OptimizerOptions) -> torch.optim.Optimizer
 @OPTIMIZERS.register("Adam")
 def adam(groups: ParamGroups, options: OptimizerOptions) -> torch.optim.Optimizer:
     """Build Adam (Kingma and Ba 2015)."""
-    return torch.optim.Adam(groups, lr=options.lr, betas=(options.momentum, _BETA2), **_implementation(options))
+    return eager(torch.optim.Adam)(groups, lr=options.lr, betas=(options.momentum, _BETA2), **_implementation(options))
 
 
 @OPTIMIZERS.register("AdamW")
 def adamw(groups: ParamGroups, options: OptimizerOptions) -> torch.optim.Optimizer:
     """Build Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
-    return torch.optim.AdamW(groups, lr=options.lr, betas=(options.momentum, _BETA2), **_implementation(options))
+    return eager(torch.optim.AdamW)(groups, lr=options.lr, betas=(options.momentum, _BETA2), **_implementation(options))
 
 
 @OPTIMIZERS.register("NAdam")
 def nadam(groups: ParamGroups, options: OptimizerOptions) -> torch.optim.Optimizer:
     """Build NAdam (Dozat 2016) with decoupled weight decay; PyTorch has no fused version."""
     betas = (options.momentum, _BETA2)
-    return torch.optim.NAdam(groups, lr=options.lr, betas=betas, decoupled_weight_decay=True, foreach=True)
+    return eager(torch.optim.NAdam)(groups, lr=options.lr, betas=betas, decoupled_weight_decay=True, foreach=True)
 
 
 @OPTIMIZERS.register("RAdam")
 def radam(groups: ParamGroups, options: OptimizerOptions) -> torch.optim.Optimizer:
     """Build RAdam (Liu et al. 2020) with decoupled weight decay; PyTorch has no fused version."""
     betas = (options.momentum, _BETA2)
-    return torch.optim.RAdam(groups, lr=options.lr, betas=betas, decoupled_weight_decay=True, foreach=True)
+    return eager(torch.optim.RAdam)(groups, lr=options.lr, betas=betas, decoupled_weight_decay=True, foreach=True)
 
 
 @OPTIMIZERS.register("RMSProp")
 def rmsprop(groups: ParamGroups, options: OptimizerOptions) -> torch.optim.Optimizer:
     """Build RMSProp with momentum; PyTorch has no fused version."""
-    return torch.optim.RMSprop(groups, lr=options.lr, momentum=options.momentum, foreach=True)
+    return eager(torch.optim.RMSprop)(groups, lr=options.lr, momentum=options.momentum, foreach=True)

@@ -88,6 +88,7 @@ class _Labels:
         self.boxes = np.zeros((0, 5), np.float32)
         self.keep = np.zeros(0, bool)
         self.lost: dict[int, list[str]] = {}
+        self.lost_xyxy: dict[int, list[tuple[float, ...]]] = {}
 
     def prepare(self) -> list[str]:
         """Read the JSON; return warnings about it as a whole."""
@@ -124,6 +125,7 @@ class _Labels:
         first, last = table.starts[row : row + 2]
         rows = first + np.flatnonzero(self.keep[first:last])
         labels = ImageLabels(self.boxes[rows], lost=self.lost.get(row, []), size_hw=table.size_hw(row))
+        labels.lost_xyxy = self.lost_xyxy.get(row, [])
         if table.first_piece[last] > table.first_piece[first]:
             size_xy = self.sizes_xy[row]
             outlines = [np.clip(join_pieces(table.pieces(a)), 0, size_xy) / size_xy for a in rows]
@@ -155,6 +157,7 @@ class _Labels:
             fault = f"a box of {w:g} x {h:g} pixels at {x:g}, {y:g}" + (" outside the image" if min(w, h) > 0 else "")
             line = f"{self.source}: annotation {table.ids[a]} ({table.names[image[a]]}): {fault}, dropped"
             self.lost.setdefault(int(image[a]), []).append(line)
+            self.lost_xyxy.setdefault(int(image[a]), []).append((x, y, x + w, y + h))
 
     def _warnings(self, table: CocoTable, number: np.ndarray) -> list[str]:
         notes = list(table.notes)

@@ -50,7 +50,7 @@ def read_folders(data: DataConfig, split: str) -> SplitFiles:
 
     key = short_hash([*map(str, sources), *names])
     cache = sources[0].with_name(f"{sources[0].name}.{key}{CACHE_SUFFIX}")
-    return SplitFiles(images, [""] * len(images), load_labels, cache)
+    return SplitFiles(images, [""] * len(images), load_labels, cache, whole_images=True)
 
 
 def class_folders(folder: Path) -> dict[str, Path]:

@@ -109,6 +109,7 @@ def _object(found: FileObjects, shape: Any, path: Path, number: int) -> Labelled
     if not pieces or kind in _WITHOUT_AREA:
         reason = f"a {kind} has no area" if kind in _WITHOUT_AREA else f"a {kind} with {len(points)} points"
         found.lost.append(f"{path}: {where} ({name}): {reason}, dropped")
+        found.lost_xyxy.append((*points.min(0).tolist(), *points.max(0).tolist()))
         return None
     return LabelledObject(name, extent(pieces), pieces, where=where, outlined=kind != "rectangle")
 

@@ -55,6 +55,7 @@ def read_shards(data: DataConfig, split: str) -> SplitFiles:
         prepare=lambda: shards.notes,
         fingerprint=f"shards {fingerprint}",
         stamped=paths,
+        whole_images=kind != "yolo",
     )
 
 

@@ -76,6 +76,7 @@ def _add(found: FileObjects, element: Element, path: Path, number: int) -> None:
         return
     if xmax <= xmin - 1 or ymax <= ymin - 1 or (xmax == xmin and ymax == ymin):  # an empty side, or a single point
         found.lost.append(f"{at}: {where} ({name}): a box from {xmin:g}, {ymin:g} to {xmax:g}, {ymax:g}, dropped")
+        found.lost_xyxy.append((xmin, ymin, xmax, ymax))
         return
     aside = "difficult" if element.value("difficult") == "1" else ""
     corners = np.array([xmin - 1, ymin - 1, xmax, ymax], np.float64)

@@ -1,0 +1,226 @@
+"""Panoptic networks: which one is built, how it is scored, two processes, COCO's result files."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from helpers_panoptic import id_map, panoptic_data, write_panoptic
+from helpers_run import results, script
+
+from models.builder import build_network, read_architecture
+from models.checkpoint import load_checkpoint, save_checkpoint
+from utils.core.contracts import (
+    Batch,
+    EvalSettings,
+    Geometry,
+    HeadSpec,
+    ImageInfo,
+    Results,
+)
+from utils.core.hyp import Hyp
+from utils.core.load_request import LoadRequest
+from utils.core.segment_types import PanopticLabels, PanopticMap, Segment
+from utils.core.train_settings import TrainSettings
+from utils.engine.trainable_network import build_trainable_network
+from utils.metrics.panoptic import PanopticEvaluator
+from utils.metrics.semantic import SemanticEvaluator
+from utils.ops.panoptic import decode_ids
+from utils.tasks.task_selection import select_task, select_training_task
+
+SPEC = HeadSpec("panoptic", 3, names=("cat", "dog", "grass"), things=("cat", "dog"))
+
+
+def network_for(data, **settings):
+    task = select_task("segment", ())
+    return build_trainable_network(task.for_data(task, data), TrainSettings(**settings), Hyp(), data, None)
+
+
+def test_panoptic_data_choose_a_panoptic_network(tmp_path):
+    data = panoptic_data(tmp_path)
+    network = network_for(data)
+    assert network.architecture["name"] == "yolov5n-pan"
+    assert {name: spec.names for name, spec in network.specs.items()} == {
+        "segment": ("cat", "dog"),
+        "semantic": ("cat", "dog", "grass"),
+    }
+    assert list(network_for(data, cfg="yolov5n-seg").specs) == ["segment"]  # an explicit choice
+
+
+def test_weights_without_a_semantic_head_get_one(tmp_path):
+    data, source = panoptic_data(tmp_path), build_network(read_architecture("yolov5n-seg"), 5)
+    with torch.no_grad():
+        source.model[0].conv.weight.fill_(0.125)
+    save_checkpoint(tmp_path / "seg.pt", source, {"task": "segment"})
+    network = network_for(data, weights=str(tmp_path / "seg.pt"))
+    assert list(network.specs) == ["segment", "semantic"] and network.specs["semantic"].num_classes == 3
+    assert (network.model[0].conv.weight == 0.125).all()
+    direct = network_for(data, weights=str(tmp_path / "seg.pt"), cfg="yolov5n-pan")
+    assert list(direct.specs) == ["segment", "semantic"] and (direct.model[0].conv.weight == 0.125).all()
+
+
+def test_epochs_are_ranked_by_panoptic_quality(tmp_path):
+    data, heads = panoptic_data(tmp_path), ("segment", "semantic")
+    task = select_task("segment", heads)
+    adapted = task.for_data(task, data)
+    assert adapted.fitness == {"panoptic/pq": 1.0} and adapted.columns["metrics/PQ"] == "panoptic/pq"
+    assert not adapted.periodic_heads
+    count = sum(column.startswith("metrics/") for column in task.columns)
+    chosen = select_training_task("segment", (1.0, *(0.0,) * (count - 1)), heads)
+    assert "panoptic/pq" not in chosen.for_data(chosen, data).fitness  # an explicit --fitness
+    alone = select_task("segment", ("segment",))
+    assert alone.for_data(alone, data).heads == ("segment",)
+
+
+def batches(tmp_path, training, **options):
+    data = panoptic_data(tmp_path, count=3, **options)
+    task = select_task("segment", ("segment", "semantic"))
+    request = LoadRequest(data, "train", training, 64, 2, 32, Hyp(), workers=0, rect=not training)
+    loader = task.for_data(task, data).load(request)
+    return loader, list(loader.epoch(0))
+
+
+def test_training_batches_have_boxes_masks_and_maps(tmp_path):
+    loader, found = batches(tmp_path, training=True)
+    assert loader.num_images == 3 and not loader.heads
+    for batch in found:
+        assert batch.panoptic is None and batch.masks is not None
+        assert batch.semantic.shape == (len(batch), 64, 64) and set(batch.semantic.unique().tolist()) <= {0, 1, 2, 255}
+
+
+def test_evaluation_batches_have_panoptic_labels(tmp_path):
+    loader, found = batches(tmp_path, training=False)
+    assert loader.heads == ("segment", "semantic", "panoptic")
+    labels = found[0].panoptic[0]
+    assert labels.classes == (2, 0, 1, 1) and labels.crowd == (False, False, False, True)
+    assert labels.map_name == "0.png" and labels.image_id == 0 and labels.category_ids == (3, 7, 90)
+    ids = id_map()
+    numbers = np.select([ids == 70_000, ids == 1, ids == 300, ids == 5], [1, 2, 3, 4], 0)
+    assert (labels.numbers == numbers).all()
+    assert (labels.semantic(255)[:, :10] == 255).all() and labels.semantic(255)[55, 25] == 1
+
+
+def test_a_map_that_vanishes_is_void(tmp_path):
+    data = panoptic_data(tmp_path, count=2)
+    task = select_task("segment", ("segment", "semantic"))
+    request = LoadRequest(data, "train", False, 64, 2, 32, Hyp(), workers=0, rect=True)
+    loader = task.for_data(task, data).load(request)
+    (tmp_path / "panoptic" / "train" / "1.png").unlink()
+    batch = next(iter(loader.epoch(0)))
+    by_path = {info.path[-5:]: labels for info, labels in zip(batch.info, batch.panoptic, strict=True)}
+    assert by_path["1.jpg"].classes == () and not by_path["1.jpg"].numbers.any() and by_path["0.jpg"].classes
+
+
+def prediction(index, ids, segments):
+    info = ImageInfo(index, f"{index}.jpg", Geometry(ids.shape, ids.shape))
+    semantic = torch.from_numpy(np.array([255, *(one.category for one in segments)], np.uint8)[ids])
+    return Results(info, panoptic=PanopticMap(ids.astype(np.int32), tuple(segments)), semantic=semantic)
+
+
+def labelled(numbers, classes, crowd=None, **more):
+    return PanopticLabels(numbers, classes, crowd or (False,) * len(classes), **more)
+
+
+def batch_of(panoptic):
+    count = len(panoptic)
+    return Batch(torch.zeros(count, 3, 8, 8), torch.zeros(0, 6), [None] * count, panoptic=panoptic)
+
+
+def test_panoptic_scores_of_known_damage(tmp_path):
+    numbers = np.zeros((10, 10), np.uint8)
+    numbers[:, :5], numbers[:5, 5:] = 1, 2  # a cat, grass, void
+    truth = labelled(numbers, (0, 2), image_id=5, map_name="a/5.png", category_ids=(3, 7, 90))
+    ids = numbers.copy()
+    ids[:, 4] = 0  # 40 of 50 pixels of the cat
+    ids[5:, 5:] = 2  # on void
+    found = prediction(0, ids, [Segment(1, 0, True, 40, 0.9), Segment(2, 2, False, 50)])
+    evaluator = PanopticEvaluator(SPEC, EvalSettings(save_json=tmp_path / "best_predictions.json"))
+    evaluator.update([found], batch_of([truth]))
+    evaluator.update([found], batch_of([truth]))  # an image that occurs twice counts once
+    scores = evaluator.compute()
+    assert scores.metrics["pq"] == pytest.approx(0.9) and scores.metrics["rq"] == 1
+    assert scores.metrics["pq_things"] == pytest.approx(0.8) and scores.metrics["pq_stuff"] == 1
+    assert scores.metrics["pq/cat"] == pytest.approx(0.8) and "pq/dog" not in scores.metrics
+    assert [name for name, _ in scores.rows] == ["all", "things", "stuff", "cat", "grass"]
+    written = json.loads((tmp_path / "best_panoptic.json").read_text())["annotations"]
+    assert [(one["image_id"], one["file_name"]) for one in written] == [(5, "a/5.png")]
+    assert [one["category_id"] for one in written[0]["segments_info"]] == [3, 90]
+    assert written[0]["segments_info"][0] == {"id": 1, "category_id": 3, "area": 40, "bbox": [0, 0, 4, 10]}
+    assert (decode_ids(cv2.imread(str(tmp_path / "best_panoptic" / "a" / "5.png"))) == ids).all()
+
+
+def test_groups_without_segments_are_nan():
+    numbers = np.ones((4, 4), np.uint8)
+    evaluator = PanopticEvaluator(SPEC, EvalSettings())
+    evaluator.update([prediction(0, numbers, [Segment(1, 2, False, 16)])], batch_of([labelled(numbers, (2,))]))
+    scores = evaluator.compute()
+    assert scores.metrics["pq"] == 1 == scores.metrics["pq_stuff"] and np.isnan(scores.metrics["pq_things"])
+
+
+def test_semantic_maps_are_scored_from_panoptic_labels():
+    numbers = np.array([[0, 1, 1, 2], [0, 1, 2, 2]], np.uint8)
+    found = prediction(3, np.array([[1, 1, 1, 1], [1, 1, 2, 2]]), [Segment(1, 0, True, 6), Segment(2, 2, False, 2)])
+    evaluator = SemanticEvaluator(HeadSpec("semantic", 3, names=SPEC.names), EvalSettings())
+    evaluator.update([found], batch_of([labelled(numbers, (0, 2))]))
+    scores = evaluator.compute()
+    assert scores.metrics["pixel_accuracy"] == pytest.approx(5 / 6)
+    assert scores.metrics["iou/cat"] == pytest.approx(3 / 4)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Train a panoptic network for two epochs."""
+    root = tmp_path_factory.mktemp("pan")
+    data = write_panoptic(root, count=6)
+    options = ("--data", data, "--epochs", 2, "--batch", 2, "--img", 64, "--workers", 0, "--device", "cpu")
+    script("segment/train.py", *options, "--project", root / "runs", "--name", "a", "--noplots", "--noautoanchor")
+    network = load_checkpoint(root / "runs" / "a" / "weights" / "best.pt").network
+    bias = next(tensor for tensor in reversed(list(network.heads["semantic"].parameters())) if tensor.shape == (3,))
+    with torch.no_grad():
+        bias[2] += 100  # everything is grass
+    save_checkpoint(root / "grass.pt", network, {"task": "segment", "data": str(data), "imgsz": 64})
+    return root
+
+
+def test_training_reports_panoptic_quality(trained):
+    found = results(trained / "runs" / "a")
+    for name in ("pq", "sq", "rq", "pq_things", "pq_stuff"):
+        assert f"panoptic/{name}" in found
+    assert "semantic/miou" in found and "segment/mask_map50" in found
+    header = (trained / "runs" / "a" / "results.csv").read_text().splitlines()[0]
+    assert "metrics/PQ_stuff" in header
+
+
+def validate(root, name, *more, processes=1):
+    options = (
+        "--weights",
+        root / "grass.pt",
+        "--workers",
+        0,
+        "--device",
+        "cpu",
+        "--project",
+        root / "val",
+        "--name",
+        name,
+    )
+    script("segment/val.py", *options, "--noplots", "--exist-ok", *more, processes=processes)
+    return results(root / "val" / name)
+
+
+def test_two_processes_give_the_same_panoptic_quality(trained):
+    options = ("--batch-size", 2, "--min-stuff-area", 1, "--save-json")
+    one = validate(trained, "one", *options)
+    two = validate(trained, "two", *options, processes=2)
+    pick = [name for name in one if name.startswith(("panoptic/", "semantic/"))]
+    assert len(pick) > 10 and one["panoptic/pq_stuff"] > 0
+    assert {name: one[name] for name in pick} == {name: two[name] for name in pick}
+    files = [sorted(path.name for path in (trained / "val" / n / "grass_panoptic").iterdir()) for n in ("one", "two")]
+    assert files[0] == files[1] == [f"{number}.png" for number in range(6)]
+    texts = [(trained / "val" / name / "grass_panoptic.json").read_text() for name in ("one", "two")]
+    assert texts[0] == texts[1] and len(json.loads(texts[0])["annotations"]) == 6
+
+
+def test_constants_of_the_merge_change_the_score(trained):
+    assert validate(trained, "large", "--min-stuff-area", 4801)["panoptic/pq_stuff"] == 0
