@@ -21,6 +21,7 @@ from benchmarks import (
     loss_curve,
     machine,
     mask_step,
+    memory,
     mosaic_window,
     plain,
     pruning,
@@ -290,3 +291,13 @@ def test_gpu_checks_report_failures(tmp_path):
     assert wrong.passed is False and "no.pt" in wrong.detail and "**failed**" in wrong.row()
     late = gpu_checks.run_program("train", ["train.py"], tmp_path, 0.01)
     assert late.passed is None and "skipped" in late.row()
+
+
+def test_memory():
+    sizes = ["--epochs", "6", "--images", "200", "--requests", "60", "--clients", "2", "--imgsz", "64"]
+    rows = memory.main([*sizes, "--parts", "train", "images", "service"])
+    assert {row.part for row in rows} == {"train.py", "detect.py, images", "serve.py"}
+    assert all(30 < row.start_mb < 2000 for row in rows) and rows[-1].cpu_ms > 0
+    line = {1: [(time, 100 + 2 * time) for time in range(31)], 2: [(0, 1.0)]}
+    (row,) = memory.fitted("part", line, 60, "unit")
+    assert row.slope_mb == pytest.approx(1) and row.percent == pytest.approx(100 / 121, rel=0.02)

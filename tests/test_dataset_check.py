@@ -381,6 +381,19 @@ def test_cleaned_copy_of_semantic_and_class_folders(tmp_path):
     assert found_in(load_data(str(tmp_path / "clean2" / "data.yaml"))) == {}
 
 
+def test_bccd_is_fit_for_training(tmp_path, shared):
+    """The recommended data set has two boxes that are points, which training drops, and a near duplicate."""
+    root = shared / "datasets" / "bccd"
+    if not root.is_dir():
+        pytest.skip("the data set is not here")
+    splits = {split: f"ImageSets/Main/{split}.txt" for split in ("train", "val", "test")}
+    write_yaml(tmp_path / "bccd.yaml", {"path": str(root), **splits, "names": ["RBC", "WBC", "Platelets"]})
+    report = check_dataset(CheckSettings(str(tmp_path / "bccd.yaml"), fast=True, project=tmp_path / "runs"))
+    assert report.counts["error"] == 0
+    (first, second) = [one for one in report.findings if one.kind == "degenerate"]
+    assert first.boxes == ((504 / 640, 337 / 480, 0, 0),) and second.boxes == ((181 / 640, 329 / 480, 0, 0),)
+
+
 def test_cleaned_copy_of_classification_shards(tmp_path):
     """Images of class shards go to class folders; they have no boxes, whose labels would be of the whole image."""
     for split, count in (("train", 3), ("val", 2)):

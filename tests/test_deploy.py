@@ -255,6 +255,13 @@ def test_refused_deployments(checkpoints, tmp_path):
         label_lines(["a\nb"])
 
 
+def test_recommended_commands_fit_the_task(checkpoints, tmp_path, caplog):
+    with caplog.at_level("INFO", logger="polyolo"):
+        exported(checkpoints["classify"], tmp_path, include=["torchscript"])
+    file = tmp_path / "classify.torchscript"
+    assert f"python classify/predict.py --weights {file}   python classify/val.py --weights {file}" in caplog.text
+
+
 def test_help_names_every_deployment():
     text = next(action.help for action in export.build_parser()._actions if "--deploy" in action.option_strings)
     assert all(name in text for name in DEPLOYMENTS.names())

@@ -1,19 +1,104 @@
 """Full disks, quotas and limits on files: one line, a status, the files of before, and a run that can be resumed."""
 
+import errno
 import importlib
 import json
+import os
 import resource
 import subprocess
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from helpers_run import ROOT, command, environment
+from helpers_run import ROOT, command, environment, same, tiny_data, weights
 
 from utils.core.errors import UserError
 from utils.core.files import write_text
 from utils.plots.video_writer import VideoWriter
+
+TRAIN = {"cfg": "yolov5n", "imgsz": [64], "batch_size": 4, "workers": 0, "epochs": 2, "save_period": 1, "seed": 0}
+
+
+class Disk:
+    """Count the files that are written; from number `limit` on, none can be written."""
+
+    def __init__(self, monkeypatch):
+        self.names, self.limit, self.reason = [], None, errno.ENOSPC
+        self._fsync = os.fsync
+        monkeypatch.setattr(os, "fsync", self.fsync)
+
+    def fsync(self, handle):
+        """Replace os.fsync, which every atomic write calls last."""
+        self.names.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        if self.limit is not None and len(self.names) >= self.limit:
+            raise OSError(self.reason, os.strerror(self.reason))
+        return self._fsync(handle)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """The disk, not yet full."""
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc to name the files")
+    return Disk(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Data YAML whose images and caches exist already."""
+    path = tiny_data(tmp_path_factory.mktemp("data"), 8, 4, 64)
+    train(path, path.parent / "first", epochs=1)
+    return path
+
+
+def train(data, project, **options):
+    """Run train.py in this process."""
+    importlib.import_module("train").run(**TRAIN | {"data": str(data), "project": str(project)} | options)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data):
+    """Folder of a run that was not disturbed."""
+    train(data, data.parent / "undisturbed")
+    return data.parent / "undisturbed" / "exp"
+
+
+WRITES = ["args", "labels", "results", "best", "epoch0", "last"]
+
+
+REASONS = [(name, errno.ENOSPC) for name in WRITES] + [("last", errno.EDQUOT), ("results", errno.EROFS)]
+
+
+@pytest.mark.parametrize(("name", "reason"), REASONS)
+def test_full_disk_at_a_write_of_training(data, undisturbed, tmp_path, disk, name, reason):
+    disk.limit, disk.reason = 10**6, reason
+    first = find_write(disk, data, tmp_path / "count", name)
+    disk.names.clear()
+    disk.limit = first
+    with pytest.raises(UserError, match=rf"cannot be written \({os.strerror(reason)}\)") as caught:
+        train(data, tmp_path / "p")
+    assert "\n" not in str(caught.value) and name in str(caught.value)
+    disk.limit = None
+    left = {path.name for path in (tmp_path / "p").rglob(".*")} - {".best.previous.pt", ".lock"}  # needed to resume
+    assert not left, "temporary files were left"
+    last = tmp_path / "p" / "exp" / "weights" / "last.pt"
+    if not last.exists():  # the first epoch was not complete
+        return
+    importlib.import_module("train").run(resume=str(last))
+    run = tmp_path / "p" / "exp"
+    for name in ("last.pt", "best.pt", "epoch0.pt"):
+        assert same(weights(run / "weights" / name), weights(undisturbed / "weights" / name)), name
+    assert (run / "results.csv").read_text() == (undisturbed / "results.csv").read_text()
+
+
+def find_write(disk, data, project, name):
+    """Find the number of the first write of a file in a run."""
+    if not hasattr(find_write, "names"):
+        train(data, project)
+        find_write.names = list(disk.names)
+    return next(i for i, found in enumerate(find_write.names, 1) if found.split(".")[1] == name)
 
 
 def limited(folder, max_bytes, script, *options, status=2):

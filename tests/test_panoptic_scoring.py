@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers_panoptic import id_map, panoptic_data, write_panoptic
-from helpers_run import results, script
+from helpers_run import results, same, script, weights
 
 from models.builder import build_network, read_architecture
 from models.checkpoint import load_checkpoint, save_checkpoint
@@ -170,10 +170,25 @@ def test_semantic_maps_are_scored_from_panoptic_labels():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Train a panoptic network for two epochs."""
+    """Train a panoptic network for three epochs."""
     root = tmp_path_factory.mktemp("pan")
     data = write_panoptic(root, count=6)
-    options = ("--data", data, "--epochs", 2, "--batch", 2, "--img", 64, "--workers", 0, "--device", "cpu")
+    options = (
+        "--data",
+        data,
+        "--epochs",
+        3,
+        "--save-period",
+        1,
+        "--batch",
+        2,
+        "--img",
+        64,
+        "--workers",
+        0,
+        "--device",
+        "cpu",
+    )
     script("segment/train.py", *options, "--project", root / "runs", "--name", "a", "--noplots", "--noautoanchor")
     network = load_checkpoint(root / "runs" / "a" / "weights" / "best.pt").network
     bias = next(tensor for tensor in reversed(list(network.heads["semantic"].parameters())) if tensor.shape == (3,))
@@ -190,6 +205,14 @@ def test_training_reports_panoptic_quality(trained):
     assert "semantic/miou" in found and "segment/mask_map50" in found
     header = (trained / "runs" / "a" / "results.csv").read_text().splitlines()[0]
     assert "metrics/PQ_stuff" in header
+
+
+def test_a_resumed_run_is_bit_exact(trained):
+    folder = trained / "runs" / "a" / "weights"
+    whole, table = weights(folder / "last.pt"), (trained / "runs" / "a" / "results.csv").read_text()
+    script("segment/train.py", "--resume", folder / "epoch0.pt", "--workers", 0)
+    assert same(weights(folder / "last.pt"), whole)
+    assert (trained / "runs" / "a" / "results.csv").read_text() == table
 
 
 def validate(root, name, *more, processes=1):

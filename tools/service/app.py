@@ -150,7 +150,14 @@ class Service:
         prepared = await asyncio.gather(*(loop.run_in_executor(self._threads, prepare, file) for file in files))
         results = await self.batcher.submit([image for _, image in prepared], [key for key, _ in prepared])
         self.metrics.images.inc(len(results))
-        form = ResponseFormat(runner.specs, tuple(runner.names), parameters.masks, parameters.pixels, deadline)
+        form = ResponseFormat(
+            specs=runner.specs,
+            names=tuple(runner.names),
+            masks=parameters.masks,
+            pixels=parameters.pixels,
+            panoptic=parameters.panoptic,
+            deadline=deadline,
+        )
         return await loop.run_in_executor(self._threads, _json_response, encode, results, form)
 
     def _decode(self, name: str, data: bytes) -> np.ndarray:

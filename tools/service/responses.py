@@ -13,8 +13,10 @@ import numpy as np
 
 from tools.service.schema import MaskFormat
 from utils.core.contracts import HeadSpec, Results
+from utils.core.segment_types import PanopticMap
 from utils.ops.class_fractions import class_fractions
 from utils.ops.masks import encode_rle, largest_contour
+from utils.ops.panoptic import PanopticMerger, encode_ids
 from utils.plots.draw import class_name, palette_colour
 from utils.plots.semantic_overlay import SemanticStyle, class_colour
 
@@ -29,6 +31,7 @@ class ResponseFormat:
     names: Sequence[str] = ()  # class names of the main head
     masks: MaskFormat = "polygon"
     pixels: bool = True  # include the semantic map as PNG
+    panoptic: bool = False  # include the panoptic map
     deadline: float = float("inf")  # of time.monotonic(); checked between masks, which take long for large images
 
     def names_of(self, head: str) -> tuple[str, ...]:
@@ -55,6 +58,8 @@ def encode_result(result: Results, form: ResponseFormat) -> dict[str, Any]:
         values["detections"] = _encode_detections(result, form)
     if result.semantic is not None:
         values["semantic"] = _encode_semantic(result.semantic.numpy(), form.names_of("semantic"), form.pixels)
+    if form.panoptic and (panoptic := _merge(result, form)) is not None:
+        values["panoptic"] = _encode_panoptic(panoptic, form.names_of("semantic"))
     if result.probabilities is not None:
         names = form.names_of("classify")
         scores, order = result.probabilities.float().topk(min(TOP_CLASSES, len(result.probabilities)))
@@ -116,6 +121,27 @@ def _encode_semantic(classes: np.ndarray, names: tuple[str, ...], pixels: bool) 
         assert done
         values["png"] = base64.b64encode(png.tobytes()).decode()
     return values
+
+
+def _merge(result: Results, form: ResponseFormat) -> PanopticMap | None:
+    """Merge a panoptic map; None for models without masks or semantic maps, or whose heads name things differently."""
+    things = next((form.names_of(name) for name, spec in form.specs.items() if spec.num_masks), ())
+    names = form.names_of("semantic")
+    if result.fine_masks is None or result.semantic is None or not set(things) <= set(names):
+        return None
+    return PanopticMerger(things, names)(result)
+
+
+def _encode_panoptic(panoptic: PanopticMap, names: tuple[str, ...]) -> dict[str, Any]:
+    """Convert a panoptic map to its segments and a colour PNG of their ids."""
+    segments = []
+    for one in panoptic.segments:
+        name = class_name(names, one.category)
+        entry = {"id": one.id, "class": one.category, "name": name, "thing": one.is_thing, "area": one.area}
+        segments.append(entry if one.score is None else {**entry, "confidence": round(one.score, 5)})
+    done, png = cv2.imencode(".png", encode_ids(panoptic.ids))
+    assert done
+    return {"segments": segments, "png": base64.b64encode(png.tobytes()).decode()}
 
 
 def encode_flask_rows(result: Results, form: ResponseFormat) -> list[dict[str, Any]]:

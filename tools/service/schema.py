@@ -27,6 +27,7 @@ class Parameters(BaseModel):
     )
     masks: MaskFormat = Field("polygon", description="format of instance masks")
     pixels: bool = Field(True, description="include the semantic map as PNG")
+    panoptic: bool = Field(False, description="include the panoptic map of models with masks and semantic maps")
 
 
 class NoParameters(BaseModel):
@@ -70,6 +71,24 @@ class SemanticMap(BaseModel):
     png: str | None = Field(None, description="base64 of a grey PNG of class indices, 255 for unlabelled")
 
 
+class PanopticSegment(BaseModel):
+    """Segment of a panoptic map."""
+
+    id: int = Field(description="value of its pixels")
+    class_: int = Field(alias="class", description="semantic class")
+    name: str
+    thing: bool = Field(description="an instance, with a confidence; otherwise stuff")
+    area: int = Field(description="in pixels")
+    confidence: float | None = None
+
+
+class PanopticResult(BaseModel):
+    """Result of panoptic segmentation."""
+
+    segments: list[PanopticSegment]
+    png: str = Field(description="base64 of a colour PNG of segment ids, R + 256 G + 65536 B; 0 for void")
+
+
 class ClassProbability(BaseModel):
     """Class of a whole image."""
 
@@ -86,6 +105,7 @@ class ImageResult(BaseModel):
     height: int
     detections: list[Detection] | None = None
     semantic: SemanticMap | None = None
+    panoptic: PanopticResult | None = None
     top5: list[ClassProbability] | None = None
 
 

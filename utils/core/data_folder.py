@@ -12,7 +12,7 @@ from utils.core.yolo_folder import read_yolo_folder
 
 @dataclass(frozen=True)
 class FolderContents:
-    """What a data YAML would say about a folder; the names are those of its keys."""
+    """Contents of a folder in the terms of a data YAML, whose keys have the same names."""
 
     names: tuple[str, ...]
     splits: dict[str, tuple[Path, ...]]

@@ -18,12 +18,14 @@ from utils.core.contracts import Results
 from utils.core.errors import UserError
 from utils.core.files import run_folder
 from utils.core.log import LOGGER
+from utils.core.segment_types import PanopticMap
 from utils.engine.predict import count_classes, format_counts
 from utils.hub.result_views import Boxes, Masks, Probs, summarize_image
 from utils.hub.supervision_format import import_optional, to_supervision
 from utils.ops.boxes import xyxy_to_cxcywh
 from utils.ops.class_fractions import class_fractions
 from utils.ops.masks import encode_rle, largest_contour
+from utils.ops.panoptic import PanopticMerger
 from utils.plots.draw import DrawStyle, annotate, class_name
 from utils.plots.figure_io import write_image
 from utils.plots.prediction_sinks import crop_box, safe_name
@@ -141,6 +143,18 @@ class Detections:
         if self.n != 1:
             raise UserError(f"{attribute}: the results have {self.n} images; select one, as in results[0].{attribute}")
         return self.results[0]
+
+    @property
+    def panoptic(self) -> PanopticMap | None:
+        """Panoptic map of a single image, merged on first use; None for networks without masks or semantic maps.
+
+        Raises:
+            UserError: If the semantic head lacks a class of the mask head.
+        """
+        result = self._only_result("panoptic")
+        if result.panoptic is None and result.fine_masks is not None and result.semantic is not None:
+            result.panoptic = PanopticMerger(self._names, self._semantic_names)(result)
+        return result.panoptic
 
     @property
     def boxes(self) -> Boxes | None:
