@@ -12,7 +12,7 @@ from utils.core.timing import Stopwatch
 from utils.losses import semantic_terms
 from utils.metrics.segment import batch_overlaps, label_masks, mask_overlaps
 from utils.metrics.semantic import joint_histogram, joint_histograms
-from utils.ops import masks, nms, padded_nms, semantic_maps
+from utils.ops import batch_masks, masks, nms, padded_nms, semantic_maps
 
 needs_simulation = pytest.mark.skipif(bool(simulated_gpu.available()), reason=simulated_gpu.available() or "available")
 BATCH, WAITS, LAUNCHES = 32, 8, 15  # images of a batch, waits per batch, launches per image
@@ -74,18 +74,18 @@ def test_padded_nms_with_thousands_of_classes():
 
 
 def test_masks_of_a_batch_equal_those_of_single_images(monkeypatch):
-    monkeypatch.setattr(masks, "_GPU_CHUNK", 2 * 5 * 24 * 32)
+    monkeypatch.setattr(batch_masks, "_GPU_CHUNK", 2 * 5 * 24 * 32)
     generator = torch.Generator().manual_seed(0)
     prototypes = torch.randn((3, 4, 24, 32), generator=generator)
     coefficients = torch.randn((3, 5, 4), generator=generator)
     low = torch.rand((3, 5, 2), generator=generator) * 60
     boxes = torch.cat((low, low + 40), dim=2)
     boxes[1, 3:] = 0  # padding
-    found = masks.batch_prototype_masks(prototypes, coefficients, boxes, (96, 128))
+    found = batch_masks.batch_prototype_masks(prototypes, coefficients, boxes, (96, 128))
     for image in range(3):
         expected = masks.prototype_masks(prototypes[image], coefficients[image], boxes[image], (96, 128))
         assert torch.equal(found[image], expected)
-    overlaps = masks.batch_mask_iou(found[:, :2], found)
+    overlaps = batch_masks.batch_mask_iou(found[:, :2], found)
     for image in range(3):
         assert torch.equal(overlaps[image], masks.mask_iou(found[image, :2], found[image]))
 

@@ -17,7 +17,8 @@ from utils.metrics import EVALUATORS
 from utils.metrics.coco import coco_metrics, ground_truth_from_labels, prediction_rows, write_predictions
 from utils.metrics.detect import DetectDetails, DetectEvaluator, ImageRecord, evaluate_records, mean_scores
 from utils.metrics.matching import match_detections
-from utils.ops.masks import batch_mask_iou, chunk_slices, encode_rle, mask_in_original, mask_iou
+from utils.ops.batch_masks import batch_mask_iou
+from utils.ops.masks import chunk_slices, encode_rle, mask_in_original, mask_iou
 
 _METRICS = ("P", "R", "mAP50", "mAP50-95")  # columns of the detection table that boxes and masks both have
 COLUMNS = (

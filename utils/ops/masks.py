@@ -19,7 +19,6 @@ from utils.ops.boxes import to_original
 _MAX_COORDINATE_PX = 2**14  # polygons are clipped to it; OpenCV overflows beyond, which strong perspective can reach
 _HALF = 127  # half of the value of a covered pixel before down-sampling
 _CHUNK = 2**23  # mask pixels held as floats at a time
-_GPU_CHUNK = 2**26  # the same on a GPU, where launches cost more
 _EPS = 1e-7
 
 
@@ -125,34 +124,6 @@ def prototype_masks(
     for rows in chunk_slices(len(coefficients), mask_h * mask_w):
         foreground = (coefficients[rows] @ flat).view(-1, mask_h, mask_w) > 0  # equivalent to sigmoid > 0.5
         masks[rows] = foreground & inside_boxes(small_boxes[rows], (mask_h, mask_w))
-    return masks
-
-
-def batch_prototype_masks(
-    prototypes: Tensor, coefficients: Tensor, boxes_xyxy: Tensor, network_hw: tuple[int, int]
-) -> Tensor:
-    """Compute the masks of `prototype_masks` for a batch, padded to the same number per image, with few launches.
-
-    Args:
-        prototypes: (B, M, mh, mw).
-        coefficients: (B, L, M).
-        boxes_xyxy: (B, L, 4) boxes in pixels of the network input; without area for padding.
-        network_hw: Height and width of the network input.
-
-    Returns:
-        (B, L, mh, mw) bool, empty for padding.
-    """
-    batch, _, height, width = prototypes.shape
-    most = coefficients.shape[1]
-    x, y = boxes_xyxy[..., 0::2] * (width / network_hw[1]), boxes_xyxy[..., 1::2] * (height / network_hw[0])
-    columns, rows = torch.arange(width, device=x.device), torch.arange(height, device=x.device)
-    inside_x = (columns >= x[..., :1]) & (columns < x[..., 1:])  # (B, L, mw)
-    inside_y = (rows >= y[..., :1]) & (rows < y[..., 1:])
-    masks = torch.empty((batch, most, height, width), dtype=torch.bool, device=prototypes.device)
-    for some in chunk_slices(batch, most * height * width, _GPU_CHUNK):
-        foreground = (coefficients[some] @ prototypes[some].flatten(2)).view(-1, most, height, width) > 0
-        inside = inside_x[some, :, None] & inside_y[some, :, :, None]
-        torch.logical_and(foreground, inside, out=masks[some])
     return masks
 
 
@@ -294,26 +265,6 @@ def mask_iou(first: Tensor, second: Tensor) -> Tensor:
         others = second[rows].flatten(1).float()
         intersection = flat @ others.T
         iou[:, rows] = intersection / (areas[:, None] + others.sum(dim=1)[None] - intersection + _EPS)
-    return iou
-
-
-def batch_mask_iou(first: Tensor, second: Tensor) -> Tensor:
-    """Compute the IoU of `mask_iou` within every image of a batch.
-
-    Args:
-        first: (B, N, h, w) bool, padded with empty masks.
-        second: (B, D, h, w) bool, padded with empty masks.
-
-    Returns:
-        (B, N, D) float32, 0 for padding.
-    """
-    batch, number, height, width = first.shape
-    iou = torch.zeros((batch, number, second.shape[1]), device=first.device)
-    for some in chunk_slices(batch, max(number, second.shape[1]) * height * width, _GPU_CHUNK):
-        labels, others = first[some].flatten(2).float(), second[some].flatten(2).float()
-        intersection = labels @ others.transpose(1, 2)
-        areas = labels.sum(dim=2)[..., None] + others.sum(dim=2)[:, None]
-        torch.div(intersection, areas - intersection + _EPS, out=iou[some])
     return iou
 
 

@@ -7,7 +7,7 @@ import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from torch import Tensor
 from utils.core.contracts import EvalSettings
 from utils.core.log import LOGGER
 from utils.ops.boxes import cxcywh_to_xyxy
-from utils.ops.padded_nms import NmsLimits, PaddedDetections, select_padded
+
+if TYPE_CHECKING:  # needed on GPUs only
+    from utils.ops.padded_nms import PaddedDetections
 
 # Boxes of class c are shifted by c times this offset, so that boxes of different classes never overlap.
 CLASS_OFFSET_PX = 7680.0
@@ -78,6 +80,8 @@ def padded_nms(predictions: Tensor, num_classes: int, settings: EvalSettings) ->
     Raises:
         ValueError: If predictions have another shape.
     """
+    from utils.ops.padded_nms import NmsLimits, select_padded
+
     _check_shape(predictions, num_classes)
     images, rows = _candidates(predictions, num_classes, settings)
     boxes = _separate_classes(rows, num_classes, settings)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from utils.core.contracts import Decoded, EvalSettings, HeadSpec, Results
-from utils.ops.masks import PrototypeMasks, batch_prototype_masks, prototype_masks
+from utils.ops.batch_masks import batch_prototype_masks
+from utils.ops.masks import PrototypeMasks, prototype_masks
 from utils.ops.nms import batched_nms, padded_nms
 from utils.postprocess import POSTPROCESS
 from utils.postprocess.detect import fill_boxes
