@@ -113,6 +113,7 @@ class Results:
     scores: Tensor | None = None  # (n,)
     classes: Tensor | None = None  # (n,) int64
     masks: Tensor | None = None  # (n, h, w) bool over the padded network input, usually at a quarter of its size
+    batch_masks: Tensor | None = None  # (B, L, h, w) padded masks of the batch, of which `masks` is a view
     fine_masks: FineMasks | None = None  # the same n masks at the network input size or the original size
     semantic: Tensor | None = None  # (H, W) uint8 class of each pixel
     panoptic: PanopticMap | None = None  # segment of each pixel, merged from masks and semantic map
@@ -120,9 +121,10 @@ class Results:
     candidates_cut: bool = False  # there were more NMS candidates than the limit
 
     def cpu(self) -> Results:
-        """Copy the results with all tensors on the CPU."""
+        """Copy the results of this image with all tensors on the CPU."""
         names = ("boxes", "scores", "classes", "masks", "fine_masks", "semantic", "probabilities")
-        return replace(self, **{n: t.cpu() for n in names if (t := getattr(self, n)) is not None})
+        copied = {n: t.cpu() for n in names if (t := getattr(self, n)) is not None}
+        return replace(self, batch_masks=None, **copied)
 
 
 @dataclass(frozen=True)
@@ -263,14 +265,14 @@ class Loss(Protocol):
 
 
 class PostProcess(Protocol):
-    """Post-processing of a head: writes predictions to its fields of `results`, one per image."""
+    """Post-processing of a head: writes predictions to `results`; masks and semantic maps stay on their device."""
 
     def __init__(self, spec: HeadSpec, settings: EvalSettings) -> None: ...
     def __call__(self, decoded: Decoded, results: list[Results]) -> None: ...
 
 
 class Evaluator(Protocol):
-    """Metrics of a head: `update` collects predictions of one rank, `compute` gathers all ranks."""
+    """Metrics of a head: `update` takes a batch with masks and semantic maps on one device, `compute` gathers ranks."""
 
     def __init__(self, spec: HeadSpec, settings: EvalSettings) -> None: ...
     def update(self, results: list[Results], batch: Batch) -> None: ...

@@ -3,44 +3,76 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import device
+    from torch.cuda import Event
+
+_MAX_PENDING = 256  # blocks; older ones have ended long ago, so that reading them does not wait
 
 
 class Stopwatch:
     """Context manager that adds up the time spent in its blocks.
 
-    Attributes:
-        seconds: Time in all blocks so far.
-        last: Time in the last block.
+    On a CUDA device, blocks are timed by events in its stream: timing alone never makes the host wait for the device,
+    reading a time does.
 
     Args:
-        target: Device of the timed work; CUDA devices are synchronised before each reading of the clock.
+        target: Device of the timed work.
     """
 
     def __init__(self, target: device | None = None) -> None:
-        self.seconds = 0.0
-        self.last = 0.0
-        self._cuda = target is not None and target.type == "cuda"
+        self._target = target if target is not None and target.type == "cuda" else None
+        self._seconds = 0.0
+        self._last = 0.0
         self._start = 0.0
+        self._start_event: Event | None = None
+        self._pending: deque[tuple[Event, Event]] = deque()  # blocks whose time is not read yet
 
-    def _now(self) -> float:
-        if self._cuda:
-            import torch
+    @property
+    def seconds(self) -> float:
+        """Time in all blocks so far."""
+        self._read(0)
+        return self._seconds
 
-            torch.cuda.synchronize()
-        return time.perf_counter()
+    @property
+    def last(self) -> float:
+        """Time in the last block."""
+        self._read(0)
+        return self._last
+
+    def _read(self, remaining: int) -> None:
+        """Add up the times of the oldest blocks until only so many are left."""
+        while len(self._pending) > remaining:
+            start, end = self._pending.popleft()
+            end.synchronize()
+            self._last = start.elapsed_time(end) / 1000
+            self._seconds += self._last
+
+    def _event(self) -> Event:
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._target))
+        return event
 
     def __enter__(self) -> Stopwatch:
-        self._start = self._now()
+        if self._target is None:
+            self._start = time.perf_counter()
+        else:
+            self._start_event = self._event()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.last = self._now() - self._start
-        self.seconds += self.last
+        if self._start_event is None:
+            self._last = time.perf_counter() - self._start
+            self._seconds += self._last
+        else:
+            self._pending.append((self._start_event, self._event()))
+            self._read(_MAX_PENDING)
 
 
 def time_alternately(

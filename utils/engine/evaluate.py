@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from utils.core import distributed as dist
 from utils.core.contracts import (
@@ -63,13 +64,12 @@ class _Totals:
     images: int = 0
     truncated: int = 0  # images with more NMS candidates than the limit
 
-    def add_losses(self, losses: Mapping[str, Loss], outputs: Outputs, batch: Batch) -> None:
-        for head, loss in losses.items():
-            for raw, part in _labelled_parts(outputs.raw[head], batch, loss.labels):
-                for term, value in loss(raw, part).items():
-                    name = f"val/{head}/{term}"
-                    self.losses[name] = self.losses.get(name, 0.0) + float(value)
-                    self.batches[name] = self.batches.get(name, 0) + 1
+    def add_losses(self, terms: Sequence[tuple[str, Tensor]]) -> None:
+        """Add the terms of all batches by name; reads them from the device at once."""
+        values = torch.stack([value for _, value in terms]).tolist() if terms else []
+        for (name, _), value in zip(terms, values, strict=True):
+            self.losses[name] = self.losses.get(name, 0.0) + value
+            self.batches[name] = self.batches.get(name, 0) + 1
 
 
 def _labelled_parts(raw: Raw, batch: Batch, labels: str) -> Iterator[tuple[Raw, Batch]]:
@@ -97,6 +97,7 @@ class _Evaluation:
     watches: Mapping[str, Stopwatch]
     modify_outputs: Callable[[Outputs, Batch], None] | None
     merged: dict[str, PostProcess] = field(default_factory=dict)  # of results that several heads contribute to
+    loss_terms: list[tuple[str, Tensor]] = field(default_factory=list)  # of all batches, on the device
 
     def process(self, batch: Batch, heads: Collection[str]) -> list[Results]:
         """Run one batch and update the evaluators of `heads`."""
@@ -108,22 +109,33 @@ class _Evaluation:
         with self.watches["inference"]:
             outputs = self.runner.run(moved.images)
         if self.losses and outputs.raw:
-            with torch.inference_mode():
-                self.totals.add_losses({n: loss for n, loss in self.losses.items() if n in heads}, outputs, moved)
+            self._compute_losses(outputs, moved, heads)
         if self.modify_outputs is not None:
             self.modify_outputs(outputs, moved)
         with self.watches["postprocess"]:
             results = [Results(info) for info in batch.info]
             for name in heads:
                 self.post_processors[name](outputs.decoded[name], results)
-            results = [result.cpu() for result in results]
+            if self.merged:  # on the host
+                results = [result.cpu() for result in results]
             for merge in self.merged.values():
                 merge({}, results)
+        # labels of pixels are compared where the predictions are, all others on the host
+        labels = batch if self.merged else replace(batch, masks=moved.masks, semantic=moved.semantic)
         for name in (*heads, *self.merged):
-            self.evaluators[name].update(results, batch)
+            self.evaluators[name].update(results, labels)
         self.totals.images += len(batch)
         self.totals.truncated += sum(result.candidates_cut for result in results)
         return results
+
+    @torch.inference_mode()
+    def _compute_losses(self, outputs: Outputs, batch: Batch, heads: Collection[str]) -> None:
+        """Compute the losses of `heads` without waiting for the device."""
+        for head, loss in self.losses.items():
+            if head in heads:
+                for raw, part in _labelled_parts(outputs.raw[head], batch, loss.labels):
+                    terms = loss(raw, part)
+                    self.loss_terms += [(f"val/{head}/{term}", value) for term, value in terms.items()]
 
 
 def evaluate(
@@ -144,7 +156,8 @@ def evaluate(
         settings: Settings of post-processing and evaluators.
         device: Device for the batches.
         losses: Losses by head, computed on raw outputs if the runner returns them.
-        on_batch: Called with every batch and its results in pixels of the original images.
+        on_batch: Called with every batch and its results in pixels of the original images; masks and semantic maps may
+            still be on the device.
         modify_outputs: Called before post-processing; may change the outputs in place.
         skip_heads: Heads to leave out.
 
@@ -180,6 +193,7 @@ def evaluate(
                 on_batch(batch, results)
     for loss in evaluation.losses.values():
         loss.train()
+    evaluation.totals.add_losses(evaluation.loss_terms)
     scores = {name: evaluator.compute() for name, evaluator in evaluation.evaluators.items()}
     return replace(_report(evaluation.totals, evaluation.watches, scores), last_step=last_step(runner))
 

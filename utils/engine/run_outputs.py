@@ -85,7 +85,7 @@ class BatchPlotter:
             return
         self._counts[prefix] += 1
         self.folder.mkdir(parents=True, exist_ok=True)
-        for kind, predictions in (("labels", None), ("pred", results)):
+        for kind, predictions in (("labels", None), ("pred", [result.cpu() for result in results])):
             path = self.folder / f"{prefix}val_batch{index}_{kind}.jpg"
             self.task.draw_batch(batch, path, self.data, predictions)
             self.paths.append(path)

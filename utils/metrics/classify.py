@@ -49,14 +49,22 @@ class ClassifyEvaluator:
         """
         if batch.classes is None:
             raise ValueError("the batch has no image classes; load a classification data set")
-        for result, label in zip(results, batch.classes.tolist(), strict=True):
-            if label < 0:
-                continue
+        labels = batch.classes.tolist()
+        if len(labels) != len(results):
+            raise ValueError(f"expected one result per image, got {len(labels)} images and {len(results)} results")
+        labelled = [(result, label) for result, label in zip(results, labels, strict=True) if label >= 0]
+        probabilities = []
+        for result, _ in labelled:
             if result.probabilities is None:
                 raise ValueError(f"{result.info.path}: no probabilities to evaluate; run post-processing first")
-            order = torch.argsort(result.probabilities.cpu(), descending=True, stable=True)
-            rank = int((order == label).nonzero()[0, 0])
-            self._predictions[result.info.index] = (label, rank, int(order[0]))
+            probabilities.append(result.probabilities)
+        if not labelled:
+            return
+        orders = torch.argsort(torch.stack(probabilities).cpu(), dim=1, descending=True, stable=True)  # (n, C)
+        truth = torch.tensor([label for _, label in labelled])
+        ranks = (orders == truth[:, None]).int().argmax(dim=1).tolist()
+        for (result, label), rank, best in zip(labelled, ranks, orders[:, 0].tolist(), strict=True):
+            self._predictions[result.info.index] = (label, rank, best)
 
     def compute(self) -> Scores:
         """Compute the metrics over the images of all ranks, NaN without any; every rank returns the same."""

@@ -17,6 +17,7 @@ from utils.metrics import EVALUATORS
 from utils.metrics.coco import coco_metrics, ground_truth_from_labels, prediction_rows, write_predictions
 from utils.metrics.detect import DetectDetails, DetectEvaluator, ImageRecord, evaluate_records, mean_scores
 from utils.metrics.matching import match_detections
+from utils.ops.batch_masks import batch_mask_iou
 from utils.ops.masks import chunk_slices, encode_rle, mask_in_original, mask_iou
 
 _METRICS = ("P", "R", "mAP50", "mAP50-95")  # columns of the detection table that boxes and masks both have
@@ -70,21 +71,26 @@ class SegmentEvaluator:
         """
         self.boxes.update(results, batch)
         known = None if batch.boxes_known is None else batch.boxes_known.cpu().numpy()
+        overlaps = batch_overlaps(results, batch)
         for position, result in enumerate(results):
             if known is None or known[position]:
-                self._masks[result.info.index] = self._make_record(result, batch, position)
+                given = None if overlaps is None else overlaps[position]
+                self._masks[result.info.index] = self._make_record(result, batch, position, given)
 
-    def _make_record(self, result: Results, batch: Batch, position: int) -> MaskRecord:
+    def _make_record(self, result: Results, batch: Batch, position: int, overlaps: Tensor | None) -> MaskRecord:
         if result.masks is None or result.classes is None:
             raise ValueError(f"{result.info.path}: no masks to evaluate; run post-processing first")
         in_image = batch.boxes[:, 0] == position
-        labels = label_masks(batch, position)
         classes = batch.boxes[in_image, 1].cpu().numpy().astype(np.int32)
         same_class = classes[:, None] == result.classes.cpu().numpy().astype(np.int32)[None]
-        correct = match_detections(mask_overlaps(labels, result).numpy().astype(np.float64), same_class)
+        if result.masks.device.type != "cpu" and (overlaps is None or self.settings.save_json is not None):
+            result = result.cpu()
+        if overlaps is None:
+            overlaps = mask_overlaps(label_masks(batch, position), result)
+        correct = match_detections(overlaps.numpy().astype(np.float64), same_class)
         if self.settings.save_json is None or result.fine_masks is None:
             return MaskRecord(result.info.index, correct, [], [])
-        fine, geometry = result.fine_masks, result.info.geometry
+        labels, fine, geometry = label_masks(batch, position), result.fine_masks, result.info.geometry
         rles = [encode_rle(fine.original(row)) for row in range(len(fine))]
         label_rles = [encode_rle(mask_in_original(label.float().numpy(), geometry)) for label in labels]
         return MaskRecord(result.info.index, correct, rles, label_rles)
@@ -162,6 +168,40 @@ def label_masks(batch: Batch, position: int) -> Tensor:
     if masks.dtype == torch.bool:
         return masks[in_image]
     return masks[position] == torch.arange(1, int(in_image.sum()) + 1, dtype=masks.dtype)[:, None, None]
+
+
+def batch_overlaps(results: list[Results], batch: Batch) -> list[Tensor] | None:
+    """Compute the mask IoU of all images at once where the masks are, and copy only that to the CPU.
+
+    Args:
+        results: Of all images, with the padded masks of the batch.
+        batch: Labels, with masks on the same device.
+
+    Returns:
+        Per image (N, D) float32 on the CPU; None if there are no padded masks, or finer ones to compare.
+    """
+    masks = results[0].batch_masks if results else None
+    if masks is None or batch.masks is None or results[0].fine_masks is not None:
+        return None
+    labels = _padded_labels(batch)
+    if labels.shape[2:] != masks.shape[2:] and labels.shape[1]:
+        labels = interpolate(labels.float(), size=masks.shape[2:], mode="bilinear", align_corners=False) > 0.5
+    counts = torch.bincount(batch.boxes[:, 0].long(), minlength=len(batch)).tolist()
+    found = [0 if result.classes is None else len(result.classes) for result in results]
+    overlaps = batch_mask_iou(labels, masks).cpu()
+    return [iou[:rows, :columns] for iou, rows, columns in zip(overlaps, counts, found, strict=True)]
+
+
+def _padded_labels(batch: Batch) -> Tensor:
+    """Return the (B, N, h, w) bool labelled masks of a batch whose boxes are on the CPU, padded with empty ones."""
+    assert batch.masks is not None
+    masks, counts = batch.masks, torch.bincount(batch.boxes[:, 0].long(), minlength=len(batch))
+    numbers = torch.arange(1, int(counts.max()) + 1)  # in the index map
+    if masks.dtype != torch.bool:
+        return masks[:, None] == numbers.to(masks.device, masks.dtype, non_blocking=True)[:, None, None]
+    rows = (counts.cumsum(0) - counts)[:, None] + numbers - 1
+    rows = torch.where(numbers <= counts[:, None], rows, len(masks)).to(masks.device, non_blocking=True)
+    return torch.cat((masks, masks.new_zeros((1, *masks.shape[1:]))))[rows]
 
 
 def mask_overlaps(labels: Tensor, result: Results) -> Tensor:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from utils.core.contracts import IGNORED_PIXEL, Batch, EvalSettings, HeadSpec, Results, Scores
 from utils.core.distributed import gather
 from utils.core.errors import UserError
 from utils.metrics import EVALUATORS
 
+_GPU_PIXELS = 2**26  # pixels counted at a time on a GPU: 256 MB of pairs
 COLUMNS = ("Images", "Pixels", "IoU", "Accuracy")
 
 
@@ -70,25 +73,40 @@ class SemanticEvaluator:
             ValueError: If a result has no semantic map, or one of another size than the labels.
             UserError: If labels contain a class that the head does not have.
         """
-        labels: Sequence[np.ndarray] = ()
+        labels: Sequence[Tensor] | Tensor = ()
         if batch.panoptic is not None:
-            labels = [one.semantic(IGNORED_PIXEL) for one in batch.panoptic]
+            labels = [torch.from_numpy(one.semantic(IGNORED_PIXEL)) for one in batch.panoptic]
         elif batch.semantic is not None:
-            labels = list(batch.semantic.cpu().numpy())
-        for label, result in zip(labels, results if len(labels) else (), strict=True):
+            labels = batch.semantic
+        if not len(labels):
+            return
+        predicted: list[Tensor] = []
+        for label, result in zip(labels, results, strict=True):
             if result.semantic is None:
                 raise ValueError(f"{result.info.path}: no semantic map to evaluate; run post-processing first")
-            predicted = result.semantic.cpu().numpy()
-            if predicted.shape != label.shape:
+            if result.semantic.shape != label.shape:
                 raise ValueError(
-                    f"{result.info.path}: expected a semantic map of {label.shape} pixels, got {predicted.shape}"
+                    f"{result.info.path}: expected a semantic map of {tuple(label.shape)} pixels, got "
+                    f"{tuple(result.semantic.shape)}"
                 )
-            if (counts := self._count(label, predicted, result.info.path)) is not None:
+            predicted.append(result.semantic)
+        for table, result in zip(self._tables(labels, predicted), results, strict=True):
+            if (counts := self._count(table, result.info.path)) is not None:
                 self._counts[result.info.index] = counts
 
-    def _count(self, label: np.ndarray, predicted: np.ndarray, path: str) -> PixelCounts | None:
-        """Count the pixels of one image; None if none is labelled."""
-        table = joint_histogram(label, predicted)
+    def _tables(self, labels: Sequence[Tensor] | Tensor, predicted: list[Tensor]) -> Iterator[np.ndarray]:
+        """Count the pixels of each image with each pair of labelled and predicted value."""
+        if isinstance(labels, Tensor) and labels.is_cuda and all(one.is_cuda for one in predicted):
+            step = max(1, _GPU_PIXELS // max(1, labels[:1].numel()))
+            for start in range(0, len(predicted), step):
+                part = slice(start, start + step)
+                yield from joint_histograms(labels[part], torch.stack(predicted[part]), self.num_classes)
+            return
+        for label, one in zip(labels, predicted, strict=True):
+            yield joint_histogram(label.cpu().numpy(), one.cpu().numpy())
+
+    def _count(self, table: np.ndarray, path: str) -> PixelCounts | None:
+        """Build the counts of one image from its table, which is changed; None if no pixel is labelled."""
         table[IGNORED_PIXEL] = 0
         present = np.flatnonzero(table.any(axis=1))
         if len(present) and (highest := int(present[-1])) >= self.num_classes:
@@ -164,3 +182,20 @@ def joint_histogram(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     pairs <<= 8
     pairs |= second
     return np.bincount(pairs.ravel(), minlength=2**16).astype(np.int64).reshape(256, 256)
+
+
+def joint_histograms(labels: Tensor, predicted: Tensor, num_classes: int) -> np.ndarray:
+    """Count the pixels of every image of a batch on its device, which sends no more than the counts.
+
+    Args:
+        labels: (B, H, W) uint8.
+        predicted: (B, H, W) uint8, below `num_classes`.
+        num_classes: C.
+
+    Returns:
+        (B, 256, C) int64, indexed by image, label and prediction.
+    """
+    images = torch.arange(len(labels), dtype=torch.int32, device=labels.device)[:, None, None]
+    pairs = (images * 256 + labels) * num_classes + predicted
+    counts = torch.bincount(pairs.flatten(), minlength=len(labels) * 256 * num_classes)
+    return counts.view(-1, 256, num_classes).cpu().numpy()

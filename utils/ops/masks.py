@@ -242,9 +242,9 @@ def mask_in_original(
 # Comparison and serialisation
 
 
-def chunk_slices(count: int, pixels: int) -> list[slice]:
-    """Split `count` masks of so many pixels each into slices that fit into memory as floats."""
-    step = max(1, _CHUNK // max(1, pixels))
+def chunk_slices(count: int, pixels: int, chunk: int = _CHUNK) -> list[slice]:
+    """Split `count` masks of so many pixels each into slices of `chunk` pixels, which fit into memory as floats."""
+    step = max(1, chunk // max(1, pixels))
     return [slice(start, start + step) for start in range(0, count, step)]
 
 

@@ -105,7 +105,8 @@ class BilinearUpsampler:
             for positions, cells in zip((rows, columns), map_hw, strict=True):
                 first, weights = _interpolation_matrix(positions, cells)
                 self._first_cells.append(first.tolist())
-                self._weights.append(weights.to(device))
+                on_gpu = device.type == "cuda"
+                self._weights.append((weights.pin_memory() if on_gpu else weights).to(device, non_blocking=on_gpu))
 
     def images_per_pass(self, channels: int) -> int:
         """Get the number of images with this number of channels to upsample at once.
@@ -246,10 +247,37 @@ def class_map(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return torch.from_numpy(_class_map_by_cells(np.ascontiguousarray(logits.numpy()), axes[0], axes[1]))
 
 
+def class_maps(logits: Tensor, geometries: Sequence[Geometry]) -> list[Tensor]:
+    """Compute the `class_map` of every original image of a batch, on a GPU of several images at once.
+
+    Args:
+        logits: (B, C, h, w) scores of at most 255 classes.
+        geometries: Letterbox transforms of the images.
+
+    Returns:
+        Per image (H, W) uint8 on the device of `logits`.
+
+    Raises:
+        UserError: If there are more than 255 classes.
+    """
+    map_hw = (logits.shape[2], logits.shape[3])
+    if logits.device.type == "cpu" or logits.shape[1] > IGNORED_PIXEL:
+        grids = [original_grid(geometry, map_hw) for geometry in geometries]
+        return [class_map(scores, *grid) for scores, grid in zip(logits, grids, strict=True)]
+    logits = logits.detach().float()
+    upsamplers = [original_upsampler(geometry, map_hw, logits.device) for geometry in geometries]
+    maps: list[Tensor] = []
+    for images, upsampler in image_groups(upsamplers, logits.shape[1]):
+        maps += _class_map_by_tiles(logits[images], upsampler).unbind()
+    return maps
+
+
 def _class_map_by_tiles(logits: Tensor, upsampler: BilinearUpsampler) -> Tensor:
-    result = torch.empty(upsampler.size_hw, dtype=torch.uint8, device=logits.device)
-    for tile in upsampler.tiles(len(logits)):
-        result[tile.rows, tile.columns] = upsampler.upsample_tile(logits, tile).argmax(dim=0)
+    """Compute (..., H, W) maps of (..., C, h, w) logits, all images at once."""
+    *images, classes, _, _ = logits.shape
+    result = torch.empty((*images, *upsampler.size_hw), dtype=torch.uint8, device=logits.device)
+    for tile in upsampler.tiles(classes):
+        result[..., tile.rows, tile.columns] = upsampler.upsample_tile(logits, tile).argmax(dim=-3)
     return result
 
 

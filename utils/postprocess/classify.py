@@ -19,13 +19,13 @@ class ClassifyPostProcess:
         self.spec, self.settings = spec, settings
 
     def __call__(self, decoded: Decoded, results: list[Results]) -> None:
-        """Set `probabilities` of each result.
+        """Set `probabilities` of each result, on the CPU.
 
         Args:
             decoded: `probabilities` (B, C).
             results: One per image, changed in place.
         """
-        probabilities = decoded["probabilities"]
+        probabilities = decoded["probabilities"].cpu()
         if len(probabilities) != len(results):
             raise ValueError(
                 f"expected one result per image, got {len(probabilities)} images and {len(results)} results"

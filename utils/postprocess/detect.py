@@ -7,7 +7,7 @@ from torch import Tensor
 
 from utils.core.contracts import Decoded, EvalSettings, HeadSpec, Results
 from utils.ops.boxes import to_original
-from utils.ops.nms import batched_nms
+from utils.ops.nms import NmsResult, batched_nms, padded_nms
 from utils.postprocess import POSTPROCESS
 
 
@@ -24,7 +24,7 @@ class DetectPostProcess:
         self.spec, self.settings = spec, settings
 
     def __call__(self, decoded: Decoded, results: list[Results]) -> None:
-        """Set `boxes`, `scores`, `classes` and `candidates_cut` of each result.
+        """Set `boxes`, `scores`, `classes` and `candidates_cut` of each result, on the CPU.
 
         Args:
             decoded: `predictions` (B, N, 5 + C): cx, cy, w, h in pixels of the network input, objectness, classes; or
@@ -37,7 +37,11 @@ class DetectPostProcess:
         predictions = decoded["predictions"]
         if len(predictions) != len(results):
             raise ValueError(f"expected one result per image, got {len(predictions)} images and {len(results)} results")
-        detections = batched_nms(predictions, self.spec.num_classes, self.settings)
+        if predictions.is_cuda:
+            padded = padded_nms(predictions, self.spec.num_classes, self.settings)
+            detections = NmsResult(padded.host_rows, padded.truncated)
+        else:
+            detections = batched_nms(predictions, self.spec.num_classes, self.settings)
         for rows, truncated, result in zip(detections.rows, detections.truncated, results, strict=True):
             fill_boxes(result, rows, truncated, self.settings.single_class)
 
@@ -45,7 +49,7 @@ class DetectPostProcess:
         """Select the rows above the confidence threshold, of the selected classes."""
         if len(detections) != len(results):
             raise ValueError(f"expected one result per image, got {len(detections)} images and {len(results)} results")
-        for rows, result in zip(detections, results, strict=True):
+        for rows, result in zip(detections.cpu(), results, strict=True):
             wanted = rows[:, 4] > self.settings.confidence
             if self.settings.classes is not None:
                 wanted &= torch.isin(rows[:, 5], rows.new_tensor(self.settings.classes))
@@ -53,7 +57,7 @@ class DetectPostProcess:
 
 
 def fill_boxes(result: Results, rows: Tensor, truncated: bool, single_class: bool) -> None:
-    """Convert the detections of one image to its result.
+    """Convert the detections of one image to its result, on the CPU.
 
     Args:
         result: Result to change in place.
@@ -61,6 +65,7 @@ def fill_boxes(result: Results, rows: Tensor, truncated: bool, single_class: boo
         truncated: Whether there were more candidates than NMS considers.
         single_class: Whether all detections count as class 0.
     """
+    rows = rows.cpu()
     result.boxes = to_original(rows[:, :4], result.info.geometry)
     result.scores = rows[:, 4]
     classes = rows[:, 5].long()

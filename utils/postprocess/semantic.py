@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from utils.core.contracts import Decoded, EvalSettings, HeadSpec, Results
-from utils.ops.semantic_maps import class_map, original_grid
+from utils.ops.semantic_maps import class_maps
 from utils.postprocess import POSTPROCESS
 
 
@@ -36,6 +36,6 @@ class SemanticPostProcess:
             raise ValueError(
                 f"head {self.spec.name!r}: expected logits of {self.spec.num_classes} classes, got {logits.shape[1]}"
             )
-        map_hw = (logits.shape[2], logits.shape[3])
-        for scores, result in zip(logits, results, strict=True):
-            result.semantic = class_map(scores, *original_grid(result.info.geometry, map_hw))
+        maps = class_maps(logits, [result.info.geometry for result in results])
+        for result, classes in zip(results, maps, strict=True):
+            result.semantic = classes
