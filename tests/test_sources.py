@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from utils.core import http_client
 from utils.core.errors import UserError
 from utils.datasets.sources.frame_sources import FileSource, open_source
 from utils.datasets.sources.streams import ScreenSource, StreamSource, without_password
@@ -216,7 +217,8 @@ def test_streams_that_never_open():
         list(source)
 
 
-def test_http_image(folder):
+def test_http_image(folder, monkeypatch):
+    monkeypatch.setattr(http_client, "FETCH_TIMEOUT_S", 120)  # a busy machine may pause the server's thread
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     handler.func.log_message = lambda *_: None
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
