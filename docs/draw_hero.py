@@ -29,7 +29,8 @@ def draw_hero(path: Path = HERO, side: int = PANEL_PX) -> Path:
     from utils.core.yaml_file import write_yaml
     from utils.datasets.generators import ensure_generated
     from utils.plots.palette import palette
-    from utils.plots.semantic_overlay import SemanticStyle, colourize
+    from utils.plots.semantic_overlay import colourize
+    from utils.plots.semantic_style import SemanticStyle
 
     with tempfile.TemporaryDirectory() as folder:
         names = list(load_data("shapes").names)

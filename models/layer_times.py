@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from models.fuse import fuse
 from models.network import Network
+from utils.core.alternate_timing import time_alternately
 from utils.core.log import progress
-from utils.core.timing import Stopwatch, time_alternately
+from utils.core.timing import Stopwatch
 
 WARM_UP = 3  # untimed runs first
 

@@ -17,7 +17,7 @@ from utils.core.errors import UserError
 from utils.core.segment_types import MergeSettings
 from utils.ops.panoptic import PanopticMerger, decode_ids
 from utils.plots.panoptic_sink import PanopticSink, draw_panoptic
-from utils.plots.semantic_overlay import SemanticStyle
+from utils.plots.semantic_style import SemanticStyle
 
 THINGS, CATEGORIES = ("dog", "cat"), ("cat", "sky", "dog", "road")
 STYLE = SemanticStyle(CATEGORIES)

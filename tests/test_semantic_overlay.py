@@ -11,13 +11,13 @@ from utils.plots import batches
 from utils.plots.batches import draw_batch, map_in_network
 from utils.plots.draw import DrawStyle, annotate, palette_colour
 from utils.plots.semantic_overlay import (
-    SemanticStyle,
     class_colour,
     colourize,
     draw_legend,
     legend_strip,
     overlay_semantic_map,
 )
+from utils.plots.semantic_style import SemanticStyle
 
 STREET = SemanticStyle(("road", "sidewalk", "sky"))  # 128,64,128; 244,35,232; 0,130,180 in Cityscapes
 PLAIN = SemanticStyle(("road", "sidewalk", "sky"), legend=False)

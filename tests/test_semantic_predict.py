@@ -16,8 +16,8 @@ from utils.core.data_config import DataConfig, SemanticConfig
 from utils.core.errors import UserError
 from utils.engine.predict import PredictSettings, format_class_fractions, predict
 from utils.plots.prediction_sinks import JoinedVideoSink, WindowSink
-from utils.plots.semantic_overlay import SemanticStyle
 from utils.plots.semantic_sinks import CityscapesSink, SemanticMapSink, cityscapes_ids
+from utils.plots.semantic_style import SemanticStyle
 from utils.plots.video_writer import count_frames
 from utils.postprocess import POSTPROCESS
 

@@ -19,13 +19,13 @@ from tools.pruning.calibration import gather_gradients, recompute_statistics
 from tools.pruning.channel_groups import Group
 from tools.pruning.importance import TaylorImportance, by_batchnorm, by_weights
 from tools.pruning.settings import PruneSettings
+from utils.core.alternate_timing import time_alternately
 from utils.core.contracts import EvalSettings, Loader, Task
 from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.load_request import LoadRequest
 from utils.core.log import LOGGER
-from utils.core.timing import time_alternately
 from utils.datasets.fetch.dataset_download import resolve_dataset
 from utils.engine.evaluate import evaluate
 from utils.engine.run_setup import build_losses

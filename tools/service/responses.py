@@ -18,7 +18,8 @@ from utils.ops.class_fractions import class_fractions
 from utils.ops.masks import encode_rle, largest_contour
 from utils.ops.panoptic import PanopticMerger, encode_ids
 from utils.plots.draw import class_name, palette_colour
-from utils.plots.semantic_overlay import SemanticStyle, class_colour
+from utils.plots.semantic_overlay import class_colour
+from utils.plots.semantic_style import SemanticStyle
 
 TOP_CLASSES = 5
 

@@ -29,7 +29,7 @@ from utils.ops.panoptic import PanopticMerger
 from utils.plots.draw import DrawStyle, annotate, class_name
 from utils.plots.figure_io import write_image
 from utils.plots.prediction_sinks import crop_box, safe_name
-from utils.plots.semantic_overlay import SemanticStyle
+from utils.plots.semantic_style import SemanticStyle
 
 if TYPE_CHECKING:
     from utils.hub.image_inputs import NamedImage

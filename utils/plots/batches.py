@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 from utils.core.contracts import IGNORED_PIXEL, Batch, Geometry, ImageInfo, Results
-from utils.ops.class_fractions import class_fractions
 from utils.plots.draw import DrawStyle, draw_boxes, draw_label, draw_masks, font_height_px, label_text, palette_colour
 from utils.plots.figure_io import write_image
-from utils.plots.semantic_overlay import SemanticStyle, legend_strip, overlay_semantic_map, visible_classes
+from utils.plots.semantic_style import SemanticStyle
 from utils.plots.text_rendering import text_mask
 
 MAX_IMAGES = 16
@@ -51,17 +50,31 @@ def draw_batch(
     def decorate(tile: np.ndarray, i: int) -> None:
         semantic_map = _semantic_map(batch, i, results, (tile.shape[0], tile.shape[1]))
         if semantic_map is not None:
-            overlay_semantic_map(tile, semantic_map, style)
-            present.update(visible_classes(class_fractions(semantic_map), style))
+            present.update(_overlay(tile, semantic_map, style))
         drawable = _predicted_boxes(results[i], network_hw) if results is not None else _labelled_boxes(batch, i)
         masks = _predicted_masks(results[i]) if results is not None else _labelled_masks(batch, i)
         draw_masks(tile, masks, [palette_colour(index) for index in drawable[1][: len(masks)]])
         _draw_boxes_and_title(tile, drawable, names, Path(batch.info[i].path).stem)
 
     def footer(width: int) -> np.ndarray | None:
-        return legend_strip(sorted(present), style, width) if present and style.legend else None
+        return _legend(sorted(present), style, width) if present and style.legend else None
 
     draw_grid(batch, path, decorate, footer, min_tile_px=MIN_TILE_PX)
+
+
+def _overlay(tile: np.ndarray, semantic_map: np.ndarray, style: SemanticStyle) -> list[int]:
+    """Blend a semantic map into a tile; return its classes that are visible."""
+    from utils.ops.class_fractions import class_fractions  # batches of detectors do not need these
+    from utils.plots.semantic_overlay import overlay_semantic_map, visible_classes
+
+    overlay_semantic_map(tile, semantic_map, style)
+    return visible_classes(class_fractions(semantic_map), style)
+
+
+def _legend(classes: Sequence[int], style: SemanticStyle, width: int) -> np.ndarray:
+    from utils.plots.semantic_overlay import legend_strip
+
+    return legend_strip(classes, style, width)
 
 
 def draw_grid(

@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.core.contracts import Results
 from utils.ops.masks import mask_in_original
-from utils.plots.semantic_overlay import SemanticStyle, draw_legend, overlay_semantic_map
+from utils.plots.semantic_style import SemanticStyle
 from utils.plots.text_rendering import Colour, class_name, put_text, text_mask
 
 # 0xRRGGBB; class i has the colour i modulo 20. The colours of YOLOv5, so that images of both can be compared.
@@ -207,6 +207,8 @@ def annotate(
     classes = [] if boxes is None or results.classes is None else [int(index) for index in results.classes]
     colours = [palette_colour(index) for index in classes]
     if results.semantic is not None:
+        from utils.plots.semantic_overlay import draw_legend, overlay_semantic_map  # detectors do not need them
+
         overlay_semantic_map(canvas, results.semantic.numpy(), style.semantic)
     _draw_result_masks(canvas, results, colours, style)
     if results.semantic is not None and style.semantic.legend:

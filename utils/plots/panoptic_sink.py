@@ -16,7 +16,8 @@ from utils.ops.panoptic import PanopticMerger, bounding_window, encode_ids
 from utils.plots.draw import font_height_px, palette_colour, text_colour_on
 from utils.plots.figure_io import write_image
 from utils.plots.prediction_sinks import AnnotatedImage, UniqueNames, summarize
-from utils.plots.semantic_overlay import SemanticStyle, class_colour, draw_legend
+from utils.plots.semantic_overlay import class_colour, draw_legend
+from utils.plots.semantic_style import SemanticStyle
 from utils.plots.text_rendering import Colour, class_name, put_text, text_mask
 
 _BORDER = (255, 255, 255)  # between segments

@@ -12,6 +12,7 @@ import numpy as np
 from utils.core.contracts import IGNORED_PIXEL
 from utils.ops.class_fractions import class_fractions
 from utils.plots.palette import palette
+from utils.plots.semantic_style import SemanticStyle
 from utils.plots.text_rendering import Colour, class_name, put_text, text_mask
 
 BACKGROUND = "background"  # class name that overlays and legends leave out
@@ -20,16 +21,6 @@ MAX_LEGEND_SIDE = 0.45  # of the image height or width that the legend may take
 MAX_COVERED = 0.2  # of the legend's area that boxes may cover before it moves to another corner
 _PLATE, _PLATE_OPACITY, _INK = (24, 24, 24), 0.65, (255, 255, 255)
 _MAX_NAME = 24  # characters
-
-
-@dataclass(frozen=True)
-class SemanticStyle:
-    """Appearance of semantic maps."""
-
-    names: tuple[str, ...] = ()  # class names
-    colours: tuple[tuple[int, int, int], ...] = ()  # RGB of the first classes, if the data set defines them
-    opacity: float = 0.4  # weight of the colours
-    legend: bool = True
 
 
 @lru_cache(maxsize=16)

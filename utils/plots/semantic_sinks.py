@@ -12,7 +12,8 @@ from utils.core.contracts import IGNORED_PIXEL, Frame, Results, Sink
 from utils.core.errors import MAX_SUGGESTIONS, UserError
 from utils.plots.figure_io import write_image
 from utils.plots.prediction_sinks import AnnotatedImage, UniqueNames, summarize
-from utils.plots.semantic_overlay import SemanticStyle, colourize
+from utils.plots.semantic_overlay import colourize
+from utils.plots.semantic_style import SemanticStyle
 
 # the 19 evaluated classes of Cityscapes (Cordts et al., CVPR 2016) in training order, and their ids in label files
 CITYSCAPES_IDS = {

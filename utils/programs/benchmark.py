@@ -186,7 +186,7 @@ def _measure_speed(
     """Time all runners on the same random images in turns, after a warm-up."""
     import torch
 
-    from utils.core.timing import time_alternately
+    from utils.core.alternate_timing import time_alternately
 
     images = torch.randint(0, 256, (settings.batch_size, 3, size, size), dtype=torch.uint8)
     actions = {name: partial(runner.run, images) for name, runner in runners.items()}

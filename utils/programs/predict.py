@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # modules that load torch are imported after parsing, so that
     from utils.core.contracts import FrameSource, Results, Runner, Sink
     from utils.engine.predict import PredictReport
     from utils.plots.folder_guard import FolderGuard
-    from utils.plots.semantic_overlay import SemanticStyle
+    from utils.plots.semantic_style import SemanticStyle
 
 
 def run_prediction(options: PredictOptions, kind: PredictionKind) -> PredictReport:

@@ -18,8 +18,8 @@ from utils.ops.panoptic import PanopticMerger
 from utils.plots.draw import DrawStyle
 from utils.plots.panoptic_sink import PanopticSink
 from utils.plots.prediction_sinks import size_mismatch
-from utils.plots.semantic_overlay import SemanticStyle
 from utils.plots.semantic_sinks import CityscapesSink, SemanticMapSink, cityscapes_ids
+from utils.plots.semantic_style import SemanticStyle
 from utils.programs.predict_options import PredictOptions
 
 SinkFactory = Callable[[Path], Sink]  # creates a sink in a run folder

@@ -12,7 +12,7 @@ from utils.plots.batches import draw_batch
 from utils.plots.curves import draw_confusion, draw_score_curves
 from utils.plots.label_statistics import draw_labels
 from utils.plots.results import draw_results
-from utils.plots.semantic_overlay import SemanticStyle
+from utils.plots.semantic_style import SemanticStyle
 from utils.tasks import TASKS
 
 
