@@ -41,12 +41,13 @@ KINDS = {
     "classify": ("classify/train.py", "--cfg", "yolov5n-cls", "--img", "64"),
     "semantic": ("train.py", "--cfg", "yolov5n-sem", "--img", "64"),
     "joint": ("train.py", "--cfg", "yolov5n-psp", "--img", "64"),
+    "panoptic": ("segment/train.py", "--cfg", "yolov5n-pan", "--img", "64"),
     "ddp": ("train.py", "--cfg", "yolov5n", "--img", "64"),
 }
 
 
 def write_data(folder: Path) -> Path:
-    """Write the YAML of a tiny generated data set."""
+    """Write the YAML of a tiny generated data set, and beside it that of a panoptic one; return the first."""
     names = ["circle", "square", "triangle", "star", "cross", "ring", "crescent"]
     places = {"train": "images/train", "val": "images/val"}
     generate = {"kind": "shapes", "train": 16, "val": 8, "size": 64, "seed": 3}
@@ -54,6 +55,12 @@ def write_data(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     data = {"path": str(folder / "tiny"), **places, "names": names, "generate": generate, "semantic": semantic}
     write_yaml(folder / "tiny.yaml", data)
+    panoptic = {
+        "path": str(folder / "tiny-panoptic"), "format": "coco-panoptic", **places, "names": names,
+        "annotations": {split: f"panoptic/panoptic_{split}.json" for split in places},
+        "stuff": ["clouds", "stripes"], "generate": {**generate, "kind": "panoptic-shapes"},
+    }  # fmt: skip
+    write_yaml(folder / "panoptic.yaml", panoptic)
     return folder / "tiny.yaml"
 
 
@@ -63,7 +70,8 @@ class Training:
     def __init__(self, kind: str, data: Path, project: Path, workers: int) -> None:
         self.kind, self.folder = kind, project / "run"
         self.last = self.folder / "weights" / "last.pt"
-        place = data.parent / "tiny" / "classes" if kind == "classify" else data
+        places = {"classify": data.parent / "tiny" / "classes", "panoptic": data.with_name("panoptic.yaml")}
+        place = places.get(kind, data)
         self.options = [
             *KINDS[kind], "--data", str(place), "--batch", "4", "--epochs", str(EPOCHS), "--save-steps", "2",
             "--save-period", "1", "--seed", "1", "--workers", str(workers), "--device", "cpu",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from models.fuse import fuse
 from models.network import Network
 from utils.core.contracts import Outputs
 
@@ -30,3 +31,44 @@ class NetworkRunner:
         with torch.autocast(self.device.type, dtype=self.mixed, enabled=self.mixed is not None):
             raw = self.network(to_input(images, self.device))
         return Outputs(decoded=self.network.decode(raw), raw=raw)
+
+
+class HalfRunner(NetworkRunner):
+    """Runner of a network with fp16 or bf16 weights, which avoids the casts of autocast; outputs are decoded in fp32.
+
+    Args:
+        network: Network to convert in place; anchors stay fp32, since bf16 holds only 8 bits of them.
+        device: Device of the network.
+        dtype: Type of weights and activations.
+    """
+
+    def __init__(self, network: Network, device: torch.device, dtype: torch.dtype = torch.float16) -> None:
+        super().__init__(network, device)
+        self.dtype = dtype
+        anchors = {name: head.anchors for name, head in network.heads.items() if hasattr(head, "anchors")}
+        network.to(dtype)
+        for name, values in anchors.items():
+            network.heads[name].anchors = values
+
+    @torch.inference_mode()
+    def run(self, images: Tensor) -> Outputs:
+        """Compute raw and decoded outputs of (B, 3, H, W) uint8 or float images."""
+        raw = self.network(to_input(images, self.device, self.dtype))
+        return Outputs(decoded=self.network.decode(raw), raw=raw)
+
+
+def scoring_runner(network: Network, device: torch.device, mixed: torch.dtype | None) -> NetworkRunner:
+    """Wrap a network in evaluation mode for the scores of a training run.
+
+    On a GPU that is a copy with normalisation folded into convolutions, channels-last, with weights of the type of
+    mixed precision. On a CPU it is the network itself, under autocast.
+
+    Args:
+        network: Network in evaluation mode.
+        device: Device of the network.
+        mixed: Type of mixed precision; None for fp32.
+    """
+    if device.type != "cuda":
+        return NetworkRunner(network, device, mixed)
+    copy = fuse(network).to(memory_format=torch.channels_last)
+    return NetworkRunner(copy, device) if mixed is None else HalfRunner(copy, device, mixed)

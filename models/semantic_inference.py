@@ -152,6 +152,25 @@ class SlidingWindowRunner(SemanticRunner):
         return Outputs(decoded={HEAD: {"logits": total / counts}})
 
 
+class SemanticOverride:
+    """`Runner` whose semantic maps come from another one; all other heads are those of the wrapped one.
+
+    Args:
+        runner: the runner to wrap, with a semantic head.
+        semantic: computes the semantic maps, such as a `MultiScaleRunner`.
+    """
+
+    def __init__(self, runner: Runner, semantic: Runner) -> None:
+        self.runner, self.semantic = runner, semantic
+        self.specs, self.names = runner.specs, runner.names
+        self.stride, self.fixed_hw = runner.stride, runner.fixed_hw
+
+    def run(self, images: Tensor) -> Outputs:
+        """Run (B, 3, H, W) uint8 or float images; raw outputs stay empty."""
+        decoded = self.runner.run(images).decoded
+        return Outputs(decoded={**decoded, HEAD: self.semantic.run(images).decoded[HEAD]})
+
+
 def _window_entries(map_side: int, side: int, start: int, window: int, own: int) -> tuple[slice, Tensor]:
     """Find the entries of the whole map that a window covers, and their coordinates in the window's own map.
 

@@ -90,6 +90,13 @@ def test_masks_of_a_batch_equal_those_of_single_images(monkeypatch):
         assert torch.equal(overlaps[image], masks.mask_iou(found[image, :2], found[image]))
 
 
+def test_masks_of_a_batch_without_detections():
+    prototypes, nothing = torch.randn(2, 4, 24, 32), torch.zeros(2, 0, 4)
+    found = batch_masks.batch_prototype_masks(prototypes, nothing, nothing, (96, 128))
+    assert found.shape == (2, 0, 24, 32) and found.dtype == torch.bool
+    assert batch_masks.batch_mask_iou(torch.ones(2, 3, 24, 32, dtype=torch.bool), found).shape == (2, 3, 0)
+
+
 @pytest.mark.parametrize("indexed", [True, False], ids=["map", "masks"])
 @pytest.mark.parametrize("scale", [1, 2])
 def test_mask_overlaps_of_a_batch_equal_those_of_single_images(indexed, scale):

@@ -1,6 +1,7 @@
 """COCO's numbers for masks, against pycocotools on the same masks."""
 
 import json
+import pickle
 
 import cv2
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 from utils.core.contracts import Batch, EvalSettings, Geometry, HeadSpec, ImageInfo, Results
+from utils.core.val_settings import ValSettings
+from utils.engine.validate import _batch_size
 from utils.metrics import EVALUATORS
 
 SIZE = 96
@@ -104,3 +107,38 @@ def test_json_masks_round_trip(scored):
             {**row["segmentation"], "counts": row["segmentation"]["counts"].encode()}
         )
         assert [left, top, width, height] == pytest.approx(row["bbox"], abs=1e-3)
+
+
+@pytest.mark.parametrize("side", [40, 160])
+def test_no_mask_is_kept(side):
+    detections, labels, images = 30, 20, 8
+    evaluator = EVALUATORS.get("segment")(SPEC, EvalSettings(names=("a", "b")))
+    sizes = []
+    for number in range(images):
+        info = ImageInfo(number, f"{number}.jpg", Geometry((side, side), (side, side)))
+        rows = torch.rand(20 * detections, 38)[:detections]  # a view, as that of NMS may be
+        classes, masks = torch.zeros(detections, dtype=torch.long), torch.rand(detections, side, side) > 0.5
+        found = Results(info, rows[:, :4].cumsum(1), rows[:, 4], classes, masks=masks)
+        masks = torch.rand(labels, side, side) > 0.5
+        boxes = torch.cat((torch.zeros(labels, 2), torch.rand(labels, 4)), 1)
+        evaluator.update([found], Batch(torch.zeros(1, 3, side, side), boxes, [info], masks=masks))
+        sizes.append(len(pickle.dumps((evaluator.boxes._records, evaluator._masks))))
+    for record in evaluator.boxes._records.values():
+        assert all(array.base is None for array in (record.boxes, record.scores))  # views would keep all of `rows`
+    per_image = (sizes[-1] - sizes[0]) / (images - 1)
+    assert per_image < 44 * detections + 36 * labels + 1500  # boxes, scores, classes and matches, for any mask size
+
+
+class Masks:
+    def __init__(self):
+        self.specs = {"segment": SPEC}
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "expected"),
+    [({}, "cpu", 8), ({}, "cuda", 32), ({"save_json": True}, "cuda", 2), ({"task": "speed"}, "cpu", 32)],
+)
+def test_batches_of_masks_are_limited(options, device, expected):
+    settings = ValSettings(batch_size=32, **options)
+    assert _batch_size(Masks(), settings, 640, torch.device(device)) == expected
+    assert _batch_size(Masks(), settings, 2560, torch.device(device)) == (1 if expected < 32 else 32)

@@ -1,24 +1,33 @@
 """Panoptic networks: which one is built, how it is scored, two processes, COCO's result files."""
 
 import json
+import signal
+import subprocess
+import time
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from helpers_panoptic import id_map, panoptic_data, write_panoptic
-from helpers_run import results, same, script, weights
+from helpers_run import ROOT, command, environment, results, same, script, weights
 
 from models.builder import build_network, read_architecture
 from models.checkpoint import load_checkpoint, save_checkpoint
+from models.network_runner import NetworkRunner
+from models.semantic_inference import SemanticOverride
+from tools.search.program import TrialTrainer
+from tools.search.trial import PruningLogger
 from utils.core.contracts import (
     Batch,
     EvalSettings,
     Geometry,
     HeadSpec,
     ImageInfo,
+    Outputs,
     Results,
 )
+from utils.core.data_config import load_data
 from utils.core.hyp import Hyp
 from utils.core.load_request import LoadRequest
 from utils.core.segment_types import PanopticLabels, PanopticMap, Segment
@@ -27,6 +36,7 @@ from utils.engine.trainable_network import build_trainable_network
 from utils.metrics.panoptic import PanopticEvaluator
 from utils.metrics.semantic import SemanticEvaluator
 from utils.ops.panoptic import decode_ids
+from utils.programs.export_certificate import accuracy
 from utils.tasks.task_selection import select_task, select_training_task
 
 SPEC = HeadSpec("panoptic", 3, names=("cat", "dog", "grass"), things=("cat", "dog"))
@@ -215,6 +225,24 @@ def test_a_resumed_run_is_bit_exact(trained):
     assert (trained / "runs" / "a" / "results.csv").read_text() == table
 
 
+def test_a_killed_run_resumes_bit_exact(trained, tmp_path):
+    options = ("--data", trained / "data.yaml", "--epochs", 3, "--save-period", 1, "--batch", 2, "--img", 64)
+    options += ("--workers", 0, "--device", "cpu", "--project", tmp_path, "--name", "a", "--noplots", "--noautoanchor")
+    folder, whole = tmp_path / "a", trained / "runs" / "a"
+    line = command("segment/train.py", *options)
+    with subprocess.Popen(
+        line, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+    ) as run:
+        while run.poll() is None and not (folder / "weights" / "last.pt").exists():
+            time.sleep(0.01)
+        run.send_signal(signal.SIGKILL)
+    assert run.returncode == -signal.SIGKILL, "the run ended before it was killed"
+    script("segment/train.py", "--resume", folder / "weights" / "last.pt", "--workers", 0)
+    for name in ("best.pt", "last.pt"):
+        assert same(weights(folder / "weights" / name), weights(whole / "weights" / name)), name
+    assert (folder / "results.csv").read_text() == (whole / "results.csv").read_text()
+
+
 def validate(root, name, *more, processes=1):
     options = (
         "--weights",
@@ -247,3 +275,51 @@ def test_two_processes_give_the_same_panoptic_quality(trained):
 
 def test_constants_of_the_merge_change_the_score(trained):
     assert validate(trained, "large", "--min-stuff-area", 4801)["panoptic/pq_stuff"] == 0
+
+
+def test_semantic_inference_options_change_the_panoptic_maps(trained):
+    plain = validate(trained, "plain", "--min-stuff-area", 1, "--img", 96)
+    for name, *options in (("window", "--seg-window", 64), ("scales", "--seg-scales", 0.5, 1, "--seg-flip")):
+        found = validate(trained, name, "--min-stuff-area", 1, "--img", 96, *options)
+        assert found["panoptic/pq_stuff"] > 0
+        assert plain.keys() == found.keys()
+        assert found["segment/mask_map50"] == plain["segment/mask_map50"]  # boxes and masks see the whole image
+
+
+def test_only_the_semantic_maps_are_replaced():
+    class Constant:
+        stride, names, fixed_hw = 32, ("a",), None
+        specs = dict.fromkeys(("segment", "semantic"))
+
+        def __init__(self, value):
+            self.value = value
+
+        def run(self, images):
+            return Outputs({name: {"logits": images[:, :1] + self.value} for name in self.specs})
+
+    found = SemanticOverride(Constant(1), Constant(2)).run(torch.zeros(1, 3, 4, 4)).decoded
+    assert found["segment"]["logits"].unique() == 1 and found["semantic"]["logits"].unique() == 2
+
+
+def test_test_time_augmentation_gives_panoptic_quality(trained):
+    found = validate(trained, "augmented", "--min-stuff-area", 1, "--augment")
+    assert found["panoptic/pq_stuff"] > 0 and found["panoptic/pq_things"] is not None
+
+
+def test_searches_rank_trials_by_panoptic_quality(tmp_path, monkeypatch):
+    data, logger = panoptic_data(tmp_path), PruningLogger(None, "fitness")
+
+    def fit(select, settings, loggers):
+        task = select(("segment", "semantic"))
+        assert task.for_data(task, data).fitness == logger.task.fitness
+        return {}
+
+    monkeypatch.setattr("utils.engine.fit.fit", fit)
+    TrialTrainer("segment", TrainSettings())(tmp_path / "hyp.yaml", tmp_path / "0", logger)
+    assert logger.task.fitness == {"panoptic/pq": 1.0} and "metrics/PQ" in logger.task.columns
+
+
+def test_benchmark_reports_panoptic_quality(trained):
+    network = load_checkpoint(trained / "grass.pt").network
+    found = accuracy(NetworkRunner(network.eval(), torch.device("cpu")), load_data(str(trained / "data.yaml")), 64)
+    assert {"panoptic/pq", "semantic/miou", "segment/mask_map50_95"} <= found.keys()

@@ -93,7 +93,13 @@ class PruningEvaluator:
             stride=max(self.stride, 32), hyp=Hyp(), workers=self.settings.workers, rect=rect, pad=0.5 if rect else 0.0,
             allow_label_faults=True,
         )  # fmt: skip
-        return self.task.load(request)
+        task = self.task if split == "train" else self.adapted_task
+        return task.load(request)
+
+    @property
+    def adapted_task(self) -> Task:
+        """Task that scores the network: on panoptic data by panoptic quality."""
+        return self.task if self.data is None else self.task.for_data(self.task, self.data)
 
     @property
     def _batches(self) -> int:
@@ -127,7 +133,7 @@ class PruningEvaluator:
         runner = NetworkRunner(fuse(network).eval().to(self.device), self.device)
         loader = self._loader("val", rect=runner.fixed_hw is None and self.task.name != "classify")
         report = evaluate(runner, loader, EvalSettings(names=self.data.names), self.device)
-        return {name: round(report.metrics[name], 4) for name in self.task.fitness}
+        return {name: round(report.metrics[name], 4) for name in self.adapted_task.fitness}
 
     @torch.inference_mode()
     def milliseconds(self, *networks: Network) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.core import distributed as dist
 from utils.core.contracts import Logger, Task
+from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.core.files import run_folder
 from utils.core.log import LOGGER
@@ -89,8 +90,13 @@ class TrialTrainer:
         )
 
         def select_task(heads: Collection[str]) -> Task:
-            logger.task = select_training_task(self.task, settings.fitness, heads)
-            return logger.task
+            task = select_training_task(self.task, settings.fitness, heads)
+
+            def for_data(_: Task, data: DataConfig) -> Task:
+                logger.task = task.for_data(task, data)  # trials are ranked as epochs are, on panoptic data by PQ
+                return logger.task
+
+            return replace(task, for_data=for_data)
 
         return fit(select_task, settings, [*self.loggers, logger])
 

@@ -13,23 +13,13 @@ from models.checkpoint import load_checkpoint
 from models.ensemble import Ensemble
 from models.fuse import fuse_in_place
 from models.network import Network
-from models.network_runner import NetworkRunner, to_input
+from models.network_runner import HalfRunner, NetworkRunner
 from models.tta import MirroredRunner, MultiViewRunner, with_tta
 from utils.backends import BACKENDS
-from utils.core.contracts import Backend, Outputs, Runner
+from utils.core.contracts import Backend, Runner
 from utils.core.device import cpu_has_bf16
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
-
-
-class HalfRunner(NetworkRunner):
-    """Runner of a network with fp16 weights, which avoids the casts of autocast; outputs are decoded in fp32."""
-
-    @torch.inference_mode()
-    def run(self, images: Tensor) -> Outputs:
-        """Compute raw and decoded outputs of (B, 3, H, W) uint8 or float images."""
-        raw = self.network(to_input(images, self.device, torch.float16))
-        return Outputs(decoded=self.network.decode(raw), raw=raw)
 
 
 @BACKENDS.register("pytorch")
@@ -66,7 +56,7 @@ class PyTorchBackend(Backend):
 def _runner(network: Network, device: torch.device, half: bool) -> Runner:
     network = network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     if half and device.type != "cpu":
-        return HalfRunner(network.half(), device)
+        return HalfRunner(network, device)
     if half and not cpu_has_bf16():
         LOGGER.warning("--half: this CPU does not support bf16; computing in fp32")
         return NetworkRunner(network, device)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from models.checkpoint import load_checkpoint
 from models.fuse import fuse
 from models.network import Network
-from models.network_runner import NetworkRunner
+from models.network_runner import NetworkRunner, scoring_runner
 from utils.core import distributed as dist
 from utils.core.log import LOGGER
 from utils.engine.evaluate import MANY_CLASSES, Report, evaluate, log_report
@@ -42,7 +42,7 @@ def _end_to_end_metrics(run: Run, network: Network) -> dict[str, float]:
         return {}
     network.use_end_to_end()
     heads = [name for name, spec in network.specs.items() if not spec.end_to_end]
-    runner = NetworkRunner(network, run.device)
+    runner = _runner(run, network)
     report = evaluate(runner, run.val_loader, run.eval_settings(), run.device, skip_heads=tuple(heads))
     metrics = {f"{name}_end_to_end": value for name, value in report.metrics.items() if not name.startswith("val/")}
     scores = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if "/map50" in name)
@@ -56,8 +56,13 @@ def _load_best(run: Run) -> Network:
     return fuse(checkpoint.network.half().float().eval().to(run.device))
 
 
+def _runner(run: Run, network: Network) -> NetworkRunner:
+    """Wrap the folded network: in fp32 on a CPU, with the training's precision on a GPU."""
+    return scoring_runner(network, run.device, run.mixed if run.device.type == "cuda" else None)
+
+
 def _evaluate(run: Run, network: Network, plotter: BatchPlotter) -> Report:
-    runner = NetworkRunner(network, run.device)
+    runner = _runner(run, network)
     with run.phase("validation"):
         report = evaluate(runner, run.val_loader, run.eval_settings(), run.device, run.losses, on_batch=plotter)
     image_size = run.settings.imgsz[-1]

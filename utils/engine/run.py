@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from models.network import Network
-from models.network_runner import NetworkRunner
+from models.network_runner import NetworkRunner, scoring_runner
 from utils.core.contracts import EvalSettings, Loader, Loss, Task
 from utils.core.data_config import DataConfig
 from utils.core.hyp import Hyp
@@ -103,4 +103,4 @@ class Run:
 
     def runner(self) -> NetworkRunner:
         """Wrap the EMA network for evaluation."""
-        return NetworkRunner(self.ema.network, self.device, self.mixed)
+        return scoring_runner(self.ema.network, self.device, self.mixed)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from models.semantic_inference import MultiScaleRunner, SlidingWindowRunner
+from models.semantic_inference import MultiScaleRunner, SemanticOverride, SlidingWindowRunner
 from utils.core import distributed as dist
 from utils.core.contracts import (
     Batch,
@@ -41,6 +41,8 @@ from utils.metrics import EVALUATORS
 from utils.ops.label_text import box_lines
 
 _SPEED_CONFIDENCE, _SPEED_IOU = 0.25, 0.45  # thresholds of --task speed, those of prediction
+_CPU_MASK_PX = 8 * 640**2  # pixels of a batch with instance masks on the CPU, where large batches are no faster
+_FINE_MASK_PX = 2 * 640**2  # the same with label masks of the size of the network input
 
 
 class OpenedModel(Protocol):
@@ -207,14 +209,13 @@ def _open_loader(
 ) -> Loader:
     speed = settings.task == "speed"
     square = speed or runner.fixed_hw is not None
-    classes = max((spec.num_classes for spec in runner.specs.values() if spec.strides), default=0)
     return task.load(
         LoadRequest(
             data=data,
             split="val" if speed else settings.task,
             training=False,
             image_size=size,
-            batch_size=evaluation_batch(settings.batch_size, size, classes),
+            batch_size=_batch_size(runner, settings, size, device),
             rect_group=settings.batch_size,
             stride=max(runner.stride, 32),
             hyp=Hyp(),
@@ -230,6 +231,17 @@ def _open_loader(
             ),
         )
     )
+
+
+def _batch_size(runner: Runner, settings: ValSettings, size: int, device: torch.device) -> int:
+    """Choose the number of images per batch: fewer than asked for where batches of masks need too much memory."""
+    classes = max((spec.num_classes for spec in runner.specs.values() if spec.strides), default=0)
+    batch = evaluation_batch(settings.batch_size, size, classes)
+    if settings.task == "speed" or not any(spec.num_masks for spec in runner.specs.values()):
+        return batch
+    if settings.save_json:
+        return max(1, min(batch, _FINE_MASK_PX // size**2))
+    return max(1, min(batch, _CPU_MASK_PX // size**2)) if device.type == "cpu" else batch
 
 
 def _eval_settings(settings: ValSettings, data: DataConfig, name: str, folder: Path) -> EvalSettings:
@@ -281,10 +293,12 @@ def evaluate_at_size(
         plotter(batch, results)
 
     modify_outputs = add_labels if settings.save_hybrid else None
-    semantic_runner = _semantic_runner(model.runner, settings)
+    runner, semantic_runner = model.runner, _semantic_runner(model.runner, settings)
+    if semantic_runner and any("panoptic" in part.heads for part in loader.parts):  # needs all heads at once
+        runner, semantic_runner = SemanticOverride(model.runner, semantic_runner), None
     skip_heads = semantic_runner.specs if semantic_runner else ()
     report = evaluate(
-        model.runner,
+        runner,
         loader,
         eval_settings,
         device,

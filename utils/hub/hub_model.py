@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from models.ensemble import Ensemble
 from models.layer_times import layer_table, time_layers
 from models.network import Network
-from models.network_runner import NetworkRunner, to_input
+from models.network_runner import HalfRunner, NetworkRunner, to_input
 from models.tta import with_tta
 from utils.backends.open_weights import open_weights
-from utils.backends.pytorch import HalfRunner
 from utils.core.contracts import Decoded, EvalSettings, Geometry, ImageInfo, Raw, Results, Runner
 from utils.core.device import select_device
 from utils.core.errors import UserError

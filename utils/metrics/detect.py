@@ -214,7 +214,7 @@ def make_record(result: Results, labels: np.ndarray) -> ImageRecord:
     if result.boxes is None or result.scores is None or result.classes is None:
         raise ValueError(f"{result.info.path}: no boxes to evaluate; run post-processing first")
     geometry = result.info.geometry
-    boxes = result.boxes.detach().float().cpu().numpy()
+    boxes = result.boxes.detach().float().cpu().numpy().copy()  # views would keep all candidates of NMS
     classes = result.classes.cpu().numpy().astype(np.int32)
     label_classes = labels[:, 1].astype(np.int32)
     label_boxes = to_original(cxcywhn_to_xyxy(labels[:, 2:], geometry.network_hw), geometry)
@@ -224,7 +224,7 @@ def make_record(result: Results, labels: np.ndarray) -> ImageRecord:
         path=result.info.path,
         original_hw=geometry.original_hw,
         boxes=boxes,
-        scores=result.scores.detach().float().cpu().numpy(),
+        scores=result.scores.detach().float().cpu().numpy().copy(),
         classes=classes,
         label_boxes=label_boxes,
         label_classes=label_classes,

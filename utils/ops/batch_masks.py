@@ -33,7 +33,7 @@ def batch_prototype_masks(
     inside_y = (rows >= y[..., :1]) & (rows < y[..., 1:])
     masks = torch.empty((batch, most, height, width), dtype=torch.bool, device=prototypes.device)
     for some in chunk_slices(batch, most * height * width, _GPU_CHUNK):
-        foreground = (coefficients[some] @ prototypes[some].flatten(2)).view(-1, most, height, width) > 0
+        foreground = (coefficients[some] @ prototypes[some].flatten(2)).unflatten(2, (height, width)) > 0
         inside = inside_x[some, :, None] & inside_y[some, :, :, None]
         torch.logical_and(foreground, inside, out=masks[some])
     return masks

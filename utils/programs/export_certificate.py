@@ -202,9 +202,11 @@ def accuracy(runner: Runner, data: DataConfig, size: int, batch: int = 16, squar
 
     Returns:
         Per head, if the data set has labels for it, the metric with the largest weight in the fitness: mAP50-95 of
-        boxes or masks, top-1 accuracy, mean IoU.
+        boxes or masks, top-1 accuracy, mean IoU; on panoptic data also PQ.
     """
-    task = select_task_by_heads(runner.specs)
+    usual = select_task_by_heads(runner.specs)
+    task = usual.for_data(usual, data)
+    fitness = {**usual.fitness, **task.fitness}
     fixed = (size, size) if square else runner.fixed_hw
     rect = fixed is None
     request = LoadRequest(
@@ -213,10 +215,10 @@ def accuracy(runner: Runner, data: DataConfig, size: int, batch: int = 16, squar
     )  # fmt: skip
     report = evaluate(runner, task.load(request), EvalSettings(names=data.names), torch.device("cpu"))
     most: dict[str, float] = {}
-    for name, weight in task.fitness.items():
+    for name, weight in fitness.items():
         head = name.partition("/")[0]
         most[head] = max(weight, most.get(head, 0.0))
-    wanted = [name for name, weight in task.fitness.items() if weight == most[name.partition("/")[0]]]
+    wanted = [name for name, weight in fitness.items() if weight == most[name.partition("/")[0]]]
     return {name: report.metrics[name] for name in wanted if name in report.metrics}
 
 
