@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,20 +34,7 @@ def _convolved_size(
     return (len(image), channels, *sides)
 
 
-def _product(output: Tensor, left: Tensor, *_: Any) -> int:
-    return 2 * output.numel() * left.shape[-1]
-
-
-def _product_with_bias(output: Tensor, _bias: Tensor, left: Tensor, *_: Any) -> int:
-    return 2 * output.numel() * left.shape[-1]
-
-
-_PRODUCTS: dict[Any, Callable[..., int]] = {
-    aten.mm: _product,
-    aten.bmm: _product,
-    aten.addmm: _product_with_bias,
-    aten.baddbmm: _product_with_bias,
-}
+_LEFT_FACTOR = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1, aten.baddbmm: 1}  # its position in the arguments
 _NORMALISATIONS = {aten.native_batch_norm, aten.cudnn_batch_norm, aten._native_batch_norm_legit_no_training}
 
 
@@ -85,6 +72,6 @@ class OperationCounter(TorchDispatchMode):
             self.normalised += args[0].numel()
             return torch.empty_like(args[0]), *(args[0].new_empty(0) for _ in func._schema.returns[1:])
         output = func(*args, **(kwargs or {}))
-        if operator in _PRODUCTS:
-            self.products += _PRODUCTS[operator](output, *args)
+        if operator in _LEFT_FACTOR:
+            self.products += 2 * output.numel() * args[_LEFT_FACTOR[operator]].shape[-1]
         return output

@@ -16,7 +16,7 @@ from utils.core.contracts import HeadSpec, Results
 from utils.core.segment_types import PanopticMap
 from utils.ops.class_fractions import class_fractions
 from utils.ops.masks import encode_rle, largest_contour
-from utils.ops.panoptic import PanopticMerger, encode_ids
+from utils.ops.panoptic import PanopticMerger, encode_png
 from utils.plots.draw import class_name, palette_colour
 from utils.plots.semantic_overlay import class_colour
 from utils.plots.semantic_style import SemanticStyle
@@ -140,9 +140,7 @@ def _encode_panoptic(panoptic: PanopticMap, names: tuple[str, ...]) -> dict[str,
         name = class_name(names, one.category)
         entry = {"id": one.id, "class": one.category, "name": name, "thing": one.is_thing, "area": one.area}
         segments.append(entry if one.score is None else {**entry, "confidence": round(one.score, 5)})
-    done, png = cv2.imencode(".png", encode_ids(panoptic.ids))
-    assert done
-    return {"segments": segments, "png": base64.b64encode(png.tobytes()).decode()}
+    return {"segments": segments, "png": base64.b64encode(encode_png(panoptic.ids)).decode()}
 
 
 def encode_flask_rows(result: Results, form: ResponseFormat) -> list[dict[str, Any]]:

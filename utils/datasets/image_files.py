@@ -166,11 +166,25 @@ def read_image(path: Path, notes: list[str] | None = None, max_pixels: int = MAX
         ImageFault: the file is unreadable.
     """
     path = Path(path)
+    return decode_image(read_content(path), path, notes, max_pixels)
+
+
+def read_content(path: Path, kind: str = "") -> bytes:
+    """Read the content of an image file.
+
+    Args:
+        path: image file.
+        kind: what a missing file is called in the message.
+
+    Raises:
+        ImageFault: the file is missing or unreadable.
+    """
     try:
-        data = read_binary(path)
+        return read_binary(path)
     except OSError as error:
+        if kind and isinstance(error, FileNotFoundError):
+            raise ImageFault(f"{path}: no such {kind}") from error
         raise ImageFault(f"{path}: cannot be read ({error.strerror or error})") from error
-    return decode_image(data, path, notes, max_pixels)
 
 
 def decode_image(data: bytes, path: Path, notes: list[str] | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:

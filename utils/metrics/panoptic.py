@@ -6,15 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cv2
-
 from utils.core.contracts import Batch, EvalSettings, HeadSpec, Results, Scores
 from utils.core.distributed import gather, is_main
 from utils.core.files import atomic_path, write_text
 from utils.core.segment_types import PanopticLabels, PanopticMap
 from utils.metrics import EVALUATORS
 from utils.metrics.panoptic_quality import PanopticQuality, Quality, TrueSegment, compare
-from utils.ops.panoptic import bounding_window, encode_ids
+from utils.ops.panoptic import encode_png, measure_segment
 
 COLUMNS = ("Classes", "PQ", "SQ", "RQ")
 
@@ -101,14 +99,11 @@ class _MapWriter:
         """Write the map of one image."""
         path = self.folder / labels.map_name
         path.parent.mkdir(parents=True, exist_ok=True)
-        done, content = cv2.imencode(".png", encode_ids(panoptic.ids))
-        assert done, "OpenCV could not encode a PNG"
         with atomic_path(path) as temporary:
-            temporary.write_bytes(content.tobytes())
+            temporary.write_bytes(encode_png(panoptic.ids))
         segments = []
         for segment in panoptic.segments:
-            rows, columns = bounding_window(panoptic.ids == segment.id)
-            box = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
+            _, box = measure_segment(panoptic.ids, segment.id)
             category = labels.category_ids[segment.category]
             segments.append({"id": segment.id, "category_id": category, "area": segment.area, "bbox": box})
         self._annotations.append((labels.image_id, labels.map_name, segments))

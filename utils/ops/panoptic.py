@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import cv2
 import numpy as np
 
 from utils.core.contracts import HeadSpec, Results
@@ -122,6 +123,22 @@ def bounding_window(mask: np.ndarray) -> tuple[slice, slice]:
     vertical = slice(int(rows[0]), int(rows[-1]) + 1)
     columns = np.flatnonzero(mask[vertical].any(axis=0))
     return vertical, slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def measure_segment(ids: np.ndarray, key: int) -> tuple[int, list[int]]:
+    """Measure the area and the box (x, y, width, height) of a segment in pixels; zeros for one without pixels."""
+    mask = ids == key
+    rows, columns = bounding_window(mask)
+    return int(np.count_nonzero(mask)), [
+        columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start
+    ]  # fmt: skip
+
+
+def encode_png(ids: np.ndarray) -> bytes:
+    """Encode (H, W) segment ids as a panoptic PNG."""
+    done, content = cv2.imencode(".png", encode_ids(ids))
+    assert done, "OpenCV could not encode a PNG"
+    return content.tobytes()
 
 
 def encode_ids(ids: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from utils.core.contracts import Frame, Results, Sink
 from utils.core.files import write_text
 from utils.core.segment_types import VOID, PanopticMap, Segment
-from utils.ops.panoptic import PanopticMerger, bounding_window, encode_ids
+from utils.ops.panoptic import PanopticMerger, bounding_window, encode_ids, measure_segment
 from utils.plots.draw import font_height_px, palette_colour, text_colour_on
 from utils.plots.figure_io import write_image
 from utils.plots.prediction_sinks import AnnotatedImage, UniqueNames, summarize
@@ -111,7 +111,7 @@ class PanopticSink(Sink):
         write_image(self.folder / "panoptic_colour" / name, draw_panoptic(frame.image, panoptic, self.style))
         number, (height, width) = len(self._images) + 1, panoptic.ids.shape
         self._images.append({"id": number, "file_name": Path(frame.path).name, "height": height, "width": width})
-        segments = [_segment_entry(segment, panoptic.ids == segment.id) for segment in panoptic.segments]
+        segments = [_segment_entry(segment, panoptic.ids) for segment in panoptic.segments]
         self._annotations.append({"image_id": number, "file_name": name, "segments_info": segments})
 
     def close(self) -> str:
@@ -128,13 +128,13 @@ class PanopticSink(Sink):
         return f"{text}, described by {self.folder / 'panoptic.json'}, drawn in {self.folder / 'panoptic_colour'}"
 
 
-def _segment_entry(segment: Segment, mask: np.ndarray) -> dict[str, Any]:
-    rows, columns = bounding_window(mask)
+def _segment_entry(segment: Segment, ids: np.ndarray) -> dict[str, Any]:
+    _, box = measure_segment(ids, segment.id)
     entry: dict[str, Any] = {
         "id": segment.id,
         "category_id": segment.category + 1,
         "area": segment.area,
-        "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
+        "bbox": box,
         "iscrowd": 0,
     }
     return entry if segment.score is None else entry | {"score": round(segment.score, 5)}

@@ -12,9 +12,9 @@ from tools.converters.label_items import LabelSource, SourceImage, images_below,
 from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.datasets.labels.annotation_objects import FileObjects
-from utils.datasets.labels.annotation_paths import find_images
+from utils.datasets.labels.annotation_paths import find_images, require_annotations
 from utils.datasets.labels.coco_json import CocoTable, read_coco_json
-from utils.datasets.labels.readers.coco import match_images, require_annotations
+from utils.datasets.labels.readers.coco import match_images
 
 
 @SOURCES.register("coco")
@@ -54,7 +54,10 @@ def find_annotations(settings: LabelSettings, kind: str = "instances") -> Mappin
     source = settings.source
     if source.suffix.lower() in (".yaml", ".yml"):
         data = load_data(str(source))
-        return {split: (require_annotations(data, split), list(data.split(split))) for split in data.annotations}
+        return {
+            split: (require_annotations(data, split, "coco", "instances"), list(data.split(split)))
+            for split in data.annotations
+        }
     if source.is_file():
         files, root = [source], source.parent.parent if source.parent.name == "annotations" else source.parent
     else:

@@ -17,7 +17,7 @@ from tools.converters.label_items import LabelledImage
 from tools.converters.output_folder import OutputFolder
 from utils.core.segment_types import VOID
 from utils.datasets.labels.annotation_objects import FilePanoptic
-from utils.datasets.labels.panoptic_files import encode_id_map, measure_segment
+from utils.datasets.labels.panoptic_files import encode_png, measure_segment
 
 
 @TARGETS.register("panoptic")
@@ -49,7 +49,7 @@ class PanopticTarget:
             panoptic = FilePanoptic(ids, panoptic.segments)
             self.report.note("panoptic map resized to the size of its image")
         below = stem.partition("/")[2]
-        self.output.write(f"panoptic/panoptic_{source.split}/{below}.png", encode_id_map(panoptic.ids))
+        self.output.write(f"panoptic/panoptic_{source.split}/{below}.png", encode_png(panoptic.ids))
         images, annotations = (table.setdefault(source.split, []) for table in (self.images, self.annotations))
         height, width = item.size_hw
         number = len(images) + 1

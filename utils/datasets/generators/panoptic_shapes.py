@@ -26,7 +26,7 @@ from utils.datasets.generators.backgrounds import TEXTURES, Canvas, texture, wav
 from utils.datasets.generators.prepare import Recipe
 from utils.datasets.generators.scenes import MAX_OBJECTS, draw_scene, object_sizes
 from utils.datasets.generators.shapes import SPLITS, ShapesSettings, shape_names
-from utils.ops.panoptic import bounding_window, encode_ids
+from utils.ops.panoptic import encode_png, measure_segment
 
 VERSION = 1  # to be raised when the same settings give different files
 _STREAM = 32  # separates the random numbers from those of other generated data sets
@@ -86,15 +86,13 @@ def _scene_files(
     categories += [len(things) + number + 1 for number in range(len(stuff))]
     segments = []
     for key, category in enumerate(categories, 1):
-        if not (area := int(np.count_nonzero(ids == key))):
-            continue
-        rows, columns = bounding_window(ids == key)
-        box = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
-        segments.append({"id": key, "category_id": category, "area": area, "bbox": box, "iscrowd": 0})
+        area, box = measure_segment(ids, key)
+        if area:
+            segments.append({"id": key, "category_id": category, "area": area, "bbox": box, "iscrowd": 0})
     name = f"scene_{index:06d}"
     files = {
         f"images/{split}/{name}.jpg": _encoded(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92]),
-        f"panoptic/panoptic_{split}/{name}.png": _encoded(".png", encode_ids(ids), []),
+        f"panoptic/panoptic_{split}/{name}.png": encode_png(ids),
     }
     return files, {"name": name, "height": height, "width": width, "segments_info": segments}
 

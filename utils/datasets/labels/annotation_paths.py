@@ -143,3 +143,25 @@ def fingerprint_of(data: DataConfig, name: str) -> str:
 def label_class_names(data: DataConfig) -> tuple[str, ...]:
     """Return the class names used in the label files, which --single-cls and `label_names` may replace."""
     return data.label_names or data.names
+
+
+def require_annotations(data: DataConfig, split: str, reader: str, kind: str) -> Path:
+    """Return the JSON of a split.
+
+    Args:
+        data: data set.
+        split: name of the split.
+        reader: format of the data set, for messages.
+        kind: annotations in the JSON as COCO names its files, `instances` or `panoptic`, for messages.
+
+    Raises:
+        UserError: the data YAML does not name it or it does not exist.
+    """
+    if split not in data.annotations:
+        raise UserError(
+            f"{data.source}: `format: {reader}` needs the JSON of this split: `annotations: {{{split}: "
+            f"annotations/{kind}_{split}2017.json}}`"
+        )
+    if not data.annotations[split].is_file():
+        raise UserError(f"{data.source}: `annotations: {split}:` not found; looked for {data.annotations[split]}")
+    return data.annotations[split]

@@ -11,9 +11,10 @@ import numpy as np
 
 from utils.core.input_files import MAX_PIXELS
 from utils.core.segment_types import VOID
-from utils.datasets.file_access import read_binary
-from utils.datasets.image_files import TAIL_BYTES, ImageFault, open_header
-from utils.ops.panoptic import bounding_window, decode_ids, encode_ids
+from utils.datasets.image_files import TAIL_BYTES, ImageFault, open_header, read_content
+from utils.ops.panoptic import decode_ids, encode_png, measure_segment
+
+__all__ = ["NumberedMap", "encode_png", "measure_segment", "number_segments", "read_id_map"]
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,7 @@ def read_id_map(path: Path) -> np.ndarray:
     Raises:
         ImageFault: the file is missing, damaged or no colour PNG.
     """
-    try:
-        data = read_binary(path)
-    except FileNotFoundError as error:
-        raise ImageFault(f"{path}: no such panoptic map") from error
-    except OSError as error:
-        raise ImageFault(f"{path}: cannot be read ({error.strerror or error})") from error
+    data = read_content(path, "panoptic map")
     with open_header(io.BytesIO(data), path, data[:32], MAX_PIXELS) as header:
         if header.format != "PNG" or header.mode not in ("RGB", "RGBA"):
             raise ImageFault(
@@ -56,25 +52,6 @@ def read_id_map(path: Path) -> np.ndarray:
     if pixels is None or pixels.shape[:2] != size_hw:
         raise ImageFault(f"{path}: damaged PNG")
     return decode_ids(pixels)
-
-
-def encode_id_map(ids: np.ndarray) -> bytes:
-    """Encode (H, W) segment ids as a panoptic PNG.
-
-    Raises:
-        ImageFault: OpenCV cannot encode the map.
-    """
-    done, png = cv2.imencode(".png", encode_ids(ids))
-    if not done:
-        raise ImageFault(f"a panoptic map of {ids.shape[1]} x {ids.shape[0]} pixels cannot be encoded as PNG")
-    return png.tobytes()
-
-
-def measure_segment(ids: np.ndarray, key: int) -> tuple[int, list[int]]:
-    """Measure the area and the box (x, y, width, height) of a segment in pixels; zeros for one without pixels."""
-    rows, columns = bounding_window(ids == key)
-    box = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
-    return int(np.count_nonzero(ids[rows, columns] == key)), box
 
 
 def number_segments(ids: np.ndarray, listed: np.ndarray) -> NumberedMap:

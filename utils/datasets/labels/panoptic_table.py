@@ -15,6 +15,7 @@ from utils.core.distributed import main_first
 from utils.core.errors import UserError
 from utils.core.log import progress
 from utils.core.segment_types import VOID, PanopticLabels
+from utils.datasets.labels.annotation_paths import require_annotations
 from utils.datasets.labels.json_stream import stream_json
 from utils.datasets.labels.panoptic_files import NumberedMap, number_segments, read_id_map
 from utils.datasets.labels.scan_cache import CACHE_SUFFIX, cache_paths, files_key, load_scan, save_scan, short_hash
@@ -96,29 +97,13 @@ class PanopticSplit:
         )
 
 
-def require_panoptic_json(data: DataConfig, split: str) -> Path:
-    """Return the panoptic JSON of a split.
-
-    Raises:
-        UserError: the data YAML does not name it or it does not exist.
-    """
-    if split not in data.annotations:
-        raise UserError(
-            f"{data.source}: `format: {data.format}` needs the JSON of this split: `annotations: {{{split}: "
-            f"annotations/panoptic_{split}2017.json}}`"
-        )
-    if not data.annotations[split].is_file():
-        raise UserError(f"{data.source}: `annotations: {split}:` not found; looked for {data.annotations[split]}")
-    return data.annotations[split]
-
-
 def open_panoptic_split(data: DataConfig, split: str) -> PanopticSplit:
     """Open the annotations of a split; the JSON is read only without a valid cache.
 
     Raises:
         UserError: there is no JSON or folder of maps, or the JSON is unusable.
     """
-    source, names = require_panoptic_json(data, split), require_semantic(data).names
+    source, names = require_annotations(data, split, data.format, "panoptic"), require_semantic(data).names
     folder = source.with_suffix("")
     if not folder.is_dir():
         raise UserError(f"{source}: no folder {folder} with its PNG files; unpack {folder.name}.zip there")

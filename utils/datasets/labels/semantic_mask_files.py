@@ -10,8 +10,7 @@ import numpy as np
 
 from utils.core.contracts import IGNORED_PIXEL
 from utils.core.input_files import MAX_PIXELS
-from utils.datasets.file_access import read_binary
-from utils.datasets.image_files import TAIL_BYTES, ImageFault, open_header
+from utils.datasets.image_files import TAIL_BYTES, ImageFault, open_header, read_content
 from utils.datasets.labels.semantic_layout import INVALID
 
 _MODE_NAMES = {
@@ -39,12 +38,7 @@ def read_values(path: Path) -> np.ndarray:
         ImageFault: the file is missing, damaged, in colour, of 16 bits, or of a lossy format such as JPEG.
     """
     path = Path(path)
-    try:
-        data = read_binary(path)
-    except FileNotFoundError as error:
-        raise ImageFault(f"{path}: no such mask") from error
-    except OSError as error:
-        raise ImageFault(f"{path}: cannot be read ({error.strerror or error})") from error
+    data = read_content(path, "mask")
     with open_header(io.BytesIO(data), path, data[:32], MAX_PIXELS) as header:
         mode = header.mode
         if header.format in ("JPEG", "MPO", "WEBP"):

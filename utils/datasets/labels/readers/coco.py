@@ -18,7 +18,7 @@ from utils.core.errors import UserError
 from utils.datasets import READERS
 from utils.datasets.image_files import ImageFault, probe_image
 from utils.datasets.labels.annotation_objects import join_pieces
-from utils.datasets.labels.annotation_paths import fingerprint_of, label_class_names, split_images
+from utils.datasets.labels.annotation_paths import fingerprint_of, label_class_names, require_annotations, split_images
 from utils.datasets.labels.coco_json import CocoTable, read_coco_json
 from utils.datasets.labels.label_index import SplitFiles
 from utils.datasets.labels.scan_cache import CACHE_SUFFIX, short_hash
@@ -28,28 +28,12 @@ from utils.datasets.labels.yolo_lines import ImageLabels, without_duplicates
 @READERS.register("coco")
 def read_coco(data: DataConfig, split: str) -> SplitFiles:
     """List the images of a split and its COCO JSON, which is read only without a valid scan cache."""
-    source = require_annotations(data, split)
+    source = require_annotations(data, split, "coco", "instances")
     images = split_images(data, split)
     cache = source.with_name(f"{source.stem}.{short_hash([*map(str, data.split(split))])}{CACHE_SUFFIX}")
     labels = _Labels(source, images, data)
     files = [str(source)] * len(images)
     return SplitFiles(images, files, labels.load, cache, labels.prepare, fingerprint_of(data, "coco"))
-
-
-def require_annotations(data: DataConfig, split: str) -> Path:
-    """Return the COCO JSON of a split.
-
-    Raises:
-        UserError: the data YAML does not name it or it does not exist.
-    """
-    if split not in data.annotations:
-        raise UserError(
-            f"{data.source}: `format: coco` needs the JSON of this split: `annotations: {{{split}: annotations/"
-            f"instances_{split}2017.json}}`"
-        )
-    if not data.annotations[split].is_file():
-        raise UserError(f"{data.source}: `annotations: {split}:` not found; looked for {data.annotations[split]}")
-    return data.annotations[split]
 
 
 def match_images(names: Sequence[str], images: Sequence[str]) -> dict[str, int]:
