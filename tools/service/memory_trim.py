@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import sys
-from functools import cache
-from typing import Any
+
+from utils.core.heap import glibc_function
 
 _M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # parameters of glibc's mallopt
 MMAP_THRESHOLD = 2**20  # bytes; larger blocks are mapped separately
@@ -21,19 +20,10 @@ def release_large_blocks_immediately() -> bool:
     Returns:
         Whether the C library supports it.
     """
-    mallopt = _glibc_function("mallopt", ctypes.c_int, ctypes.c_int)
+    mallopt = glibc_function("mallopt", ctypes.c_int, ctypes.c_int)
     if mallopt is None:
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD)) and bool(mallopt(_M_ARENA_MAX, MAX_ARENAS))
-
-
-@cache
-def _glibc_function(name: str, *arguments: Any) -> Any:
-    """Look up a function of glibc that returns an int; None with other C libraries."""
-    function = getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
-    if function is not None:
-        function.argtypes, function.restype = list(arguments), ctypes.c_int
-    return function
 
 
 def release_free_memory() -> bool:
@@ -45,5 +35,5 @@ def release_free_memory() -> bool:
     Returns:
         Whether memory was released; False also where the C library does not support it.
     """
-    malloc_trim = _glibc_function("malloc_trim", ctypes.c_size_t)
+    malloc_trim = glibc_function("malloc_trim", ctypes.c_size_t)
     return malloc_trim is not None and bool(malloc_trim(0))

@@ -25,6 +25,7 @@ from utils.core.contracts import (
     Runner,
     Scores,
 )
+from utils.core.heap import large_blocks_mapped
 from utils.core.host_targets import with_targets
 from utils.core.log import LOGGER, MAX_COLUMNS, progress
 from utils.core.timing import Stopwatch
@@ -185,12 +186,13 @@ def evaluate(
     )
     for loss in evaluation.losses.values():
         loss.eval()
-    for part, heads in parts:
-        text = "validating" if len(parts) == 1 else f"validating {', '.join(heads)}"
-        for batch in progress(part.epoch(0), total=part.num_batches, text=text):
-            results = evaluation.process(batch, heads)
-            if on_batch is not None:
-                on_batch(batch, results)
+    with large_blocks_mapped(device.type == "cpu" and any(spec.num_masks for spec in specs.values())):
+        for part, heads in parts:
+            text = "validating" if len(parts) == 1 else f"validating {', '.join(heads)}"
+            for batch in progress(part.epoch(0), total=part.num_batches, text=text):
+                results = evaluation.process(batch, heads)
+                if on_batch is not None:
+                    on_batch(batch, results)
     for loss in evaluation.losses.values():
         loss.train()
     evaluation.totals.add_losses(evaluation.loss_terms)
