@@ -62,6 +62,7 @@ def test_hyp_file_list_and_headers():
             "semantic-finetune",
             "joint-finetune",
             "shapes",
+            "shapes-panoptic",
             "classify",
             "shapes-cls",
             "prune",
