@@ -47,8 +47,8 @@ def read_folder(root: Path, splits: tuple[str, ...]) -> FolderContents:
     if named := find_named_format(root):
         out = f"{root.resolve().name}-split"
         raise UserError(
-            f"{root}: a {NAMED_FORMATS[named]} folder without a data YAML; run `python convert.py split --source {root} "
-            f"--out {out}`, which finds its classes and divides it into train and val, and give --data {out}"
+            f"{root}: a {NAMED_FORMATS[named]} folder without a data YAML; run `python convert.py split --source "
+            f"{root} --out {out}`, which finds its classes and divides it into train and val, and give --data {out}"
         )
     found: dict[str, tuple[Path, ...]] = {split: (root / split,) for split in splits if (root / split).is_dir()}
     if "val" not in found and "test" in found:
