@@ -61,7 +61,9 @@ def serve_models(settings: ServiceSettings) -> None:
         async def startup(self, *arguments: Any, **keywords: Any) -> None:
             await super().startup(*arguments, **keywords)
             port = self.servers[0].sockets[0].getsockname()[1]  # with --port 0 the system chooses the port
-            LOGGER.info(f"listening on http://{settings.host}:{port} (page), /docs, /v1/predict; Ctrl-C stops")
+            address = f"http://{settings.host}:{port}"
+            LOGGER.info(f"listening on {address} (page), /docs, /v1/predict; Ctrl-C stops")
+            LOGGER.info(f"try it: curl -F image=@photo.jpg {address}/v1/predict")
 
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # damaged forms are answered with status 400
     server = Server(config)
