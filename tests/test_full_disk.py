@@ -12,10 +12,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers_bad import image_set
 from helpers_run import ROOT, command, environment, same, tiny_data, weights
 
+import convert
+from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.files import write_text
+from utils.datasets.labels.label_scan import build_index
 from utils.plots.video_writer import VideoWriter
 
 TRAIN = {"cfg": "yolov5n", "imgsz": [64], "batch_size": 4, "workers": 0, "epochs": 2, "save_period": 1, "seed": 0}
@@ -65,10 +69,8 @@ def undisturbed(data):
     return data.parent / "undisturbed" / "exp"
 
 
-WRITES = ["args", "labels", "results", "best", "epoch0", "last"]
-
-
-REASONS = [(name, errno.ENOSPC) for name in WRITES] + [("last", errno.EDQUOT), ("results", errno.EROFS)]
+WRITES = ["args", "labels", "results.csv", "best", "epoch0", "last", "results.json", "confusion_matrix"]
+REASONS = [(name, errno.ENOSPC) for name in WRITES] + [("last", errno.EDQUOT), ("results.csv", errno.EROFS)]
 
 
 @pytest.mark.parametrize(("name", "reason"), REASONS)
@@ -98,7 +100,41 @@ def find_write(disk, data, project, name):
     if not hasattr(find_write, "names"):
         train(data, project)
         find_write.names = list(disk.names)
-    return next(i for i, found in enumerate(find_write.names, 1) if found.split(".")[1] == name)
+    stem, _, suffix = name.partition(".")
+    return next(
+        number
+        for number, found in enumerate(find_write.names, 1)
+        if found.split(".")[1] == stem and found.endswith(suffix)
+    )
+
+
+def test_full_disk_for_the_scan_cache(tmp_path, disk, caplog):
+    """Labels are read all the same, and no half a cache stays."""
+    data = load_data(str(image_set(tmp_path / "set")))
+    before = sorted(tmp_path.rglob("*"))
+    disk.limit = 1
+    assert len(build_index(data, "train")) == 8
+    assert "scan result not cached: " in caplog.text and os.strerror(errno.ENOSPC) in caplog.text
+    assert sorted(tmp_path.rglob("*")) == before
+    disk.limit = None
+    assert len(build_index(data, "train")) == 8 and list(tmp_path.rglob("*.npz"))
+
+
+def test_full_disk_while_shards_are_written(tmp_path, disk):
+    source, out = image_set(tmp_path / "set"), tmp_path / "out"
+    line = ["shards", "--source", str(source), "--shard-mb", "0.005", "--out"]
+    convert.main([*line, str(tmp_path / "whole")])
+    names, number = list(disk.names), [name.endswith(".tar") for name in disk.names].index(True) + 3
+    disk.names.clear()
+    disk.limit = number
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
+        convert.main([*line, str(out)])
+    disk.limit = None
+    convert.main([*line, str(out)])  # goes on
+    assert len(names) > number + 1
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.tar")}
+    assert whole == {path.name: path.read_bytes() for path in out.glob("*.tar")} and len(whole) > 2
+    assert not list(out.glob(".*"))
 
 
 def limited(folder, max_bytes, script, *options, status=2):
