@@ -73,7 +73,7 @@ class DenseSegment(Dense):
         return raw | {"semantic": self.semantic(fused)} if self.training and self.semantic is not None else raw
 
     def _ratios(self, features: Sequence[Tensor]) -> list[int]:
-        """Return how many times larger the finest level is than each other one."""
+        """Compute the ratio of the size of the finest level to that of each other one."""
         if self.strides:
             return [stride // self.strides[0] for stride in self.strides[1:]]
         return [features[0].shape[2] // feature.shape[2] for feature in features[1:]]  # while strides are measured
