@@ -34,7 +34,7 @@ from utils.core.yaml_file import write_yaml
 
 NAME = "memory"
 PARTS = ("train", "images", "video", "service")
-INTERVAL_S = 0.5
+INTERVAL_S = 0.1
 WARM_UP = 1 / 3  # of the samples
 PAGE_BYTES = 4096
 CLOCK_HZ = 100  # of the times in /proc

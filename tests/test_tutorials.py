@@ -89,10 +89,10 @@ def test_there_are_twelve_tutorials_with_images():
 
 def test_gallery_shows_what_its_script_makes():
     from docs.draw_gallery import FOLDER as GALLERY
-    from docs.draw_gallery import PLOTS
+    from docs.draw_gallery import LABELS, PLOTS
 
     text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
-    made = {"scenes.jpg", *(name for name, _ in PLOTS.values())}
+    made = {"scenes.jpg", LABELS, *(name for name, _ in PLOTS.values())}
     assert set(re.findall(r"images/gallery/(\S+)\)", text)) == made == {path.name for path in GALLERY.iterdir()}
 
 
