@@ -241,6 +241,16 @@ def test_tables_fit_80_columns():
     assert all(f"{name} 0.568" in text for name in COCO_NAMES)  # a name and its number stay together
 
 
+def test_programs_end_without_collecting_garbage():
+    """The interpreter's last collections would visit every object, a second with torch."""
+    code = (
+        "import atexit, gc; from utils.core.cli import run_script; "
+        "atexit.register(lambda: print(gc.get_freeze_count() > 1000)); run_script(lambda: None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
 def test_numbers_of_a_table_do_not_touch():
     row = dict.fromkeys(MASK_COLUMNS, 0.00597) | {"Images": 128, "Instances": 464}
     row |= dict(zip(MASK_COLUMNS[2:], (0.04551, 1.23e-5, 1.0, 0.0), strict=False))
