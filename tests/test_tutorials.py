@@ -67,6 +67,15 @@ def write_own_data(clone):
     (clone / "path" / "to" / "polyolo").symlink_to(clone)
 
 
+def write_notebook_page(path):
+    """Write the cells of the notebook as the only block of a page, with checks of what they computed."""
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join(cell["source"] for cell in cells if cell["cell_type"] == "code")
+    checks = "assert len(images) == 8 and file.name == 'best.torchscript' and len(scores) == EPOCHS == 1\n"
+    path.write_text(f"```python\n{code}\n{checks}```\n", encoding="utf-8")
+    return path
+
+
 def missing_packages(page):
     if page.stem == "own-data" and shutil.which("curl") is None:
         return ["curl"]
@@ -75,13 +84,15 @@ def missing_packages(page):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Run all pages in one process and return the number of blocks and the faults of each."""
+    """Run all pages and the notebook in one process and return the number of blocks and the faults of each."""
     folder = tmp_path_factory.mktemp("tutorials")
     pages = [str(page) for page in (*PAGES, *GUIDES) if not missing_packages(page)]
+    pages.append(str(write_notebook_page(folder / "notebook.md")))
     clone = small_clone(folder)
     write_own_data(clone)
     line = [sys.executable, str(ROOT / "tests" / "tutorial_worker.py"), str(folder / "results.json"), *pages]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "POLYOLO_CACHE": str(folder)}
+    environment |= {"EPOCHS": "1", "SIZE": "64", "MPLBACKEND": "agg"}  # of the notebook
     done = subprocess.run(line, cwd=clone, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
@@ -96,19 +107,12 @@ def test_blocks_of_page_run(page, results):
     assert count >= (1 if page.name == "README.md" else 2)
 
 
-def test_notebook_runs_from_top_to_bottom(tmp_path):
+def test_notebook_runs_from_top_to_bottom(results):
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    code = "\n".join(cell["source"] for cell in cells if cell["cell_type"] == "code")
     assert not any(cell.get("outputs") for cell in cells), "the notebook is committed without outputs"
-    clone = small_clone(tmp_path)
-    (clone / "notebook.py").write_text(code, encoding="utf-8")
-    small = {"EPOCHS": "1", "SIZE": "64", "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [sys.executable, "notebook.py"], cwd=clone, env=os.environ | small, capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    assert "8 validation images" in done.stdout and "best.torchscript" in done.stdout
+    count, faults = results["notebook.md"]
+    assert not faults, "\n".join(faults)
+    assert count == 1
 
 
 def test_there_are_twelve_tutorials_with_images():

@@ -110,7 +110,7 @@ def run_python(code, names, folder):
 
 
 def is_left_out(remark, language, page):
-    """Tell whether a block does not run: shown only, of a package that is missing, or a command of some pages."""
+    """Check whether a block is left out: shown only, of a package that is missing, or a command of some pages."""
     needed = remark.removeprefix("needs ").split() if remark.startswith("needs ") else []
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     return remark.startswith("shown only: ") or bool(missing) or (language == "bash" and page in PYTHON_ONLY)
