@@ -23,6 +23,7 @@ FIRST = FOLDER / "quick-start.md"  # trains the network that the others use
 PAGES = [FIRST, *(path for path in sorted(FOLDER.glob("*.md")) if path.name not in (FIRST.name, "README.md"))]
 GUIDES = [ROOT / "docs" / "own-data.md", ROOT / "docs" / "python.md", ROOT / "docs" / "hub.md", ROOT / "README.md"]
 NOTEBOOK = ROOT / "docs" / "notebooks" / "quick_start.ipynb"
+NOTEBOOK_PAGE = NOTEBOOK.with_suffix(".md").name  # the cells as a page
 COPIED = ("models", "utils", "tools", "polyolo", "data", "segment", "classify")
 ONNX = ("onnx", "onnxruntime", "onnxscript")
 NEEDED = {  # packages, which are optional
@@ -87,7 +88,7 @@ def results(tmp_path_factory):
     """Run all pages and the notebook in one process and return the number of blocks and the faults of each."""
     folder = tmp_path_factory.mktemp("tutorials")
     pages = [str(page) for page in (*PAGES, *GUIDES) if not missing_packages(page)]
-    pages.append(str(write_notebook_page(folder / "notebook.md")))
+    pages.append(str(write_notebook_page(folder / NOTEBOOK_PAGE)))
     clone = small_clone(folder)
     write_own_data(clone)
     line = [sys.executable, str(ROOT / "tests" / "tutorial_worker.py"), str(folder / "results.json"), *pages]
@@ -110,7 +111,7 @@ def test_blocks_of_page_run(page, results):
 def test_notebook_runs_from_top_to_bottom(results):
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     assert not any(cell.get("outputs") for cell in cells), "the notebook is committed without outputs"
-    count, faults = results["notebook.md"]
+    count, faults = results[NOTEBOOK_PAGE]
     assert not faults, "\n".join(faults)
     assert count == 1
 
