@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_download(group)
     _add_network(parser.add_argument_group("network"))
     _add_defaults(parser.add_argument_group("defaults of requests"))
-    _add_batching(parser.add_argument_group("batching and memory"))
+    _add_batching(parser.add_argument_group("batching"))
     _add_limits(parser.add_argument_group("limits"))
     group = parser.add_argument_group("hardware and precision")
     add_device(group)
@@ -66,7 +66,6 @@ def _add_batching(group: Options) -> None:
     add("--max-batch", type=int, default=DEFAULTS.max_batch, metavar="N", help=text)
     text = "time in milliseconds that an image waits for others to form a batch"
     add("--max-wait-ms", type=float, default=DEFAULTS.max_wait_ms, metavar="MS", help=text)
-    add_flag(group, "--level-memory", "release unused memory immediately, which is slower (Linux with glibc)")
 
 
 def _add_limits(group: Options) -> None:

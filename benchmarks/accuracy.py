@@ -37,7 +37,7 @@ NAME = "accuracy"
 DEFAULTS = "yolov5"  # the recipe without --recipe
 SCORES = {  # name in results -> title, by task
     "detect": {"detect/map50": "mAP50", "detect/map50_95": "mAP50-95"},
-    "segment": {"segment/map50_95": "mAP50-95", "segment/mask/map50_95": "mask mAP50-95"},
+    "segment": {"segment/box_map50_95": "mAP50-95", "segment/mask_map50_95": "mask mAP50-95"},
     "semantic": {"semantic/pixel_accuracy": "pixel accuracy", "semantic/miou": "mIoU"},
 }
 

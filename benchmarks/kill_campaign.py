@@ -28,9 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks.machine import command_arguments, new_parser, publish, report
+from tools.converters.convert_settings import ShardSettings
+from tools.converters.shards import write_shards
 from utils.core.cli import run_script
 from utils.core.files import ROOT
-from utils.core.yaml_file import write_yaml
+from utils.core.yaml_file import read_yaml, write_yaml
 
 NAME = "kill_campaign"
 EPOCHS, SETTLE_S, LIMIT_S = 3, 1.0, 400
@@ -43,11 +45,12 @@ KINDS = {
     "joint": ("train.py", "--cfg", "yolov5n-psp", "--img", "64"),
     "panoptic": ("segment/train.py", "--cfg", "yolov5n-pan", "--img", "64"),
     "ddp": ("train.py", "--cfg", "yolov5n", "--img", "64"),
+    "shards": ("train.py", "--cfg", "yolov5n", "--img", "64"),
 }
 
 
 def write_data(folder: Path) -> Path:
-    """Write the YAML of a tiny generated data set, and beside it that of a panoptic one; return the first."""
+    """Write YAMLs of tiny data sets: generated, which is returned, panoptic, and the first one in tar shards."""
     names = ["circle", "square", "triangle", "star", "cross", "ring", "crescent"]
     places = {"train": "images/train", "val": "images/val"}
     generate = {"kind": "shapes", "train": 16, "val": 8, "size": 64, "seed": 3}
@@ -61,6 +64,10 @@ def write_data(folder: Path) -> Path:
         "stuff": ["clouds", "stripes"], "generate": {**generate, "kind": "panoptic-shapes"},
     }  # fmt: skip
     write_yaml(folder / "panoptic.yaml", panoptic)
+    if not (folder / "shards" / "data.yaml").exists():
+        write_shards(ShardSettings(folder / "tiny.yaml", folder / "shards", shard_mb=0.02))
+        shards = read_yaml(folder / "shards" / "data.yaml")
+        write_yaml(folder / "shards" / "data.yaml", {**shards, "shuffle_window": 5})
     return folder / "tiny.yaml"
 
 
@@ -70,7 +77,12 @@ class Training:
     def __init__(self, kind: str, data: Path, project: Path, workers: int) -> None:
         self.kind, self.folder = kind, project / "run"
         self.last = self.folder / "weights" / "last.pt"
-        places = {"classify": data.parent / "tiny" / "classes", "panoptic": data.with_name("panoptic.yaml")}
+        shards = data.parent / "shards" / "data.yaml"
+        places = {
+            "classify": data.parent / "tiny" / "classes",
+            "panoptic": data.with_name("panoptic.yaml"),
+            "shards": shards,
+        }
         place = places.get(kind, data)
         self.options = [
             *KINDS[kind], "--data", str(place), "--batch", "4", "--epochs", str(EPOCHS), "--save-steps", "2",

@@ -5,7 +5,7 @@ python benchmarks/memory.py --parts service --requests 2000
 
 Each part is a process of its own, whose resident memory and that of its children is sampled. After a warm-up, which is
 the first third, a line is fitted; its slope is reported per epoch, per 1000 images or frames, and per 1000 requests.
-With --compare the service runs with --level-memory as well; the CPU time per request shows what that costs.
+For the service it reports the CPU time per request as well.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from utils.core.yaml_file import write_yaml
 
 NAME = "memory"
 PARTS = ("train", "images", "video", "service")
-INTERVAL_S = 0.5
+INTERVAL_S = 0.1
 WARM_UP = 1 / 3  # of the samples
 PAGE_BYTES = 4096
 CLOCK_HZ = 100  # of the times in /proc
@@ -172,12 +172,7 @@ def measure_service(options: argparse.Namespace, folder: Path) -> list[Growth]:
         height, width = (int(side) for side in rng.integers(200, 640, 2))
         pixels = cv2.resize(rng.integers(0, 255, (24, 32, 3), np.uint8), (width, height))
         bodies.append(cv2.imencode(".jpg", pixels)[1].tobytes())
-    levels = (False, True) if options.compare else (False,)
-    return [row for level in levels for row in _measure_service(options, bodies, level)]
-
-
-def _measure_service(options: argparse.Namespace, bodies: list[bytes], level: bool) -> list[Growth]:
-    settings = {"level_memory": level, "max_batch": 0, "imgsz": options.imgsz, "device": options.device}
+    settings = {"max_batch": 0, "imgsz": options.imgsz, "device": options.device}
     process, port = started(argparse.Namespace(weights=options.weights, **settings))
     done, found = threading.Event(), dict[int, list[tuple[float, float]]]()
     watcher = threading.Thread(target=lambda: found.update(watch(process, done)))
@@ -204,8 +199,7 @@ def _measure_service(options: argparse.Namespace, bodies: list[bytes], level: bo
                 stream.close()
     if phase.faults:
         raise UserError(f"serve.py: {len(phase.faults)} requests failed, such as {phase.faults[0]}")
-    name = "serve.py --level-memory" if level else "serve.py"
-    rows = fitted(name, found, len(phase.latencies_ms) / 1000, "1000 requests")
+    rows = fitted("serve.py", found, len(phase.latencies_ms) / 1000, "1000 requests")
     for row in rows[:1]:
         row.cpu_ms = 1000 * used / max(1, len(phase.latencies_ms))
     return rows
@@ -231,7 +225,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--requests", type=int, default=20_000, help="requests to the service")
     parser.add_argument("--clients", type=int, default=4, help="number of concurrent clients of the service")
     parser.add_argument("--imgsz", type=int, default=320, help="image size of the service")
-    parser.add_argument("--compare", action="store_true", help="measure the service with --level-memory as well")
     parser.add_argument("--device", default="cpu", help="device of the programs")
     return parser
 

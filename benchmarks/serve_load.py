@@ -140,7 +140,6 @@ def started(options: argparse.Namespace) -> tuple[subprocess.Popen[str], int]:
     line = [sys.executable, str(ROOT / "serve.py"), "--port", "0", "--device", options.device]
     line += ["--weights", options.weights, *(["--imgsz", str(options.imgsz)] if options.imgsz else [])]
     line += ["--max-batch", str(options.max_batch)] if options.max_batch else []
-    line += ["--level-memory"] if options.level_memory else []
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     said = []
@@ -203,7 +202,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=2, help="repetitions of both phases")
     parser.add_argument("--device", default="cpu", help="device of the service")
     parser.add_argument("--imgsz", type=int, default=0, help="image size of the service (default: from the checkpoint)")
-    parser.add_argument("--level-memory", action="store_true", help="start the service with --level-memory")
     parser.add_argument("--max-batch", type=int, default=0, help="--max-batch of the service; 0: its default")
     return parser
 
@@ -236,8 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Phase]:
         "|---|---|---|---|---|---|---|",
         *table(phases),
     ]
-    place = f"{NAME}_level" if options.level_memory else NAME
-    publish(report("Load test of the HTTP service", NAME, line, body, None), place, options.write)
+    publish(report("Load test of the HTTP service", NAME, line, body, None), NAME, options.write)
     return phases
 
 

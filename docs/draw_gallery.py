@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import cv2
@@ -23,11 +24,11 @@ RECIPE = ("--hyp", "hyp.shapes.yaml", "--optimizer", "AdamW", "--cos-lr", "--cac
 PLOTS = {  # plot of the training: (file of the gallery, width in pixels)
     "train_batch0.jpg": ("train_batch.jpg", 640),
     "val_batch0_pred.jpg": ("val_batch_pred.jpg", 640),
-    "labels.jpg": ("labels.jpg", 560),
     "MaskPR_curve.png": ("pr_curve.jpg", 560),
     "confusion_matrix.png": ("confusion_matrix.jpg", 560),
     "results.png": ("results.jpg", 800),
 }
+LABELS, LABELS_PX = "labels.jpg", 560  # drawn from the data set
 
 
 def run_program(name: str, *options: str) -> None:
@@ -64,6 +65,27 @@ def predict(images: Path) -> np.ndarray:
     return np.hstack([part for column in columns for part in (column, gap)][:-1])
 
 
+def shrink(image: np.ndarray, path: Path, width: int) -> None:
+    """Write an image as a JPEG of the given width in pixels."""
+    height = round(image.shape[0] * width / image.shape[1])
+    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    cv2.imwrite(str(path), small, [cv2.IMWRITE_JPEG_QUALITY, 72])
+
+
+def draw_label_statistics(path: Path) -> None:
+    """Draw the statistics of the training labels, as every training does; needs no network."""
+    from utils.core.data_config import load_data
+    from utils.datasets.generators import ensure_generated
+    from utils.datasets.labels.label_scan import build_index
+    from utils.plots.label_statistics import draw_label_overview
+
+    data = load_data("shapes")
+    ensure_generated(data)
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = draw_label_overview(build_index(data, "train").boxes, Path(folder) / "labels.jpg", data.names)
+        shrink(cv2.imread(str(drawn)), path, LABELS_PX)
+
+
 def main() -> None:
     """Train if necessary, and write the images."""
     from utils.core.data_config import load_data
@@ -74,10 +96,8 @@ def main() -> None:
     scenes = predict(load_data("shapes").root / "images" / "val")
     cv2.imwrite(str(FOLDER / "scenes.jpg"), scenes, [cv2.IMWRITE_JPEG_QUALITY, 80])
     for source, (name, width) in PLOTS.items():
-        image = cv2.imread(str(BEST.parents[1] / source))
-        height = round(image.shape[0] * width / image.shape[1])
-        small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-        cv2.imwrite(str(FOLDER / name), small, [cv2.IMWRITE_JPEG_QUALITY, 72])
+        shrink(cv2.imread(str(BEST.parents[1] / source)), FOLDER / name, width)
+    draw_label_statistics(FOLDER / LABELS)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def fuse_in_place(network: Network) -> Network:
     """Fold normalisation into convolutions for inference; return the network.
 
     This applies to `Conv` blocks and to adjacent pairs in a Sequential. Normalisation after other operations
-    (BottleneckCSP, MixConv2d) stays.
+    (BottleneckCSP, MixConv2d) stays. Parts of heads that only training uses are removed.
     """
     fused = _fold_blocks(network)
     with torch.no_grad():
@@ -54,6 +54,9 @@ def fuse_blocks(network: Network) -> Network:
 
 
 def _fold_blocks(fused: Network) -> Network:
+    for head in fused.heads.values():
+        if hasattr(head, "remove_training_parts"):
+            head.remove_training_parts()
     with torch.no_grad():
         for block in fused.modules():
             if isinstance(block, Conv) and isinstance(block.bn, nn.BatchNorm2d):

@@ -241,5 +241,23 @@ def test_tables_fit_80_columns():
     assert all(f"{name} 0.568" in text for name in COCO_NAMES)  # a name and its number stay together
 
 
+def test_programs_end_without_collecting_garbage():
+    """The interpreter's last collections would visit every object, a second with torch."""
+    code = (
+        "import atexit, gc; from utils.core.cli import run_script; "
+        "atexit.register(lambda: print(gc.get_freeze_count() > 1000)); run_script(lambda: None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
+def test_numbers_of_a_table_do_not_touch():
+    row = dict.fromkeys(MASK_COLUMNS, 0.00597) | {"Images": 128, "Instances": 464}
+    row |= dict(zip(MASK_COLUMNS[2:], (0.04551, 1.23e-5, 1.0, 0.0), strict=False))
+    scores = Scores({}, columns=MASK_COLUMNS, rows=[("all", row)], per_class={})
+    words = format_table(scores, verbose=False).splitlines()[-1].split()
+    assert words == ["all", "128", "464", "0.046", "0.000", "1", "0", "0.006", "0.006", "0.006", "0.006"]
+
+
 def test_small_sizes_are_in_megabytes():
     assert (format_bytes(12_300_000), format_bytes(2.5e9)) == ("12.3 MB", "2.5 GB")

@@ -42,6 +42,7 @@ SPECS = {
     "detect": HeadSpec("detect", 3, (8, 16), (((10.0, 13.0),), ((30.0, 61.0),)), names=("a", "b", "c")),
     "segment": HeadSpec("segment", 3, (8, 16), (((10.0, 13.0),), ((30.0, 61.0),)), 4, ("a", "b", "c")),
     "dense": HeadSpec("detect", 3, (8, 16), names=("a", "b", "c"), loss="dense", bins=16),
+    "dense_segment": HeadSpec("segment", 3, (8, 16), num_masks=4, names=("a", "b", "c"), loss="dense_segment", bins=16),
     "classify": HeadSpec("classify", 3, names=("a", "b", "c")),
     "semantic": HeadSpec("semantic", 3, names=("a", "b", "c")),
 }
@@ -86,7 +87,7 @@ def test_losses(head):
     loss = entry(SPECS[head], Hyp())
     assert isinstance(loss, nn.Module)
     assert isinstance(loss.per_image, bool) and loss.labels in ("boxes", "classes", "semantic")
-    assert isinstance(loss.extra_terms, tuple) and isinstance(loss.omitted_terms, tuple)
+    assert all(isinstance(t, tuple) for t in (loss.extra_terms, loss.omitted_terms, loss.training_terms))
 
 
 @pytest.mark.parametrize("head", sorted({spec.name for spec in SPECS.values()}))

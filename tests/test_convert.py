@@ -511,6 +511,38 @@ def test_split_lists_and_groups(tmp_path):
     assert [index.class_counts(2).tolist() for index in found.values()] == [[6, 6], [3, 3], [3, 3]]
 
 
+@pytest.mark.parametrize("layout", ["Pascal VOC", "LabelMe"])
+def test_split_finds_classes_in_annotations(tmp_path, layout, caplog):
+    write, images, ending = (voc_file, "JPEGImages", "xml") if layout == "Pascal VOC" else (labelme_file, "", "json")
+    for i in range(6):
+        image = write_image(tmp_path / "photos" / images / f"{i}.png", i)
+        file = tmp_path / "photos" / "Annotations" / f"{i}.xml" if ending == "xml" else image.with_suffix(".json")
+        name = ("owl", "ant")[i % 2]
+        if ending == "xml":
+            write(file, [(name, 1, 1, 9, 9, 0)])
+        else:
+            write(file, [{"label": name, "shape_type": "rectangle", "points": [[1, 1], [9, 9]]}])
+    with pytest.raises(UserError, match=f"a {layout} folder without a data YAML; run `python convert.py split"):
+        load_data(str(tmp_path / "photos"))
+    with caplog.at_level("INFO", logger="polyolo"):
+        run("split", "--source", tmp_path / "photos", "--out", tmp_path / "out", "--shares", 4, 2)
+    assert f"train: python train.py --data {tmp_path / 'out'}" in caplog.text
+    found = indexes(tmp_path / "out" / "data.yaml")
+    assert [index.class_counts(2).tolist() for index in found.values()] == [[2, 2], [1, 1]]
+    assert load_data(str(tmp_path / "out")).names == ("ant", "owl")
+
+
+@pytest.mark.parametrize("command", [("labels", "--from", "yolo", "--to", "labelme"), ("split",)])
+def test_generated_sources_are_written_first(tmp_path, command):
+    generate = {"kind": "shapes", "train": 3, "val": 2, "size": 64, "seed": 0}
+    splits = {"train": "images/train", "val": "images/val"}
+    names = list(load_data("shapes").names)
+    (tmp_path / "d.yaml").write_text(yaml.safe_dump({"path": "made", **splits, "names": names, "generate": generate}))
+    run(*command, "--source", tmp_path / "d.yaml", "--out", tmp_path / "out")
+    images = json.loads((tmp_path / "out" / "convert-report.json").read_text())["images"]
+    assert sum(images.values()) == 5
+
+
 def test_split_of_coco_and_class_folders(tmp_path):
     for i in range(4):
         write_image(tmp_path / "set" / "images" / f"{i}.png", i)

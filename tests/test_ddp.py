@@ -28,7 +28,7 @@ def run(out, data, mode, processes, task):
     return json.loads(out.read_text())
 
 
-@pytest.mark.parametrize("task", ["detect", "segment", "classify", "detect+psp", "semantic", "detect:polyolo-n"])
+@pytest.mark.parametrize("task", ["detect", "segment", "classify", "detect+psp", "semantic", "segment:polyolo-n-seg"])
 def test_two_processes_match_one(data, tmp_path, task):
     data = data if task != "classify" else data.parent / "tiny" / "classes"
     one = run(tmp_path / "one.json", data, "frozen", 1, task)

@@ -35,7 +35,7 @@ def checkpoints(tmp_path_factory):
     networks = {
         "detect": detecting_network("yolov5n"),
         "segment": detecting_network("yolov5n-seg"),
-        "dense": detecting_network("polyolo-n"),
+        "dense": detecting_network("polyolo-n-seg"),
         "classify": classification_network(detecting_network("yolov5n"), 3, CLASSES).eval(),
     }
     for task, network in networks.items():
@@ -67,7 +67,7 @@ def test_exported_file_matches_checkpoint(name, task, checkpoints, tmp_path):
     images = noise(3, 96, 96)
     ours, theirs = reference(checkpoints[task]).run(images).decoded, runner.run(images).decoded
     assert theirs.keys() == ours.keys()
-    loose = 3 if name == "ncnn" else 1
+    loose = 3 if name in ("ncnn", "openvino") else 1  # they order sums otherwise
     for head in ours:
         for key, tensor in ours[head].items():
             torch.testing.assert_close(theirs[head][key], tensor, rtol=1e-3 * loose, atol=1e-3 * loose)

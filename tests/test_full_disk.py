@@ -12,10 +12,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers_bad import image_set
 from helpers_run import ROOT, command, environment, same, tiny_data, weights
 
+import convert
+from utils.core.data_config import load_data
 from utils.core.errors import UserError
 from utils.core.files import write_text
+from utils.datasets.generators.prepare import ensure_generated
+from utils.datasets.labels.label_scan import build_index
 from utils.plots.video_writer import VideoWriter
 
 TRAIN = {"cfg": "yolov5n", "imgsz": [64], "batch_size": 4, "workers": 0, "epochs": 2, "save_period": 1, "seed": 0}
@@ -25,6 +30,8 @@ class Disk:
     """Count the files that are written; from number `limit` on, none can be written."""
 
     def __init__(self, monkeypatch):
+        if not Path("/proc/self/fd").is_dir():
+            pytest.skip("needs /proc to name the files")
         self.names, self.limit, self.reason = [], None, errno.ENOSPC
         self._fsync = os.fsync
         monkeypatch.setattr(os, "fsync", self.fsync)
@@ -40,16 +47,14 @@ class Disk:
 @pytest.fixture
 def disk(monkeypatch):
     """The disk, not yet full."""
-    if not Path("/proc/self/fd").is_dir():
-        pytest.skip("needs /proc to name the files")
     return Disk(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Data YAML whose images and caches exist already."""
+    """Data YAML whose images exist already."""
     path = tiny_data(tmp_path_factory.mktemp("data"), 8, 4, 64)
-    train(path, path.parent / "first", epochs=1)
+    ensure_generated(load_data(str(path)))
     return path
 
 
@@ -60,23 +65,24 @@ def train(data, project, **options):
 
 @pytest.fixture(scope="module")
 def undisturbed(data):
-    """Folder of a run that was not disturbed."""
-    train(data, data.parent / "undisturbed")
-    return data.parent / "undisturbed" / "exp"
+    """Folder of a run that was not disturbed, and the names of its temporary files in order."""
+    with pytest.MonkeyPatch.context() as patch:
+        disk = Disk(patch)
+        train(data, data.parent / "undisturbed")
+    names = [name for name in disk.names if not name.endswith(".npz")]  # without the scan caches, which then exist
+    return data.parent / "undisturbed" / "exp", names
 
 
-WRITES = ["args", "labels", "results", "best", "epoch0", "last"]
-
-
-REASONS = [(name, errno.ENOSPC) for name in WRITES] + [("last", errno.EDQUOT), ("results", errno.EROFS)]
+WRITES = ["args", "labels", "results.csv", "best", "epoch0", "last", "results.json", "confusion_matrix"]
+REASONS = [(name, errno.ENOSPC) for name in WRITES] + [("last", errno.EDQUOT), ("results.csv", errno.EROFS)]
 
 
 @pytest.mark.parametrize(("name", "reason"), REASONS)
 def test_full_disk_at_a_write_of_training(data, undisturbed, tmp_path, disk, name, reason):
-    disk.limit, disk.reason = 10**6, reason
-    first = find_write(disk, data, tmp_path / "count", name)
-    disk.names.clear()
-    disk.limit = first
+    whole, names = undisturbed
+    stem, _, suffix = name.partition(".")
+    found = [number for number, one in enumerate(names, 1) if one.split(".")[1] == stem and one.endswith(suffix)]
+    disk.limit, disk.reason = found[0], reason
     with pytest.raises(UserError, match=rf"cannot be written \({os.strerror(reason)}\)") as caught:
         train(data, tmp_path / "p")
     assert "\n" not in str(caught.value) and name in str(caught.value)
@@ -89,16 +95,37 @@ def test_full_disk_at_a_write_of_training(data, undisturbed, tmp_path, disk, nam
     importlib.import_module("train").run(resume=str(last))
     run = tmp_path / "p" / "exp"
     for name in ("last.pt", "best.pt", "epoch0.pt"):
-        assert same(weights(run / "weights" / name), weights(undisturbed / "weights" / name)), name
-    assert (run / "results.csv").read_text() == (undisturbed / "results.csv").read_text()
+        assert same(weights(run / "weights" / name), weights(whole / "weights" / name)), name
+    assert (run / "results.csv").read_text() == (whole / "results.csv").read_text()
 
 
-def find_write(disk, data, project, name):
-    """Find the number of the first write of a file in a run."""
-    if not hasattr(find_write, "names"):
-        train(data, project)
-        find_write.names = list(disk.names)
-    return next(i for i, found in enumerate(find_write.names, 1) if found.split(".")[1] == name)
+def test_full_disk_for_the_scan_cache(tmp_path, disk, caplog):
+    """Labels are read all the same, and no half a cache stays."""
+    data = load_data(str(image_set(tmp_path / "set")))
+    before = sorted(tmp_path.rglob("*"))
+    disk.limit = 1
+    assert len(build_index(data, "train")) == 8
+    assert "scan result not cached: " in caplog.text and os.strerror(errno.ENOSPC) in caplog.text
+    assert sorted(tmp_path.rglob("*")) == before
+    disk.limit = None
+    assert len(build_index(data, "train")) == 8 and list(tmp_path.rglob("*.npz"))
+
+
+def test_full_disk_while_shards_are_written(tmp_path, disk):
+    source, out = image_set(tmp_path / "set"), tmp_path / "out"
+    line = ["shards", "--source", str(source), "--shard-mb", "0.005", "--out"]
+    convert.main([*line, str(tmp_path / "whole")])
+    names, number = list(disk.names), [name.endswith(".tar") for name in disk.names].index(True) + 3
+    disk.names.clear()
+    disk.limit = number
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
+        convert.main([*line, str(out)])
+    disk.limit = None
+    convert.main([*line, str(out)])  # goes on
+    assert len(names) > number + 1
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.tar")}
+    assert whole == {path.name: path.read_bytes() for path in out.glob("*.tar")} and len(whole) > 2
+    assert not list(out.glob(".*"))
 
 
 def limited(folder, max_bytes, script, *options, status=2):

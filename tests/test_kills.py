@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import shutil
+import signal
 from pathlib import Path
 from unittest import mock
 
@@ -11,7 +13,9 @@ from helpers_run import same, tiny_data, weights
 
 from utils.core.data_config import load_data
 from utils.core.errors import UserError
+from utils.core.interrupt import StopSignal, raise_stop_signal
 from utils.datasets.generators.prepare import ensure_generated
+from utils.engine import conclude_run
 from utils.engine import fit as engine
 
 
@@ -68,32 +72,25 @@ def assert_same_end(folder, whole):
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
-    """The folder of an undisturbed run and the files that it renames into place, in order."""
+    """The folder of an undisturbed run, the files that it renames into place in order, and the folder after each."""
     project, renamed, rename = tmp_path_factory.mktemp("whole"), [], Path.replace
 
     def replace(self, target):
-        renamed.append(Path(target).name)
-        return rename(self, target)
+        result = rename(self, target)
+        if Path(target).suffix != ".npz":  # a scan cache
+            renamed.append(Path(target).name)
+            shutil.copytree(project / "run", project / f"after {len(renamed)}")
+        return result
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "replace", replace)
         train(data, project)
-    return project / "run", [name for name in renamed if not name.endswith(".npz")]  # without the scan caches
+    return project / "run", renamed
 
 
-def kill_after(number):
-    """Patch renames so that the process dies after so many of them."""
-    count, rename = 0, Path.replace
-
-    def replace(self, target):
-        nonlocal count
-        result = rename(self, target)
-        count += Path(target).suffix != ".npz"
-        if count == number:
-            raise Killed
-        return result
-
-    return mock.patch.object(Path, "replace", replace)
+def killed_after(number, whole, project):
+    """Put the folder that a process killed after so many renames leaves into `project`; return it."""
+    return shutil.copytree(whole[0].with_name(f"after {number}"), project / "run")
 
 
 def test_last_checkpoint_commits_the_epoch(whole):
@@ -107,9 +104,7 @@ def test_last_checkpoint_commits_the_epoch(whole):
 
 @pytest.mark.parametrize("number", [5, 9, 10, 11, 12])
 def test_kill_after_each_rename(data, whole, tmp_path, number):
-    with kill_after(number), pytest.raises(Killed):
-        train(data, tmp_path)
-    folder = tmp_path / "run"
+    folder = killed_after(number, whole, tmp_path)
     if (folder / "weights" / "last.pt").exists():
         (folder / ".results.ab12_xyz.csv").write_text("half")  # SIGKILL leaves such files
         (folder / "weights" / ".last.ab12_xyz.pt").write_text("half")
@@ -121,14 +116,25 @@ def test_kill_after_each_rename(data, whole, tmp_path, number):
         resume(folder)
 
 
-def test_uncommitted_best_checkpoint_is_taken_back(data, tmp_path, monkeypatch):
-    with kill_after(9), pytest.raises(Killed):  # after best.pt of the second epoch
-        train(data, tmp_path)
-    folder = tmp_path / "run" / "weights"
+def test_stopped_conclusion_is_resumed(whole, tmp_path, monkeypatch, caplog):
+    """SIGTERM while the best checkpoint is evaluated, which has no steps to stop after."""
+    caplog.set_level("INFO", logger="polyolo")
+    folder = killed_after(10, whole, tmp_path)
+    monkeypatch.setattr(conclude_run, "evaluate", lambda *_, **__: raise_stop_signal(signal.SIGTERM, None))
+    with pytest.raises(StopSignal):
+        resume(folder)
+    assert f"all epochs are saved; --resume {folder / 'weights' / 'last.pt'}" in caplog.text
+    monkeypatch.undo()
+    resume(folder)
+    assert_same_end(folder, whole[0])
+
+
+def test_uncommitted_best_checkpoint_is_taken_back(whole, tmp_path, monkeypatch):
+    folder = killed_after(9, whole, tmp_path)  # after best.pt of the second epoch
     monkeypatch.setattr(engine, "weighted_sum", lambda *_: -2.0)  # the repeated epoch is worse, as it may be on GPUs
-    first = weights(folder / "epoch0.pt")
-    resume(tmp_path / "run")
-    best = weights(folder / "best.pt")
+    first = weights(folder / "weights" / "epoch0.pt")
+    resume(folder)
+    best = weights(folder / "weights" / "best.pt")
     assert all((best[name] == value.to(best[name].dtype)).all() for name, value in first.items())
 
 
@@ -148,13 +154,13 @@ def kill(_):
     raise Killed
 
 
-def test_run_folder_is_locked(data, tmp_path, monkeypatch):
+def test_run_folder_is_locked(data, whole, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.engine.run_lock.WAIT_S", 0.1)
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run" / ".lock"), pytest.raises(UserError, match="another training writes"):
         train(data, tmp_path)
-    with kill_after(6), pytest.raises(Killed):
-        train(data, tmp_path)
+    shutil.rmtree(tmp_path / "run")
+    killed_after(6, whole, tmp_path)
     with FileLock(tmp_path / "run" / ".lock"), pytest.raises(UserError, match="another training writes"):
         resume(tmp_path / "run")
     resume(tmp_path / "run")

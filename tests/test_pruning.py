@@ -46,7 +46,7 @@ def pruned():
 
 KINDS = (
     "yolov5n", "yolov5n-seg", "yolov5n-cls", "yolov5n-psp", "yolov5n-lab", "yolov5n-bise", "yolov5n-base",
-    "polyolo-n", "yolov5s-ghost", "yolov5s-transformer", "yolov5s-bifpn", "yolov5n-v5", "yolov3-tiny",
+    "polyolo-n-seg", "yolov5s-ghost", "yolov5s-transformer", "yolov5s-bifpn", "yolov5n-v5", "yolov3-tiny",
 )  # fmt: skip
 
 

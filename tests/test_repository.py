@@ -9,7 +9,7 @@ import yaml
 
 from docs.draw_badges import FOLDER as BADGES
 from docs.draw_badges import badges
-from docs.draw_hero import HERO, draw_hero
+from docs.draw_hero import HERO, draw_hero, place_label
 from utils.core.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,5 +49,18 @@ def test_badges_state_what_the_files_say():
 def test_hero_image_is_drawn_from_generated_shapes(tmp_path):
     path = draw_hero(tmp_path / "hero.jpg", side=160)
     height, width = cv2.imread(str(path)).shape[:2]
-    assert width > 2.5 * height  # three panels
+    assert 280 < width < 340 and 200 < height < 400  # four panels, two in a row
     assert HERO.stat().st_size <= 300_000 and "docs/images/hero.jpg" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_labels_of_the_hero_image_do_not_overlap():
+    taken = []
+    for left in (0, 2, 4, 6):  # boxes at the left border, almost in the same place
+        place_label(taken, (left, 30 + left, 90, 80), (50, 20), 200)
+    overlaps = [
+        (a, b)
+        for i, a in enumerate(taken)
+        for b in taken[:i]
+        if a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]
+    ]
+    assert len(taken) == 4 and not overlaps and all(x >= 0 and y >= 0 for x, y, _, _ in taken)

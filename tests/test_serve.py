@@ -26,7 +26,7 @@ from PIL import Image  # noqa: E402
 from pycocotools import mask as coco  # noqa: E402
 
 from tools.service import requests as service_requests  # noqa: E402
-from tools.service.memory_trim import release_free_memory  # noqa: E402
+from tools.service.allocator import release_free_memory  # noqa: E402
 from tools.service.predictor import Predictor  # noqa: E402
 from tools.service.schema import PredictionResponse  # noqa: E402
 from tools.service.service_settings import ServiceSettings, model_name  # noqa: E402
@@ -374,41 +374,54 @@ def test_large_images_use_smaller_batches(networks):
     assert [predictor.max_batch_size(("boxes", (side, side))) for side in (64, 640, 1280, 4096)] == [8, 8, 2, 1]
 
 
-def test_memory_trim_interval(networks, monkeypatch):
+def test_free_memory_is_returned_when_idle(networks, monkeypatch):
     calls = []
-    monkeypatch.setattr("tools.service.predictor.TRIM_INTERVAL", 3)
-    monkeypatch.setattr("tools.service.predictor.release_free_memory", lambda: calls.append(1))
-    with serving([networks["boxes"]]) as client:  # its warm-up is a batch
-        for number in range(1, 6):
+    monkeypatch.setattr("tools.service.app.release_free_memory", lambda: calls.append(1))
+    monkeypatch.setattr("tools.service.batching.IDLE_S", 0.3)
+    with serving([networks["boxes"]]) as client:
+        for number in (1, 2):
             predicted(client, encoded_image())
-            assert len(calls) == (number + 1) // 3
+            time.sleep(0.8)
+            assert len(calls) == number  # once, however long nothing comes
     assert release_free_memory() in (True, False)  # the real one; where nothing can be given back it says so
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
-def test_level_memory():
+def test_one_heap_stays_level_without_page_faults():
+    """Blocks as of layers, whose sizes change with the shape of each batch, beside small blocks that stay longer."""
     program = """
-import sys
-from pathlib import Path
+import random, resource, sys
+from concurrent.futures import ThreadPoolExecutor
 import torch
-from tools.service.memory_trim import release_large_blocks_immediately
-assert not sys.argv[1:] or release_large_blocks_immediately()
-def held():
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmRSS")) // 1024
-kept, before = [], held()
-for _ in range(3):
-    blocks = []
-    for _ in range(60):
-        blocks.append(torch.ones(2**19))  # 2 MiB, and something small that stays behind it
-        kept.append(bytearray(60_000))
-    del blocks
-print(held() - before)
+from tools.service.allocator import keep_one_heap
+assert not sys.argv[1:] or keep_one_heap()
+draw, kept = random.Random(0), []
+def batch():
+    held = []
+    for layer in range(12):
+        held.append(torch.empty(draw.randrange(2**20, 7 * 2**20)))  # up to 28 MiB of floats
+        held[-1][::1024] = 1  # every page
+        kept.append(bytearray(draw.randrange(500, 60_000)))
+        del held[:-4]
+    del kept[:-60]
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
+with ThreadPoolExecutor(1) as pool:
+    for _ in range(80):
+        pool.submit(batch).result()
+    faults, memory = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, resident()
+    for _ in range(80):
+        pool.submit(batch).result()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults) / 80, resident() - memory)
 """
-    found = [
-        int(subprocess.run([sys.executable, "-c", program, *more], cwd=ROOT, capture_output=True, text=True).stdout)
-        for more in ([], ["level"])
-    ]
-    assert found[1] < 40 < found[0]  # MiB; 11 of them are the small ones
+
+    def measure(*more):
+        line = [sys.executable, "-c", program, *more]
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=100, check=True)
+        return [float(word) for word in done.stdout.split()]
+
+    (faults, growth), (faults_before, _) = measure("one heap"), measure()
+    assert growth < 8 and faults < 20 < faults_before
 
 
 def jpeg(**options):

@@ -1,5 +1,6 @@
 """The page in a headless Chromium, used as a person would: files are dropped, sliders moved, results taken away."""
 
+import base64
 import json
 import time
 from collections import Counter
@@ -14,6 +15,8 @@ for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
 from helpers_browser import browsing, chromium  # noqa: E402
 from helpers_networks import encoded_image, make_sure, write_networks  # noqa: E402
 from helpers_serve import running  # noqa: E402
+
+from utils.ops.panoptic import encode_png  # noqa: E402
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
 OPTIONS = ("--conf-thres", "0", "--iou-thres", "0.6", "--max-det", "12", "--max-pixels", "1000000")
@@ -167,6 +170,36 @@ def test_one_colour_per_instance(page, photo):
     assert page.run(colours) == by_class and pixels(page) == before
     shown(page, "pixels", photo)
     assert not page.run("$('instance').offsetParent")
+
+
+def test_panoptic_map_with_legend(page, photo, tmp_path):
+    ids = np.zeros((240, 320), np.int32)  # void, one thing, stuff with an id of two bytes
+    ids[40:120, 40:160], ids[120:] = 1, 300
+    png = base64.b64encode(encode_png(ids)).decode()
+    segments = [
+        {"id": 1, "class": 0, "name": "car", "thing": True, "area": 9600, "color": "#ff0000", "confidence": 0.9},
+        {"id": 300, "class": 1, "name": "road", "thing": False, "area": 38400, "color": "#0000ff"},
+    ]
+    image = {"name": "", "width": 320, "height": 240, "detections": [], "panoptic": {"segments": segments, "png": png}}
+    heads = {"segment": {"classes": ["car"], "masks": True}, "semantic": {"classes": ["car", "road"]}}
+    page.run("visible = () => $('panoptic-row').offsetParent !== null; undefined")
+    assert not page.run("visible()")  # a model of boxes has none
+    page.run(f"models = [{{name: 'pan', heads: {json.dumps(heads)}}}]; $('model').replaceChildren(new Option('pan'))")
+    page.run(f"asked = ''; call = async path => (asked = path, {{images: [{json.dumps(image)}]}}); showControls()")
+    assert page.run("visible()")
+    page.drop("#stage", photo)
+    page.until("result !== null")
+    assert "panoptic" not in page.run("asked")
+    page.run("$('opacity').value = 1; result = null")
+    page.click("#panoptic")
+    page.until("result !== null")
+    assert "&panoptic=true" in page.run("asked") and not page.run("$('instance').offsetParent")
+    assert rows(page) == [["Things"], ["car", "0.90"], ["Stuff"], ["road", "50.0 %"]]
+    at = "[...context.getImageData({}, {}, 1, 1).data.slice(0, 3)]"
+    assert [page.run(at.format(x, y)) for x, y in ((50, 50), (10, 200))] == [[255, 0, 0], [0, 0, 255]]
+    assert page.run(at.format(10, 119)) == [255, 255, 255]  # the border between two segments
+    assert page.run(at.format(5, 5)) == cv2.imread(str(photo))[5, 5, ::-1].tolist()  # void
+    assert page.run("[panopticMap.nameAt(50, 50), panopticMap.nameAt(10, 200)]") == ["car", "road"]
 
 
 def test_headings_only_between_kinds_of_results(page):

@@ -1,16 +1,22 @@
 """`convert.py shards`: batches equal to those of the source, exact continuation, and the order within windows."""
 
 import io
+import json
+import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers_run import ROOT, environment, same, weights
 from helpers_shards import write_folders
 from test_shards import assert_same, batches
 
 import convert
+import train
 from tools.converters import shards as writer
 from tools.dataset_check.check_settings import CheckSettings
 from tools.dataset_check.program import check_dataset
@@ -204,6 +210,44 @@ def test_epoch_continues_at_its_exact_position(folders, tmp_path, window, worker
         rest = load(start)
         assert len(rest) == len(whole) - start
         assert all(torch.equal(one, other) for one, other in zip(rest, whole[start:], strict=True))
+
+
+KILLED_TRAINING = """
+import json, os, signal, sys
+from pathlib import Path
+import train
+rename, written = Path.replace, []
+
+def replace(self, target):
+    done = rename(self, target)
+    written.extend([target] if Path(target).name == "last.pt" else [])
+    if len(written) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+
+Path.replace = replace
+train.run(**json.loads(sys.argv[1]))
+"""
+
+
+def test_killed_training_on_shards_ends_like_an_undisturbed_one(folders, tmp_path, caplog):
+    """The process is killed within the second epoch; two workers read ahead in the shuffled windows."""
+    caplog.set_level("INFO", logger="polyolo")
+    yaml = convert_to(tmp_path / "out", folders / "detect.yaml")
+    write_yaml(Path(yaml), read_yaml(Path(yaml)) | {"shuffle_window": 5})
+    options = {"data": yaml, "cfg": "yolov5n", "imgsz": [64], "batch_size": 4, "epochs": 2, "noplots": True}
+    options |= {"save_steps": 1, "seed": 2, "project": str(tmp_path)}
+    train.run(**options, workers=0, name="whole")
+    line = [sys.executable, "-c", KILLED_TRAINING, json.dumps(options | {"workers": 2, "name": "run"})]
+    env = environment() | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    assert subprocess.run(line, cwd=ROOT, env=env, timeout=200, check=False).returncode == -signal.SIGKILL
+    train.run(resume=str(tmp_path / "run" / "weights" / "last.pt"))
+    assert "at epoch 2, batch 2" in caplog.text
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert all(
+        same(weights(whole / "weights" / name), weights(run / "weights" / name)) for name in ("best.pt", "last.pt")
+    )
+    assert (whole / "results.csv").read_text() == (run / "results.csv").read_text()
 
 
 def test_window_with_rectangles_is_refused(folders, tmp_path):

@@ -28,7 +28,7 @@ def _plan(row: Row) -> Plan:
 
 
 class Branches(nn.Module):
-    """Box and class branch of one level.
+    """Box and class branch of one level, and a third one for mask coefficients if there are any.
 
     Args:
         in_channels: channels of the level's feature map.
@@ -36,9 +36,14 @@ class Branches(nn.Module):
         class_width: channels inside the class branch.
         box_channels: outputs of the box branch, 4 x bins.
         num_classes: outputs of the class branch.
+        mask_width: channels inside the mask branch.
+        num_masks: outputs of the mask branch; 0: there is none.
     """
 
-    def __init__(self, in_channels: int, box_width: int, class_width: int, box_channels: int, num_classes: int) -> None:
+    def __init__(
+        self, in_channels: int, box_width: int, class_width: int, box_channels: int, num_classes: int,
+        mask_width: int = 0, num_masks: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.box = nn.Sequential(
             Conv(in_channels, box_width, 3), Conv(box_width, box_width, 3), nn.Conv2d(box_width, box_channels, 1)
@@ -50,10 +55,15 @@ class Branches(nn.Module):
             Conv(class_width, class_width),
             nn.Conv2d(class_width, num_classes, 1),
         )
+        self.mask: nn.Module | None = None
+        if num_masks:
+            output = nn.Conv2d(mask_width, num_masks, 1)
+            self.mask = nn.Sequential(Conv(in_channels, mask_width, 3), Conv(mask_width, mask_width, 3), output)
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Map (B, c, H, W) features to (B, 4 x bins + C, H, W) logits."""
-        return torch.cat((self.box(feature), self.cls(feature)), dim=1)
+        """Map (B, c, H, W) features to (B, 4 x bins + C + M, H, W) logits and mask coefficients."""
+        parts = [self.box(feature), self.cls(feature)]
+        return torch.cat(parts if self.mask is None else [*parts, self.mask(feature)], dim=1)
 
     def initialise(self, bins: int, class_bias: float) -> None:
         """Set the biases of both outputs."""
@@ -82,6 +92,7 @@ class Dense(nn.Module):
         in_channels: channels of every input level, finest first.
         bins: values per side; 1 for direct regression.
         end_to_end: whether to add the one-to-one branches.
+        num_masks: mask coefficients M of every cell.
     """
 
     name = "detect"
@@ -91,17 +102,19 @@ class Dense(nn.Module):
     classes_key = "nc"  # of the model YAML
     plan = staticmethod(_plan)
 
-    def __init__(self, num_classes: int, in_channels: Sequence[int], bins: int = 16, end_to_end: bool = False) -> None:
+    def __init__(
+        self, num_classes: int, in_channels: Sequence[int], bins: int = 16, end_to_end: bool = False, num_masks: int = 0
+    ) -> None:
         super().__init__()
         if isinstance(bins, bool) or not isinstance(bins, int) or not 1 <= bins <= 64:
             raise ValueError(f"bins must be a whole number from 1 to 64, got {bins!r}")
         if not isinstance(end_to_end, bool):
             raise ValueError(f"end_to_end must be true or false, got {end_to_end!r}")
-        self.num_classes, self.bins = num_classes, bins
+        self.num_classes, self.bins, self.num_masks = num_classes, bins, num_masks
         self.strides: tuple[int, ...] = ()
         box_width = max(in_channels[0] // 4, 16, 4 * bins if bins > 1 else 16)
         class_width = max(in_channels[0], min(num_classes, 128))
-        sizes = (box_width, class_width, 4 * bins, num_classes)
+        sizes = (box_width, class_width, 4 * bins, num_classes, max(in_channels[0] // 4, num_masks), num_masks)
         self.levels = nn.ModuleList(Branches(channels, *sizes) for channels in in_channels)
         self.one_to_one = nn.ModuleList(Branches(channels, *sizes) for channels in in_channels) if end_to_end else None
         self.use_one_to_one = False  # in inference
@@ -122,8 +135,8 @@ class Dense(nn.Module):
             features: per level (B, c, H, W), finest first.
 
         Returns:
-            `level0`, `level1`, ...: (B, 4 x bins + C, H, W) logits; the one-to-one branches give `one0`, `one1`, ... of
-            the same shapes. Training computes all, inference those that were chosen.
+            `level0`, `level1`, ...: (B, 4 x bins + C + M, H, W) logits; the one-to-one branches give `one0`, `one1`,
+            ... of the same shapes. Training computes all, inference those that were chosen.
         """
         raw: Raw = {}
         if self.training or not self.use_one_to_one:
@@ -142,10 +155,10 @@ class Dense(nn.Module):
 
         Returns:
             `predictions` (B, N, 5 + C), finest level first, row by row: cxcywh in pixels, the highest class
-            probability, and every class's probability divided by it. The product of the last two is the class score,
-            as with heads that predict objectness, so post-processing and exported files need not know the difference.
-            Or, of the one-to-one branches, `end_to_end` (B, 300, 6): x1, y1, x2, y2 in pixels, score and class, in
-            descending order of score.
+            probability, every class's probability divided by it, and mask coefficients, if any. The product of the two
+            probabilities is the class score, as with heads that predict objectness, so post-processing and exported
+            files need not know the difference. Or, of the one-to-one branches, `end_to_end` (B, 300, 6): x1, y1, x2,
+            y2 in pixels, score and class, in descending order of score.
         """
         if "level0" not in raw:
             return {"end_to_end": top_detections(*self._decode(raw, "one"), MAX_DETECTIONS)}
@@ -154,6 +167,9 @@ class Dense(nn.Module):
         scores = logits.sigmoid()
         best = scores.amax(dim=1, keepdim=True)
         parts = [(low + high) / 2, high - low, best, scores / best.clamp(min=TINY)]
+        if self.num_masks:
+            maps = [to_fp32(raw[f"level{i}"])[:, -self.num_masks :].flatten(2) for i in range(len(self.strides))]
+            parts.append(torch.cat(maps, dim=2))
         return {"predictions": torch.cat(parts, dim=1).transpose(1, 2)}
 
     def _decode(self, raw: Raw, prefix: str) -> tuple[Tensor, Tensor]:
@@ -174,8 +190,9 @@ class Dense(nn.Module):
         """Static description of the head."""
         without_nms = self.use_one_to_one and self.one_to_one is not None
         return HeadSpec(
-            self.name, self.num_classes, self.strides, loss=self.loss, bins=self.bins, end_to_end=without_nms
-        )
+            self.name, self.num_classes, self.strides, num_masks=self.num_masks, loss=self.loss, bins=self.bins,
+            end_to_end=without_nms,
+        )  # fmt: skip
 
 
 def decode_distances(logits: Tensor, bins: int) -> Tensor:

@@ -12,16 +12,19 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from tools.converters import SOURCES
 from tools.converters.conversion_report import REPORT_NAME, ConversionReport
-from tools.converters.convert_settings import SplitSettings
+from tools.converters.convert_settings import LabelSettings, SplitSettings
 from tools.converters.label_items import read_class_names, resolve_source
 from tools.converters.output_folder import OutputFolder
 from tools.converters.split_folders import find_splits
+from utils.core.annotation_folder import NAMED_FORMATS, find_named_format
 from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
 from utils.core.log import LOGGER, progress
 from utils.core.seed import generator
 from utils.datasets import READERS
+from utils.datasets.generators import ensure_generated
 from utils.datasets.labels.annotation_paths import find_images
 
 SPLITS = ("train", "val", "test")
@@ -115,17 +118,26 @@ def split_images(settings: SplitSettings) -> ConversionReport:
         output.write(REPORT_NAME, report.to_json(output.written + 1))
     _log_rarest_classes(data, counts, part, report)
     report.log_summary(output.written, str(settings.out), settings.dry_run)
+    if data.names and not settings.dry_run:
+        LOGGER.info(f"check it: python check.py --data {settings.out}; train: python train.py --data {settings.out}")
     return report
 
 
 def _open_data(settings: SplitSettings) -> DataConfig:
     source = settings.source
     if source.suffix.lower() in (".yaml", ".yml"):
-        return load_data(str(source))
+        data = load_data(str(source))
+        ensure_generated(data)
+        return data
     if not source.is_dir():
         raise UserError(f"--source {source}: expected a folder of images or a data YAML")
     names = read_class_names(settings.names, source)
-    return DataConfig(source, source, names, find_splits(source, "train"), format=settings.source_format)
+    data = DataConfig(source, source, names, find_splits(source, "train"), format=settings.source_format)
+    label_format = find_named_format(source) if data.format == "auto" else data.format
+    if names or settings.stratify != "labels" or label_format not in NAMED_FORMATS:
+        return data
+    opened = SOURCES.get(label_format)(LabelSettings(source, settings.out, label_format, "yolo"))
+    return replace(data, names=opened.names, format=label_format)
 
 
 def _count_labels(data: DataConfig, settings: SplitSettings, report: ConversionReport) -> tuple[list[str], np.ndarray]:

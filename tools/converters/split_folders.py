@@ -10,6 +10,7 @@ from tools.converters.convert_settings import LabelSettings
 from tools.converters.label_items import SourceImage, images_below, read_class_names
 from utils.core.data_config import DataConfig, load_data
 from utils.core.errors import UserError
+from utils.datasets.generators import ensure_generated
 from utils.datasets.labels.annotation_paths import find_images
 
 SPLIT_NAMES = ("train", "val", "valid", "test", "trainval")
@@ -20,6 +21,7 @@ def open_dataset(settings: LabelSettings, data_format: str) -> DataConfig:
     source = settings.source
     if source.suffix.lower() in (".yaml", ".yml"):
         data = load_data(str(source))
+        ensure_generated(data)
         names = read_class_names(settings.names) or data.names
         return replace(data, names=names, format=data_format)
     if not source.is_dir():

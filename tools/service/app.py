@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import APIKeyHeader
 
+from tools.service.allocator import release_free_memory
 from tools.service.batching import Batcher, InferenceError, QueueFullError, ShuttingDownError
 from tools.service.predictor import Predictor
 from tools.service.prometheus_metrics import MetricsMiddleware, ServiceMetrics
@@ -63,6 +64,7 @@ class Service:
             settings.max_wait_ms / 1000,
             settings.max_queue,
             self.metrics.batches.observe,
+            release_free_memory,
         )
         self.metrics.waiting.set_function(lambda: len(self.batcher))
         # the number of threads limits how many images are decoded at the same time, which bounds memory

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+IDLE_S = 10.0
+
 
 class QueueFullError(Exception):
     """The number of items in progress has reached its limit."""
@@ -45,6 +47,7 @@ class Batcher:
         max_wait_s: How long the first item of a batch waits for others.
         max_items: Maximum number of items in progress, see `reserve`.
         on_batch: Called with the size of every batch.
+        on_idle: Called in the thread once no items have come for `IDLE_S` seconds.
     """
 
     def __init__(
@@ -54,10 +57,11 @@ class Batcher:
         max_wait_s: float,
         max_items: int,
         on_batch: Callable[[int], None] = lambda size: None,
+        on_idle: Callable[[], object] = lambda: None,
     ) -> None:
         self.process, self.max_batch_size = process, max_batch_size
         self.max_wait_s, self.max_items = max_wait_s, max_items
-        self._on_batch = on_batch
+        self._on_batch, self._on_idle = on_batch, on_idle
         self._queue: deque[_Job] = deque()
         self._reserved = 0
         self._changed = asyncio.Event()
@@ -155,7 +159,7 @@ class Batcher:
         """Wait until the oldest job has a full batch or has waited long enough; remove its batch from the queue."""
         if not self._queue:
             self._changed.clear()
-            await self._changed.wait()
+            await self._wait_for_items()
             if not self._queue:
                 return []
         oldest = self._queue[0]
@@ -169,6 +173,13 @@ class Batcher:
             except asyncio.TimeoutError:
                 break
         return self._take(oldest.key)
+
+    async def _wait_for_items(self) -> None:
+        try:
+            await asyncio.wait_for(self._changed.wait(), IDLE_S)
+        except (asyncio.TimeoutError, TimeoutError):
+            await asyncio.get_running_loop().run_in_executor(self._pool, self._on_idle)
+            await self._changed.wait()
 
     def _count(self, key: Hashable) -> int:
         return sum(job.key == key for job in self._queue)

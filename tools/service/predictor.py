@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tools.service.memory_trim import release_free_memory
 from tools.service.schema import Parameters
 from tools.service.service_settings import ServiceSettings, model_name
 from utils.core.contracts import EvalSettings, ImageInfo, Results
@@ -18,7 +17,6 @@ from utils.core.log import LOGGER
 from utils.hub.hub_model import Model, load
 from utils.postprocess import POSTPROCESS
 
-TRIM_INTERVAL = 16  # batches between releases of free memory, which take some milliseconds
 REFERENCE_AREA_PX = 640 * 640  # inputs up to this area form batches of `max_batch`; larger ones form smaller batches
 PADDING_GREY = 114
 
@@ -44,7 +42,6 @@ class Predictor:
 
     def __init__(self, settings: ServiceSettings) -> None:
         self.settings = settings
-        self._batches = 0
         self.models: dict[str, Model] = {}
         for path in settings.weights:
             name = model_name(path)
@@ -125,7 +122,4 @@ class Predictor:
                 of_image = {part: tensor[index : index + 1] for part, tensor in decoded[head].items()}
                 POSTPROCESS.get(head)(spec, image.settings)(of_image, [result])
             results.append(result.cpu())
-        self._batches += 1
-        if self._batches % TRIM_INTERVAL == 0:
-            release_free_memory()
         return results

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from tools.service.allocator import keep_one_heap
 from tools.service.service_settings import ServiceSettings
 from utils.core.errors import UserError
 from utils.core.log import LOGGER
@@ -33,18 +34,16 @@ def serve_models(settings: ServiceSettings) -> None:
     Raises:
         UserError: A package or checkpoint is missing, or the port is not available.
     """
+    keep_one_heap()
     _require_packages()
     import uvicorn
 
     from tools.service.app import build_app
     from tools.service.header_timeout import protocol_with_header_timeout
-    from tools.service.memory_trim import release_large_blocks_immediately
     from utils.backends.open_weights import find_weights
 
     weights = tuple(str(path) for path in find_weights(settings.weights, settings.download))
     settings = replace(settings, weights=weights, api_key=settings.api_key or os.environ.get("API_KEY", ""))
-    if settings.level_memory and not release_large_blocks_immediately():
-        raise UserError("--level-memory: not supported by the C library of this system; leave it out")
     app = build_app(settings)
     config = uvicorn.Config(
         app,
@@ -61,7 +60,9 @@ def serve_models(settings: ServiceSettings) -> None:
         async def startup(self, *arguments: Any, **keywords: Any) -> None:
             await super().startup(*arguments, **keywords)
             port = self.servers[0].sockets[0].getsockname()[1]  # with --port 0 the system chooses the port
-            LOGGER.info(f"listening on http://{settings.host}:{port} (page), /docs, /v1/predict; Ctrl-C stops")
+            address = f"http://{settings.host}:{port}"
+            LOGGER.info(f"listening on {address} (page), /docs, /v1/predict; Ctrl-C stops")
+            LOGGER.info(f"try it: curl -F image=@photo.jpg {address}/v1/predict")
 
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # damaged forms are answered with status 400
     server = Server(config)

@@ -96,7 +96,10 @@ async def read_images(request: Request, settings: ServiceSettings) -> list[tuple
         if content_type.startswith("multipart/form-data"):
             return await _read_form(request, settings)
         if not content_type.startswith(IMAGE_TYPES):
-            raise HTTPException(415, "unsupported content type; send image/... or multipart/form-data with files")
+            text = (
+                "unsupported content type; send image/... or multipart/form-data with files (curl -F image=@photo.jpg)"
+            )
+            raise HTTPException(415, text)
         body = await request.body()
     except ClientDisconnect as error:
         raise HTTPException(CLIENT_CLOSED_REQUEST, "the client has disconnected") from error

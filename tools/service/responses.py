@@ -18,6 +18,7 @@ from utils.ops.class_fractions import class_fractions
 from utils.ops.masks import encode_rle, largest_contour
 from utils.ops.panoptic import PanopticMerger, encode_png
 from utils.plots.draw import class_name, palette_colour
+from utils.plots.panoptic_sink import segment_colour
 from utils.plots.semantic_overlay import class_colour
 from utils.plots.semantic_style import SemanticStyle
 
@@ -135,10 +136,11 @@ def _merge(result: Results, form: ResponseFormat) -> PanopticMap | None:
 
 def _encode_panoptic(panoptic: PanopticMap, names: tuple[str, ...]) -> dict[str, Any]:
     """Convert a panoptic map to its segments and a colour PNG of their ids."""
-    segments = []
+    segments, style = [], SemanticStyle(names)
     for one in panoptic.segments:
         name = class_name(names, one.category)
         entry = {"id": one.id, "class": one.category, "name": name, "thing": one.is_thing, "area": one.area}
+        entry["color"] = _hex(segment_colour(one, style))
         segments.append(entry if one.score is None else {**entry, "confidence": round(one.score, 5)})
     return {"segments": segments, "png": base64.b64encode(encode_png(panoptic.ids)).decode()}
 

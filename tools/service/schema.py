@@ -79,6 +79,7 @@ class PanopticSegment(BaseModel):
     name: str
     thing: bool = Field(description="an instance, with a confidence; otherwise stuff")
     area: int = Field(description="in pixels")
+    color: str
     confidence: float | None = None
 
 

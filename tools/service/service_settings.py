@@ -31,7 +31,6 @@ class ServiceSettings:
     max_imgsz: int = 1280
     max_queue: int = 64  # images in progress, over all requests
     timeout: float = 30.0  # seconds
-    level_memory: bool = False
     allow_urls: bool = False
     api_key: str = ""
     download: bool = False

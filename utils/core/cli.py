@@ -6,7 +6,9 @@ The options of training programs are in `train_options.py`.
 from __future__ import annotations
 
 import argparse
+import atexit
 import errno
+import gc
 import os
 import re
 import sys
@@ -237,6 +239,7 @@ def run_script(main: Callable[[], object]) -> None:
     and exit status 2; Ctrl-C becomes status 130, SIGTERM 143 and SIGHUP 129.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    atexit.register(gc.freeze)  # or the last collections would visit each object of torch, which takes a second
     try:
         set_up_console()
         if not dist.is_launched():  # while a rank waits for others in native code, only the default action ends it

@@ -254,6 +254,7 @@ class Loss(Protocol):
     labels: str  # kind of labels it reads: boxes (with masks), classes or semantic
     extra_terms: tuple[str, ...]  # terms beside those of the task, columns of results.csv
     omitted_terms: tuple[str, ...]  # terms of the task that this loss does not have
+    training_terms: tuple[str, ...]  # further terms that exist in training only
 
     def __init__(self, spec: HeadSpec, hyp: Hyp) -> None: ...
     def __call__(self, raw: Raw, batch: Batch) -> dict[str, Tensor]: ...

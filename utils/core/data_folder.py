@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from utils.core.annotation_folder import NAMED_FORMATS, find_named_format
 from utils.core.coco_folder import find_coco_splits, read_category_names
 from utils.core.errors import UserError
 from utils.core.yolo_folder import read_yolo_folder
@@ -43,6 +44,12 @@ def read_folder(root: Path, splits: tuple[str, ...]) -> FolderContents:
         return FolderContents(names, images, root, "coco", {split: file for split, (_, file) in parts.items()})
     if described := read_yolo_folder(root):
         return FolderContents(*described)
+    if named := find_named_format(root):
+        out = f"{root.resolve().name}-split"
+        raise UserError(
+            f"{root}: a {NAMED_FORMATS[named]} folder without a data YAML; run `python convert.py split --source "
+            f"{root} --out {out}`, which finds its classes and divides it into train and val, and give --data {out}"
+        )
     found: dict[str, tuple[Path, ...]] = {split: (root / split,) for split in splits if (root / split).is_dir()}
     if "val" not in found and "test" in found:
         found["val"] = found["test"]

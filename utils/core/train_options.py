@@ -55,6 +55,8 @@ def _add_model(group: Options) -> None:
     )  # fmt: skip
     add_freeze(group)
     add_flag(group, "--noautoanchor", "do not fit the anchors to the labels")
+    text = "checkpoint of a trained teacher of the same family, whose outputs the network also learns"
+    add("--distill", default="", metavar="FILE", help=text)
     add_flag(group, "--end-to-end", "also train one-to-one branches, whose boxes need no NMS (anchor-free families)")
 
 

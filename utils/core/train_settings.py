@@ -71,6 +71,7 @@ class TrainSettings:
     val_interval: int = 1
     noautoanchor: bool = False
     end_to_end: bool = False  # add one-to-one branches
+    distill: str = ""  # checkpoint of a teacher
     noplots: bool = False
     cache: str | None = None
     image_weights: bool = False

@@ -241,12 +241,15 @@ def format_table(scores: Scores, verbose: bool) -> str:
     names = "".join(f"{name.rpartition(' ')[2] if split else name:>{width}}" for name, width in widths.items())
     lines = [*(" " * first + line for line in above), f"{'Class':>{first}}{names}"]
     for name, row in scores.rows if verbose else scores.rows[:1]:
-        cells = "".join(
-            f"{row[column]:{width}d}" if isinstance(row[column], int) else f"{row[column]:{width}.3g}"
-            for column, width in widths.items()
-        )
+        cells = "".join(f"{_cell(row[column], width):>{width}}" for column, width in widths.items())
         lines.append(f"{name[:first]:>{first}}{cells}")
     return "\n".join([*lines, scores.note] if scores.note else lines)
+
+
+def _cell(value: float, width: int) -> str:
+    """Write an integer, or three significant digits, fewer if they would leave no space before them."""
+    text = f"{value:d}" if isinstance(value, int) else f"{value:.3g}"
+    return text if len(text) < width or isinstance(value, int) else f"{value:.{width - 3}f}"
 
 
 def _column_widths(columns: Sequence[str]) -> tuple[int, dict[str, int]]:

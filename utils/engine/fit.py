@@ -33,7 +33,7 @@ from utils.engine.run_checkpoints import remove_temporary_files, repair_run_fold
 from utils.engine.run_lock import LOCK_FILE, RunLock
 from utils.engine.run_outputs import BatchPlotter, csv_columns, start_outputs
 from utils.engine.run_setup import (
-    build_losses,
+    build_run_losses,
     build_run_optimizer,
     check_names,
     create_folder,
@@ -171,7 +171,7 @@ def build_run(
         network=network,
         model=model,
         ema=ema,
-        losses=build_losses(network, hyp, settings.imgsz[0], device),
+        losses=build_run_losses(network, settings, hyp, mixed, train_loader.num_batches),
         gains=task.gains(hyp),
         optimizer=optimizer,
         scaler=scaler,

@@ -53,9 +53,11 @@ def _plot_training_batches(run: Run) -> None:
 def csv_columns(task: Task, losses: Mapping[str, Loss]) -> dict[str, str]:
     """Map the columns of results.csv to metric names: those of the task and of optional loss terms."""
     terms = [(head, term) for head, loss in losses.items() for term in loss.extra_terms]
+    training = [(head, term) for head, loss in losses.items() for term in loss.training_terms]
     omitted = [(head, term) for head, loss in losses.items() for term in loss.omitted_terms]
     absent = {f"{part}/{head}/{term}" for part in ("train", "val") for head, term in omitted}
     extra = {f"{part}/{term}_loss": f"{part}/{head}/{term}" for part in ("train", "val") for head, term in terms}
+    extra |= {f"train/{term}_loss": f"train/{head}/{term}" for head, term in training}
     return {column: name for column, name in task.columns.items() if name not in absent} | extra
 
 

@@ -215,6 +215,29 @@ def build_losses(network: Network, hyp: Hyp, image_size: int, device: torch.devi
     return losses
 
 
+def build_run_losses(
+    network: Network, settings: TrainSettings, hyp: Hyp, mixed: torch.dtype | None, epoch_steps: int
+) -> dict[str, Loss]:
+    """Build the losses of a run on the device of the network, with that of `--distill`.
+
+    Args:
+        network: Network to train.
+        settings: Options of the run.
+        hyp: Hyperparameters, not scaled.
+        mixed: Type of mixed precision; None for fp32.
+        epoch_steps: Batches of an epoch.
+
+    Returns:
+        Losses by head name.
+    """
+    losses = build_losses(network, hyp, settings.imgsz[0], next(network.parameters()).device)
+    if not settings.distill:
+        return losses
+    from utils.engine.distillation import distil_losses  # loaded only if it is used
+
+    return distil_losses(losses, network, settings, hyp, mixed, settings.epochs * epoch_steps)
+
+
 def build_run_optimizer(
     network: Network, settings: TrainSettings, hyp: Hyp, device: torch.device
 ) -> torch.optim.Optimizer:

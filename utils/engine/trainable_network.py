@@ -74,13 +74,12 @@ def _build_from_weights(task: Task, settings: TrainSettings, hyp: Hyp, data: Dat
         LOGGER.info(f"{data.source}: has no boxes; the semantic head is trained alone")
         architecture = only_semantic_head(architecture)
     if settings.end_to_end:
-        if "end_to_end" not in architecture:
-            raise UserError(
-                f"--end-to-end: {settings.cfg or settings.weights} has no anchor-free head; use --cfg polyolo-n"
-            )
         architecture = {**architecture, "end_to_end": True}
     per_level = None if hyp.anchors is None else round(hyp.anchors)
     network = build_network(architecture, anchors_per_level=per_level, head_names=_head_names(architecture, data))
+    if settings.end_to_end and not any(getattr(head, "one_to_one", None) for head in network.heads.values()):
+        model = settings.cfg or settings.weights
+        raise UserError(f"--end-to-end: {model} has no anchor-free head of boxes alone; use --cfg polyolo-n")
     if (state := start.state_for(network)) is None:
         return network
     report = transfer(network, state, skip_anchors=bool(settings.cfg or per_level))

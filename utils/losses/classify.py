@@ -29,6 +29,7 @@ class ClassifyLoss(nn.Module):
     labels = "classes"
     extra_terms: tuple[str, ...] = ()
     omitted_terms: tuple[str, ...] = ()
+    training_terms: tuple[str, ...] = ()
 
     def __init__(self, spec: HeadSpec, hyp: Hyp) -> None:
         super().__init__()

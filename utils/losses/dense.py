@@ -58,6 +58,7 @@ class DenseLoss(nn.Module):
     labels = "boxes"
     extra_terms: tuple[str, ...] = ("dfl",)
     omitted_terms: tuple[str, ...] = ("obj",)
+    training_terms: tuple[str, ...] = ()
 
     def __init__(self, spec: HeadSpec, hyp: Hyp) -> None:
         super().__init__()

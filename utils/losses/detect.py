@@ -76,6 +76,7 @@ class DetectLoss(nn.Module):
     labels = "boxes"
     extra_terms: tuple[str, ...] = ()
     omitted_terms: tuple[str, ...] = ()
+    training_terms: tuple[str, ...] = ()
     balance: Tensor
     cls_positive_weight: Tensor
     obj_positive_weight: Tensor
@@ -106,8 +107,7 @@ class DetectLoss(nn.Module):
         if weights is not None and weights.shape != (spec.num_classes,):
             raise ValueError(f"class_weights must have shape ({spec.num_classes},), got {tuple(weights.shape)}")
         self.register_buffer("class_weights", weights, persistent=False)
-        balance = _BALANCE_OF_THREE_LEVELS if levels == 3 else _BALANCE[:levels]
-        self.register_buffer("balance", torch.tensor(balance), persistent=self.autobalance)
+        self.register_buffer("balance", torch.tensor(level_balance(levels)), persistent=self.autobalance)
         has_reference = _BALANCE_REFERENCE_STRIDE in spec.strides
         self._reference_level = spec.strides.index(_BALANCE_REFERENCE_STRIDE) if has_reference else 0
 
@@ -233,6 +233,11 @@ class DetectLoss(nn.Module):
         moved = self.balance * _BALANCE_DECAY + (1 - _BALANCE_DECAY) / torch.where(present, obj_per_level, 1)
         moved = torch.where(present.all(), moved, self.balance)
         self.balance = moved / moved[self._reference_level]  # a new tensor, as autograd holds the old one
+
+
+def level_balance(levels: int) -> tuple[float, ...]:
+    """Return the initial weights of the objectness losses, finest level first."""
+    return _BALANCE_OF_THREE_LEVELS if levels == 3 else _BALANCE[:levels]
 
 
 def autocast_disabled(device_type: str) -> AbstractContextManager[Any]:

@@ -95,6 +95,7 @@ class SegmentLoss(nn.Module):
     labels = "boxes"
     extra_terms: tuple[str, ...] = ()
     omitted_terms: tuple[str, ...] = ()
+    training_terms: tuple[str, ...] = ()
 
     def __init__(self, spec: HeadSpec, hyp: Hyp, **options: Any) -> None:
         super().__init__()
@@ -154,13 +155,7 @@ class SegmentLoss(nn.Module):
 
     def _mask_term(self, prototypes: Tensor, details: DetectLossDetails, targets: MaskTargets, batch: Batch) -> Tensor:
         size_hw = (prototypes.shape[2], prototypes.shape[3])
-        masks = batch.masks
-        if masks is None:
-            if len(batch.boxes):
-                raise ValueError("the batch has boxes but no masks; load it with LoadRequest(masks=True)")
-            masks = torch.zeros((0, *size_hw), dtype=torch.bool, device=prototypes.device)
-        if len(masks) and masks.shape[1:] != size_hw:
-            masks = interpolate(masks[None].float(), size=size_hw, mode="nearest")[0].to(masks.dtype)
+        masks = masks_of_size(batch, size_hw)
         pairs = MaskPairs(
             coefficients=details.predictions[targets.order, self.first_coefficient :],
             boxes_xyxy=cxcywhn_to_xyxy(targets.boxes, size_hw),
@@ -173,7 +168,23 @@ class SegmentLoss(nn.Module):
         images = torch.full((), float(len(batch)), device=prototypes.device)
         if self.training:
             images = sum_over_ranks(images)
-        return _MaskCrossEntropy.apply(prototypes, pairs.coefficients, pairs, masks) * (self.gain / images)
+        return MaskCrossEntropy.apply(prototypes, pairs.coefficients, pairs, masks) * (self.gain / images)
+
+
+def masks_of_size(batch: Batch, size_hw: tuple[int, int]) -> Tensor:
+    """Return the masks of a batch, resized to (h, w); none at all for a batch without boxes.
+
+    Raises:
+        ValueError: The batch has boxes but no masks.
+    """
+    masks = batch.masks
+    if masks is None:
+        if len(batch.boxes):
+            raise ValueError("the batch has boxes but no masks; load it with LoadRequest(masks=True)")
+        return torch.zeros((0, *size_hw), dtype=torch.bool, device=batch.boxes.device)
+    if len(masks) and masks.shape[1:] != size_hw:
+        masks = interpolate(masks[None].float(), size=size_hw, mode="nearest")[0].to(masks.dtype)
+    return masks
 
 
 class MaskChunk(NamedTuple):
@@ -201,7 +212,7 @@ def chunks_by_label(pairs: MaskPairs, size_hw: tuple[int, int]) -> Iterator[Mask
             yield MaskChunk(image, slice(first, min(first + step, end)), window)
 
 
-class _MaskCrossEntropy(torch.autograd.Function):
+class MaskCrossEntropy(torch.autograd.Function):
     """Weighted sum of the cross-entropies of all masks; the forward pass computes the gradients, chunk by chunk."""
 
     @staticmethod

@@ -72,6 +72,7 @@ class SemanticLoss(nn.Module):
     per_image = True
     labels = "semantic"
     omitted_terms: tuple[str, ...] = ()
+    training_terms: tuple[str, ...] = ()
     class_weights: Tensor | None
 
     def __init__(self, spec: HeadSpec, hyp: Hyp) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 
 from utils.core.contracts import Batch, Loader, Results
 from utils.plots.batches import draw_grid
+from utils.plots.chart import Area, blank_canvas
 from utils.plots.draw import draw_label, palette_colour
-from utils.plots.figure_io import new_figure, save_figure
-from utils.plots.label_statistics import draw_class_bars
+from utils.plots.figure_io import write_image
+from utils.plots.label_statistics import draw_class_bars, names_height
 from utils.plots.text_rendering import Colour, class_name
 
 MIN_TILE_PX = 160  # smaller images are enlarged, to make room for a name
@@ -54,8 +55,8 @@ def draw_class_counts(loader: Loader, folder: Path, names: Sequence[str]) -> Non
         names: Class names.
     """
     counts = loader.class_counts
-    figure = new_figure(max(6.0, min(16.0, 0.5 * len(counts))), 5)
-    axes = figure.add_subplot()
-    draw_class_bars(axes, counts, names)
-    axes.set(ylabel="images", title=f"{int(counts.sum())} images of {len(counts)} classes")
-    save_figure(figure, Path(folder) / "labels.jpg")
+    below = names_height(names)
+    canvas = blank_canvas(round(150 * max(6.0, min(16.0, 0.5 * len(counts)))), 600 + below)
+    area = Area(110, 55, canvas.shape[1] - 20, canvas.shape[0] - below - 20)
+    draw_class_bars(canvas, area, counts, names, "images", f"{int(counts.sum())} images of {len(counts)} classes")
+    write_image(Path(folder) / "labels.jpg", canvas)

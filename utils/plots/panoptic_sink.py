@@ -39,7 +39,7 @@ def draw_panoptic(image_bgr: np.ndarray, panoptic: PanopticMap, style: SemanticS
     """
     colours = np.zeros((len(panoptic.segments) + 1, 3), np.uint8)
     for segment in panoptic.segments:
-        colours[segment.id] = _colour(segment, style)
+        colours[segment.id] = segment_colour(segment, style)
     tinted = cv2.addWeighted(image_bgr, 1 - style.opacity, colours[panoptic.ids], style.opacity, 0)
     canvas = np.where((panoptic.ids == VOID)[..., None], image_bgr, tinted)
     canvas[_borders(panoptic.ids)] = _BORDER
@@ -56,7 +56,8 @@ def draw_panoptic(image_bgr: np.ndarray, panoptic: PanopticMap, style: SemanticS
     return canvas
 
 
-def _colour(segment: Segment, style: SemanticStyle) -> Colour:
+def segment_colour(segment: Segment, style: SemanticStyle) -> Colour:
+    """Choose the BGR colour of a segment: of its own for a thing, that of its class for stuff."""
     return palette_colour(segment.id - 1) if segment.is_thing else class_colour(segment.category, style)
 
 

@@ -7,8 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.plots.figure_io import new_figure, save_figure
+from utils.plots.chart import Area, Series, blank_canvas, draw_legend, legend_width, rgb_to_bgr
+from utils.plots.figure_io import write_image
+from utils.plots.panel import Panel, padded_range
 
+_PANEL_WH, _LEGEND_HEIGHT = (390, 425), 70  # pixels
+_MAX_MARKERS = 100  # epochs; the dots of more would cover the line
+_RESULTS = Series("results", np.zeros(0), rgb_to_bgr("1f77b4"), 2)
+_SMOOTH = Series("smooth", np.zeros(0), rgb_to_bgr("ff7f0e"), 2, dashed=True)
 _SMOOTHING_EPOCHS = 3.0  # standard deviation of the Gaussian
 _MIN_SMOOTHED_EPOCHS = 12  # of a shorter run the Gaussian would average the whole curve
 
@@ -31,27 +37,38 @@ def draw_results(csv_path: Path) -> Path | None:
         return None
     epochs = epochs + 1  # the file counts from 0, the console from 1
     smoothed = len(epochs) >= _MIN_SMOOTHED_EPOCHS
-    upper, lower = panel_rows(list(columns))
-    width = max(len(upper), len(lower), 1)
-    figure = new_figure(2.6 * width, 6)
-    grid = figure.subplots(2, width, squeeze=False)
-    for row, names in enumerate((upper, lower)):
-        for column in range(width):
-            axes = grid[row][column]
-            if column >= len(names):
-                axes.axis("off")
-                continue
-            values = columns[names[column]]
-            known = np.isfinite(values)
-            axes.plot(epochs[known], values[known], marker=".", linewidth=2, markersize=6, color="#1F77B4")
-            if smoothed:
-                axes.plot(epochs[known], smooth(values[known]), ":", linewidth=2, color="#FF7F0E")
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.set_title(names[column], fontsize=11)
-            axes.grid(alpha=0.25)
-    labels = ["results", "smooth"] if smoothed else ["results"]
-    figure.legend(labels, loc="outside upper right", ncols=2, frameon=False)
-    return save_figure(figure, Path(csv_path).with_name("results.png"))
+    rows = panel_rows(list(columns))
+    canvas = blank_canvas(_PANEL_WH[0] * max(*map(len, rows), 1), _LEGEND_HEIGHT + 2 * _PANEL_WH[1])
+    for row, names in enumerate(rows):
+        for column, name in enumerate(names):
+            left, top = column * _PANEL_WH[0], _LEGEND_HEIGHT + row * _PANEL_WH[1]
+            area = Area(left + 82, top + 34, left + _PANEL_WH[0] - 18, top + _PANEL_WH[1] - 42)
+            _draw_curve(canvas, area, np.stack((epochs, columns[name]), axis=1), name, smoothed)
+    legend = [_RESULTS, _SMOOTH] if smoothed else [_RESULTS]
+    draw_legend(canvas, legend, canvas.shape[1] - legend_width(legend) - 18, 6)
+    path = Path(csv_path).with_name("results.png")
+    write_image(path, canvas)
+    return path
+
+
+def _draw_curve(canvas: np.ndarray, area: Area, xy: np.ndarray, title: str, smoothed: bool) -> None:
+    """Draw a panel with one column of the file.
+
+    Args:
+        canvas: Image, changed in place.
+        area: Inside of the panel.
+        xy: (n, 2) epochs and values; NaN values are left out.
+        title: Name of the column.
+        smoothed: Draw the smoothed curve as well.
+    """
+    known = xy[np.isfinite(xy[:, 1])]
+    panel = Panel(canvas, area, padded_range(xy[:, 0]), padded_range(known[:, 1]))
+    panel.draw_axes(title, integers=True)
+    panel.draw_line(known, _RESULTS.colour, _RESULTS.width, markers=len(xy) <= _MAX_MARKERS)
+    if smoothed:
+        smooth_xy = np.stack((known[:, 0], smooth(known[:, 1])), axis=1)
+        panel.draw_line(smooth_xy, _SMOOTH.colour, _SMOOTH.width, _SMOOTH.dashed)
+    panel.draw_frame()
 
 
 def read_columns(csv_path: Path) -> dict[str, np.ndarray]:

@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import cv2
 import numpy as np
 
+from utils.plots.chart import BLACK, Area, blank_canvas, put_anchored, text_width
 from utils.plots.curves import draw_confusion
-from utils.plots.figure_io import escape_mathtext, new_figure, save_figure
+from utils.plots.figure_io import short_name, write_image
 from utils.plots.palette import palette
+from utils.plots.panel import Panel
 
-_DPI = 200
-_BAR_INCH = 0.22  # height of a bar with its name
-_MAX_HEIGHT_INCH = 40.0  # with hundreds of classes bars become thinner
-_PALE = 0.8  # bars whose components all exceed it get an outline, to be visible on white
+_BAR_PX = 33  # height of a bar with its name
+_BARS_PX = 1000  # width of the panel
+_MIN_HEIGHT_PX, _MAX_HEIGHT_PX = 120, 6000  # with hundreds of classes bars become thinner
+_NAME_FONT = 18  # pixels
+_PALE, _OUTLINE = 204, (128, 128, 128)  # bars whose components all exceed it get an outline, to be visible on white
 
 
 class SemanticScores(Protocol):
@@ -60,20 +64,26 @@ def draw_iou_bars(iou: np.ndarray, path: Path, names: Sequence[str], colours: Se
     known = np.flatnonzero(~np.isnan(iou))
     absent = len(iou) - len(known)
     order = known[np.argsort(-iou[known], kind="stable")]
-    figure = new_figure(8, min(_MAX_HEIGHT_INCH, _BAR_INCH * len(order) + 1.4))
-    axes = figure.add_subplot()
-    shades = palette(names, colours)[order] / 255
-    edges = ["0.5" if shade.min() > _PALE else "none" for shade in shades]
-    positions = np.arange(len(order))
-    axes.barh(positions, iou[order], height=0.75, color=shades, edgecolor=edges, linewidth=0.8)
-    for position, value in zip(positions.tolist(), iou[order].tolist(), strict=True):
-        axes.text(value + 0.008, position, f"{value:.3f}", va="center", fontsize=8)
-    axes.set_yticks(positions, [escape_mathtext(names[index]) for index in order], fontsize=8)
-    axes.set(xlim=(0, 1.08), ylim=(len(order) - 0.4, -0.6), xlabel="IoU")
-    axes.set_xticks(np.linspace(0, 1, 6))
+    bar = max(1, min(_BAR_PX, _MAX_HEIGHT_PX // max(1, len(order))))
+    shown = [short_name(names[index]) for index in order]
+    left = 30 + max((text_width(name, _NAME_FONT) for name in shown), default=0)
+    canvas = blank_canvas(left + _BARS_PX + 30, 60 + max(_MIN_HEIGHT_PX, bar * len(order)) + 90)
+    area = Area(left, 60, left + _BARS_PX, canvas.shape[0] - 90)
+    panel = Panel(canvas, area, (0.0, 1.08), (len(order) - 0.5, -0.5) if len(order) else (1.0, 0.0))
     mean = float(iou[known].mean()) if len(known) else 0.0
-    axes.axvline(mean, color="black", linewidth=1, linestyle="--")
-    axes.set_title(f"mIoU {mean:.3f} of {len(known)} classes" + (f", {absent} absent" if absent else ""))
-    axes.grid(axis="x", alpha=0.25)
-    axes.set_axisbelow(True)
-    return save_figure(figure, path, dpi=_DPI)
+    title = f"mIoU {mean:.3f} of {len(known)} classes" + (f", {absent} absent" if absent else "")
+    panel.draw_axes(title, "IoU", x_ticks=np.linspace(0, 1, 6).tolist(), y_ticks=())
+    for position, (value, shade) in enumerate(zip(iou[order].tolist(), palette(names, colours)[order], strict=True)):
+        corners = panel.to_pixels(np.array([[0.0, position - 0.375], [value, position + 0.375]])).round().astype(int)
+        (x1, y1), (x2, y2) = corners.tolist()
+        cv2.rectangle(panel.inside, (x1, y1), (x2, y2), shade[::-1].tolist(), cv2.FILLED)
+        if shade.min() > _PALE:
+            cv2.rectangle(panel.inside, (x1, y1), (x2, y2), _OUTLINE, 1)
+        if bar >= _NAME_FONT:
+            middle = (y1 + y2) / 2
+            put_anchored(panel.inside, f"{value:.3f}", (x2 + 8, middle), _NAME_FONT, (0, 0.5))
+            put_anchored(canvas, shown[position], (left - 10, area.top + middle), _NAME_FONT, (1, 0.5))
+    panel.draw_line(np.array([[mean, panel.y[0]], [mean, panel.y[1]]]), BLACK, 2, dashed=True)
+    panel.draw_frame()
+    write_image(path, canvas)
+    return path

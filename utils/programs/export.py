@@ -97,6 +97,7 @@ def export_checkpoints(settings: ExportSettings, stop_at_error: bool = False) ->
     if runnable and not stop_at_error:
         predict, val = _PROGRAMS.get(source.task, ("python detect.py", "python val.py"))
         LOGGER.info(f"usage: {predict} --weights {runnable[-1]}   {val} --weights {runnable[-1]}")
+        LOGGER.info(f"over HTTP: python serve.py --weights {runnable[-1]}")
     if failures:
         raise UserError(f"--include: {', '.join(failures)} not exported; the reasons are above")
     return written

@@ -10,7 +10,6 @@ from utils.datasets.generators.prepare import ensure_generated
 from utils.datasets.pipeline.classification_samples import open_classification_loader
 from utils.plots.classification import draw_class_batch, draw_class_counts
 from utils.plots.curves import draw_confusion
-from utils.plots.results import draw_results
 from utils.tasks import TASKS
 
 
@@ -22,6 +21,8 @@ def load(request: LoadRequest) -> Loader:
 
 def draw_scores(scores: Mapping[str, Scores], folder: Path, data: DataConfig) -> Iterable[Path]:
     """Plot the confusion matrix and the training curves; return the files."""
+    from utils.plots.results import draw_results
+
     matrices = [score.details.confusion for score in scores.values() if len(score.details.confusion)]
     drawn = [draw_confusion(matrix, folder / "confusion_matrix.png", data.names) for matrix in matrices]
     if (csv := folder / "results.csv").is_file() and (plot := draw_results(csv)):

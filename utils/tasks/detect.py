@@ -9,9 +9,6 @@ from utils.core.load_request import LoadRequest
 from utils.datasets.generators.prepare import ensure_generated
 from utils.datasets.pipeline.box_samples import open_box_loader
 from utils.plots.batches import draw_batch
-from utils.plots.curves import draw_confusion, draw_score_curves
-from utils.plots.label_statistics import draw_labels
-from utils.plots.results import draw_results
 from utils.plots.semantic_style import SemanticStyle
 from utils.tasks import TASKS
 
@@ -30,11 +27,16 @@ def draw_labelled(batch: Batch, path: Path, data: DataConfig, results: Sequence[
 
 def draw_box_labels(loader: Loader, folder: Path, data: DataConfig) -> None:
     """Plot the numbers, sizes and positions of the labelled boxes."""
+    from utils.plots.label_statistics import draw_labels
+
     draw_labels(loader, folder, data.names)
 
 
 def draw_scores(scores: Mapping[str, Scores], folder: Path, data: DataConfig) -> Iterable[Path]:
     """Plot score curves, confusion matrix and training curves; return the files."""
+    from utils.plots.curves import draw_confusion, draw_score_curves
+    from utils.plots.results import draw_results
+
     drawn: list[Path] = []
     names = data.names
     for score in scores.values():

@@ -10,7 +10,6 @@ from utils.core.load_request import LoadRequest
 from utils.datasets.generators.prepare import ensure_generated
 from utils.datasets.pipeline.box_samples import open_box_loader
 from utils.plots.curves import draw_confusion, draw_score_curves
-from utils.plots.results import draw_results
 from utils.tasks import TASKS
 from utils.tasks.detect import draw_box_labels, draw_labelled
 
@@ -26,6 +25,8 @@ def load(request: LoadRequest) -> Loader:
 
 def draw_scores(scores: Mapping[str, Scores], folder: Path, data: DataConfig) -> Iterable[Path]:
     """Plot score curves of boxes and masks, confusion matrix and training curves; return the files."""
+    from utils.plots.results import draw_results
+
     drawn: list[Path] = []
     names = data.names
     for score in scores.values():

@@ -8,7 +8,6 @@ from utils.core.data_config import DataConfig
 from utils.core.load_request import LoadRequest
 from utils.datasets.generators.prepare import ensure_generated
 from utils.datasets.pipeline.semantic_samples import open_semantic_loader
-from utils.plots.results import draw_results
 from utils.plots.semantic_scores import draw_semantic_scores
 from utils.tasks import TASKS
 from utils.tasks.detect import draw_labelled
@@ -26,6 +25,8 @@ def draw_labels(loader: Loader, folder: Path, data: DataConfig) -> None:
 
 def draw_scores(scores: Mapping[str, Scores], folder: Path, data: DataConfig) -> Iterable[Path]:
     """Plot the IoU per class, confusion matrix and training curves; return the files."""
+    from utils.plots.results import draw_results
+
     drawn: list[Path] = []
     for score in scores.values():
         drawn += draw_semantic_scores(score.details, folder, data.semantic.palette if data.semantic else ())
