@@ -15,16 +15,13 @@ _USUAL = 2**25  # bytes; what glibc raises the threshold to once a process has f
 
 
 @contextmanager
-def large_blocks_mapped(enabled: bool = True) -> Iterator[None]:
+def large_blocks_mapped() -> Iterator[None]:
     """Return blocks of at least 4 MiB to the system as soon as they are freed.
 
     Otherwise glibc takes blocks of up to 32 MiB from the heap, where the small results that a loop keeps end up between
     them: the holes get too small for the next block, and the process grows with every iteration.
-
-    Args:
-        enabled: False changes nothing.
     """
-    mallopt = glibc_function("mallopt", ctypes.c_int, ctypes.c_int) if enabled else None
+    mallopt = glibc_function("mallopt", ctypes.c_int, ctypes.c_int)
     if mallopt is None:
         yield
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -25,7 +26,6 @@ from utils.core.contracts import (
     Runner,
     Scores,
 )
-from utils.core.heap import large_blocks_mapped
 from utils.core.host_targets import with_targets
 from utils.core.log import LOGGER, MAX_COLUMNS, progress
 from utils.core.timing import Stopwatch
@@ -186,7 +186,7 @@ def evaluate(
     )
     for loss in evaluation.losses.values():
         loss.eval()
-    with large_blocks_mapped(device.type == "cpu" and any(spec.num_masks for spec in specs.values())):
+    with _level_heap(device, specs):
         for part, heads in parts:
             text = "validating" if len(parts) == 1 else f"validating {', '.join(heads)}"
             for batch in progress(part.epoch(0), total=part.num_batches, text=text):
@@ -198,6 +198,15 @@ def evaluate(
     evaluation.totals.add_losses(evaluation.loss_terms)
     scores = {name: evaluator.compute() for name, evaluator in evaluation.evaluators.items()}
     return replace(_report(evaluation.totals, evaluation.watches, scores), last_step=last_step(runner))
+
+
+def _level_heap(device: torch.device, specs: Mapping[str, HeadSpec]) -> AbstractContextManager[None]:
+    """Keep the heap from growing with the number of images where masks are evaluated on the host."""
+    if device.type != "cpu" or not any(spec.num_masks for spec in specs.values()):
+        return nullcontext()
+    from utils.core.heap import large_blocks_mapped  # masks only
+
+    return large_blocks_mapped()
 
 
 def _merged_specs(runner: Runner, loader: Loader) -> dict[str, HeadSpec]:
