@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -186,7 +186,11 @@ def evaluate(
     )
     for loss in evaluation.losses.values():
         loss.eval()
-    with _level_heap(device, specs):
+    with ExitStack() as stack:
+        if device.type == "cpu" and any(spec.num_masks for spec in specs.values()):
+            from utils.core.heap import large_blocks_mapped  # masks only
+
+            stack.enter_context(large_blocks_mapped())
         for part, heads in parts:
             text = "validating" if len(parts) == 1 else f"validating {', '.join(heads)}"
             for batch in progress(part.epoch(0), total=part.num_batches, text=text):
@@ -198,15 +202,6 @@ def evaluate(
     evaluation.totals.add_losses(evaluation.loss_terms)
     scores = {name: evaluator.compute() for name, evaluator in evaluation.evaluators.items()}
     return replace(_report(evaluation.totals, evaluation.watches, scores), last_step=last_step(runner))
-
-
-def _level_heap(device: torch.device, specs: Mapping[str, HeadSpec]) -> AbstractContextManager[None]:
-    """Keep the heap from growing with the number of images where masks are evaluated on the host."""
-    if device.type != "cpu" or not any(spec.num_masks for spec in specs.values()):
-        return nullcontext()
-    from utils.core.heap import large_blocks_mapped  # masks only
-
-    return large_blocks_mapped()
 
 
 def _merged_specs(runner: Runner, loader: Loader) -> dict[str, HeadSpec]:
