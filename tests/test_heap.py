@@ -57,7 +57,7 @@ def test_evaluation_of_masks_returns_large_blocks():
     done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, timeout=120, check=True)
     accuracy, during, after = (float(text) for text in done.stdout.split()[-3:])
     assert accuracy > 0.9 and during < BLOCK / 8
-    assert after > BLOCK / 2  # training keeps its heap: mapping memory anew for every layer would take longer
+    assert after > BLOCK / 2  # training keeps its heap: mapping memory for every layer again would take longer
 
 
 if __name__ == "__main__":  # a process of its own, whose heap is known
