@@ -31,7 +31,7 @@ OPTIONS = {
     "train": """
         --adam --allow-label-faults --amp --autobalance --backbone-warmup --base-size --batch-size --bbox_interval
         --bbox_iou_optim --cache --cache-images --cfg --checkpointing --compile --cos-lr --data --deterministic
-        --device --download --end-to-end --entity --epochs --eval_epoch_interval --eval_start_epoch --evolve
+        --distill --device --download --end-to-end --entity --epochs --eval_epoch_interval --eval_start_epoch --evolve
         --evolve-population --evolve_population --exist-ok --fitness --freeze --freeze-bn --help --hyp
         --image-weights --img --img-size --imgsz --label-smoothing --layer-decay --linear-lr --local-rank
         --local_rank --log --lr --lr-cycles --lr-epochs --lr-gamma --lr-power --lr_epochs --lr_gamma --lr_scheduler

@@ -1,5 +1,6 @@
 """Loader workers that are killed or stopped."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -73,12 +74,22 @@ pool = WorkerPool(Numbers(), 2)
 batches = pool.batches(CHUNKS)
 next(batches)
 pool.processes = []
-loader, pool = pool._loader, None
 """
 
 
 def test_workers_of_a_forgotten_pool_end_with_the_program():
     subprocess.run([sys.executable, "-c", FORGETFUL], cwd=ROOT, env=environment(), timeout=60, check=True)
+
+
+def test_workers_of_a_dropped_pool_end_at_once():
+    """Torch's loader would wait 5 s or more for a worker that does not come to its end by itself."""
+    dropped = WorkerPool(Numbers(), 2)
+    assert numbers(dropped) == list(range(16))
+    processes, start = list(dropped.processes), time.monotonic()
+    os.kill(processes[0].pid, signal.SIGSTOP)
+    del dropped
+    gc.collect()
+    assert time.monotonic() - start < 3 and not any(process.is_alive() for process in processes)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

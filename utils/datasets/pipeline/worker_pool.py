@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -42,6 +42,8 @@ class WorkerPool:
     def __init__(self, factory: Dataset[tuple[list[Batch], list[str]]], workers: int, pin: bool = False) -> None:
         self.factory, self.workers, self.pin = factory, workers, pin
         self.processes: list[BaseProcess] = []  # the workers, once they are started
+        # before torch's iterator is deleted, which waits 10 s for each worker if other pools are open
+        weakref.finalize(self, _end, self.processes).atexit = False
         self._logged: set[str] = set()
         self._chunks = _Chunks()
         self._loader: DataLoader[Any] | None = None
@@ -87,7 +89,7 @@ class WorkerPool:
             # torch's handler would raise an error in the middle of a step of the training
             signal.signal(signal.SIGCHLD, on_death)
         if not self.processes:
-            self.processes = sorted(set(active_children()) - others, key=lambda process: process.pid or 0)
+            self.processes += sorted(set(active_children()) - others, key=lambda process: process.pid or 0)
             _WORKERS.update(self.processes)
         with WorkerWatch(self.processes) as watch:
             while True:
@@ -121,7 +123,8 @@ class WorkerPool:
             process.kill()  # they ignore SIGTERM
         for process in self.processes:
             process.join()
-        self.processes, self._loader = [], None
+        self.processes.clear()
+        self._loader = None
 
     def _create_loader(self) -> DataLoader[Any]:
         parallel: dict[str, Any] = {}
@@ -147,8 +150,14 @@ _WORKERS: weakref.WeakSet[BaseProcess] = weakref.WeakSet()  # of all pools, also
 @atexit.register
 def _end_workers() -> None:
     """End all workers before multiprocessing's own exit function, which waits for them after a SIGTERM."""
-    for process in _WORKERS:
-        if process in active_children():  # of this process: a forked one has a copy of the set
+    _end(_WORKERS)
+
+
+def _end(processes: Iterable[BaseProcess]) -> None:
+    """Kill those of some workers that this process has started; a forked process has copies of the lists."""
+    own = active_children()
+    for process in processes:
+        if process in own:
             process.kill()
 
 
