@@ -33,6 +33,7 @@ def generate_scene(folder: Path, side: int) -> tuple[np.ndarray, np.ndarray, lis
     from utils.core.data_config import load_data
     from utils.core.yaml_file import read_yaml, write_yaml
     from utils.datasets.generators import ensure_generated
+    from utils.ops.panoptic import decode_ids
 
     values = read_yaml(ROOT / "data" / "shapes-panoptic.yaml") | {"path": "scenes"}
     values["generate"] |= {"train": 1, "val": 24, "size": side, "seed": SEED}
@@ -47,8 +48,7 @@ def generate_scene(folder: Path, side: int) -> tuple[np.ndarray, np.ndarray, lis
     scenes = [one for one in annotations["annotations"] if one["image_id"] in wide]
     chosen = max(scenes, key=lambda one: _variety(one["segments_info"], things))
     stem = Path(chosen["file_name"]).stem
-    colours = cv2.imread(str(data.annotations["val"].with_suffix("") / chosen["file_name"])).astype(np.int32)
-    ids = colours[..., 2] + 256 * colours[..., 1] + 65536 * colours[..., 0]
+    ids = decode_ids(cv2.imread(str(data.annotations["val"].with_suffix("") / chosen["file_name"])))
     segments = sorted(chosen["segments_info"], key=lambda one: -things[one["category_id"]])
     numbers = np.zeros(ids.shape, np.int32)
     for number, segment in enumerate(segments, 1):

@@ -25,7 +25,7 @@ from utils.losses import LOSSES
 from utils.losses.anchor_assignment import pack_to
 from utils.losses.dense import DenseLoss, DenseLossDetails
 from utils.losses.detect import autocast_disabled
-from utils.losses.segment import MaskCrossEntropy, MaskPairs, masks_of_size
+from utils.losses.segment import MaskCrossEntropy, MaskPairs, masks_of_size, pad_pairs
 from utils.losses.task_aligned import Candidates
 
 _SMOOTH = 1.0  # pixels added to both sums of the Dice coefficient
@@ -105,9 +105,7 @@ class DenseSegmentLoss(nn.Module):
             rows = rows[batch.boxes_known.cpu()[image_of]]
         target = rows[candidates.label[candidates.position]]
         counts = torch.bincount(image_of[target], minlength=images)
-        column = torch.arange(max(1, int(counts.max())))
-        padded = torch.where(column < counts[:, None], (counts.cumsum(0) - counts)[:, None] + column, len(target))
-        return DenseMaskTargets(candidates, tuple(counts.tolist()), target, number[target], padded, table)
+        return DenseMaskTargets(candidates, tuple(counts.tolist()), target, number[target], pad_pairs(counts), table)
 
     def forward(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
         """Compute the loss terms of a batch.

@@ -145,11 +145,9 @@ class SegmentLoss(nn.Module):
         # The labels of an image are consecutive rows, so their values in the index map follow from the first row.
         first_rows = torch.searchsorted(labels[:, 0].contiguous(), torch.arange(images, dtype=labels.dtype))
         counts = torch.bincount(image, minlength=images)
-        starts = counts.cumsum(0) - counts
-        column = torch.arange(max(1, int(counts.max())))
-        padded = torch.where(column < counts[:, None], starts[:, None] + column, len(order))
         return MaskTargets(
-            assignment, tuple(counts.tolist()), order, image, target, target - first_rows[image] + 1, padded, boxes,
+            assignment, tuple(counts.tolist()), order, image, target, target - first_rows[image] + 1,
+            pad_pairs(counts), boxes,
             1 / per_level[cells[order]] / (boxes[:, 2] * boxes[:, 3]),
         )  # fmt: skip
 
@@ -169,6 +167,12 @@ class SegmentLoss(nn.Module):
         if self.training:
             images = sum_over_ranks(images)
         return MaskCrossEntropy.apply(prototypes, pairs.coefficients, pairs, masks) * (self.gain / images)
+
+
+def pad_pairs(counts: Tensor) -> Tensor:
+    """Index the pairs of each image, from (B,) counts of consecutive pairs: (B, k) int64, padded with K, their sum."""
+    starts, column = counts.cumsum(0) - counts, torch.arange(max(1, int(counts.max())))
+    return torch.where(column < counts[:, None], starts[:, None] + column, int(counts.sum()))
 
 
 def masks_of_size(batch: Batch, size_hw: tuple[int, int]) -> Tensor:

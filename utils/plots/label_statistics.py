@@ -57,7 +57,8 @@ def draw_class_bars(
         middles = area.left + panel.to_pixels(np.stack((np.arange(len(names)), np.zeros(len(names))), axis=1))[:, 0]
         for middle, name in zip(middles, names, strict=True):
             put_anchored(canvas, short_name(name), (middle, area.bottom + 8), FONT - 3, (0.5, 0), vertical=True)
-    panel.draw_bars(counts, PALETTE_BGR[np.arange(len(counts)) % len(PALETTE_BGR)])
+    numbers = np.arange(len(counts))
+    panel.draw_bars(numbers, counts, PALETTE_BGR[numbers % len(PALETTE_BGR)], width=0.8)
     panel.draw_frame()
 
 
@@ -122,10 +123,10 @@ def draw_correlogram(boxes_cxcywhn: np.ndarray, path: Path) -> Path:
         labels = _BOX_VALUES[column] if row == 3 else "", _BOX_VALUES[row] if column == 0 else ""
         if row == column:
             counts = np.histogram(shown[:, row], bins=_BINS, range=(0, 1))[0]
-            panel = Panel(canvas, area, (-0.5, _BINS - 0.5), (0.0, 1.05 * max(1, counts.max(initial=0))))
-            panel.draw_bars(counts, np.broadcast_to(_BAR_BGR, (_BINS, 3)), width=1.0)
-            panel.x, panel.y = (0.0, 1.0), (0.0, 1.0)
+            panel = Panel(canvas, area, (0.0, 1.0), (0.0, 1.05 * max(1, counts.max(initial=0))))
             panel.draw_axes("", *labels, y_ticks=())
+            middles = (np.arange(_BINS) + 0.5) / _BINS
+            panel.draw_bars(middles, counts, np.broadcast_to(_BAR_BGR, (_BINS, 3)), width=1 / _BINS)
         else:
             panel = Panel(canvas, area, (0.0, 1.0), (1.0, 0.0) if _BOX_VALUES[row] == "y" else (0.0, 1.0))
             panel.draw_axes("", *labels)

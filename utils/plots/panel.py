@@ -101,16 +101,17 @@ class Panel:
         for column, row in points.round().astype(int).tolist() if markers else ():
             cv2.circle(self.inside, (column, row), _MARKER_RADIUS, colour, cv2.FILLED, cv2.LINE_AA)
 
-    def draw_bars(self, heights: np.ndarray, colours: np.ndarray, width: float = 0.8) -> None:
-        """Draw bars whose middles are at 0, 1, 2 and so on.
+    def draw_bars(self, middles: np.ndarray, heights: np.ndarray, colours: np.ndarray, width: float) -> None:
+        """Draw vertical bars.
 
         Args:
+            middles: (N,) positions of their middles.
             heights: (N,) values.
             colours: (N, 3) BGR.
             width: Width of a bar.
         """
-        for index, (height, colour) in enumerate(zip(heights.tolist(), colours.tolist(), strict=True)):
-            corners = self.to_pixels(np.array([[index - width / 2, 0.0], [index + width / 2, height]]))
+        for middle, height, colour in zip(middles.tolist(), heights.tolist(), colours.tolist(), strict=True):
+            corners = self.to_pixels(np.array([[middle - width / 2, 0.0], [middle + width / 2, height]]))
             (left, bottom), (right, top) = corners.round().astype(int).tolist()
             if height:
                 cv2.rectangle(self.inside, (left, top), (max(left, right - 1), bottom), colour, cv2.FILLED)

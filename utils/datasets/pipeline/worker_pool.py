@@ -42,7 +42,7 @@ class WorkerPool:
     def __init__(self, factory: Dataset[tuple[list[Batch], list[str]]], workers: int, pin: bool = False) -> None:
         self.factory, self.workers, self.pin = factory, workers, pin
         self.processes: list[BaseProcess] = []  # the workers, once they are started
-        # before torch's iterator is deleted, which waits 10 s for each worker if other pools are open
+        # before torch's iterator is deleted, which waits 5 s or more for a worker that does not end by itself
         weakref.finalize(self, _end, self.processes).atexit = False
         self._logged: set[str] = set()
         self._chunks = _Chunks()
