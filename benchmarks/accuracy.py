@@ -5,7 +5,7 @@ python benchmarks/accuracy.py --minutes 2 --data bccd.yaml --weights yolov5n.pt 
 
 For every family and recipe a first run of one epoch measures the time of an epoch. The number of epochs that fit into
 the minutes then is the length of the schedule for all seeds. Validation counts as training time, as it does for users.
-Run it on a quiet machine. With --write, a plot of mAP50-95 against minutes is saved beside the report.
+Run it on a quiet machine. With --write, report and plot are named after task, data and initial weights.
 """
 
 from __future__ import annotations
@@ -120,9 +120,15 @@ def draw(runs: Mapping[tuple[str, str], Sequence[Outcome]], title: str, path: Pa
     return save_figure(figure, path)
 
 
+def report_name(options: argparse.Namespace) -> str:
+    """Return the name of the report: `accuracy`, task, data set and initial weights."""
+    weights = [Path(options.weights).stem] if options.weights else []
+    return "_".join([NAME, options.task, Path(options.data).stem, *weights])
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Create the command-line parser."""
-    parser = machine.new_parser(__doc__, NAME)
+    parser = machine.new_parser(__doc__, f"{NAME}_TASK_DATA")
     add = parser.add_argument
     add("--minutes", type=float, default=5.0, help="training time of each run, with validation")
     add("--task", choices=list(SCORES), default="detect", help="task of the models")
@@ -156,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         minutes = statistics.fmean(outcome.minutes for outcome in outcomes)
         rows.append(f"| {cfg} | {recipe} | {epochs[cfg, recipe]} | {minutes:.1f} | " + " | ".join(cells) + " |")
     start = f"from {Path(options.weights).name}" if options.weights else "from nothing"
+    name = report_name(options)
     body = [
         f"{Path(options.data).name}, {start}, {options.minutes:g} minutes, {len(options.seeds)} seed(s): mean ± "
         "standard deviation over seeds.",
@@ -165,10 +172,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         *rows,
     ]
     if options.write:
-        path = draw(runs, list(titles.values())[-1], machine.RESULTS / f"{NAME}.png")
+        path = draw(runs, list(titles.values())[-1], machine.RESULTS / f"{name}.png")
         body += ["", f"![{list(titles.values())[-1]} against minutes]({path.name})"]
     device = select_device(options.device or "")
-    machine.publish(machine.report("Accuracy per training time", NAME, line, body, device), NAME, options.write)
+    machine.publish(machine.report("Accuracy per training time", NAME, line, body, device), name, options.write)
     last = list(titles)[-1]
     return {f"{a}/{b}": statistics.fmean(o.numbers[last] for o in outcomes) for (a, b), outcomes in runs.items()}
 

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,6 +12,8 @@ from helpers_server import everything, tar_of
 from utils.core.data_config import load_data
 from utils.core.data_paths import find_data
 from utils.core.errors import UserError
+from utils.core.files import ROOT
+from utils.core.log import LOGGER
 from utils.core.yaml_file import read_yaml, write_yaml
 from utils.datasets.fetch import array_files
 from utils.datasets.fetch.array_files import write_images
@@ -193,5 +196,15 @@ def test_unknown_array_kind(tmp_path):
 ])  # fmt: skip
 def test_find_data_by_name(text, file):
     assert find_data(text).name == file
-    assert load_data(text).num_classes >= 10
-    assert file == "ImageNet.yaml" or parse_download(load_data(text))  # ImageNet is given out after registration only
+
+
+def test_folder_with_the_name_of_a_shipped_yaml(tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(LOGGER, "warning", warnings.append)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "coco128").mkdir()
+    for text in ("coco128/", "./coco128", str(tmp_path / "coco128")):
+        assert find_data(text) == Path(text) and not warnings
+    file = ROOT / "data" / "coco128.yaml"
+    assert find_data("coco128") == file
+    assert warnings == [f"--data coco128: using {file}, not the folder coco128; write coco128/ for the folder"]

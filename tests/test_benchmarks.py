@@ -276,8 +276,8 @@ def test_accuracy_per_time(shapes, results):
     line += ["--workers", "0", "--device", "cpu", "--recipes", "auto", "--write"]
     found = accuracy.main(line)
     assert found.keys() == {"yolov5n/auto", "polyolo-n/auto"} and all(0 <= value <= 1 for value in found.values())
-    check_report(results / "accuracy.md", rows=2)
-    assert (results / "accuracy.png").stat().st_size > 1000
+    check_report(results / "accuracy_detect_tiny.md", rows=2)
+    assert (results / "accuracy_detect_tiny.png").stat().st_size > 1000
 
 
 def test_gpu(results, shapes):

@@ -9,7 +9,12 @@ import torch
 from helpers_run import tiny_data
 from torch import nn
 
+from models.architecture import read_architecture
+from models.builder import build_network
+from models.checkpoint import save_checkpoint
+from utils.core.data_config import load_data
 from utils.core.device import autocast_dtype
+from utils.core.yaml_file import write_yaml
 from utils.engine.autobatch import MAX_BATCH, fitting_batch
 from utils.engine.batchnorm_counters import BatchNormCounters
 from utils.engine.bn_sparsity import add_bn_sparsity
@@ -46,11 +51,33 @@ def steps(folder: Path, script: str, *options: object) -> list[dict]:
         ("segment/train.py", ["--amp", "bf16"], 1100),
         ("train.py", ["--amp", "bf16", "--semantic", "psp"], 1200),
         ("train.py", ["--amp", "bf16", "--cfg", "polyolo-n", "--end-to-end"], 1600),
+        ("segment/train.py", ["--amp", "bf16", "--cfg", "polyolo-n-seg"], 1600),
     ],
-    ids=["detect-bf16", "detect-fp16", "segment", "psp", "dense"],
+    ids=["detect-bf16", "detect-fp16", "segment", "psp", "dense", "dense-segment"],
 )
 def test_training_step_launches_and_waits(tmp_path, data, script, options, limit):
-    counts = steps(tmp_path, script, "--data", data, "--batch-size", 16, *options)
+    check_steps(tmp_path, limit, script, "--data", data, *options)
+
+
+@needs_simulation
+def test_hard_pixels_and_region_losses_do_not_wait(tmp_path, data):
+    write_yaml(tmp_path / "regions.yaml", {"seg_loss": "ohem", "seg_dice": 0.5, "seg_lovasz": 0.5})
+    options = ("--amp", "bf16", "--semantic", "psp", "--hyp", tmp_path / "regions.yaml")
+    check_steps(tmp_path, 6000, "train.py", "--data", data, *options)
+
+
+@needs_simulation
+@pytest.mark.parametrize(("family", "limit"), [("yolov5n", 1200), ("polyolo-n", 1600)])
+def test_distillation_does_not_wait(tmp_path, data, family, limit):
+    names = list(load_data(str(data)).names)
+    save_checkpoint(tmp_path / "teacher.pt", build_network(read_architecture(family), len(names), names), {})
+    options = ("--amp", "bf16", "--cfg", family, "--noautoanchor", "--distill", tmp_path / "teacher.pt")
+    check_steps(tmp_path, limit, "train.py", "--data", data, *options)
+
+
+def check_steps(tmp_path: Path, limit: int, script: str, *options: object) -> None:
+    """Train for two epochs; a steady step must launch at most `limit` kernels and never wait."""
+    counts = steps(tmp_path, script, "--batch-size", 16, *options)
     steady = counts[0]  # both batches of the first epoch
     assert 100 < steady["launches"] <= limit
     assert steady["waits"] == {}

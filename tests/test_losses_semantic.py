@@ -303,6 +303,32 @@ def test_lovasz():
     assert float(pixels.lovasz_softmax_loss(probabilities, classes)) == pytest.approx(sum(wanted) / 3, rel=1e-5)
 
 
+@pytest.mark.parametrize("unlabelled", [False, True], ids=["labelled", "unlabelled"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seg_loss": "ohem", "seg_threshold": 0.2},
+        {"seg_loss": "ohem", "seg_threshold": 1e-9},
+        {"seg_dice": 1.0},
+        {"seg_lovasz": 1.0},
+    ],
+    ids=["ohem", "few", "dice", "lovasz"],
+)
+def test_losses_without_host_waits(monkeypatch, changes, unlabelled):
+    """What a GPU computes without reading values equals what a CPU computes."""
+    found = []
+    for on_host in (True, False):
+        monkeypatch.setattr(pixels, "_is_on_host", lambda _, on_host=on_host: on_host)
+        raw, labels = random_case()
+        labels[1 if not unlabelled else slice(None)] = 255
+        logits = raw["logits"].clone().requires_grad_()
+        terms = make(spec_of(5), **changes)({"logits": logits}, batch_of(labels))
+        sum(terms.values()).backward()
+        found.append((torch.stack(list(terms.values())).detach(), logits.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-9)
+    assert bool(found[0][0].any()) != unlabelled
+
+
 @pytest.mark.parametrize("name", ["dice", "lovasz"])
 def test_overlap_terms_gradient(name):
     raw, labels = random_case()

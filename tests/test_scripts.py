@@ -4,9 +4,12 @@ import csv
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from helpers_run import ROOT, command, environment, results, same, script, weights
+
+from utils.programs.next_commands import NextCommands
 
 TINY = ("--cfg", "yolov5n", "--img", 64, "--batch", 4, "--workers", 0, "--epochs", 2)
 
@@ -28,6 +31,47 @@ def test_training_output_files(trained):
     missing = [name for name in expected.split() if not (folder / name).is_file()]
     assert not missing
     assert "waiting for data" in text and "bottleneck" in text and "epochs=2" in text
+
+
+def test_training_ends_with_commands_that_run(trained, data, tmp_path):
+    folder, text = trained
+    best, images = folder / "weights" / "best.pt", data.parent / "tiny" / "images" / "val"
+    lines = text[text.index("next:\n") :].splitlines()[1:]
+    assert [line.strip() for line in lines] == [
+        f"python detect.py --weights {best} --source IMAGES",
+        f"python val.py --weights {best}",
+        f"python export.py --weights {best} --include onnx",
+    ]
+    detect, val, export = (line.replace("IMAGES", str(images)).split()[1:] for line in lines)
+    script(*detect, "--project", tmp_path)
+    script(*val, "--project", tmp_path)
+    exported = script(*export, "--output", tmp_path)
+    file = tmp_path / "best.onnx"
+    assert f"usage: python detect.py --weights {file}   python val.py --weights {file}" in exported
+    assert f"over HTTP: python serve.py --weights {file}" in exported
+    script("detect.py", "--weights", file, "--source", images, "--project", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "predict", "validate"),
+    [
+        ("detect", "detect.py", "val.py"),
+        ("segment", "segment/predict.py", "segment/val.py"),
+        ("classify", "classify/predict.py", "classify/val.py"),
+    ],
+)
+def test_next_commands_of_a_task(task, predict, validate):
+    commands = NextCommands(task)
+    commands.finish({}, [])
+    assert commands.lines() == ""  # interrupted
+    commands.finish({}, [Path("my runs/best.pt"), Path("my runs/last.pt")])
+    assert commands.lines().splitlines() == [
+        "next:",
+        f"  python {predict} --weights 'my runs/best.pt' --source IMAGES",
+        f"  python {validate} --weights 'my runs/best.pt'",
+        "  python export.py --weights 'my runs/best.pt' --include onnx",
+    ]
+    assert all((ROOT / name).is_file() for name in (predict, validate))
 
 
 def test_results_csv_columns(trained):

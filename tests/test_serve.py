@@ -221,6 +221,7 @@ def test_invalid_parameters(client, parameters, status, says):
     assert documented(client, answer)["detail"].startswith(says) and answer.status_code == status
 
 
+SEND = "send image/... or multipart/form-data with files (curl -F image=@photo.jpg)"
 BROKEN = {"Content-Type": "multipart/form-data; boundary=x"}
 
 
@@ -230,9 +231,9 @@ BROKEN = {"Content-Type": "multipart/form-data; boundary=x"}
         ({"content": b"", "headers": {"Content-Type": "image/png"}}, 400, "empty"),
         ({"content": b"hello", "headers": {"Content-Type": "image/png"}}, 400, "not an image"),
         ({"content": encoded_image()[:200], "headers": {"Content-Type": "image/png"}}, 400, "truncated PNG"),
-        ({"content": encoded_image(), "headers": {"Content-Type": "application/json"}}, 415, "send image/..."),
-        ({"content": encoded_image()}, 415, "send image/..."),
-        ({"data": {"image": "no file"}}, 415, "multipart"),
+        ({"content": encoded_image(), "headers": {"Content-Type": "application/json"}}, 415, SEND),
+        ({"content": encoded_image()}, 415, SEND),
+        ({"data": {"image": "no file"}}, 415, SEND),
         ({"files": form(b"")}, 400, "empty file"),
         ({"files": form(*[encoded_image()] * 5)}, 413, "Too many files"),
         ({"files": form(encoded_image()), "data": {"conf": "0.1"}}, 422, "'conf'"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from utils.core.errors import UserError, did_you_mean
 from utils.core.files import INSTALLED, ROOT
+from utils.core.log import LOGGER
 from utils.core.yaml_file import read_yaml
 
 
@@ -14,14 +15,17 @@ def find_data(text: str) -> Path:
     """Find the data-set YAML or folder that `--data` names.
 
     Searched in this order: a YAML by its path, a YAML in data/ with or without suffix, a folder by its path or below
-    the data-sets folder, a YAML in data/ ignoring case.
+    the data-sets folder, a YAML in data/ ignoring case. `name/` and `./name` are never YAMLs without suffix.
 
     Raises:
         UserError: If there is none.
     """
     names = (Path(text).name, f"{text}.yaml")
-    for path in (Path(text), ROOT / text, *(ROOT / "data" / name for name in names)):
+    shipped = names if names[0] == text else names[:1]
+    for path in (Path(text), ROOT / text, *(ROOT / "data" / name for name in shipped)):
         if path.exists() and not path.is_dir():  # a pipe or device is refused where it is read
+            if Path(text).is_dir():
+                LOGGER.warning(f"--data {text}: using {path}, not the folder {text}; write {text}/ for the folder")
             return path
     folders = [Path(text), ROOT / text, datasets_folder() / text] if text.strip() else []
     for path in folders:

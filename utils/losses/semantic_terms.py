@@ -76,7 +76,12 @@ def pixel_cross_entropy(maps: Tensor, labels: Tensor, grids: Sequence[BilinearUp
 
 def _known_to_be_unlabelled(labels: Tensor) -> bool:
     """Return True if labels on the CPU are all ignored; those on a GPU are not read, to avoid synchronising."""
-    return labels.device.type == "cpu" and not bool((labels != IGNORED_PIXEL).any())
+    return _is_on_host(labels) and not bool((labels != IGNORED_PIXEL).any())
+
+
+def _is_on_host(tensor: Tensor) -> bool:
+    """Return True for tensors on the CPU, whose values can be read without waiting for a device."""
+    return tensor.device.type == "cpu"
 
 
 def class_indices(labels: Tensor) -> Tensor:
@@ -198,7 +203,8 @@ def ohem_mask(cross_entropy: Tensor, known: Tensor, threshold: float) -> Tensor:
     """Select hard pixels by online hard example mining.
 
     A pixel is hard if the probability of its class is below the threshold. If fewer than one in `OHEM_MIN_FRACTION`
-    labelled pixels are hard, that many with the greatest losses are selected instead. Synchronises with the device.
+    labelled pixels are hard, that many with the greatest losses are selected instead. GPUs rank the losses in any case,
+    because to know whether it is needed would take a host wait.
 
     Args:
         cross_entropy: (B, H, W) plain losses.
@@ -208,12 +214,16 @@ def ohem_mask(cross_entropy: Tensor, known: Tensor, threshold: float) -> Tensor:
     Returns:
         (B, H, W) float32, 1 for selected pixels.
     """
-    least = int(known.sum()) // OHEM_MIN_FRACTION
     hard = (cross_entropy > -math.log(threshold)) & (known > 0)
-    if int(hard.sum()) >= least:
+    count = known.sum(dtype=accumulation_dtype(known)).long() // OHEM_MIN_FRACTION
+    enough = hard.sum() >= count
+    if _is_on_host(known) and bool(enough):
         return hard.float()
-    ranked = torch.where(known > 0, cross_entropy, -math.inf).flatten().topk(least).indices
-    return torch.zeros_like(known).flatten().index_fill_(0, ranked, 1.0).view_as(known)
+    limit = int(count) if _is_on_host(known) else known.numel() // OHEM_MIN_FRACTION
+    ranked = torch.where(known > 0, cross_entropy, -math.inf).flatten().topk(limit).indices
+    chosen = (torch.arange(limit, device=known.device) < count).float()
+    greatest = torch.zeros_like(known).flatten().scatter_(0, ranked, chosen).view_as(known)
+    return torch.where(enough, hard.float(), greatest)
 
 
 def prob_ohem_mask(cross_entropy: Tensor, known: Tensor, threshold: float, min_kept: int) -> Tensor:
@@ -240,7 +250,7 @@ def prob_ohem_mask(cross_entropy: Tensor, known: Tensor, threshold: float, min_k
 # ----------------------------------------------------------------------------------------------------------------------
 # Region losses
 
-RegionLoss = Callable[[Tensor, Tensor], Tensor]  # (C, n) probabilities and (n,) classes of labelled pixels -> scalar
+RegionLoss = Callable[[Tensor, Tensor], Tensor]  # (C, n) probabilities and (n,) classes -> scalar
 
 
 def dice_loss(probabilities: Tensor, classes: Tensor) -> Tensor:
@@ -249,41 +259,44 @@ def dice_loss(probabilities: Tensor, classes: Tensor) -> Tensor:
     Milletari et al. 2016 (arXiv:1606.04797), without squares in the denominator.
 
     Args:
-        probabilities: (C, n).
-        classes: (n,) int64.
+        probabilities: (C, n), 0 for ignored pixels.
+        classes: (n,) int64, -1 for ignored pixels; not all of them.
     """
-    one_hot = torch.zeros_like(probabilities).scatter_(0, classes[None], 1.0)
+    labelled = (classes >= 0).to(probabilities.dtype)
+    one_hot = torch.zeros_like(probabilities).scatter_(0, classes.clamp(min=0)[None], labelled[None])
     intersection, size = (probabilities * one_hot).sum(dim=1), one_hot.sum(dim=1)
     scores = (2 * intersection + _DICE_SMOOTH) / (probabilities.sum(dim=1) + size + _DICE_SMOOTH)
-    return 1 - scores[size > 0].mean()
+    present = (size > 0).to(scores.dtype)
+    return 1 - (scores * present).sum() / present.sum()
 
 
 def lovasz_softmax_loss(probabilities: Tensor, classes: Tensor) -> Tensor:
     """Compute the Lovasz-Softmax loss of the classes that are present in the labels.
 
-    Berman et al. 2018 (arXiv:1705.08790).
+    Berman et al. 2018 (arXiv:1705.08790). Ignored pixels have no error, so they follow all others when errors are
+    sorted, and contribute nothing. On GPUs absent classes are computed, too, which takes no host wait.
 
     Args:
-        probabilities: (C, n).
-        classes: (n,) int64.
+        probabilities: (C, n), 0 for ignored pixels.
+        classes: (n,) int64, -1 for ignored pixels; not all of them.
     """
-    losses = []
-    for label in classes.unique().tolist():
-        foreground = (classes == label).float()
+    labels = classes.unique().tolist() if _is_on_host(classes) else range(len(probabilities))
+    total, count = probabilities.new_zeros(()), probabilities.new_zeros(())
+    for label in labels:
+        foreground = (classes == label).to(probabilities.dtype)
         errors, order = (foreground - probabilities[label]).abs().sort(descending=True)
-        foreground = foreground[order]
-        union = foreground.sum() + (1 - foreground).cumsum(0)
-        jaccard = 1 - (foreground.sum() - foreground.cumsum(0)) / union
-        losses.append(torch.dot(errors, jaccard.diff(prepend=jaccard.new_zeros(1))))
-    return torch.stack(losses).mean()
+        size, foreground = foreground.sum(), foreground[order]
+        jaccard = 1 - (size - foreground.cumsum(0)) / (size + (1 - foreground).cumsum(0))
+        present = (size > 0).to(probabilities.dtype)
+        total = total + present * torch.dot(errors, jaccard.diff(prepend=jaccard.new_zeros(1)))
+        count = count + present
+    return total / count
 
 
 def region_loss_sum(
     maps: Tensor, labels: Tensor, grids: Sequence[BilinearUpsampler], region_loss: RegionLoss
 ) -> Tensor:
     """Compute the sum of a region loss over the labelled images, one image in memory at a time.
-
-    Synchronises with the device.
 
     Args:
         maps: (B, C, h, w) logits.
@@ -297,6 +310,23 @@ def region_loss_sum(
     return _RegionLossSum.apply(maps, labels, grids, region_loss)
 
 
+def _image_region_loss(logits: Tensor, labels: Tensor, region_loss: RegionLoss) -> Tensor:
+    """Compute the region loss of one image, 0 if no pixel is labelled.
+
+    Args:
+        logits: (C, H, W).
+        labels: (H, W) uint8 classes.
+        region_loss: Loss of the labelled pixels.
+    """
+    known = labels != IGNORED_PIXEL
+    if _is_on_host(labels):  # fewer pixels
+        return region_loss(logits[:, known].softmax(dim=0), labels[known].long())
+    some = known.any()
+    known[0, 0] |= ~some  # without labelled pixels the losses are undefined
+    probabilities = logits.softmax(dim=0) * known
+    return region_loss(probabilities.flatten(1), torch.where(known, class_indices(labels), -1).flatten()) * some
+
+
 class _RegionLossSum(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -307,13 +337,12 @@ class _RegionLossSum(torch.autograd.Function):
         grad_maps = _zeros_like(maps) if needs_grad else None
         total = torch.zeros((), dtype=torch.float32, device=maps.device)
         for image, grid in enumerate(grids):
-            known = labels[image] != IGNORED_PIXEL
-            if not bool(known.any()):
+            if _known_to_be_unlabelled(labels[image]):
                 continue
             logits = maps[image].float().detach()
             with torch.set_grad_enabled(needs_grad):
                 small = logits.requires_grad_(True) if needs_grad else logits
-                loss = region_loss(grid.upsample(small)[:, known].softmax(dim=0), labels[image][known].long())
+                loss = _image_region_loss(grid.upsample(small), labels[image], region_loss)
             if grad_maps is not None:
                 (grad_maps[image],) = torch.autograd.grad(loss, small)
             total += loss.detach()

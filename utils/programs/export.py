@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import tempfile
 import time
@@ -15,6 +16,7 @@ from utils.core.errors import UserError, did_you_mean
 from utils.core.log import LOGGER
 from utils.programs.deployment import deploy, select_deployments, size_bytes
 from utils.programs.export_settings import ExportSettings
+from utils.programs.next_commands import prediction_command, validation_command
 
 if TYPE_CHECKING:  # modules that load torch are imported after parsing, so that --help is fast
     from models.checkpoint import Checkpoint
@@ -45,10 +47,6 @@ OPTIONAL_CAPABILITIES = {  # option -> capability that one format must have; oth
     "cache": "timing_cache",
     "mlmodel": "mlmodel",
     "verbose": "verbose",
-}
-_PROGRAMS = {  # by task; all others have those of detection
-    "classify": ("python classify/predict.py", "python classify/val.py"),
-    "segment": ("python segment/predict.py", "python segment/val.py"),
 }
 MAX_INT8_ATTEMPTS = 3  # each leaves one more layer per output in floating point
 
@@ -95,9 +93,9 @@ def export_checkpoints(settings: ExportSettings, stop_at_error: bool = False) ->
         jobs = {name: _with_sizes(source.job, settings, backends[name]) for name in exported}
         written += [*exported.values(), *deploy(deployments, source.release(path, exported, jobs), source.folder)]
     if runnable and not stop_at_error:
-        predict, val = _PROGRAMS.get(source.task, ("python detect.py", "python val.py"))
-        LOGGER.info(f"usage: {predict} --weights {runnable[-1]}   {val} --weights {runnable[-1]}")
-        LOGGER.info(f"over HTTP: python serve.py --weights {runnable[-1]}")
+        predict, validate = (make(source.task, runnable[-1]) for make in (prediction_command, validation_command))
+        LOGGER.info(f"usage: {predict}   {validate}")
+        LOGGER.info(f"over HTTP: python serve.py --weights {shlex.quote(str(runnable[-1]))}")
     if failures:
         raise UserError(f"--include: {', '.join(failures)} not exported; the reasons are above")
     return written

@@ -14,6 +14,7 @@ from utils.core.log import LOGGER
 from utils.core.registry import registered_names
 from utils.core.train_options import format_origins, resolve_training, training_parser
 from utils.core.train_settings import TrainSettings
+from utils.programs.next_commands import NextCommands
 
 TASKS = tuple(registered_names("utils.tasks"))
 EVOLUTION_OPTIONS = ("evolve", "evolve_population", "resume_evolve")
@@ -78,7 +79,11 @@ def train_task(
     from utils.engine.fit import fit  # loads torch, which --help does not need
     from utils.tasks.task_selection import select_training_task
 
-    return fit(partial(select_training_task, task, settings.fitness), settings, loggers)
+    commands = NextCommands(task)
+    metrics = fit(partial(select_training_task, task, settings.fitness), settings, [*loggers, commands])
+    if lines := commands.lines():
+        LOGGER.info(lines)
+    return metrics
 
 
 def resolve_settings(

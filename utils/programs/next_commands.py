@@ -1,0 +1,50 @@
+"""Command lines that continue with the weights of a training or an export."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_FOLDERS = {"classify": "classify/", "segment": "segment/"}  # of the programs, by task
+
+
+def prediction_command(task: str, weights: Path) -> str:
+    """Return the command line that runs `weights` on images."""
+    folder = _FOLDERS.get(task, "")
+    return f"python {folder}{'predict' if folder else 'detect'}.py --weights {shlex.quote(str(weights))}"
+
+
+def validation_command(task: str, weights: Path) -> str:
+    """Return the command line that validates `weights`."""
+    return f"python {_FOLDERS.get(task, '')}val.py --weights {shlex.quote(str(weights))}"
+
+
+class NextCommands:
+    """Logger that keeps the best checkpoint of a completed run, for the commands that continue with it."""
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+        self.best: Path | None = None
+
+    def start(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def epoch(self, epoch: int, numbers: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def image(self, path: Path, epoch: int) -> None:
+        """Do nothing."""
+
+    def finish(self, numbers: Mapping[str, float], checkpoints: Sequence[Path]) -> None:
+        """Keep the first checkpoint, the best one; an interrupted run has none."""
+        self.best = next(iter(checkpoints), None)
+
+    def lines(self) -> str:
+        """Return the commands, one per line, or an empty string after an interrupted run."""
+        if self.best is None:
+            return ""
+        predict, validate = prediction_command(self.task, self.best), validation_command(self.task, self.best)
+        export = f"python export.py --weights {shlex.quote(str(self.best))} --include onnx"
+        return f"next:\n  {predict} --source IMAGES\n  {validate}\n  {export}"
