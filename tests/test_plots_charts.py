@@ -181,6 +181,10 @@ def test_results_plot_grid():
         [f"train/{i}" for i in range(4)] + boxes + [b.replace("B", "M") for b in boxes] + [f"val/{i}" for i in range(4)]
     )
     assert [len(row) for row in panel_rows(names)] == [8, 8]
+    more = [f"metrics/{i}" for i in range(5)]
+    rows = panel_rows(names + more)  # metrics in rows of their own
+    assert rows == [names[:4], names[-4:], names[4:11], [names[11], *more]]
+    assert panel_rows(["epoch", "x/lr0"]) == [[], []]
 
 
 def test_results_column_names_are_stripped(tmp_path):

@@ -12,6 +12,7 @@ from utils.plots.figure_io import write_image
 from utils.plots.panel import Panel, padded_range
 
 _PANEL_WH, _LEGEND_HEIGHT = (390, 425), 70  # pixels
+_MAX_COLUMNS = 8
 _MAX_MARKERS = 100  # epochs; the dots of more would cover the line
 _RESULTS = Series("results", np.zeros(0), rgb_to_bgr("1f77b4"), 2)
 _SMOOTH = Series("smooth", np.zeros(0), rgb_to_bgr("ff7f0e"), 2, dashed=True)
@@ -23,7 +24,7 @@ def draw_results(csv_path: Path) -> Path | None:
     """Draw results.png beside a results.csv file.
 
     The upper row shows the training losses and the first half of the metrics, the lower row the validation losses and
-    the other half: five panels each for detection, eight for segmentation.
+    the other half: five panels each for detection, eight for segmentation. More metrics get rows of their own.
 
     Args:
         csv_path: results.csv of a run.
@@ -38,7 +39,7 @@ def draw_results(csv_path: Path) -> Path | None:
     epochs = epochs + 1  # the file counts from 0, the console from 1
     smoothed = len(epochs) >= _MIN_SMOOTHED_EPOCHS
     rows = panel_rows(list(columns))
-    canvas = blank_canvas(_PANEL_WH[0] * max(*map(len, rows), 1), _LEGEND_HEIGHT + 2 * _PANEL_WH[1])
+    canvas = blank_canvas(_PANEL_WH[0] * max(*map(len, rows), 1), _LEGEND_HEIGHT + len(rows) * _PANEL_WH[1])
     for row, names in enumerate(rows):
         for column, name in enumerate(names):
             left, top = column * _PANEL_WH[0], _LEGEND_HEIGHT + row * _PANEL_WH[1]
@@ -92,13 +93,15 @@ def _to_float(text: str) -> float:
         return float("nan")
 
 
-def panel_rows(names: list[str]) -> tuple[list[str], list[str]]:
-    """Distribute the columns of results.csv over two rows of panels, without the epoch and learning rates (x/...)."""
-    metrics = [name for name in names if name.startswith("metrics/")]
+def panel_rows(names: list[str]) -> list[list[str]]:
+    """Distribute the columns of results.csv over rows of panels, without the epoch and learning rates (x/...)."""
+    train, val, metrics = ([name for name in names if name.startswith(kind)] for kind in ("train/", "val/", "metrics/"))
     half = -(-len(metrics) // 2)
-    upper = [name for name in names if name.startswith("train/")] + metrics[:half]
-    lower = [name for name in names if name.startswith("val/")] + metrics[half:]
-    return upper, lower
+    if max(len(train), len(val)) + half <= _MAX_COLUMNS:
+        return [train + metrics[:half], val + metrics[half:]]
+    count = max(-(-len(metrics) // _MAX_COLUMNS), 1)  # of rows with metrics
+    parts = np.array_split(np.array(metrics, dtype=object), count)
+    return [row for row in (train, val, *(part.tolist() for part in parts)) if row]
 
 
 def smooth(values: np.ndarray, sigma: float = _SMOOTHING_EPOCHS) -> np.ndarray:
