@@ -63,7 +63,7 @@ def test_training_step_launches_and_waits(tmp_path, data, script, options, limit
 def test_hard_pixels_and_region_losses_do_not_wait(tmp_path, data):
     write_yaml(tmp_path / "regions.yaml", {"seg_loss": "ohem", "seg_dice": 0.5, "seg_lovasz": 0.5})
     options = ("--amp", "bf16", "--semantic", "psp", "--hyp", tmp_path / "regions.yaml")
-    check_steps(tmp_path, 6000, "train.py", "--data", data, *options)
+    check_steps(tmp_path, 4000, "train.py", "--data", data, *options)
 
 
 @needs_simulation

@@ -278,19 +278,17 @@ def lovasz_softmax_loss(probabilities: Tensor, classes: Tensor) -> Tensor:
 
     Args:
         probabilities: (C, n), 0 for ignored pixels.
-        classes: (n,) int64, -1 for ignored pixels; not all of them.
+        classes: (n,) int64, -1 for ignored pixels; not all of them. On CPUs none is ignored.
     """
-    labels = classes.unique().tolist() if _is_on_host(classes) else range(len(probabilities))
-    total, count = probabilities.new_zeros(()), probabilities.new_zeros(())
-    for label in labels:
-        foreground = (classes == label).to(probabilities.dtype)
-        errors, order = (foreground - probabilities[label]).abs().sort(descending=True)
-        size, foreground = foreground.sum(), foreground[order]
-        jaccard = 1 - (size - foreground.cumsum(0)) / (size + (1 - foreground).cumsum(0))
-        present = (size > 0).to(probabilities.dtype)
-        total = total + present * torch.dot(errors, jaccard.diff(prepend=jaccard.new_zeros(1)))
-        count = count + present
-    return total / count
+    labels = classes.unique() if _is_on_host(classes) else torch.arange(len(probabilities), device=classes.device)
+    foreground = (classes == labels[:, None]).to(probabilities.dtype)
+    errors, order = (foreground - probabilities[labels]).abs().sort(dim=1, descending=True)
+    foreground = foreground.gather(1, order)
+    size = foreground.sum(dim=1, keepdim=True)
+    jaccard = 1 - (size - foreground.cumsum(1)) / (size + (1 - foreground).cumsum(1))
+    losses = (errors * jaccard.diff(dim=1, prepend=jaccard.new_zeros((len(labels), 1)))).sum(dim=1)
+    present = (size[:, 0] > 0).to(losses.dtype)
+    return (losses * present).sum() / present.sum()
 
 
 def region_loss_sum(
