@@ -35,6 +35,8 @@ from utils.tasks.task_selection import select_training_task
 
 NAME = "accuracy"
 DEFAULTS = "yolov5"  # the recipe without --recipe
+BRANCHES = ":end-to-end"  # suffix of --cfgs
+END_TO_END = "detect/map50_95_end_to_end"
 SCORES = {  # name in results -> title, by task
     "detect": {"detect/map50": "mAP50", "detect/map50_95": "mAP50-95"},
     "segment": {"segment/box_map50_95": "mAP50-95", "segment/mask_map50_95": "mask mAP50-95"},
@@ -82,7 +84,9 @@ def train_once(options: argparse.Namespace, cfg: str, recipe: str, epochs: int, 
     """Train in a temporary folder."""
     names = ("data", "weights", "batch_size", "imgsz", "workers", "device")
     values: dict[str, Any] = {name: value for name in names if (value := getattr(options, name)) not in (None, (), [])}
-    values |= {"cfg": cfg, "epochs": epochs, "seed": seed, "noplots": True, "patience": 0}
+    family = cfg.removesuffix(BRANCHES)
+    values |= {"cfg": family, "epochs": epochs, "seed": seed, "noplots": True, "patience": 0}
+    values |= {"end_to_end": True} if cfg.endswith(BRANCHES) else {}
     values |= {"val_interval": max(epochs // options.validations, 1)}
     values |= {} if recipe == DEFAULTS else {"recipe": recipe}
     data = load_data(options.data)
@@ -133,7 +137,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--minutes", type=float, default=5.0, help="training time of each run, with validation")
     add("--task", choices=list(SCORES), default="detect", help="task of the models")
     add("--data", default="data/shapes.yaml", help="data-set YAML")
-    add("--cfgs", nargs="+", default=["yolov5n", "polyolo-n"], help="model YAMLs or names")
+    text = "model YAMLs or names; NAME:end-to-end also trains branches that need no NMS"
+    add("--cfgs", nargs="+", default=["yolov5n", "polyolo-n"], help=text)
     add("--recipes", nargs="+", choices=[DEFAULTS, "auto"], default=[DEFAULTS, "auto"])
     add("--weights", default="", help="initial checkpoint (default: none, train from scratch)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -156,9 +161,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         for pair in pairs:
             runs[pair].append(train_once(options, *pair, epochs[pair], seed))
     titles = SCORES[options.task]
+    without_nms = any(cfg.endswith(BRANCHES) for cfg in options.cfgs)
+    columns = [*titles.values(), *(["mAP50-95 without NMS"] if without_nms else [])]
     rows = []
     for (cfg, recipe), outcomes in runs.items():
         cells = [mean_and_deviation([outcome.numbers[name] for outcome in outcomes]) for name in titles]
+        if without_nms:
+            scores = [outcome.numbers[END_TO_END] for outcome in outcomes if END_TO_END in outcome.numbers]
+            cells.append(mean_and_deviation(scores) if scores else "")
         minutes = statistics.fmean(outcome.minutes for outcome in outcomes)
         rows.append(f"| {cfg} | {recipe} | {epochs[cfg, recipe]} | {minutes:.1f} | " + " | ".join(cells) + " |")
     start = f"from {Path(options.weights).name}" if options.weights else "from nothing"
@@ -167,8 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         f"{Path(options.data).name}, {start}, {options.minutes:g} minutes, {len(options.seeds)} seed(s): mean ± "
         "standard deviation over seeds.",
         "",
-        f"| model | recipe | epochs | minutes | {' | '.join(titles.values())} |",
-        "|---|---|---|---|" + "---|" * len(titles),
+        f"| model | recipe | epochs | minutes | {' | '.join(columns)} |",
+        "|---|---|---|---|" + "---|" * len(columns),
         *rows,
     ]
     if options.write:

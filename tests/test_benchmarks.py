@@ -274,8 +274,12 @@ def test_runtimes(results, tmp_path, monkeypatch):
 def test_accuracy_per_time(shapes, results):
     line = ["--data", str(shapes), "--minutes", "0.001", "--seeds", "0", "1", "--imgsz", "64", "--batch-size", "4"]
     line += ["--workers", "0", "--device", "cpu", "--recipes", "auto", "--write"]
+    line += ["--cfgs", "yolov5n", "polyolo-n:end-to-end"]
     found = accuracy.main(line)
-    assert found.keys() == {"yolov5n/auto", "polyolo-n/auto"} and all(0 <= value <= 1 for value in found.values())
+    assert found.keys() == {"yolov5n/auto", "polyolo-n:end-to-end/auto"}
+    assert all(0 <= value <= 1 for value in found.values())
+    rows = [row.split(" | ") for row in (results / "accuracy_detect_tiny.md").read_text().splitlines() if "auto" in row]
+    assert [len(row) for row in rows[-2:]] == [7, 7] and rows[-2][-1] == " |" and "±" in rows[-1][-1]
     check_report(results / "accuracy_detect_tiny.md", rows=2, program="accuracy")
     assert (results / "accuracy_detect_tiny.png").stat().st_size > 1000
 
