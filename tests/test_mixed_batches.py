@@ -1,5 +1,6 @@
 """Two data sets in one batch: fractions, and unlabelled images that are not background."""
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from utils.core.contracts import Batch, Geometry, HeadSpec, ImageInfo
 from utils.core.data_config import DataConfig
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
+from utils.datasets.pipeline import mixed_loader
 from utils.datasets.pipeline.box_samples import open_box_loader
 from utils.datasets.pipeline.mixed_loader import (
     LoaderSequence,
@@ -75,6 +77,22 @@ def test_shorter_set_wraps_to_next_epoch(data):
         assert sorted(i for step in seen[3 * own_epoch : 3 * own_epoch + 3] for i in step) == list(range(5))
         wanted = [[i.index for i in batch.info] for batch in loader.primary.epoch(own_epoch)]
         assert seen[3 * own_epoch : 3 * own_epoch + 3] == wanted
+
+
+def test_batches_are_concatenated_in_a_thread(data, monkeypatch):
+    """The next batch is ready when the caller asks for it, and a closed epoch leaves no thread."""
+    threads = []
+
+    def concatenate(*arguments):
+        threads.append(threading.current_thread())
+        return concatenate_batches(*arguments)
+
+    monkeypatch.setattr(mixed_loader, "concatenate_batches", concatenate)
+    epoch = open_mixed_loader(request(data)).epoch(0)
+    next(epoch)
+    epoch.close()
+    assert len(threads) == 2 and threading.current_thread() not in threads
+    assert not any(thread.is_alive() for thread in threads)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,14 +98,23 @@ class MixedLoader:
         return self.primary.labels
 
     def epoch(self, epoch: int, start: int = 0, image_weights: np.ndarray | None = None) -> Iterator[Batch]:
-        """Iterate over an epoch from batch `start`; `image_weights` are sampling weights of the images of `primary`."""
+        """Iterate over an epoch from batch `start`; `image_weights` are sampling weights of the images of `primary`.
+
+        A thread concatenates the next batch, megabytes of pixels, while the caller works on the current one.
+        """
         first = epoch * self.num_batches + start
         count = self.num_batches - start
         boxes = _continuous(self.primary, first, count, image_weights)
         semantic = _continuous(self.secondary, first, count, None)
         try:
-            for pair in zip(boxes, semantic, strict=True):
-                yield concatenate_batches(*pair, self.primary.num_images)
+            with ThreadPoolExecutor(1, "mixed batches") as thread:
+                waiting: list[Future[Batch]] = []
+                for pair in zip(boxes, semantic, strict=True):
+                    waiting.append(thread.submit(concatenate_batches, *pair, self.primary.num_images))
+                    if len(waiting) > 1:
+                        yield waiting.pop(0).result()
+                for last in waiting:
+                    yield last.result()
         finally:
             boxes.close()
             semantic.close()
