@@ -41,6 +41,7 @@ COUNTS = {  # parameters of the networks with 80 classes, and GFLOPs at 640
     "polyolo-n-direct": (1_911_980, 4.8),
     "polyolo-n-seg": (2_525_264, 9.2),
     "polyolo-x-seg": (94_331_712, 282.1),
+    "polyolo-n-pan": (2_701_909, 11.0),
 }
 
 
@@ -54,7 +55,7 @@ def test_parameter_count(name):
 
 def test_names_of_the_family():
     scales = {name.removeprefix("polyolo-") for name in known_names() if name.startswith("polyolo-")}
-    assert {"n", "s", "m", "l", "x", "n-direct", "x-direct", "n-seg", "x-seg"} <= scales
+    assert {"n", "s", "m", "l", "x", "n-direct", "x-direct", "n-seg", "x-seg", "n-pan", "x-pan"} <= scales
 
 
 def test_training_with_other_options(data, tmp_path):

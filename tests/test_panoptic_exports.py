@@ -18,11 +18,11 @@ THINGS, CATEGORIES = ("ant", "bee", "cat"), ("ant", "bee", "cat", "sky", "road")
 SIDE = 96
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+@pytest.fixture(scope="module", params=["yolov5n-pan", "polyolo-n-pan"])
+def folder(tmp_path_factory, request):
     """A panoptic network whose maps have things and stuff, and four images."""
     root = tmp_path_factory.mktemp("panoptic")
-    description = {**read_architecture("yolov5n-pan"), "n_segcls": 5, "head_names": {"semantic": list(CATEGORIES)}}
+    description = {**read_architecture(request.param), "n_segcls": 5, "head_names": {"semantic": list(CATEGORIES)}}
     network = detecting_network(description, THINGS, spread=1.0)
     with torch.no_grad():
         for bias in (p for p in network.heads["semantic"].parameters() if p.shape == (5,)):

@@ -225,6 +225,28 @@ def test_a_resumed_run_is_bit_exact(trained):
     assert (trained / "runs" / "a" / "results.csv").read_text() == table
 
 
+def test_an_anchor_free_network_trains_and_resumes(trained, tmp_path):
+    options = (
+        "--data",
+        trained / "data.yaml",
+        "--cfg",
+        "polyolo-n-pan",
+        "--epochs",
+        2,
+        "--save-period",
+        1,
+        "--batch",
+        2,
+    )
+    options += ("--img", 64, "--workers", 0, "--device", "cpu", "--noplots")
+    script("segment/train.py", *options, "--project", tmp_path, "--name", "a")
+    folder = tmp_path / "a" / "weights"
+    whole = weights(folder / "last.pt")
+    assert {"panoptic/pq", "segment/mask_map50_95", "semantic/miou"} <= results(tmp_path / "a").keys()
+    script("segment/train.py", "--resume", folder / "epoch0.pt", "--workers", 0)
+    assert same(weights(folder / "last.pt"), whole)
+
+
 def test_a_killed_run_resumes_bit_exact(trained, tmp_path):
     options = ("--data", trained / "data.yaml", "--epochs", 3, "--save-period", 1, "--batch", 2, "--img", 64)
     options += ("--workers", 0, "--device", "cpu", "--project", tmp_path, "--name", "a", "--noplots", "--noautoanchor")
