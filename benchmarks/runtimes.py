@@ -5,6 +5,8 @@ python benchmarks/runtimes.py --weights yolov5n.pt --source photos/ --data coco1
 
 Every image is first resized to a square, so that files with static and dynamic shapes compute the same. Plain PyTorch
 is the unfused network in fp32 and the default memory format. With --data, INT8 files and their accuracy are included.
+Weights with one-to-one branches (train.py --end-to-end) are also exported without NMS. The last column compares an INT8
+file with the fp32 file, and a file without NMS with one that contains it.
 """
 
 from __future__ import annotations
@@ -76,6 +78,8 @@ class Variant:
 VARIANTS = (
     Variant("onnxruntime", "onnx"),
     Variant("onnxruntime, one size", "onnx", ("static",)),
+    Variant("onnxruntime, NMS in the file", "onnx", ("nms",)),
+    Variant("onnxruntime, end to end", "onnx", ("end_to_end",)),
     Variant("OpenVINO", "openvino"),
     Variant("OpenVINO, one size", "openvino", ("static",)),
     Variant("OpenVINO --half", "openvino", half=True),
@@ -86,6 +90,7 @@ VARIANTS = (
     Variant("OpenVINO INT8, one size", "openvino", ("int8", "static")),
 )
 BASE = {
+    "onnxruntime, end to end": "onnxruntime, NMS in the file",
     "onnxruntime INT8": "onnxruntime",
     "OpenVINO INT8": "OpenVINO",
     "OpenVINO INT8, one size": "OpenVINO, one size",
@@ -208,7 +213,7 @@ def compare(options: argparse.Namespace) -> list[str]:
         f"{count} images of {options.size} x {options.size}, one at a time, {options.rounds} alternating rounds, each "
         "runtime in a separate process; milliseconds per image, medians (range); then the speedups.",
         "",
-        "| | total | preprocessing | network | postprocessing | over plain PyTorch | over detect.py | over its fp32 |",
+        "| | total | preprocessing | network | postprocessing | over plain PyTorch | over detect.py | over its pair |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, seconds in times.items():
