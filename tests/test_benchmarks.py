@@ -278,10 +278,11 @@ def test_accuracy_per_time(shapes, results):
     found = accuracy.main(line)
     assert found.keys() == {"yolov5n/auto", "polyolo-n:end-to-end/auto"}
     assert all(0 <= value <= 1 for value in found.values())
-    rows = [row.split(" | ") for row in (results / "accuracy_detect_tiny.md").read_text().splitlines() if "auto" in row]
+    report = results / f"accuracy_detect_{shapes.stem}.md"
+    rows = [row.split(" | ") for row in report.read_text().splitlines() if "auto" in row]
     assert [len(row) for row in rows[-2:]] == [7, 7] and rows[-2][-1] == " |" and "±" in rows[-1][-1]
-    check_report(results / "accuracy_detect_tiny.md", rows=2, program="accuracy")
-    assert (results / "accuracy_detect_tiny.png").stat().st_size > 1000
+    check_report(report, rows=2, program="accuracy")
+    assert report.with_suffix(".png").stat().st_size > 1000
 
 
 def test_gpu(results, shapes):

@@ -315,7 +315,7 @@ def test_lovasz():
     ids=["ohem", "few", "dice", "lovasz"],
 )
 def test_losses_without_host_waits(monkeypatch, changes, unlabelled):
-    """What a GPU computes without reading values equals what a CPU computes."""
+    """Terms and gradients of the GPU path equal those of the CPU path."""
     found = []
     for on_host in (True, False):
         monkeypatch.setattr(pixels, "_is_on_host", lambda _, on_host=on_host: on_host)

@@ -14,7 +14,6 @@ from utils.core.log import LOGGER
 from utils.core.registry import registered_names
 from utils.core.train_options import format_origins, resolve_training, training_parser
 from utils.core.train_settings import TrainSettings
-from utils.programs.next_commands import NextCommands
 
 TASKS = tuple(registered_names("utils.tasks"))
 EVOLUTION_OPTIONS = ("evolve", "evolve_population", "resume_evolve")
@@ -77,6 +76,7 @@ def train_task(
         LOGGER.info(format_origins(settings, origin))
 
     from utils.engine.fit import fit  # loads torch, which --help does not need
+    from utils.programs.next_commands import NextCommands
     from utils.tasks.task_selection import select_training_task
 
     commands = NextCommands(task)
