@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from helpers_run import ROOT, command, environment, results, same, script, weights
 
+from utils.core.log import LOGGER
 from utils.programs.next_commands import NextCommands
 
 TINY = ("--cfg", "yolov5n", "--img", 64, "--batch", 4, "--workers", 0, "--epochs", 2)
@@ -60,12 +61,16 @@ def test_training_ends_with_commands_that_run(trained, data, tmp_path):
         ("classify", "classify/predict.py", "classify/val.py"),
     ],
 )
-def test_next_commands_of_a_task(task, predict, validate):
+def test_next_commands_of_a_task(task, predict, validate, monkeypatch):
+    texts = []
+    monkeypatch.setattr(LOGGER, "info", texts.append)
     commands = NextCommands(task)
     commands.finish({}, [])
-    assert commands.lines() == ""  # interrupted
+    commands.log()
+    assert not texts  # interrupted
     commands.finish({}, [Path("my runs/best.pt"), Path("my runs/last.pt")])
-    assert commands.lines().splitlines() == [
+    commands.log()
+    assert texts[0].splitlines() == [
         "next:",
         f"  python {predict} --weights 'my runs/best.pt' --source IMAGES",
         f"  python {validate} --weights 'my runs/best.pt'",

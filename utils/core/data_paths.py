@@ -21,16 +21,14 @@ def find_data(text: str) -> Path:
         UserError: If there is none.
     """
     names = (Path(text).name, f"{text}.yaml")
-    shipped = names if names[0] == text else names[:1]
-    for path in (Path(text), ROOT / text, *(ROOT / "data" / name for name in shipped)):
+    for path in (Path(text), ROOT / text, *(ROOT / "data" / name for name in names[: 1 + (names[0] == text)])):
         if path.exists() and not path.is_dir():  # a pipe or device is refused where it is read
             if Path(text).is_dir():
                 LOGGER.warning(f"--data {text}: using {path}, not the folder {text}; write {text}/ for the folder")
             return path
     folders = [Path(text), ROOT / text, datasets_folder() / text] if text.strip() else []
-    for path in folders:
-        if path.is_dir():
-            return path
+    if existing := [path for path in folders if path.is_dir()]:
+        return existing[0]
     files = sorted((ROOT / "data").glob("*.yaml"))
     if alike := [path for path in files if path.name.lower() in (names[0].lower(), names[1].lower())]:
         return alike[0]

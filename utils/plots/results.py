@@ -99,8 +99,7 @@ def panel_rows(names: list[str]) -> list[list[str]]:
     half = -(-len(metrics) // 2)
     if max(len(train), len(val)) + half <= _MAX_COLUMNS:
         return [train + metrics[:half], val + metrics[half:]]
-    count = max(-(-len(metrics) // _MAX_COLUMNS), 1)  # of rows with metrics
-    parts = np.array_split(np.array(metrics, dtype=object), count)
+    parts = np.array_split(np.array(metrics, dtype=object), max(-(-len(metrics) // _MAX_COLUMNS), 1))
     return [row for row in (train, val, *(part.tolist() for part in parts)) if row]
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.core.log import LOGGER
+
 _FOLDERS = {"classify": "classify/", "segment": "segment/"}  # of the programs, by task
 
 
@@ -41,10 +43,9 @@ class NextCommands:
         """Keep the first checkpoint, the best one; an interrupted run has none."""
         self.best = next(iter(checkpoints), None)
 
-    def lines(self) -> str:
-        """Return the commands, one per line, or an empty string after an interrupted run."""
-        if self.best is None:
-            return ""
-        predict, validate = prediction_command(self.task, self.best), validation_command(self.task, self.best)
-        export = f"python export.py --weights {shlex.quote(str(self.best))} --include onnx"
-        return f"next:\n  {predict} --source IMAGES\n  {validate}\n  {export}"
+    def log(self) -> None:
+        """Log the commands, one per line; after an interrupted run there are none."""
+        if self.best is not None:
+            predict, validate = prediction_command(self.task, self.best), validation_command(self.task, self.best)
+            export = f"python export.py --weights {shlex.quote(str(self.best))} --include onnx"
+            LOGGER.info(f"next:\n  {predict} --source IMAGES\n  {validate}\n  {export}")

@@ -81,8 +81,7 @@ def train_task(
 
     commands = NextCommands(task)
     metrics = fit(partial(select_training_task, task, settings.fitness), settings, [*loggers, commands])
-    if lines := commands.lines():
-        LOGGER.info(lines)
+    commands.log()
     return metrics
 
 
