@@ -12,8 +12,7 @@ from utils.plots.figure_io import write_image
 from utils.plots.panel import Panel, padded_range
 
 _PANEL_WH, _LEGEND_HEIGHT = (390, 425), 70  # pixels
-_MAX_COLUMNS = 8
-_MAX_MARKERS = 100  # epochs; the dots of more would cover the line
+_MAX_COLUMNS, _MAX_MARKERS = 8, 100  # panels in a row; epochs, as the dots of more would cover the line
 _RESULTS = Series("results", np.zeros(0), rgb_to_bgr("1f77b4"), 2)
 _SMOOTH = Series("smooth", np.zeros(0), rgb_to_bgr("ff7f0e"), 2, dashed=True)
 _SMOOTHING_EPOCHS = 3.0  # standard deviation of the Gaussian
