@@ -118,5 +118,4 @@ def recommended_for(task: str, data: DataConfig) -> dict[str, Any]:
     for name in tables:
         if name not in TASKS:
             raise UserError(f"{data.source}: `defaults:` has the unknown key {name!r}; use one of {', '.join(TASKS)}")
-    general = {name: value for name, value in data.defaults.items() if name not in tables}
-    return general | tables.get(task, {})
+    return {name: value for name, value in data.defaults.items() if name not in tables} | tables.get(task, {})
