@@ -114,9 +114,15 @@ def test_command_line_overrides_recommendation():
     assert "from command line: epochs=3" in text and "from d.yaml: imgsz=[224]" in text
 
 
-def test_recommendation_ignored_when_a_model_is_chosen():
+def test_recommendation_ignored_when_a_model_is_chosen(monkeypatch):
+    texts = []
+    monkeypatch.setattr(log.LOGGER, "info", texts.append)
     settings, _ = resolved("--weights", "x.pt")
     assert (settings.epochs, settings.imgsz) == (100, (640,))
+    assert len(texts) == 1 and "--weights is given, so the defaults of d.yaml are not used: " in texts[0]
+    assert "imgsz=" in texts[0] and "epochs=7" in texts[0]
+    resolved("--weights", "x.pt", "--epochs", "3")
+    assert "epochs" not in texts[1]
     settings, _ = resolved("--weights", " ")
     assert (settings.weights, settings.epochs) == ("", 7)
 

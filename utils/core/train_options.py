@@ -20,6 +20,7 @@ from utils.core.cli import (
     new_parser,
 )
 from utils.core.errors import UserError, did_you_mean
+from utils.core.log import LOGGER
 from utils.core.registry import registered_names
 from utils.core.train_settings import MINDSPORE_SCHEDULES, PRECISIONS, SEG_MODES, TrainSettings
 
@@ -215,16 +216,13 @@ def add_output(parser: argparse.ArgumentParser) -> Options:
     add("--resume", nargs="?", const="newest", default="", metavar="PATH", help=text)
     add_flag(group, "--nosave --no-save", "save only the final checkpoint")
     text = "epochs between checkpoints that are not overwritten; below 1: off"
-    add(
-        "--save-period", "--save_period", "--save_ckpt_interval", type=int, default=-1, metavar="N", help=text
-    )  # fmt: skip
+    add("--save-period", "--save_period", "--save_ckpt_interval", type=int, default=-1, metavar="N", help=text)
     text = "number of newest checkpoints of --save-period to retain; 0: all"
     add("--save-keep", "--save_ckpt_max_num", type=int, default=0, metavar="N", help=text)
     add("--save-steps", type=int, default=1000, metavar="N", help="steps between additional writes of last.pt; 0: off")
     add_flag(group, "--noplots --no-plots", "draw no plots")
     add_flag(group, "--profile", "measure the phases of training: a table, and a trace of a few steps")
-    group = parser.add_argument_group("loggers")
-    add = group.add_argument
+    add = parser.add_argument_group("loggers").add_argument
     names = [name for name in registered_names("utils.loggers") if name != "csv"]  # results.csv is always written
     add("--log", nargs="+", default=[], metavar="NAME", help=f"additional loggers: {', '.join(names)}")
     add("--entity", default=None, help="W&B entity (default: from the W&B account)")
@@ -322,16 +320,18 @@ def resolve_training(
         raise UserError(f"{source}: unknown key {unknown[0]!r} in `defaults:`{did_you_mean(unknown[0], values)}")
     actions = {action.dest: action for action in reversed(parser._actions)}  # of several with one name, the first
     recommended = {name: _checked_recommendation(actions[name], value, source) for name, value in recommended.items()}
-    if not {"weights", "cfg", "hyp"} & {name for name, value in chosen.items() if str(value).strip()}:
+    own = {"weights", "cfg", "hyp"} & {name for name, value in chosen.items() if str(value).strip()}
+    if not own:
         values |= recommended
         origin |= dict.fromkeys(recommended, str(source))
+    elif unused := ", ".join(f"{name}={value}" for name, value in recommended.items() if name not in chosen):
+        LOGGER.info(f"--{min(own)} is given, so the defaults of {source} are not used: {unused}")
     for one, other in (("schedule", "cos_lr"), ("cos_lr", "schedule")):  # two options for the same setting
         if one in chosen and other not in chosen:
             values[other] = parser.get_default(other)
     values |= chosen | {"explicit": sorted(chosen)}
     origin |= dict.fromkeys(chosen, "command line")
-    for name in ("weights", "cfg"):
-        values[name] = str(values[name] or "").strip()
+    values |= {name: str(values[name] or "").strip() for name in ("weights", "cfg")}
     if not isinstance(values["imgsz"], (list, tuple)):
         values["imgsz"] = [values["imgsz"]]
     settings = TrainSettings.from_dict(values)
