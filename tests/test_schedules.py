@@ -127,6 +127,25 @@ def test_layer_decay():
     assert {group["lr"] for group in optimizer.param_groups if group["scale"] == 0.5} == {0.005}
 
 
+def test_learning_rate_of_the_semantic_head():
+    net = build_network("yolov5n-psp.yaml", head_names={"detect": ("a", "b"), "semantic": ("x", "y")})
+    optimizer = build_optimizer(net, "AdamW", Hyp(seg_lr=10.0), 64, CPU)
+    head = {id(p) for p in net.heads["semantic"].parameters()}
+    raised = {id(p) for group in optimizer.param_groups if group["scale"] == 10 for p in group["params"]}
+    assert raised == head and len(optimizer.param_groups) == 6
+    hyp = Hyp(lr0=0.01, warmup_epochs=2, warmup_min_steps=0, warmup_bias_lr=0.1)
+    plan = StepSchedule(hyp, 10, 5, 64, "constant")
+    rates = {  # by step: weights of other layers and of the head, biases of other layers and of the head
+        0: (0.0, 0.0, 0.1, 0.1),
+        5: (0.005, 0.05, 0.055, 0.1),
+        20: (0.01, 0.1, 0.01, 0.1),
+    }
+    for step, wanted in rates.items():
+        plan.apply(optimizer, step // 5, step)
+        found = {(group["role"] == "bias", group["scale"]): group["lr"] for group in optimizer.param_groups}
+        assert [found[key] for key in sorted(found)] == pytest.approx(wanted)
+
+
 def test_backbone_warm_up():
     net = network()
     optimizer = build_optimizer(net, "AdamW", Hyp(), 64, CPU, separate_backbone=True)

@@ -23,7 +23,7 @@ _MAY_BE_UNSET = ("anchors", "seg_threshold", "seg_aux", "seg_class_weights")
 _NOT_NUMBERS = ("seg_loss", "seg_aux", "seg_class_weights")
 
 SPACE_KEY = "search"  # block of hyperparameter files with the ranges of a search (tune.py)
-_ABOVE_ZERO = ("lr0", "cls_pw", "obj_pw", "ema_ramp")
+_ABOVE_ZERO = ("lr0", "cls_pw", "obj_pw", "ema_ramp", "seg_lr")
 _LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("scale", "translate", "warmup_momentum", "hsv_h", "hsv_s", "hsv_v"), (0, 1)),
     **dict.fromkeys(("momentum", "ema_decay"), (0, 0.9999)),
@@ -123,6 +123,7 @@ class Hyp:
     jitter: float = 0.4  # classification: strength of brightness, contrast and saturation jitter
     seg: float = 0.35  # gain of the semantic loss
     det: float = 0.6  # gain of the box losses of networks that also have a semantic head
+    seg_lr: float = 1.0  # learning rate of the semantic head, relative to that of the other layers
     seg_loss: str = "ce"  # ce, ohem, prob_ohem or focal
     seg_aux: float | tuple[float, ...] | None = None  # weights of auxiliary outputs; None: as published for seg_loss
     seg_class_weights: str | tuple[float, ...] | None = None  # name of a published set (deeplab), or one per class

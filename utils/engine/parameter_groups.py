@@ -18,6 +18,7 @@ NORM_LAYERS: tuple[type[nn.Module], ...] = (
     nn.LayerNorm,
     nn.RMSNorm,
 )
+SEMANTIC = "semantic"  # head
 ROLES = ("bias", "decay", "norm")  # order of the groups, hence of the learning rates in results.csv
 
 
@@ -45,25 +46,29 @@ def parameter_groups(network: nn.Module) -> dict[str, list[nn.Parameter]]:
     return groups
 
 
-def layer_scales(network: Network, decay: float) -> dict[str, float]:
+def layer_scales(network: Network, decay: float, semantic: float = 1.0) -> dict[str, float]:
     """Compute the learning-rate multiplier of each layer (discriminative fine-tuning, Howard and Ruder 2018).
 
-    Heads have the full rate, and each earlier layer `decay` times the rate of the next one.
+    Heads have the full rate, the semantic head `semantic` times as much, and each earlier layer `decay` times the rate
+    of the next one.
 
     Returns:
         Multipliers by the prefix of parameter names, such as `model.3.`.
     """
     first_head = min(network.head_rows.values())
-    return {f"model.{row}.": decay ** max(first_head - row, 0) for row in range(len(network.model))}
+    scales = {f"model.{row}.": decay ** max(first_head - row, 0) for row in range(len(network.model))}
+    if SEMANTIC in network.head_rows:
+        scales[f"model.{network.head_rows[SEMANTIC]}."] *= semantic
+    return scales
 
 
-def _split_groups(network: nn.Module, layer_decay: float, separate_backbone: bool) -> ParamGroups:
+def _split_groups(network: nn.Module, layer_decay: float, separate_backbone: bool, seg_lr: float) -> ParamGroups:
     """Build groups by role and, if the options ask for it, by learning-rate scale and backbone membership."""
     by_role = parameter_groups(network)
-    if layer_decay == 1 and not separate_backbone:
+    if layer_decay == seg_lr == 1 and not separate_backbone:
         return [{"params": parameters, "role": role} for role, parameters in by_role.items() if parameters]
     assert isinstance(network, Network)
-    scales = layer_scales(network, layer_decay)
+    scales = layer_scales(network, layer_decay, seg_lr)
     backbone = tuple(f"model.{row}." for row in range(len(network.architecture["backbone"])))
     names = {parameter: name for name, parameter in network.named_parameters()}
     groups: dict[tuple[str, float, bool], dict[str, Any]] = {}
@@ -91,7 +96,7 @@ def build_optimizer(
     Args:
         network: Network to train; a `Network` if the last two arguments are given.
         name: Name in the registry `OPTIMIZERS`.
-        hyp: Hyperparameters `lr0`, `momentum`, `weight_decay` and `nominal_batch`.
+        hyp: Hyperparameters `lr0`, `momentum`, `weight_decay`, `nominal_batch` and, of a `Network`, `seg_lr`.
         batch_size: Images per batch over all processes.
         device: Device of the parameters.
         layer_decay: Ratio of the learning rates of successive layers.
@@ -99,7 +104,7 @@ def build_optimizer(
     """
     accumulate = max(round(hyp.nominal_batch / batch_size), 1)
     decay = hyp.weight_decay * batch_size * accumulate / hyp.nominal_batch
-    groups = _split_groups(network, layer_decay, separate_backbone)
+    groups = _split_groups(network, layer_decay, separate_backbone, hyp.seg_lr)
     for group in groups:
         group["weight_decay"] = decay if group["role"] == "decay" else 0.0
     options = OptimizerOptions(hyp.lr0, hyp.momentum, fused=device.type in {"cuda", "cpu"})

@@ -252,15 +252,8 @@ def build_run_optimizer(
     ):
         if given and not rows:
             raise UserError(f"{option}: not supported by {settings.cfg or settings.weights}, which is a single layer")
-    optimizer = build_optimizer(
-        network,
-        settings.optimizer,
-        hyp,
-        int(settings.batch_size),
-        device,
-        layer_decay=settings.layer_decay,
-        separate_backbone=settings.backbone_warmup > 0,
-    )
+    size, separate = int(settings.batch_size), settings.backbone_warmup > 0
+    optimizer = build_optimizer(network, settings.optimizer, hyp, size, device, settings.layer_decay, separate)
     if settings.slimming:
         add_bn_sparsity(network, optimizer, settings.slimming, max(hyp.nominal_batch, settings.batch_size))
     return optimizer

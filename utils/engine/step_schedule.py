@@ -65,7 +65,7 @@ class StepSchedule:
         return max(1, round(self._warm_up(step, 1, target) if step <= self.warmup_steps else target))
 
     def _group_scale(self, group: dict[str, Any], step: int) -> float:
-        """Return the learning-rate multiplier of a parameter group: layer decay and warmup of the backbone."""
+        """Return the learning-rate multiplier of a parameter group: layer, semantic head, warmup of the backbone."""
         scale: float = group.get("scale", 1.0)
         rising = self.backbone_warmup * self.steps_per_epoch
         return scale * min(step / rising, 1.0) if group.get("backbone") and rising else scale
@@ -75,9 +75,9 @@ class StepSchedule:
         target = self.hyp.lr0 * self.factor(epoch)
         warming_up = step <= self.warmup_steps
         for group in optimizer.param_groups:
-            start = self.hyp.warmup_bias_lr if group["role"] == "bias" else 0.0
-            rate = self._warm_up(step, start, target) if warming_up else target
-            group["lr"] = rate * self._group_scale(group, step)
+            start, scale = self.hyp.warmup_bias_lr if group["role"] == "bias" else 0.0, self._group_scale(group, step)
+            rate = target * scale
+            group["lr"] = self._warm_up(step, start * min(scale, 1.0), rate) if warming_up else rate
             if "momentum" in group:
                 low, high = self.hyp.warmup_momentum, self.hyp.momentum
                 group["momentum"] = self._warm_up(step, low, high) if warming_up else high
