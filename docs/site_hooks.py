@@ -33,7 +33,7 @@ _FENCE = re.compile(r"^(```.*?^```)", re.MULTILINE | re.DOTALL)
 
 
 def _pages() -> dict[str, str]:
-    """Map every repository file that is on the site to its page, or the pictures of reports to their place."""
+    """Map every repository file that is on the site to its page, or the plots of reports to their place."""
     reports = {f"benchmarks/results/{path.name}": f"benchmarks/{path.name}" for path in _reports()}
     return {source: f"{page}.md" for source, page in BORROWED.items()} | reports
 
