@@ -33,13 +33,13 @@ _FENCE = re.compile(r"^(```.*?^```)", re.MULTILINE | re.DOTALL)
 
 
 def _pages() -> dict[str, str]:
-    """Map every repository file that is on the site to its page."""
+    """Map every repository file that is on the site to its page, or the plots of reports to their place."""
     reports = {f"benchmarks/results/{path.name}": f"benchmarks/{path.name}" for path in _reports()}
     return {source: f"{page}.md" for source, page in BORROWED.items()} | reports
 
 
 def _reports() -> list[Path]:
-    return sorted((ROOT / "benchmarks" / "results").glob("*.md"))
+    return sorted(path for path in (ROOT / "benchmarks" / "results").iterdir() if path.suffix in (".md", ".png"))
 
 
 def site_link(link: str, source: str, page: str) -> str | None:
@@ -86,6 +86,9 @@ def translate(text: str, source: str, page: str) -> str:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that lie outside docs/."""
     for source, page in _pages().items():
+        if source.endswith(".png"):
+            files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+            continue
         text = (ROOT / source).read_text(encoding="utf-8")
         if source == "LICENSE":
             text = f"# Licence\n\n```text\n{text}```\n"

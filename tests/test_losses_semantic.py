@@ -165,7 +165,7 @@ def test_matrices_of_equal_letterboxes_are_built_once():
 @pytest.mark.parametrize("labels", [None, torch.full((2, 40, 48), 255, dtype=torch.uint8)])
 def test_no_labels(changes, labels, on_gpu, monkeypatch):
     if on_gpu:
-        monkeypatch.setattr(pixels, "_known_to_be_unlabelled", lambda labels: False)
+        monkeypatch.setattr(pixels, "_is_on_host", lambda tensor: False)
     raw = {name: value.requires_grad_() for name, value in random_case()[0].items()}
     changes = {"seg_dice": 1.0, "seg_lovasz": 1.0, "seg_class_weights": WEIGHTS, **changes}
     terms = make(spec_of(5), **changes)(raw, batch_of(labels))
@@ -180,7 +180,7 @@ def test_no_labels(changes, labels, on_gpu, monkeypatch):
 def test_unlabelled_image_does_not_affect_others(kind, on_gpu, monkeypatch):
     """Mixed batches hold images that have boxes only. On a GPU these are computed as well, to no avail."""
     if on_gpu:
-        monkeypatch.setattr(pixels, "_known_to_be_unlabelled", lambda labels: False)
+        monkeypatch.setattr(pixels, "_is_on_host", lambda tensor: False)
     raw, labels = random_case()
     labels[1] = 255
     loss = make(spec_of(5), **KINDS[kind][0])

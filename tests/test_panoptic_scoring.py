@@ -226,19 +226,8 @@ def test_a_resumed_run_is_bit_exact(trained):
 
 
 def test_an_anchor_free_network_trains_and_resumes(trained, tmp_path):
-    options = (
-        "--data",
-        trained / "data.yaml",
-        "--cfg",
-        "polyolo-n-pan",
-        "--epochs",
-        2,
-        "--save-period",
-        1,
-        "--batch",
-        2,
-    )
-    options += ("--img", 64, "--workers", 0, "--device", "cpu", "--noplots")
+    options = ("--data", trained / "data.yaml", "--cfg", "polyolo-n-pan", "--epochs", 2, "--save-period", 1)
+    options += ("--batch", 2, "--img", 64, "--workers", 0, "--device", "cpu", "--noplots")
     script("segment/train.py", *options, "--project", tmp_path, "--name", "a")
     folder = tmp_path / "a" / "weights"
     whole = weights(folder / "last.pt")

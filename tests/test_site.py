@@ -68,6 +68,15 @@ def test_links_and_anchors_of_the_site_resolve(site):
     assert not broken
 
 
+def test_plots_of_reports_are_on_the_site(site):
+    pages, folder = site
+    plots = sorted((ROOT / "benchmarks" / "results").glob("*.png"))
+    assert plots
+    for plot in plots:
+        assert (folder / "benchmarks" / plot.name).read_bytes() == plot.read_bytes()
+        assert plot.name in pages[f"benchmarks/{plot.stem}.html"].resources
+
+
 def test_nothing_is_loaded_from_elsewhere(site):
     pages, folder = site
     loaded = {f"{name}: {link}" for name, page in pages.items() for link in page.resources if "//" in link}

@@ -9,18 +9,21 @@ from typing import Any
 
 from utils.core.log import LOGGER
 
-_FOLDERS = {"classify": "classify/", "segment": "segment/"}  # of the programs, by task
+_PROGRAMS = {  # that run and that validate weights, by task; all others have those of detection
+    "classify": ("python classify/predict.py", "python classify/val.py"),
+    "segment": ("python segment/predict.py", "python segment/val.py"),
+}
+_DETECTION = ("python detect.py", "python val.py")
 
 
 def prediction_command(task: str, weights: Path) -> str:
     """Return the command line that runs `weights` on images."""
-    folder = _FOLDERS.get(task, "")
-    return f"python {folder}{'predict' if folder else 'detect'}.py --weights {shlex.quote(str(weights))}"
+    return f"{_PROGRAMS.get(task, _DETECTION)[0]} --weights {shlex.quote(str(weights))}"
 
 
 def validation_command(task: str, weights: Path) -> str:
     """Return the command line that validates `weights`."""
-    return f"python {_FOLDERS.get(task, '')}val.py --weights {shlex.quote(str(weights))}"
+    return f"{_PROGRAMS.get(task, _DETECTION)[1]} --weights {shlex.quote(str(weights))}"
 
 
 class NextCommands:
