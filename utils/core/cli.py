@@ -247,7 +247,7 @@ def run_script(main: Callable[[], object]) -> None:
         if not dist.is_launched():  # while a rank waits for others in native code, only the default action ends it
             handle_signals(raise_stop_signal)
         if dist.is_launched():
-            atexit.register(lambda: ended and _exit(0))  # after the functions that `main` registers
+            atexit.register(lambda: _exit(0) if ended else None)  # after the functions that `main` registers
         main()
         dist.stop()
         ended.append(True)
