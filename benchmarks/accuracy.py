@@ -3,9 +3,10 @@
 python benchmarks/accuracy.py --minutes 5 --imgsz 224 --write
 python benchmarks/accuracy.py --minutes 2 --data bccd.yaml --weights yolov5n.pt --cfgs yolov5n polyolo-n --recipes auto
 
-For every family and recipe a first run of one epoch measures the time of an epoch. The number of epochs that fit into
-the minutes then is the length of the schedule for all seeds. Validation counts as training time, as it does for users.
-Run it on a quiet machine. With --write, report and plot are named after task, data and initial weights.
+For every family and recipe a first run of four epochs measures the time of the start, an epoch and a validation. The
+number of epochs that fit into the minutes then is the length of the schedule for all seeds. Validation counts as
+training time, as it does for users. Run it on a quiet machine. With --write, report and plot are named after task, data
+and initial weights.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +48,10 @@ SCORES = {  # name in results -> title, by task
 
 @dataclass
 class Recorder:
-    """Logger that records the fitness score against the time since it was started."""
+    """Logger that records the fitness score against the time since it was started, and the ends of all epochs."""
 
     column: str
+    ends: list[float] = field(default_factory=list)
     minutes: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     began: float = 0.0
@@ -58,9 +61,10 @@ class Recorder:
         self.began = time.perf_counter()
 
     def epoch(self, epoch: int, numbers: Mapping[str, float]) -> None:
-        """Record an epoch that was validated."""
+        """Record the end of an epoch and, if it was validated, the score."""
+        self.ends.append((time.perf_counter() - self.began) / 60)
         if (score := numbers.get(self.column, float("nan"))) == score:
-            self.minutes.append((time.perf_counter() - self.began) / 60)
+            self.minutes.append(self.ends[-1])
             self.scores.append(score)
 
     def image(self, path: Path, epoch: int) -> None:
@@ -80,14 +84,14 @@ class Outcome:
     curve: Recorder
 
 
-def train_once(options: argparse.Namespace, cfg: str, recipe: str, epochs: int, seed: int) -> Outcome:
-    """Train in a temporary folder."""
+def train_once(options: argparse.Namespace, cfg: str, recipe: str, epochs: int, seed: int, interval: int) -> Outcome:
+    """Train in a temporary folder, with a validation every `interval` epochs."""
     names = ("data", "weights", "batch_size", "imgsz", "workers", "device")
     values: dict[str, Any] = {name: value for name in names if (value := getattr(options, name)) not in (None, (), [])}
     family = cfg.removesuffix(BRANCHES)
     values |= {"cfg": family, "epochs": epochs, "seed": seed, "noplots": True, "patience": 0}
     values |= {"end_to_end": True} if cfg.endswith(BRANCHES) else {}
-    values |= {"val_interval": max(epochs // options.validations, 1)}
+    values |= {"val_interval": interval}
     values |= {} if recipe == DEFAULTS else {"recipe": recipe}
     data = load_data(options.data)
     probe = select_training_task(options.task, (), ())
@@ -96,16 +100,22 @@ def train_once(options: argparse.Namespace, cfg: str, recipe: str, epochs: int, 
     with tempfile.TemporaryDirectory() as folder:
         place = {"project": folder, "name": "run"}
         settings, _ = resolve_training(training_parser(None), values | place, {}, data.source)
-        start = time.perf_counter()
         numbers = fit(partial(select_training_task, options.task, settings.fitness), settings, [recorder])
-    minutes = recorder.minutes[-1] if recorder.minutes else (time.perf_counter() - start) / 60
-    return Outcome(numbers, minutes, epochs, recorder)
+    return Outcome(numbers, recorder.ends[-1], epochs, recorder)
 
 
 def fitting_epochs(options: argparse.Namespace, cfg: str, recipe: str) -> int:
-    """Measure one epoch; return how many fit into the minutes."""
-    measured = train_once(options, cfg, recipe, 1, seed=0).minutes
-    return max(int(options.minutes / measured), 1)
+    """Measure epochs with and without validation; return how many fit into the minutes."""
+    ends = train_once(options, cfg, recipe, 4, seed=0, interval=2).curve.ends
+    durations = [end - begin for begin, end in pairwise(ends)]
+    epoch, validation = min(durations), max(durations) - min(durations)
+    start = ends[0] - epoch - validation
+    return max(int((options.minutes - start - options.validations * validation) / epoch), 1)
+
+
+def interval_of(options: argparse.Namespace, epochs: int) -> int:
+    """Get the number of epochs from one validation to the next."""
+    return max(epochs // options.validations, 1)
 
 
 def draw(runs: Mapping[tuple[str, str], Sequence[Outcome]], title: str, path: Path) -> Path:
@@ -159,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     runs: dict[tuple[str, str], list[Outcome]] = {pair: [] for pair in pairs}
     for seed in options.seeds:  # a drift of the machine then affects all pairs alike
         for pair in pairs:
-            runs[pair].append(train_once(options, *pair, epochs[pair], seed))
+            runs[pair].append(train_once(options, *pair, epochs[pair], seed, interval_of(options, epochs[pair])))
     titles = SCORES[options.task]
     without_nms = any(cfg.endswith(BRANCHES) for cfg in options.cfgs)
     columns = [*titles.values(), *(["mAP50-95 without NMS"] if without_nms else [])]

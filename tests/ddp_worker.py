@@ -72,8 +72,9 @@ def main(out: Path, data: str, steps: int, mode: str, name: str) -> None:
     if dist.is_main():
         found = {"losses": losses, "norms": gathered, "reductions": len(reductions), "own": own, "average": average}
         out.write_text(json.dumps(found))
-    dist.stop()
 
 
 if __name__ == "__main__":
-    main(Path(arguments[0]), arguments[1], int(arguments[2]), arguments[3], arguments[4])
+    from utils.core.cli import run_script
+
+    run_script(partial(main, Path(arguments[0]), arguments[1], int(arguments[2]), arguments[3], arguments[4]))

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -255,6 +256,22 @@ def test_programs_end_without_collecting_garbage():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="calls glibc")
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_processes_of_a_group_end_without_finalization(processes):
+    """Threads of the communication library can abort there, and torchrun then reports a complete training as failed."""
+    code = (
+        "import atexit, ctypes; from utils.core.cli import run_script\n"
+        "libc = ctypes.CDLL(None)\n"
+        "libc.__cxa_atexit(libc._exit, ctypes.c_void_p(6), None)  # the end of a finalized interpreter\n"
+        "run_script(lambda: atexit.register(print, 'exit functions are called'))"
+    )
+    env = os.environ | {"WORLD_SIZE": processes, "RANK": "0"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout == "exit functions are called\n"
+    assert done.returncode == (6 if processes == "1" else 0)
 
 
 def test_numbers_of_a_table_do_not_touch():

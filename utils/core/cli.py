@@ -236,16 +236,21 @@ def run_script(main: Callable[[], object]) -> None:
     """Run `main` as a program.
 
     A UserError, and an OSError that the user can correct (full disk, missing permission), becomes one line on stderr
-    and exit status 2; Ctrl-C becomes status 130, SIGTERM 143 and SIGHUP 129.
+    and exit status 2; Ctrl-C becomes status 130, SIGTERM 143 and SIGHUP 129. One process of several ends without
+    finalizing the interpreter, because threads of the communication library can then abort a complete training.
     """
+    ended: list[bool] = []
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     atexit.register(gc.freeze)  # or the last collections would visit each object of torch, which takes a second
     try:
         set_up_console()
         if not dist.is_launched():  # while a rank waits for others in native code, only the default action ends it
             handle_signals(raise_stop_signal)
+        if dist.is_launched():
+            atexit.register(lambda: _exit(0) if ended else None)  # after the functions that `main` registers
         main()
         dist.stop()
+        ended.append(True)
     except UserError as error:
         LOGGER.error(one_line(str(error)))
         _exit(2)

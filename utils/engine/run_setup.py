@@ -23,7 +23,6 @@ from utils.core.load_request import LoadRequest, SemanticRequest, evaluation_bat
 from utils.core.log import LOGGER
 from utils.core.seed import generator
 from utils.core.train_settings import TrainSettings
-from utils.engine.autobatch import MEMORY_FRACTION, choose_batch_size
 from utils.engine.bn_sparsity import add_bn_sparsity
 from utils.engine.optimizers import OPTIMIZERS
 from utils.engine.parameter_groups import build_optimizer
@@ -115,6 +114,8 @@ def resolve_batch_size(
 ) -> tuple[TrainSettings, Hyp]:
     """Choose the batch size if it is left to the device, and the nominal batch size if it is 0."""
     if settings.auto_batch:
+        from utils.engine.autobatch import MEMORY_FRACTION, choose_batch_size
+
         fraction = MEMORY_FRACTION if settings.batch_size < 0 else float(settings.batch_size)
         batch = choose_batch_size(network, settings.imgsz[0], device, mixed, fraction)
         step = 4 * dist.world_size() if settings.quad else 1  # --quad joins four images into one
