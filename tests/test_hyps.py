@@ -61,6 +61,7 @@ def test_hyp_file_list_and_headers():
             "semantic",
             "semantic-finetune",
             "joint-finetune",
+            "panoptic-finetune",
             "shapes",
             "shapes-panoptic",
             "classify",
@@ -74,6 +75,11 @@ def test_hyp_file_list_and_headers():
 
 def test_defaults_equal_scratch_low():
     assert Hyp.from_file(find_hyp("scratch-low")) == Hyp()
+
+
+def test_panoptic_finetuning_spares_the_shared_layers():
+    joint = Hyp.from_file(find_hyp("joint-finetune"))
+    assert Hyp.from_file(find_hyp("panoptic-finetune")) == replace(joint, seg=0.01, seg_lr=10.0)
 
 
 def test_semantic_hyp():
