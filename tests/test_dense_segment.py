@@ -19,6 +19,7 @@ from utils.backends.open_weights import open_weights
 from utils.core.contracts import Batch, EvalSettings, Geometry, ImageInfo, Results
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
+from utils.engine.run_setup import build_losses
 from utils.losses import dense_segment, segment
 from utils.losses.dense_segment import DenseSegmentLoss
 from utils.postprocess import POSTPROCESS
@@ -165,6 +166,12 @@ def test_weights_of_yolov5_masks_are_transferred():
     report = transfer(network, align_state(network, source))
     assert report.matched == sum(not name.startswith("model.24.") or ".proto." in name for name in source.state_dict())
     assert torch.equal(network.heads["segment"].proto.cv3.conv.weight, source.heads["segment"].proto.cv3.conv.weight)
+
+
+@pytest.mark.parametrize(("name", "gain"), [("polyolo-n-pan", 4.0), ("yolov5n-pan", 0.1)])
+def test_gain_of_semantic_maps_beside_anchor_free_boxes(name, gain):
+    losses = build_losses(network_of(name), Hyp(seg=0.1), 64, CPU)
+    assert losses["semantic"].hyp.seg == pytest.approx(gain)
 
 
 def test_network_learns_the_masks_of_a_batch():

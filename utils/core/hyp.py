@@ -15,8 +15,8 @@ _PROBABILITIES = ("autobalance", "flipud", "fliplr", "mosaic", "mosaic9", "mixup
 _NOT_NEGATIVE = (
     "lrf", "momentum", "weight_decay", "warmup_epochs", "warmup_momentum", "warmup_bias_lr", "box", "cls", "obj",
     "fl_gamma", "hsv_h", "hsv_s", "hsv_v", "degrees", "shear", "perspective", "label_smoothing", "seg", "det",
-    "seg_dice", "seg_lovasz", "dense_box", "dense_cls", "dense_dfl", "dense_mask", "dense_semantic", "distill",
-    "warmup_min_steps", "close_mosaic",
+    "seg_dice", "seg_lovasz", "dense_box", "dense_cls", "dense_dfl", "dense_mask", "dense_semantic", "dense_seg",
+    "distill", "warmup_min_steps", "close_mosaic",
 )  # fmt: skip
 SEMANTIC_LOSSES = ("ce", "ohem", "prob_ohem", "focal")
 _MAY_BE_UNSET = ("anchors", "seg_threshold", "seg_aux", "seg_class_weights")
@@ -103,6 +103,7 @@ class Hyp:
     dense_dfl: float = 1.5
     dense_mask: float = 5.0  # of those with instance masks
     dense_semantic: float = 1.0
+    dense_seg: float = 40.0  # factor of `seg` in networks with such heads, whose losses are larger by about as much
     distill: float = 1.0  # initial weight of the teacher's outputs with --distill
     autobalance: float = 0.0  # 1: balance the objectness losses of the levels during training
     hsv_h: float = 0.015

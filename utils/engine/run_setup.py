@@ -209,6 +209,8 @@ def build_losses(network: Network, hyp: Hyp, image_size: int, device: torch.devi
     Returns:
         Losses by head name.
     """
+    if any(spec.bins for spec in network.specs.values()):
+        hyp = replace(hyp, seg=hyp.seg * hyp.dense_seg)
     losses: dict[str, Loss] = {}
     for name, spec in network.specs.items():
         scaled = hyp.scaled(max(len(spec.strides), 1), spec.num_classes, image_size)
