@@ -32,9 +32,10 @@ def detecting_network(
         for module in norms:
             module.momentum = 0.03
         for head in network.heads.values():
-            for branches in (*head.levels, *(head.one_to_one or ())) if head.spec.bins else ():
-                nn.init.normal_(branches.cls[-1].weight, std=spread / branches.cls[-1].in_channels ** 0.5)
-                branches.cls[-1].bias.fill_(-0.5)
+            branches = [*(level.cls for level in head.levels), *(head.one_to_one or ())] if head.spec.bins else []
+            for classes in branches:
+                nn.init.normal_(classes[-1].weight, std=spread / classes[-1].in_channels ** 0.5)
+                classes[-1].bias.fill_(-0.5)
             for convolution in head.m if head.spec.anchors else ():
                 nn.init.normal_(convolution.weight, std=spread / convolution.in_channels**0.5)
                 convolution.bias.view(3, -1)[:, 4] += 5

@@ -15,7 +15,7 @@ from models.layers.common import Conv, DWConv
 from utils.core.contracts import Decoded, HeadSpec, Raw
 
 OBJECTS_PER_IMAGE, IMAGE_PX = 5, 640  # initial class scores expect this many objects in an image of this size
-INITIAL_DISTANCE = 2.0  # strides from a cell's centre to each side of its box before training, with one bin
+INITIAL_DISTANCE = 2.0  # strides from a cell's centre to each side of its box before training
 MAX_DETECTIONS = 300  # rows of the output without NMS
 TINY = 1e-12  # keeps 0 / 0 out of the decoded scores
 NO_SCORE = -1e4  # logit of missing rows, finite in half precision
@@ -48,31 +48,38 @@ class Branches(nn.Module):
         self.box = nn.Sequential(
             Conv(in_channels, box_width, 3), Conv(box_width, box_width, 3), nn.Conv2d(box_width, box_channels, 1)
         )
-        self.cls = nn.Sequential(
-            DWConv(in_channels, in_channels, 3),
-            Conv(in_channels, class_width),
-            DWConv(class_width, class_width, 3),
-            Conv(class_width, class_width),
-            nn.Conv2d(class_width, num_classes, 1),
-        )
+        self.cls = class_branch(in_channels, class_width, num_classes)
         self.mask: nn.Module | None = None
         if num_masks:
             output = nn.Conv2d(mask_width, num_masks, 1)
             self.mask = nn.Sequential(Conv(in_channels, mask_width, 3), Conv(mask_width, mask_width, 3), output)
 
-    def forward(self, feature: Tensor) -> Tensor:
-        """Map (B, c, H, W) features to (B, 4 x bins + C + M, H, W) logits and mask coefficients."""
-        parts = [self.box(feature), self.cls(feature)]
+    def forward(self, feature: Tensor, box: Tensor) -> Tensor:
+        """Join the box logits of (B, c, H, W) features with (B, C + M, H, W) class logits and mask coefficients."""
+        parts = [box, self.cls(feature)]
         return torch.cat(parts if self.mask is None else [*parts, self.mask(feature)], dim=1)
 
-    def initialise(self, bins: int, class_bias: float) -> None:
-        """Set the biases of both outputs."""
-        box, cls = self.box[-1].bias, self.cls[-1].bias
-        assert isinstance(box, Tensor) and isinstance(cls, Tensor)
+    def initialise(self, bins: int) -> None:
+        """Set the biases of the box branch, so that distances are about `INITIAL_DISTANCE`."""
+        bias = self.box[-1].bias
+        assert isinstance(bias, Tensor)
         with torch.no_grad():
             if bins == 1:
-                box.fill_(math.log(math.expm1(INITIAL_DISTANCE)))
-            cls.fill_(class_bias)
+                bias.fill_(math.log(math.expm1(INITIAL_DISTANCE)))
+            else:  # a geometric distribution, which has this mean if there are infinitely many bins
+                ratio = INITIAL_DISTANCE / (INITIAL_DISTANCE + 1)
+                bias.copy_((torch.arange(bins) * math.log(ratio)).repeat(4))
+
+
+def class_branch(in_channels: int, width: int, num_classes: int) -> nn.Sequential:
+    """Build the two depthwise-separable convolutions of a class branch, and its output."""
+    return nn.Sequential(
+        DWConv(in_channels, in_channels, 3),
+        Conv(in_channels, width),
+        DWConv(width, width, 3),
+        Conv(width, width),
+        nn.Conv2d(width, num_classes, 1),
+    )
 
 
 @HEADS.register("dense")
@@ -83,15 +90,16 @@ class Dense(nn.Module):
     level's stride, and one logit per class. With `bins` > 1 a distance is the mean of a distribution over the values
     0 .. bins - 1 (Generalized Focal Loss, arXiv 2006.04388); with `bins` = 1 it is the softplus of one number.
 
-    `end_to_end` adds a second copy of both branches on detached features that is trained one-to-one (YOLOv10, arXiv
-    2405.14458), so that its detections need no non-maximum suppression. Training computes both copies, inference one:
-    the first, or the second after `network.use_end_to_end()`.
+    `end_to_end` adds a second class branch on detached features that is trained one-to-one (YOLOv10, arXiv 2405.14458),
+    so that its detections need no non-maximum suppression. Both score the same boxes: where the object of a cell ends
+    does not depend on the cells that compete for it. Training computes both class branches, inference one: the first,
+    or the second after `network.use_end_to_end()`.
 
     Args:
         num_classes: number of classes C.
         in_channels: channels of every input level, finest first.
         bins: values per side; 1 for direct regression.
-        end_to_end: whether to add the one-to-one branches.
+        end_to_end: whether to add the one-to-one class branches.
         num_masks: mask coefficients M of every cell.
     """
 
@@ -116,17 +124,20 @@ class Dense(nn.Module):
         class_width = max(in_channels[0], min(num_classes, 128))
         sizes = (box_width, class_width, 4 * bins, num_classes, max(in_channels[0] // 4, num_masks), num_masks)
         self.levels = nn.ModuleList(Branches(channels, *sizes) for channels in in_channels)
-        self.one_to_one = nn.ModuleList(Branches(channels, *sizes) for channels in in_channels) if end_to_end else None
+        second = (class_branch(channels, class_width, num_classes) for channels in in_channels)
+        self.one_to_one = nn.ModuleList(second) if end_to_end else None
         self.use_one_to_one = False  # in inference
 
     def configure(self, strides: tuple[int, ...]) -> None:
         """Set the strides of the inputs and the initial biases."""
         self.strides = strides
-        for levels in (self.levels, self.one_to_one or ()):
-            for branches, stride in zip(levels, strides, strict=False):
-                assert isinstance(branches, Branches)
-                prior = OBJECTS_PER_IMAGE / self.num_classes / (IMAGE_PX / stride) ** 2
-                branches.initialise(self.bins, math.log(prior))
+        for index, stride in enumerate(strides):
+            branches, prior = self.levels[index], OBJECTS_PER_IMAGE / self.num_classes / (IMAGE_PX / stride) ** 2
+            assert isinstance(branches, Branches)
+            branches.initialise(self.bins)
+            for classes in (branches.cls, self.one_to_one[index] if self.one_to_one else branches.cls):
+                assert isinstance(classes, nn.Sequential) and isinstance(classes[-1], nn.Conv2d)
+                nn.init.constant_(classes[-1].get_parameter("bias"), math.log(prior))
 
     def forward(self, features: list[Tensor]) -> Raw:
         """Map feature levels to logits.
@@ -135,20 +146,19 @@ class Dense(nn.Module):
             features: per level (B, c, H, W), finest first.
 
         Returns:
-            `level0`, `level1`, ...: (B, 4 x bins + C + M, H, W) logits; the one-to-one branches give `one0`, `one1`,
-            ... of the same shapes. Training computes all, inference those that were chosen.
+            `level0`, `level1`, ...: (B, 4 x bins + C + M, H, W) logits; `one0`, `one1`, ...: (B, 4 x bins + C, H, W)
+            with the class logits of the one-to-one branches. Training computes all, inference those that were chosen.
         """
         raw: Raw = {}
-        if self.training or not self.use_one_to_one:
-            raw |= {f"level{i}": part(feature) for i, (part, feature) in enumerate(self._pairs(self.levels, features))}
-        if self.one_to_one is not None and (self.training or self.use_one_to_one):
-            detached = [feature.detach() for feature in features] if self.training else features
-            raw |= {f"one{i}": part(map_) for i, (part, map_) in enumerate(self._pairs(self.one_to_one, detached))}
+        for index, (branches, feature) in enumerate(zip(self.levels, features, strict=True)):
+            assert isinstance(branches, Branches)
+            box = branches.box(feature)
+            if self.training or not self.use_one_to_one:
+                raw[f"level{index}"] = branches(feature, box)
+            if self.one_to_one is not None and (self.training or self.use_one_to_one):
+                shared = [tensor.detach() if self.training else tensor for tensor in (box, feature)]
+                raw[f"one{index}"] = torch.cat((shared[0], self.one_to_one[index](shared[1])), dim=1)
         return raw
-
-    @staticmethod
-    def _pairs(levels: nn.ModuleList, features: list[Tensor]) -> list[tuple[nn.Module, Tensor]]:
-        return list(zip(levels, features, strict=True))
 
     def decode(self, raw: Raw) -> Decoded:
         """Decode logits to boxes and scores.

@@ -41,7 +41,7 @@ class DenseLossDetails(NamedTuple):
 
 @LOSSES.register("dense")
 class DenseLoss(nn.Module):
-    """Loss terms `box`, `cls` and `dfl` of the dense head, gains included; `one_box`, ... of its one-to-one branches.
+    """Loss terms `box`, `cls` and `dfl` of the dense head, gains included, and `one_cls` of its one-to-one branches.
 
     The engine multiplies the terms by the number of images (`per_image`). In evaluation mode the sum of target scores
     is that of this rank.
@@ -101,7 +101,8 @@ class DenseLoss(nn.Module):
                 terms |= self.detailed(self.levels(raw, "level"), candidates, batch).terms
             if "one0" in raw:
                 one = self.detailed(self.levels(raw, "one"), candidates, batch, TOP_K_SINGLE)
-                terms |= {f"one_{name}" if "level0" in raw else name: value for name, value in one.terms.items()}
+                # the boxes of both are the same
+                terms |= {"one_cls": one.terms["cls"]} if "level0" in raw else one.terms
         return terms
 
     def levels(self, raw: Raw, prefix: str) -> Tensor:
