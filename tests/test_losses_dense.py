@@ -238,6 +238,26 @@ def test_fraction_of_every_term_at_initialisation(bins, size):
     assert min(fractions.values()) > 0.05 and max(fractions.values()) < 0.8, fractions
 
 
+@pytest.mark.parametrize("bins", [1, 16])
+@torch.no_grad()
+def test_boxes_are_a_few_strides_wide_before_training(bins):
+    torch.manual_seed(0)
+    network = network_of(bins=bins)
+    raw = network(torch.rand(2, 3, 64, 64))["detect"]
+    for level in raw.values():
+        assert 1.5 < float(decode_distances(level[:, : 4 * bins], bins).mean()) < 2.5
+
+
+def test_one_to_one_branches_score_the_boxes_of_the_others():
+    network = network_of(end_to_end=True)
+    raw = network(torch.rand(2, 3, 64, 64))["detect"]
+    for index in range(3):
+        assert torch.equal(raw[f"one{index}"][:, :64], raw[f"level{index}"][:, :64])
+        assert not torch.equal(raw[f"one{index}"][:, 64:], raw[f"level{index}"][:, 64:])
+    terms = DenseLoss(network.specs["detect"], Hyp())(raw, batch_of([[0, 1, 0.5, 0.5, 0.4, 0.3]], 2))
+    assert terms.keys() == {"box", "cls", "dfl", "one_cls"}
+
+
 def test_one_to_one_branches_leave_other_gradients_unchanged():
     torch.manual_seed(0)
     both, dense = network_of(end_to_end=True), network_of()
