@@ -23,6 +23,7 @@ from benchmarks import (
     mask_step,
     memory,
     mosaic_window,
+    panoptic_merge,
     plain,
     pruning,
     runtimes,
@@ -243,6 +244,12 @@ def test_semantic_heads_sides_are_equal():
             plain = network(image)["semantic"]["logits"]
     assert not torch.equal(short, plain)
     torch.testing.assert_close(short, plain, rtol=1e-3, atol=1e-4)
+
+
+def test_panoptic_merge(results):
+    found = panoptic_merge.main(["--instances", "2", "5", "--imgsz", "64", "--rounds", "2", "--write"])
+    assert found.keys() == {2, 5} and min(found.values()) > 0
+    check_report(results / "panoptic_merge.md", rows=2)
 
 
 def test_pruning(results, shapes, tmp_path):
