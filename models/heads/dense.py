@@ -135,9 +135,8 @@ class Dense(nn.Module):
             branches, prior = self.levels[index], OBJECTS_PER_IMAGE / self.num_classes / (IMAGE_PX / stride) ** 2
             assert isinstance(branches, Branches)
             branches.initialise(self.bins)
-            for classes in (branches.cls, self.one_to_one[index] if self.one_to_one else branches.cls):
-                assert isinstance(classes, nn.Sequential) and isinstance(classes[-1], nn.Conv2d)
-                nn.init.constant_(classes[-1].get_parameter("bias"), math.log(prior))
+            for classes in (branches.cls, *([self.one_to_one[index]] if self.one_to_one else [])):
+                nn.init.constant_(list(classes.children())[-1].get_parameter("bias"), math.log(prior))
 
     def forward(self, features: list[Tensor]) -> Raw:
         """Map feature levels to logits.

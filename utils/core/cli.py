@@ -244,10 +244,10 @@ def run_script(main: Callable[[], object]) -> None:
     atexit.register(gc.freeze)  # or the last collections would visit each object of torch, which takes a second
     try:
         set_up_console()
-        if not dist.is_launched():  # while a rank waits for others in native code, only the default action ends it
-            handle_signals(raise_stop_signal)
-        if dist.is_launched():
+        if dist.is_launched():  # while a rank waits for others in native code, only signals' default action ends it
             atexit.register(lambda: _exit(0) if ended else None)  # after the functions that `main` registers
+        else:
+            handle_signals(raise_stop_signal)
         main()
         dist.stop()
         ended.append(True)
