@@ -138,6 +138,21 @@ class Dense(nn.Module):
             for classes in (branches.cls, *([self.one_to_one[index]] if self.one_to_one else [])):
                 nn.init.constant_(list(classes.children())[-1].get_parameter("bias"), math.log(prior))
 
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Restart the one-to-one class branches as copies of the others at half of the epochs.
+
+        The others learn the classes faster, as they have up to ten positive cells per label. From there the copies have
+        only to learn which cell of an object answers for it.
+
+        Args:
+            epoch: index of the epoch that begins.
+            epochs: number of epochs of the training.
+        """
+        if self.one_to_one is not None and epoch == epochs // 2:
+            for second, branches in zip(self.one_to_one, self.levels, strict=True):
+                assert isinstance(branches, Branches)
+                second.load_state_dict(branches.cls.state_dict())
+
     def forward(self, features: list[Tensor]) -> Raw:
         """Map feature levels to logits.
 
