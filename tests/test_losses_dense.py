@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models.builder import build_network
-from models.heads.dense import MAX_DETECTIONS, Dense, decode_distances, top_detections
+from models.heads.dense import MAX_DETECTIONS, Dense, class_branch, decode_distances, top_detections
 from utils.core.contracts import Batch, Geometry, HeadSpec, ImageInfo
 from utils.core.hyp import Hyp
 from utils.losses.dense import TOP_K, DenseLoss
@@ -273,6 +273,25 @@ def test_one_to_one_branches_leave_other_gradients_unchanged():
         assert torch.equal(parameter.grad, gradients[name].grad), name
     extra = [p.grad for name, p in both.named_parameters() if "one_to_one" in name]
     assert sum(float(grad.abs().sum()) for grad in extra) > 0
+
+
+def test_one_to_one_branches_restart_at_half_of_the_training():
+    network = network_of(end_to_end=True)
+    head = network.heads["detect"]
+    copied = []
+    for epoch in range(5):
+        with torch.no_grad():
+            for parameter in head.one_to_one.parameters():
+                parameter += 1
+        network.begin_epoch(epoch, 5)
+        pairs = zip(
+            head.one_to_one.parameters(), (p for level in head.levels for p in level.cls.parameters()), strict=True
+        )
+        copied.append(all(torch.equal(*pair) for pair in pairs))
+    assert copied == [False, False, True, False, False]
+    network_of().begin_epoch(2, 5)  # has none
+    head.one_to_one[0] = class_branch(64, 32, 3)  # other channels were pruned than those of the copied branch
+    network.begin_epoch(2, 5)
 
 
 def test_prepared_targets_give_the_same_loss():

@@ -151,7 +151,9 @@ class Dense(nn.Module):
         if self.one_to_one is not None and epoch == epochs // 2:
             for second, branches in zip(self.one_to_one, self.levels, strict=True):
                 assert isinstance(branches, Branches)
-                second.load_state_dict(branches.cls.state_dict())
+                state, own = branches.cls.state_dict(), second.state_dict()
+                if all(own[name].shape == tensor.shape for name, tensor in state.items()):  # pruned ones can differ
+                    second.load_state_dict(state)
 
     def forward(self, features: list[Tensor]) -> Raw:
         """Map feature levels to logits.

@@ -70,9 +70,6 @@ def train_one_epoch(run: Run, interrupt: Interrupt, save_last: Callable[[], None
     """
     state, settings, loader = run.state, run.settings, run.train_loader
     set_train_mode(run.model, settings.freeze_bn)
-    if state.step == 0:
-        for network in (run.network, run.ema.network):
-            network.begin_epoch(state.epoch, settings.epochs)
     run.optimizer.zero_grad(set_to_none=True)
     weights = None
     if settings.image_weights:

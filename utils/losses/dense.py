@@ -39,6 +39,12 @@ class DenseLossDetails(NamedTuple):
     total: Tensor  # sum of the target scores on all ranks
 
 
+class _ClassTerm(NamedTuple):
+    value: Tensor
+    assigned: Assigned
+    total: Tensor
+
+
 @LOSSES.register("dense")
 class DenseLoss(nn.Module):
     """Loss terms `box`, `cls` and `dfl` of the dense head, gains included, and `one_cls` of its one-to-one branches.
@@ -100,9 +106,11 @@ class DenseLoss(nn.Module):
             if "level0" in raw:
                 terms |= self.detailed(self.levels(raw, "level"), candidates, batch).terms
             if "one0" in raw:
-                one = self.detailed(self.levels(raw, "one"), candidates, batch, TOP_K_SINGLE)
-                # the boxes of both are the same
-                terms |= {"one_cls": one.terms["cls"]} if "level0" in raw else one.terms
+                logits = self.levels(raw, "one")
+                if "level0" in raw:  # its boxes are those of the other branches
+                    terms["one_cls"] = self._class_term(logits, candidates, batch, TOP_K_SINGLE).value
+                else:
+                    terms |= self.detailed(logits, candidates, batch, TOP_K_SINGLE).terms
         return terms
 
     def levels(self, raw: Raw, prefix: str) -> Tensor:
@@ -126,30 +134,30 @@ class DenseLoss(nn.Module):
             batch: Images; `boxes_known` excludes some from the background.
             single: 0, or the number of cells from which the only positive of a label is chosen.
         """
-        bins, first_class = self.spec.bins, 4 * self.spec.bins
-        box_logits, class_logits = logits[:, :first_class], logits[:, first_class : first_class + self.spec.num_classes]
-        assigned = self._assign(box_logits.detach(), class_logits.detach(), pairs, single)
+        bins = self.spec.bins
+        box_logits = logits[:, : 4 * bins]
+        cls, assigned, total = self._class_term(logits, pairs, batch, single)
+        pair, weight = assigned.pair, assigned.score
+        chosen = box_logits[pairs.image[pair], :, pairs.cell[pair]]  # (K, 4 x bins)
+        wanted = _to_distances(pairs.boxes[pairs.label[pair]], pairs.centre[pair]) / pairs.stride[pair, None]
+        ciou = paired_iou(_to_cxcywh(_distances(chosen, bins)), _to_cxcywh(wanted), "ciou")
+        box = ((1 - ciou) * weight).sum() / total * self.gains["box"]
+        dfl = (_distance_loss(chosen, wanted, bins) * weight).sum() / total * self.gains["dfl"]
+        return DenseLossDetails({"box": box, "cls": cls, "dfl": dfl}, assigned, total)
+
+    def _class_term(self, logits: Tensor, pairs: Candidates, batch: Batch, single: int) -> _ClassTerm:
+        """Assign labels to cells and compute the class term; arguments as in `detailed()`."""
+        first = 4 * self.spec.bins
+        classes = logits[:, first : first + self.spec.num_classes]
+        assigned = self._assign(logits[:, :first].detach(), classes.detach(), pairs, single)
         pair, weight = assigned.pair, assigned.score
         total = sum_over_ranks(weight.sum()) if self.training else weight.sum()
         total = total.clamp(min=1)
-
-        image, cell, label = pairs.image[pair], pairs.cell[pair], pairs.label[pair]
-        stride = pairs.stride[pair, None]
-        chosen = box_logits[image, :, cell]  # (K, 4 x bins)
-        wanted = _to_distances(pairs.boxes[label], pairs.centre[pair]) / stride
-        distances = _distances(chosen, bins)
-        ciou = paired_iou(_to_cxcywh(distances), _to_cxcywh(wanted), "ciou")
-
-        entropies = softplus(class_logits)  # BCE is softplus(logit) - target logit
+        entropies = softplus(classes)  # BCE is softplus(logit) - target logit
         if batch.boxes_known is not None:
             entropies = torch.where(batch.boxes_known.view(-1, 1, 1), entropies, 0)
-        matched = (class_logits[image, pairs.classes[label], cell] * weight).sum()
-        sums = {
-            "box": ((1 - ciou) * weight).sum(),
-            "cls": entropies.sum() - matched,
-            "dfl": (_distance_loss(chosen, wanted, bins) * weight).sum(),
-        }
-        return DenseLossDetails({name: sums[name] / total * gain for name, gain in self.gains.items()}, assigned, total)
+        matched = (classes[pairs.image[pair], pairs.classes[pairs.label[pair]], pairs.cell[pair]] * weight).sum()
+        return _ClassTerm((entropies.sum() - matched) / total * self.gains["cls"], assigned, total)
 
     @torch.no_grad()
     def _assign(self, box_logits: Tensor, class_logits: Tensor, pairs: Candidates, single: int) -> Assigned:
