@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from models.channel_widths import check_widths
-from models.heads.torchvision import classifier_names
 from utils.core.errors import UserError, did_you_mean
 from utils.core.yaml_file import parse_yaml, read_yaml
 
@@ -97,6 +96,8 @@ def read_architecture(source: str | Path | dict[str, Any], scale: str | None = N
 
 
 def _torchvision_names() -> list[str]:
+    from models.heads.torchvision import classifier_names  # only where the name is not that of a file
+
     try:
         return classifier_names()
     except UserError:  # torchvision is missing

@@ -52,6 +52,13 @@ def test_batch_too_small_to_divide(batch, share):
         split_batch_size(batch, share)
 
 
+def test_batch_size_can_be_changed(data):
+    wanted = open_mixed_loader(replace(request(data, fraction=0.25), batch_size=8))
+    changed = open_mixed_loader(request(data, fraction=0.25)).with_batch_size(8)
+    assert all(same(*pair) for pair in zip(changed.epoch(1), wanted.epoch(1), strict=True))
+    assert LoaderSequence([wanted.primary, wanted.secondary]).with_batch_size(2).parts[0].num_batches == 3
+
+
 def test_mixed_batch_label_flags(data):
     loader = open_mixed_loader(request(data, fraction=0.5))
     assert loader.heads == ("detect", "semantic")

@@ -21,18 +21,38 @@ from utils.engine.step_schedule import StepSchedule
 class Data:
     """Loader with the numbers that the recipe reads."""
 
-    num_images = 205
+    num_images = 640
     class_counts = torch.tensor([3000, 1000]).numpy()
 
 
 def test_small_data_get_a_step_per_batch():
-    choice = choose(Facts(205, 4000, 12, 16, pretrained=True))
-    assert choice.settings["optimizer"] == "AdamW" and choice.hyp["nominal_batch"] == 16
-    assert choice.hyp["lr0"] == 0.001 and choice.hyp["warmup_epochs"] == 1.2 and choice.hyp["close_mosaic"] == 1
-    assert choose(Facts(205, 4000, 12, 16, pretrained=False)).hyp["lr0"] == 0.002
-    assert choose(Facts(205, 4000, 12, 64, pretrained=True)).hyp["lr0"] == 0.002  # grows with the root of the batch
-    schedule = StepSchedule(Hyp(**choice.hyp), epochs=12, steps_per_epoch=13, batch_size=16)
-    assert schedule.accumulate(0) == schedule.accumulate(100) == 1 and schedule.warmup_steps == 16
+    choice = choose(Facts(640, 2400, 30, 16, pretrained=True))
+    assert choice.settings == {"optimizer": "AdamW", "schedule": "flat-cosine", "patience": 20}
+    assert choice.hyp["nominal_batch"] == 16
+    assert choice.hyp["lr0"] == 0.001 and choice.hyp["warmup_epochs"] == 3 and choice.hyp["close_mosaic"] == 3
+    assert choose(Facts(640, 2400, 30, 16, pretrained=False)).hyp["lr0"] == 0.002
+    assert choose(Facts(9000, 2400, 30, 64, pretrained=True)).hyp["lr0"] == 0.002  # grows with the root of the batch
+    schedule = StepSchedule(Hyp(**choice.hyp), epochs=30, steps_per_epoch=40, batch_size=16)
+    assert schedule.accumulate(0) == schedule.accumulate(100) == 1 and schedule.warmup_steps == 120
+
+
+@pytest.mark.parametrize(
+    ("facts", "batch"),
+    [
+        (Facts(205, 4000, 12, 16, pretrained=True), 8),
+        (Facts(205, 4000, 12, 64, pretrained=True), 8),
+        (Facts(205, 4000, 12, 12, pretrained=True), 12),  # half of it would be less than 8
+        (Facts(205, 4000, 12, 64, pretrained=True, processes=16), 16),
+        (Facts(205, 4000, 12, 16, pretrained=True, fixed_batch=True), 16),
+        (Facts(2050, 4000, 12, 64, pretrained=True), 32),
+        (Facts(205, 4000, 40, 16, pretrained=True), 16),
+    ],
+)
+def test_very_few_images_get_smaller_batches(facts, batch):
+    choice = choose(facts)
+    assert choice.settings.get("batch_size", facts.batch_size) == choice.hyp["nominal_batch"] == batch
+    assert choice.hyp["lr0"] == pytest.approx(0.001 * (batch / 16) ** 0.5, abs=1e-6)
+    assert any("batch size" in reason for reason in choice.reasons) == (batch < facts.batch_size)
 
 
 def test_large_data_keep_the_defaults():
@@ -102,6 +122,19 @@ def test_recipe_of_every_task(script, cfg, tmp_path):
     written = read_yaml(tmp_path / "run" / "args.yaml") | read_yaml(tmp_path / "run" / "hyp.yaml")
     assert (written["optimizer"], written["nominal_batch"], written["close_mosaic"]) == ("AdamW", 8, 1)
     assert weights(tmp_path / "run" / "weights" / "last.pt")
+
+
+@pytest.mark.parametrize(
+    ("script", "cfg"), [("train", "polyolo-n"), ("train", "yolov5n-sem"), ("segment.train", "yolov5n-seg")]
+)
+def test_batches_of_the_recipe(script, cfg, tmp_path):
+    data = tiny_data(tmp_path, train=16, val=8, size=64)
+    options = {"cfg": cfg, "imgsz": [64], "workers": 0, "noplots": True, "epochs": 2, "save_period": 1}
+    program = importlib.import_module(script)
+    program.run(data=str(data), project=str(tmp_path), name="run", recipe="auto", **options)
+    assert read_yaml(tmp_path / "run" / "args.yaml")["batch_size"] == 8
+    first = torch.load(tmp_path / "run" / "weights" / "epoch0.pt", weights_only=True)
+    assert first["training"]["state"]["global_step"] == 2
 
 
 def test_mosaic_is_closed_in_the_last_epochs(tmp_path):

@@ -369,6 +369,9 @@ class Loader(Protocol):
     def epoch(self, epoch: int, start: int = 0, image_weights: np.ndarray | None = None) -> Iterator[Batch]:
         """Iterate over an epoch from batch `start`; `image_weights` are sampling weights."""
 
+    def with_batch_size(self, batch_size: int) -> Loader:
+        """Load the same images in batches of another size; `batch_size` is that of one process."""
+
 
 @dataclass(frozen=True)
 class Task:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from utils.core import distributed as dist
 from utils.core.contracts import Loader
 from utils.core.hyp import Hyp
 from utils.core.log import LOGGER
@@ -16,6 +17,7 @@ from utils.core.train_settings import TrainSettings
 
 FEW_STEPS = 10_000  # with fewer steps of 64 images than this, a step per batch and AdamW learn more
 LARGEST_STEP = 64  # images
+WANTED_STEPS, SMALLEST_BATCH = 500, 8  # batches are halved down to 8 images until the run has this many steps
 MAX_CLOSED = 10  # last epochs without mosaic
 _MIN_PATIENCE, _MAX_PATIENCE = 20, 100
 
@@ -29,6 +31,8 @@ class Facts:
     epochs: int
     batch_size: int
     pretrained: bool
+    processes: int = 1
+    fixed_batch: bool = False  # the user chose the batch size
 
     @property
     def default_steps(self) -> int:
@@ -39,6 +43,16 @@ class Facts:
     def is_small(self) -> bool:
         """Whether YOLOv5's defaults would make too few steps."""
         return self.default_steps < FEW_STEPS
+
+    @property
+    def batch(self) -> int:
+        """Batch size with enough steps, if possible; a multiple of the number of processes."""
+        batch, few = self.batch_size, self.images * self.epochs / WANTED_STEPS
+        while (
+            not self.fixed_batch and batch > few and batch >= 2 * SMALLEST_BATCH and batch % (2 * self.processes) == 0
+        ):
+            batch //= 2
+        return batch
 
 
 @dataclass(frozen=True)
@@ -68,15 +82,20 @@ def choose(facts: Facts) -> RecipeChoice:
     if not facts.is_small:
         why = f"SGD, 64 images per step: {facts.default_steps} steps are enough for YOLOv5's defaults"
         return RecipeChoice(settings, hyp, (why, *common))
-    step = min(facts.batch_size, LARGEST_STEP)
-    steps = max(facts.images * facts.epochs // facts.batch_size, 1)
+    batch = facts.batch
+    step = min(batch, LARGEST_STEP)
+    steps = max(facts.images * facts.epochs // batch, 1)
     rate = 0.001 if facts.pretrained else 0.002
     rate = round(rate * (step / 16) ** 0.5, 6)
     warmup = round(min(3.0, facts.epochs / 10), 2)
     decay = round(1 - min(20 / steps, 0.5), 6)
     settings |= {"optimizer": "AdamW", "schedule": "flat-cosine"}
+    smaller: tuple[str, ...] = ()
+    if batch < facts.batch_size:
+        settings["batch_size"] = batch
+        smaller = (f"batch size {batch}: more steps than with {facts.batch_size}",)
     hyp |= {
-        "lr0": rate, "lrf": 0.01, "momentum": 0.9, "weight_decay": 0.01, "nominal_batch": float(facts.batch_size),
+        "lr0": rate, "lrf": 0.01, "momentum": 0.9, "weight_decay": 0.01, "nominal_batch": float(batch),
         "warmup_epochs": warmup, "warmup_min_steps": 10.0, "warmup_momentum": 0.9, "warmup_bias_lr": 0.0,
         "ema_decay": min(decay, 0.9999), "ema_ramp": float(min(max(steps // 10, 1), 2000)),
     }  # fmt: skip
@@ -87,6 +106,7 @@ def choose(facts: Facts) -> RecipeChoice:
         (
             f"AdamW, a step per batch ({steps} in all): {facts.images} images with {facts.objects} objects would get "
             f"{facts.default_steps} steps of 64",
+            *smaller,
             f"lr0 {rate:g}, flat, then cosine: training starts from {start}, {step} images per step",
             f"warm-up {warmup:g} epochs: a tenth of the run",
             f"EMA {hyp['ema_decay']:g}: an average over a twentieth of the steps",
@@ -112,8 +132,15 @@ def apply_recipe(settings: TrainSettings, hyp: Hyp, loader: Loader) -> tuple[Tra
         hyp: Its hyperparameters.
         loader: Training images.
     """
-    instances = int(loader.class_counts.sum())
-    facts = Facts(loader.num_images, instances, settings.epochs, int(settings.batch_size), bool(settings.weights))
+    facts = Facts(
+        images=loader.num_images,
+        objects=int(loader.class_counts.sum()),
+        epochs=settings.epochs,
+        batch_size=int(settings.batch_size),
+        pretrained=bool(settings.weights),
+        processes=dist.world_size(),
+        fixed_batch="batch_size" in settings.explicit,
+    )
     if settings.recipe != "auto":
         if facts.is_small and settings.optimizer == "SGD" and hyp.nominal_batch >= LARGEST_STEP > facts.batch_size:
             LOGGER.info(

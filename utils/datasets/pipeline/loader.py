@@ -102,6 +102,13 @@ class BatchLoader:
         self.workers = min(request.workers, usable_cpus(), self.num_batches)
         self._pool = WorkerPool(_BatchFactory(maker, request), self.workers, request.pin)
 
+    def with_batch_size(self, batch_size: int) -> BatchLoader:
+        """Load the same images in batches of another size."""
+        if batch_size == self.request.batch_size:
+            return self
+        request = replace(self.request, batch_size=batch_size)
+        return BatchLoader(request, self.maker, self.class_counts, (self.rank, self.world), self.heads)
+
     @cached_property
     def labels(self) -> list[np.ndarray]:
         """Views of the (n, 5) labels of each image."""

@@ -72,7 +72,7 @@ def open_mixed_loader(
             f"{request.data.source}: `semantic.crop:` must be [1, 1] for batches from two data sets, got images of "
             f"{secondary.training_hw[1]} x {secondary.training_hw[0]}"
         )
-    return MixedLoader(primary, secondary, heads)
+    return MixedLoader(primary, secondary, heads, request.semantic.fraction)
 
 
 class MixedLoader:
@@ -81,16 +81,28 @@ class MixedLoader:
     Missing kinds of labels are marked per image (`Batch.boxes_known`, `IGNORED_PIXEL`). An epoch has as many batches as
     that of the longer loader; the shorter one continues with its next epoch, so that none of its images is left out.
     Which batches meet depends on the step alone. Labels, counts and sizes are those of `primary`; the image indices of
-    `secondary` follow its own.
+    `secondary` follow its own. `fraction` of a batch are images of `secondary`.
     """
 
-    def __init__(self, primary: Loader, secondary: Loader, heads: tuple[str, ...] = ("detect", "semantic")) -> None:
-        self.primary, self.secondary, self.heads = primary, secondary, heads
+    def __init__(
+        self,
+        primary: Loader,
+        secondary: Loader,
+        heads: tuple[str, ...] = ("detect", "semantic"),
+        fraction: float = 0.5,
+    ) -> None:
+        self.primary, self.secondary, self.heads, self.fraction = primary, secondary, heads, fraction
         self.parts: tuple[Loader, ...] = (self,)
         self.num_images = primary.num_images  # the length of `labels` and `shapes_hw`
         self.total_images = primary.num_images + secondary.num_images
         self.num_batches = max(primary.num_batches, secondary.num_batches)
         self.class_counts, self.shapes_hw = primary.class_counts, primary.shapes_hw
+
+    def with_batch_size(self, batch_size: int) -> MixedLoader:
+        """Load the same images in batches of another size."""
+        boxes, semantic = split_batch_size(batch_size, self.fraction)
+        pair = self.primary.with_batch_size(boxes), self.secondary.with_batch_size(semantic)
+        return MixedLoader(*pair, self.heads, self.fraction)
 
     @property
     def labels(self) -> list[np.ndarray]:
@@ -213,6 +225,10 @@ class LoaderSequence:
         self.num_images = sum(part.num_images for part in parts)
         self.num_batches = sum(part.num_batches for part in parts)
         self.class_counts, self.shapes_hw = parts[0].class_counts, parts[0].shapes_hw
+
+    def with_batch_size(self, batch_size: int) -> LoaderSequence:
+        """Load the same images in batches of another size."""
+        return LoaderSequence([part.with_batch_size(batch_size) for part in self.parts])
 
     @property
     def labels(self) -> list[np.ndarray]:
