@@ -119,12 +119,6 @@ class Network(nn.Module):
         heads = self.heads
         return {name: heads[name].decode(tensors) for name, tensors in raw.items()}
 
-    def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Let heads that change in the course of a training do so, before each epoch."""
-        for head in self.heads.values():
-            if hasattr(head, "begin_epoch"):
-                head.begin_epoch(epoch, epochs)
-
     def use_end_to_end(self) -> None:
         """Let inference use the one-to-one branches, whose boxes need no NMS.
 

@@ -32,7 +32,7 @@ def detecting_network(
         for module in norms:
             module.momentum = 0.03
         for head in network.heads.values():
-            branches = [*(level.cls for level in head.levels), *(head.one_to_one or ())] if head.spec.bins else []
+            branches = [level.cls for level in head.levels] if head.spec.bins else []
             for classes in branches:
                 nn.init.normal_(classes[-1].weight, std=spread / classes[-1].in_channels ** 0.5)
                 classes[-1].bias.fill_(-0.5)

@@ -125,7 +125,7 @@ def test_mask_term_is_the_weighted_mean_inside_the_boxes(network, raw):
     for index in range(3):
         maps[f"level{index}"][:, -32:] = 0
     # mask logits of 0: log 2 in every pixel of every pair, and the target scores add up to T or to less than 1
-    details = loss.boxes.detailed(loss.boxes.levels(maps, "level"), loss.prepare(batch, (64, 64)).candidates, batch)
+    details = loss.boxes.detailed(loss.boxes.levels(maps), loss.prepare(batch, (64, 64)).candidates, batch)
     expected = 0.693147 * float(details.assigned.score.sum() / details.total) * Hyp().dense_mask
     assert expected > 0 and float(loss(maps, batch)["seg"]) == pytest.approx(expected, rel=1e-5)
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from models.builder import build_network
-from models.heads.dense import MAX_DETECTIONS, Dense, class_branch, decode_distances, top_detections
+from models.heads.dense import MAX_DETECTIONS, TRAINED_PAIRS, Dense, decode_distances, in_order, top_pairs
+from models.heads.suppression import Suppression
 from utils.core.contracts import Batch, Geometry, HeadSpec, ImageInfo
 from utils.core.hyp import Hyp
 from utils.losses.dense import TOP_K, DenseLoss
@@ -160,10 +161,10 @@ def test_decoding_places_boxes_around_cell_centres():
 
 
 @pytest.mark.parametrize("cells", [CELLS, 500])
-def test_top_detections_match_a_sort_of_all_scores(cells):
+def test_top_pairs_match_a_sort_of_all_scores(cells):
     generator = torch.Generator().manual_seed(0)
     corners, logits = (torch.randn(2, n, cells, generator=generator) for n in (4, 5))
-    rows = top_detections(corners, logits, MAX_DETECTIONS)
+    rows = in_order(*top_pairs(corners, logits, MAX_DETECTIONS))
     assert rows.shape == (2, MAX_DETECTIONS, 6)
     for image in range(2):
         scores, order = logits[image].sigmoid().flatten().sort(descending=True)
@@ -220,7 +221,7 @@ def test_distribution_loss_by_hand():
     raw = {f"level{i}": torch.zeros(1, 17, *grid) for i, grid in enumerate(GRIDS)}
     raw["level1"][0, 16, 1, 1] = 8.0  # the best-aligned cell
     batch = batch_of([[0, 0, 24 / 64, 24 / 64, 40 / 64, 40 / 64]])
-    terms, assigned, total = loss.detailed(loss.levels(raw, "level"), loss.prepare(batch, (64, 64)), batch)
+    terms, assigned, total = loss.detailed(loss.levels(raw), loss.prepare(batch, (64, 64)), batch)
     # equal logits give each of the 4 bins a probability of 1/4: every side costs log 4, whatever its distance
     assert float(terms["dfl"]) == pytest.approx(float(assigned.score.sum() / total) * 1.3862944, rel=1e-5)
 
@@ -248,17 +249,30 @@ def test_boxes_are_a_few_strides_wide_before_training(bins):
         assert 1.5 < float(decode_distances(level[:, : 4 * bins], bins).mean()) < 2.5
 
 
-def test_one_to_one_branches_score_the_boxes_of_the_others():
+def test_one_to_one_layer_corrects_scores_of_the_same_boxes():
     network = network_of(end_to_end=True)
     raw = network(torch.rand(2, 3, 64, 64))["detect"]
-    for index in range(3):
-        assert torch.equal(raw[f"one{index}"][:, :64], raw[f"level{index}"][:, :64])
-        assert not torch.equal(raw[f"one{index}"][:, 64:], raw[f"level{index}"][:, 64:])
+    levels = torch.cat([raw[f"level{index}"].flatten(2) for index in range(3)], dim=2)
+    assert torch.equal(raw["one"][:, :64], levels[:, :64])
+    changed = raw["one"][:, 64:] != levels[:, 64:]
+    assert 0 < int(changed.sum()) <= 2 * TRAINED_PAIRS
     terms = DenseLoss(network.specs["detect"], Hyp())(raw, batch_of([[0, 1, 0.5, 0.5, 0.4, 0.3]], 2))
     assert terms.keys() == {"box", "cls", "dfl", "one_cls"}
 
 
-def test_one_to_one_branches_leave_other_gradients_unchanged():
+def test_scores_of_duplicates_fall():
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 9.5], [0, 0, 10, 5.5], [0, 0, 10, 10], [20, 20, 30, 30]]])
+    logits, classes = torch.tensor([[2.0, 1.9, 1.8, 1.7, 1.6]]), torch.tensor([[0, 0, 0, 1, 0]])
+    corrections = Suppression()(boxes, logits, classes)
+    # the second overlaps the first by 0.95, the third the first two by 0.55 and 0.58; the fourth has another class
+    assert corrections.tolist() == [[0, -6, -2, 0, 0]]
+    with torch.no_grad():
+        layer = Suppression()
+        layer.output.bias.fill_(0.25)
+        assert layer(boxes, logits, classes).tolist() == [[1, -5, -1, 1, 1]]
+
+
+def test_one_to_one_layer_leaves_other_gradients_unchanged():
     torch.manual_seed(0)
     both, dense = network_of(end_to_end=True), network_of()
     state = both.state_dict()
@@ -273,25 +287,6 @@ def test_one_to_one_branches_leave_other_gradients_unchanged():
         assert torch.equal(parameter.grad, gradients[name].grad), name
     extra = [p.grad for name, p in both.named_parameters() if "one_to_one" in name]
     assert sum(float(grad.abs().sum()) for grad in extra) > 0
-
-
-def test_one_to_one_branches_restart_at_half_of_the_training():
-    network = network_of(end_to_end=True)
-    head = network.heads["detect"]
-    copied = []
-    for epoch in range(5):
-        with torch.no_grad():
-            for parameter in head.one_to_one.parameters():
-                parameter += 1
-        network.begin_epoch(epoch, 5)
-        pairs = zip(
-            head.one_to_one.parameters(), (p for level in head.levels for p in level.cls.parameters()), strict=True
-        )
-        copied.append(all(torch.equal(*pair) for pair in pairs))
-    assert copied == [False, False, True, False, False]
-    network_of().begin_epoch(2, 5)  # has none
-    head.one_to_one[0] = class_branch(64, 32, 3)  # other channels were pruned than those of the copied branch
-    network.begin_epoch(2, 5)
 
 
 def test_prepared_targets_give_the_same_loss():

@@ -26,13 +26,13 @@ class Data:
 
 
 def test_small_data_get_a_step_per_batch():
-    choice = choose(Facts(640, 2400, 30, 16, pretrained=True))
+    choice = choose(Facts(640, 2400, 60, 16, pretrained=True))
     assert choice.settings == {"optimizer": "AdamW", "schedule": "flat-cosine", "patience": 20}
     assert choice.hyp["nominal_batch"] == 16
-    assert choice.hyp["lr0"] == 0.001 and choice.hyp["warmup_epochs"] == 3 and choice.hyp["close_mosaic"] == 3
-    assert choose(Facts(640, 2400, 30, 16, pretrained=False)).hyp["lr0"] == 0.002
-    assert choose(Facts(9000, 2400, 30, 64, pretrained=True)).hyp["lr0"] == 0.002  # grows with the root of the batch
-    schedule = StepSchedule(Hyp(**choice.hyp), epochs=30, steps_per_epoch=40, batch_size=16)
+    assert choice.hyp["lr0"] == 0.001 and choice.hyp["warmup_epochs"] == 3 and choice.hyp["close_mosaic"] == 6
+    assert choose(Facts(640, 2400, 60, 16, pretrained=False)).hyp["lr0"] == 0.002
+    assert choose(Facts(9000, 2400, 60, 64, pretrained=True)).hyp["lr0"] == 0.002  # grows with the root of the batch
+    schedule = StepSchedule(Hyp(**choice.hyp), epochs=60, steps_per_epoch=40, batch_size=16)
     assert schedule.accumulate(0) == schedule.accumulate(100) == 1 and schedule.warmup_steps == 120
 
 
@@ -44,8 +44,8 @@ def test_small_data_get_a_step_per_batch():
         (Facts(205, 4000, 12, 12, pretrained=True), 12),  # half of it would be less than 8
         (Facts(205, 4000, 12, 64, pretrained=True, processes=16), 16),
         (Facts(205, 4000, 12, 16, pretrained=True, fixed_batch=True), 16),
-        (Facts(2050, 4000, 12, 64, pretrained=True), 32),
-        (Facts(205, 4000, 40, 16, pretrained=True), 16),
+        (Facts(5000, 4000, 12, 64, pretrained=True), 16),
+        (Facts(205, 4000, 160, 16, pretrained=True), 16),
     ],
 )
 def test_very_few_images_get_smaller_batches(facts, batch):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.heads.anchor_head import cell_indices, to_fp32
+from models.heads.suppression import Suppression
 from models.layer_plan import HEADS, Plan, Row
 from models.layers.common import Conv, DWConv
 from utils.core.contracts import Decoded, HeadSpec, Raw
@@ -17,6 +18,7 @@ from utils.core.contracts import Decoded, HeadSpec, Raw
 OBJECTS_PER_IMAGE, IMAGE_PX = 5, 640  # initial class scores expect this many objects in an image of this size
 INITIAL_DISTANCE = 2.0  # strides from a cell's centre to each side of its box before training
 MAX_DETECTIONS = 300  # rows of the output without NMS
+TRAINED_PAIRS = 100  # best boxes of an image whose duplicates are suppressed in training
 TINY = 1e-12  # keeps 0 / 0 out of the decoded scores
 NO_SCORE = -1e4  # logit of missing rows, finite in half precision
 
@@ -90,16 +92,15 @@ class Dense(nn.Module):
     level's stride, and one logit per class. With `bins` > 1 a distance is the mean of a distribution over the values
     0 .. bins - 1 (Generalized Focal Loss, arXiv 2006.04388); with `bins` = 1 it is the softplus of one number.
 
-    `end_to_end` adds a second class branch on detached features that is trained one-to-one (YOLOv10, arXiv 2405.14458),
-    so that its detections need no non-maximum suppression. Both score the same boxes: where the object of a cell ends
-    does not depend on the cells that compete for it. Training computes both class branches, inference one: the first,
-    or the second after `network.use_end_to_end()`.
+    `end_to_end` adds a layer on detached boxes and scores that is trained one-to-one (YOLOv10, arXiv 2405.14458): it
+    lowers the scores of duplicates, so that its detections need no non-maximum suppression. Inference uses it after
+    `network.use_end_to_end()`.
 
     Args:
         num_classes: number of classes C.
         in_channels: channels of every input level, finest first.
         bins: values per side; 1 for direct regression.
-        end_to_end: whether to add the one-to-one class branches.
+        end_to_end: whether to add the one-to-one layer.
         num_masks: mask coefficients M of every cell.
     """
 
@@ -124,8 +125,7 @@ class Dense(nn.Module):
         class_width = max(in_channels[0], min(num_classes, 128))
         sizes = (box_width, class_width, 4 * bins, num_classes, max(in_channels[0] // 4, num_masks), num_masks)
         self.levels = nn.ModuleList(Branches(channels, *sizes) for channels in in_channels)
-        second = (class_branch(channels, class_width, num_classes) for channels in in_channels)
-        self.one_to_one = nn.ModuleList(second) if end_to_end else None
+        self.one_to_one = Suppression() if end_to_end else None
         self.use_one_to_one = False  # in inference
 
     def configure(self, strides: tuple[int, ...]) -> None:
@@ -135,25 +135,7 @@ class Dense(nn.Module):
             branches, prior = self.levels[index], OBJECTS_PER_IMAGE / self.num_classes / (IMAGE_PX / stride) ** 2
             assert isinstance(branches, Branches)
             branches.initialise(self.bins)
-            for classes in (branches.cls, *([self.one_to_one[index]] if self.one_to_one else [])):
-                nn.init.constant_(list(classes.children())[-1].get_parameter("bias"), math.log(prior))
-
-    def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Restart the one-to-one class branches as copies of the others at half of the epochs.
-
-        The others learn the classes faster, as they have up to ten positive cells per label. From there the copies have
-        only to learn which cell of an object answers for it.
-
-        Args:
-            epoch: index of the epoch that begins.
-            epochs: number of epochs of the training.
-        """
-        if self.one_to_one is not None and epoch == epochs // 2:
-            for second, branches in zip(self.one_to_one, self.levels, strict=True):
-                assert isinstance(branches, Branches)
-                state, own = branches.cls.state_dict(), second.state_dict()
-                if all(own[name].shape == tensor.shape for name, tensor in state.items()):  # pruned ones can differ
-                    second.load_state_dict(state)
+            nn.init.constant_(list(branches.cls.children())[-1].get_parameter("bias"), math.log(prior))
 
     def forward(self, features: list[Tensor]) -> Raw:
         """Map feature levels to logits.
@@ -162,19 +144,30 @@ class Dense(nn.Module):
             features: per level (B, c, H, W), finest first.
 
         Returns:
-            `level0`, `level1`, ...: (B, 4 x bins + C + M, H, W) logits; `one0`, `one1`, ...: (B, 4 x bins + C, H, W)
-            with the class logits of the one-to-one branches. Training computes all, inference those that were chosen.
+            `level0`, `level1`, ...: (B, 4 x bins + C + M, H, W) logits; in training with the one-to-one layer also
+            `one`: (B, 4 x bins + C, N) detached logits of all levels, those of the classes corrected.
         """
         raw: Raw = {}
         for index, (branches, feature) in enumerate(zip(self.levels, features, strict=True)):
             assert isinstance(branches, Branches)
-            box = branches.box(feature)
-            if self.training or not self.use_one_to_one:
-                raw[f"level{index}"] = branches(feature, box)
-            if self.one_to_one is not None and (self.training or self.use_one_to_one):
-                shared = [tensor.detach() if self.training else tensor for tensor in (box, feature)]
-                raw[f"one{index}"] = torch.cat((shared[0], self.one_to_one[index](shared[1])), dim=1)
+            raw[f"level{index}"] = branches(feature, branches.box(feature))
+        if self.training and self.one_to_one is not None:
+            raw["one"] = self._one_to_one(raw)
         return raw
+
+    def _one_to_one(self, raw: Raw) -> Tensor:
+        """Correct the best class logits of every image."""
+        assert self.one_to_one is not None
+        levels = {name: to_fp32(level.detach()) for name, level in raw.items()}
+        with torch.no_grad():
+            corners, logits = self._decode(levels)
+            cells = logits.shape[2]
+            values, place = logits.flatten(1).topk(min(TRAINED_PAIRS, logits[0].numel()), dim=1)
+            boxes = corners.gather(2, (place % cells)[:, None].expand(-1, 4, -1)).transpose(1, 2)
+        correction = self.one_to_one(boxes, values, torch.div(place, cells, rounding_mode="floor"))
+        logits = logits.flatten(1).scatter_add(1, place, correction).view_as(logits)
+        parts = [level[:, : 4 * self.bins].flatten(2) for level in levels.values()]
+        return torch.cat((torch.cat(parts, dim=2), logits), dim=1)
 
     def decode(self, raw: Raw) -> Decoded:
         """Decode logits to boxes and scores.
@@ -183,12 +176,14 @@ class Dense(nn.Module):
             `predictions` (B, N, 5 + C), finest level first, row by row: cxcywh in pixels, the highest class
             probability, every class's probability divided by it, and mask coefficients, if any. The product of the two
             probabilities is the class score, as with heads that predict objectness, so post-processing and exported
-            files need not know the difference. Or, of the one-to-one branches, `end_to_end` (B, 300, 6): x1, y1, x2,
-            y2 in pixels, score and class, in descending order of score.
+            files need not know the difference. Or, with the one-to-one layer, `end_to_end` (B, 300, 6): x1, y1, x2, y2
+            in pixels, score and class, in descending order of score.
         """
-        if "level0" not in raw:
-            return {"end_to_end": top_detections(*self._decode(raw, "one"), MAX_DETECTIONS)}
-        corners, logits = self._decode(raw, "level")
+        corners, logits = self._decode(raw)
+        if self.use_one_to_one and self.one_to_one is not None:
+            boxes, values, classes = top_pairs(corners, logits, MAX_DETECTIONS)
+            values = values + self.one_to_one(boxes, values, classes)
+            return {"end_to_end": in_order(boxes, values, classes)}
         low, high = corners.chunk(2, dim=1)
         scores = logits.sigmoid()
         best = scores.amax(dim=1, keepdim=True)
@@ -198,11 +193,11 @@ class Dense(nn.Module):
             parts.append(torch.cat(maps, dim=2))
         return {"predictions": torch.cat(parts, dim=1).transpose(1, 2)}
 
-    def _decode(self, raw: Raw, prefix: str) -> tuple[Tensor, Tensor]:
-        """Decode one copy of the branches to (B, 4, N) x1, y1, x2, y2 in pixels and (B, C, N) class logits."""
+    def _decode(self, raw: Raw) -> tuple[Tensor, Tensor]:
+        """Decode logits to (B, 4, N) x1, y1, x2, y2 in pixels and (B, C, N) class logits."""
         boxes, logits = [], []
         for index, stride in enumerate(self.strides):
-            level = to_fp32(raw[f"{prefix}{index}"])
+            level = to_fp32(raw[f"level{index}"])
             box, cls = level[:, : 4 * self.bins], level[:, 4 * self.bins : 4 * self.bins + self.num_classes]
             sides = decode_distances(box, self.bins)  # (B, 4, H, W)
             centre = torch.stack(cell_indices(level.shape[2], level.shape[3], level)) + 0.5  # (2, H, W)
@@ -240,16 +235,16 @@ def decode_distances(logits: Tensor, bins: int) -> Tensor:
     return torch.cat(sides, dim=1)
 
 
-def top_detections(corners: Tensor, logits: Tensor, limit: int) -> Tensor:
-    """Select the highest scores over cells and classes.
+def top_pairs(corners: Tensor, logits: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Select the pairs of a cell and a class with the highest scores.
 
     Args:
         corners: (B, 4, N) x1, y1, x2, y2.
         logits: (B, C, N) class logits.
-        limit: number of detections per image; missing ones have a score of 0.
+        limit: number of pairs per image; missing ones have the logit `NO_SCORE`.
 
     Returns:
-        (B, limit, 6) x1, y1, x2, y2, score, class in descending order of score.
+        (B, limit, 4) boxes, (B, limit) logits in descending order and (B, limit) classes.
     """
     cells = logits.shape[2]
     best = functional.pad(logits.amax(dim=1), (0, limit), value=2 * NO_SCORE)  # images may have fewer cells
@@ -260,5 +255,11 @@ def top_detections(corners: Tensor, logits: Tensor, limit: int) -> Tensor:
     chosen = logits.gather(2, place.expand(-1, logits.shape[1], -1)).masked_fill(missing, NO_SCORE)  # (B, C, limit)
     values, flat = chosen.flatten(1).topk(limit, dim=1)
     boxes = corners.gather(2, place.expand(-1, 4, -1)).gather(2, (flat % limit)[:, None].expand(-1, 4, -1))
-    classes = torch.div(flat, limit, rounding_mode="floor").to(boxes.dtype)
-    return torch.cat((boxes, values.sigmoid()[:, None], classes[:, None]), dim=1).transpose(1, 2)
+    return boxes.transpose(1, 2), values, torch.div(flat, limit, rounding_mode="floor")
+
+
+def in_order(boxes: Tensor, logits: Tensor, classes: Tensor) -> Tensor:
+    """Join (B, K, 4) boxes, (B, K) scores and classes to (B, K, 6) rows in descending order of score."""
+    values, order = logits.topk(logits.shape[1], dim=1)
+    boxes = boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
+    return torch.cat((boxes, values.sigmoid()[:, :, None], classes.gather(1, order).to(boxes.dtype)[:, :, None]), dim=2)

@@ -102,9 +102,6 @@ def _train(run: Run) -> None:
     with Interrupt("stopping after this step; press Ctrl-C again to stop at once") as interrupt, Stopwatch() as watch:
         try:
             while not run.state.complete:
-                if run.state.step == 0:  # a run that is resumed inside of an epoch has begun it before
-                    for network in (run.network, run.ema.network):
-                        network.begin_epoch(run.state.epoch, run.settings.epochs)
                 metrics = train_one_epoch(run, interrupt, lambda: save_last(run))
                 report = _validate(run, interrupt)
                 _finish_epoch(run, metrics, report)

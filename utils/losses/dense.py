@@ -26,8 +26,8 @@ from utils.losses.detect import autocast_disabled
 from utils.losses.task_aligned import Assigned, Candidates, assign, find_candidates
 from utils.ops.iou import paired_iou
 
-TOP_K = 10  # positives per label of the branches that need NMS
-TOP_K_SINGLE = 7  # cells from which the only positive of the one-to-one branches is chosen
+TOP_K = 10  # positives per label
+TOP_K_SINGLE = 7  # cells from which the only positive of the one-to-one layer is chosen
 _LAST_BIN = 0.01  # distances end this far below the last bin, so that there is a bin above them
 
 
@@ -47,7 +47,7 @@ class _ClassTerm(NamedTuple):
 
 @LOSSES.register("dense")
 class DenseLoss(nn.Module):
-    """Loss terms `box`, `cls` and `dfl` of the dense head, gains included, and `one_cls` of its one-to-one branches.
+    """Loss terms `box`, `cls` and `dfl` of the dense head, gains included, and `one_cls` of its one-to-one layer.
 
     The engine multiplies the terms by the number of images (`per_image`). In evaluation mode the sum of target scores
     is that of this rank.
@@ -92,8 +92,8 @@ class DenseLoss(nn.Module):
         """Compute the loss terms of a batch.
 
         Args:
-            raw: `level0`, `level1`, ... and with the one-to-one branches `one0`, ...: (B, 4 x bins + C, H, W) logits,
-                finest level first.
+            raw: `level0`, `level1`, ...: (B, 4 x bins + C, H, W) logits, finest level first; with the one-to-one layer
+                also `one`: (B, 4 x bins + C, N) logits.
             batch: Images and labelled boxes; `batch.prepared` may hold the pairs of `prepare()`.
 
         Returns:
@@ -101,42 +101,35 @@ class DenseLoss(nn.Module):
         """
         some = next(iter(raw.values()))
         candidates = self._candidates(raw, batch)
-        terms: dict[str, Tensor] = {}
         with autocast_disabled(some.device.type):
-            if "level0" in raw:
-                terms |= self.detailed(self.levels(raw, "level"), candidates, batch).terms
-            if "one0" in raw:
-                logits = self.levels(raw, "one")
-                if "level0" in raw:  # its boxes are those of the other branches
-                    terms["one_cls"] = self._class_term(logits, candidates, batch, TOP_K_SINGLE).value
-                else:
-                    terms |= self.detailed(logits, candidates, batch, TOP_K_SINGLE).terms
+            terms = self.detailed(self.levels(raw), candidates, batch).terms
+            if "one" in raw:
+                terms["one_cls"] = self._class_term(raw["one"], candidates, batch, TOP_K_SINGLE).value
         return terms
 
-    def levels(self, raw: Raw, prefix: str) -> Tensor:
-        """Join the levels of one copy of the branches: (B, columns, N) float32 logits."""
-        parts = [raw[f"{prefix}{index}"].flatten(2) for index in range(len(self.spec.strides))]
+    def levels(self, raw: Raw) -> Tensor:
+        """Join the levels: (B, columns, N) float32 logits."""
+        parts = [raw[f"level{index}"].flatten(2) for index in range(len(self.spec.strides))]
         return torch.cat(parts, dim=2).float()
 
     def _candidates(self, raw: Raw, batch: Batch) -> Candidates:
         prepared = batch.prepared.get(self.spec.name)
         if isinstance(prepared, Candidates):
             return prepared
-        finest, stride = raw["level0" if "level0" in raw else "one0"], self.spec.strides[0]
+        finest, stride = raw["level0"], self.spec.strides[0]
         return self.prepare(batch, (finest.shape[2] * stride, finest.shape[3] * stride)).to(finest.device)
 
-    def detailed(self, logits: Tensor, pairs: Candidates, batch: Batch, single: int = 0) -> DenseLossDetails:
-        """Compute the terms of one copy of the branches.
+    def detailed(self, logits: Tensor, pairs: Candidates, batch: Batch) -> DenseLossDetails:
+        """Compute the terms of the branches.
 
         Args:
             logits: (B, 4 x bins + C (+ masks), N) float32.
             pairs: Candidate pairs.
             batch: Images; `boxes_known` excludes some from the background.
-            single: 0, or the number of cells from which the only positive of a label is chosen.
         """
         bins = self.spec.bins
         box_logits = logits[:, : 4 * bins]
-        cls, assigned, total = self._class_term(logits, pairs, batch, single)
+        cls, assigned, total = self._class_term(logits, pairs, batch)
         pair, weight = assigned.pair, assigned.score
         chosen = box_logits[pairs.image[pair], :, pairs.cell[pair]]  # (K, 4 x bins)
         wanted = _to_distances(pairs.boxes[pairs.label[pair]], pairs.centre[pair]) / pairs.stride[pair, None]
@@ -145,8 +138,8 @@ class DenseLoss(nn.Module):
         dfl = (_distance_loss(chosen, wanted, bins) * weight).sum() / total * self.gains["dfl"]
         return DenseLossDetails({"box": box, "cls": cls, "dfl": dfl}, assigned, total)
 
-    def _class_term(self, logits: Tensor, pairs: Candidates, batch: Batch, single: int) -> _ClassTerm:
-        """Assign labels to cells and compute the class term; arguments as in `detailed()`."""
+    def _class_term(self, logits: Tensor, pairs: Candidates, batch: Batch, single: int = 0) -> _ClassTerm:
+        """Assign labels to cells and compute the class term; `single` as in `assign()`."""
         first = 4 * self.spec.bins
         classes = logits[:, first : first + self.spec.num_classes]
         assigned = self._assign(logits[:, :first].detach(), classes.detach(), pairs, single)

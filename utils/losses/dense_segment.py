@@ -124,7 +124,7 @@ class DenseSegmentLoss(nn.Module):
             input_hw = (finest.shape[2] * spec.strides[0], finest.shape[3] * spec.strides[0])
             targets = self.prepare(batch, input_hw).to(finest.device)
         with autocast_disabled(finest.device.type):
-            logits = self.boxes.levels(raw, "level")
+            logits = self.boxes.levels(raw)
             details = self.boxes.detailed(logits, targets.candidates, batch)
             seg = self._mask_term(raw["prototypes"].float(), logits, details, targets, batch)
             terms = {"box": details.terms["box"], "seg": seg, "cls": details.terms["cls"], "dfl": details.terms["dfl"]}
