@@ -174,7 +174,7 @@ def test_top_pairs_match_a_sort_of_all_scores(cells):
         assert torch.equal(rows[image, :count, :4], corners[image, :, order[:count] % cells].T)
 
 
-@pytest.mark.parametrize("changes", [{}, {"bins": 1}, {"end_to_end": True}], ids=["bins", "direct", "one-to-one"])
+@pytest.mark.parametrize("changes", [{}, {"bins": 1}, {"end_to_end": True}], ids=["bins", "direct", "suppression"])
 def test_loss_without_labels_is_finite_and_reaches_every_parameter(changes):
     network = network_of(**changes)
     terms = DenseLoss(network.specs["detect"], Hyp())(network(torch.rand(2, 3, 64, 64))["detect"], batch_of([], 2))
@@ -249,12 +249,12 @@ def test_boxes_are_a_few_strides_wide_before_training(bins):
         assert 1.5 < float(decode_distances(level[:, : 4 * bins], bins).mean()) < 2.5
 
 
-def test_one_to_one_layer_corrects_scores_of_the_same_boxes():
+def test_suppression_corrects_scores_of_the_same_boxes():
     network = network_of(end_to_end=True)
     raw = network(torch.rand(2, 3, 64, 64))["detect"]
     levels = torch.cat([raw[f"level{index}"].flatten(2) for index in range(3)], dim=2)
-    assert torch.equal(raw["one"][:, :64], levels[:, :64])
-    changed = raw["one"][:, 64:] != levels[:, 64:]
+    assert torch.equal(raw["suppressed"][:, :64], levels[:, :64])
+    changed = raw["suppressed"][:, 64:] != levels[:, 64:]
     assert 0 < int(changed.sum()) <= 2 * TRAINED_PAIRS
     terms = DenseLoss(network.specs["detect"], Hyp())(raw, batch_of([[0, 1, 0.5, 0.5, 0.4, 0.3]], 2))
     assert terms.keys() == {"box", "cls", "dfl", "one_cls"}
@@ -272,7 +272,7 @@ def test_scores_of_duplicates_fall():
         assert layer(boxes, logits, classes).tolist() == [[1, -5, -1, 1, 1]]
 
 
-def test_one_to_one_layer_leaves_other_gradients_unchanged():
+def test_suppression_leaves_other_gradients_unchanged():
     torch.manual_seed(0)
     both, dense = network_of(end_to_end=True), network_of()
     state = both.state_dict()
@@ -285,7 +285,7 @@ def test_one_to_one_layer_leaves_other_gradients_unchanged():
     gradients = dict(both.named_parameters())
     for name, parameter in dense.named_parameters():
         assert torch.equal(parameter.grad, gradients[name].grad), name
-    extra = [p.grad for name, p in both.named_parameters() if "one_to_one" in name]
+    extra = [p.grad for name, p in both.named_parameters() if "suppression" in name]
     assert sum(float(grad.abs().sum()) for grad in extra) > 0
 
 

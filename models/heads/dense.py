@@ -50,15 +50,21 @@ class Branches(nn.Module):
         self.box = nn.Sequential(
             Conv(in_channels, box_width, 3), Conv(box_width, box_width, 3), nn.Conv2d(box_width, box_channels, 1)
         )
-        self.cls = class_branch(in_channels, class_width, num_classes)
+        self.cls = nn.Sequential(
+            DWConv(in_channels, in_channels, 3),
+            Conv(in_channels, class_width),
+            DWConv(class_width, class_width, 3),
+            Conv(class_width, class_width),
+            nn.Conv2d(class_width, num_classes, 1),
+        )
         self.mask: nn.Module | None = None
         if num_masks:
             output = nn.Conv2d(mask_width, num_masks, 1)
             self.mask = nn.Sequential(Conv(in_channels, mask_width, 3), Conv(mask_width, mask_width, 3), output)
 
-    def forward(self, feature: Tensor, box: Tensor) -> Tensor:
-        """Join the box logits of (B, c, H, W) features with (B, C + M, H, W) class logits and mask coefficients."""
-        parts = [box, self.cls(feature)]
+    def forward(self, feature: Tensor) -> Tensor:
+        """Map (B, c, H, W) features to (B, 4 x bins + C + M, H, W) logits and mask coefficients."""
+        parts = [self.box(feature), self.cls(feature)]
         return torch.cat(parts if self.mask is None else [*parts, self.mask(feature)], dim=1)
 
     def initialise(self, bins: int) -> None:
@@ -71,17 +77,6 @@ class Branches(nn.Module):
             else:  # a geometric distribution, which has this mean if there are infinitely many bins
                 ratio = INITIAL_DISTANCE / (INITIAL_DISTANCE + 1)
                 bias.copy_((torch.arange(bins) * math.log(ratio)).repeat(4))
-
-
-def class_branch(in_channels: int, width: int, num_classes: int) -> nn.Sequential:
-    """Build the two depthwise-separable convolutions of a class branch, and its output."""
-    return nn.Sequential(
-        DWConv(in_channels, in_channels, 3),
-        Conv(in_channels, width),
-        DWConv(width, width, 3),
-        Conv(width, width),
-        nn.Conv2d(width, num_classes, 1),
-    )
 
 
 @HEADS.register("dense")
@@ -100,7 +95,7 @@ class Dense(nn.Module):
         num_classes: number of classes C.
         in_channels: channels of every input level, finest first.
         bins: values per side; 1 for direct regression.
-        end_to_end: whether to add the one-to-one layer.
+        end_to_end: whether to add the suppression layer.
         num_masks: mask coefficients M of every cell.
     """
 
@@ -125,8 +120,8 @@ class Dense(nn.Module):
         class_width = max(in_channels[0], min(num_classes, 128))
         sizes = (box_width, class_width, 4 * bins, num_classes, max(in_channels[0] // 4, num_masks), num_masks)
         self.levels = nn.ModuleList(Branches(channels, *sizes) for channels in in_channels)
-        self.one_to_one = Suppression() if end_to_end else None
-        self.use_one_to_one = False  # in inference
+        self.suppression = Suppression() if end_to_end else None
+        self.use_suppression = False  # in inference
 
     def configure(self, strides: tuple[int, ...]) -> None:
         """Set the strides of the inputs and the initial biases."""
@@ -135,7 +130,7 @@ class Dense(nn.Module):
             branches, prior = self.levels[index], OBJECTS_PER_IMAGE / self.num_classes / (IMAGE_PX / stride) ** 2
             assert isinstance(branches, Branches)
             branches.initialise(self.bins)
-            nn.init.constant_(list(branches.cls.children())[-1].get_parameter("bias"), math.log(prior))
+            nn.init.constant_(branches.cls[-1].get_parameter("bias"), math.log(prior))
 
     def forward(self, features: list[Tensor]) -> Raw:
         """Map feature levels to logits.
@@ -144,27 +139,25 @@ class Dense(nn.Module):
             features: per level (B, c, H, W), finest first.
 
         Returns:
-            `level0`, `level1`, ...: (B, 4 x bins + C + M, H, W) logits; in training with the one-to-one layer also
-            `one`: (B, 4 x bins + C, N) detached logits of all levels, those of the classes corrected.
+            `level0`, `level1`, ...: (B, 4 x bins + C + M, H, W) logits; in training with the suppression layer also
+            `suppressed`: (B, 4 x bins + C, N) detached logits of all levels, those of the classes corrected.
         """
-        raw: Raw = {}
-        for index, (branches, feature) in enumerate(zip(self.levels, features, strict=True)):
-            assert isinstance(branches, Branches)
-            raw[f"level{index}"] = branches(feature, branches.box(feature))
-        if self.training and self.one_to_one is not None:
-            raw["one"] = self._one_to_one(raw)
+        pairs = zip(self.levels, features, strict=True)
+        raw: Raw = {f"level{index}": branches(feature) for index, (branches, feature) in enumerate(pairs)}
+        if self.training and self.suppression is not None:
+            raw["suppressed"] = self._suppressed(raw)
         return raw
 
-    def _one_to_one(self, raw: Raw) -> Tensor:
+    def _suppressed(self, raw: Raw) -> Tensor:
         """Correct the best class logits of every image."""
-        assert self.one_to_one is not None
+        assert self.suppression is not None
         levels = {name: to_fp32(level.detach()) for name, level in raw.items()}
         with torch.no_grad():
             corners, logits = self._decode(levels)
             cells = logits.shape[2]
             values, place = logits.flatten(1).topk(min(TRAINED_PAIRS, logits[0].numel()), dim=1)
             boxes = corners.gather(2, (place % cells)[:, None].expand(-1, 4, -1)).transpose(1, 2)
-        correction = self.one_to_one(boxes, values, torch.div(place, cells, rounding_mode="floor"))
+        correction = self.suppression(boxes, values, torch.div(place, cells, rounding_mode="floor"))
         logits = logits.flatten(1).scatter_add(1, place, correction).view_as(logits)
         parts = [level[:, : 4 * self.bins].flatten(2) for level in levels.values()]
         return torch.cat((torch.cat(parts, dim=2), logits), dim=1)
@@ -176,13 +169,13 @@ class Dense(nn.Module):
             `predictions` (B, N, 5 + C), finest level first, row by row: cxcywh in pixels, the highest class
             probability, every class's probability divided by it, and mask coefficients, if any. The product of the two
             probabilities is the class score, as with heads that predict objectness, so post-processing and exported
-            files need not know the difference. Or, with the one-to-one layer, `end_to_end` (B, 300, 6): x1, y1, x2, y2
+            files need not know the difference. Or, with the suppression layer, `end_to_end` (B, 300, 6): x1, y1, x2, y2
             in pixels, score and class, in descending order of score.
         """
         corners, logits = self._decode(raw)
-        if self.use_one_to_one and self.one_to_one is not None:
+        if self.use_suppression and self.suppression is not None:
             boxes, values, classes = top_pairs(corners, logits, MAX_DETECTIONS)
-            values = values + self.one_to_one(boxes, values, classes)
+            values = values + self.suppression(boxes, values, classes)
             return {"end_to_end": in_order(boxes, values, classes)}
         low, high = corners.chunk(2, dim=1)
         scores = logits.sigmoid()
@@ -209,7 +202,7 @@ class Dense(nn.Module):
     @property
     def spec(self) -> HeadSpec:
         """Static description of the head."""
-        without_nms = self.use_one_to_one and self.one_to_one is not None
+        without_nms = self.use_suppression and self.suppression is not None
         return HeadSpec(
             self.name, self.num_classes, self.strides, num_masks=self.num_masks, loss=self.loss, bins=self.bins,
             end_to_end=without_nms,

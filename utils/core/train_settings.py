@@ -70,7 +70,7 @@ class TrainSettings:
     val_start: int = 1
     val_interval: int = 1
     noautoanchor: bool = False
-    end_to_end: bool = False  # add one-to-one branches
+    end_to_end: bool = False  # add a suppression layer
     distill: str = ""  # checkpoint of a teacher
     noplots: bool = False
     cache: str | None = None
