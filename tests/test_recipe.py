@@ -44,8 +44,8 @@ def test_small_data_get_a_step_per_batch():
         (Facts(205, 4000, 12, 12, pretrained=True), 12),  # half of it would be less than 8
         (Facts(205, 4000, 12, 64, pretrained=True, processes=16), 16),
         (Facts(205, 4000, 12, 16, pretrained=True, fixed_batch=True), 16),
-        (Facts(5000, 4000, 12, 64, pretrained=True), 16),
-        (Facts(205, 4000, 160, 16, pretrained=True), 16),
+        (Facts(2050, 4000, 12, 64, pretrained=True), 32),
+        (Facts(205, 4000, 40, 16, pretrained=True), 16),
     ],
 )
 def test_very_few_images_get_smaller_batches(facts, batch):

@@ -17,7 +17,7 @@ from utils.core.train_settings import TrainSettings
 
 FEW_STEPS = 10_000  # with fewer steps of 64 images than this, a step per batch and AdamW learn more
 LARGEST_STEP = 64  # images
-WANTED_STEPS, SMALLEST_BATCH = 2000, 8  # batches are halved down to 8 images until the run has this many steps
+WANTED_STEPS, SMALLEST_BATCH = 500, 8  # batches are halved down to 8 images until the run has this many steps
 MAX_CLOSED = 10  # last epochs without mosaic
 _MIN_PATIENCE, _MAX_PATIENCE = 20, 100
 
