@@ -152,7 +152,8 @@ def apply_recipe(settings: TrainSettings, hyp: Hyp, loader: Loader) -> tuple[Tra
     kept = _explicit_hyps(settings, hyp)
     for reason in choice.reasons:
         LOGGER.info(f"recipe: {reason}")
-    if clash := sorted(({*choice.settings} - {*changed}) | (kept & choice.hyp.keys())):
+    other = {name for name in kept & choice.hyp.keys() if getattr(hyp, name) != choice.hyp[name]}
+    if clash := sorted(({*choice.settings} - {*changed}) | other):
         LOGGER.info(f"recipe: not changed, given explicitly: {', '.join(clash)}")
     return replace(settings, **changed), replace(hyp, **{k: v for k, v in choice.hyp.items() if k not in kept})
 
