@@ -5,7 +5,7 @@ python benchmarks/runtimes.py --weights yolov5n.pt --source photos/ --data coco1
 
 Every image is first resized to a square, so that files with static and dynamic shapes compute the same. Plain PyTorch
 is the unfused network in fp32 and the default memory format. With --data, INT8 files and their accuracy are included.
-Weights with a suppression layer (train.py --end-to-end) are also exported without NMS. The last column compares an INT8
+Weights with a duplicate filter (train.py --end-to-end) are also exported without NMS. The last column compares an INT8
 file with the fp32 file, and a file without NMS with one that contains it.
 """
 

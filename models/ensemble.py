@@ -15,7 +15,7 @@ from utils.core.errors import UserError
 
 
 def require_all_boxes(runners: Sequence[Runner], what: str) -> None:
-    """Raise UserError for runners with a suppression layer, whose boxes cannot be merged by NMS."""
+    """Raise UserError for runners with a duplicate filter, whose boxes cannot be merged by NMS."""
     if any(spec.end_to_end for runner in runners for spec in runner.specs.values()):
         raise UserError(f"--end-to-end: {what} merges boxes by NMS; leave the option out")
 

@@ -120,17 +120,17 @@ class Network(nn.Module):
         return {name: heads[name].decode(tensors) for name, tensors in raw.items()}
 
     def use_end_to_end(self) -> None:
-        """Let inference use the suppression layers, whose boxes need no NMS.
+        """Let inference use the duplicate filters, whose boxes need no NMS.
 
         Raises:
             UserError: No head has them.
         """
-        able = [head for head in self.heads.values() if getattr(head, "suppression", None) is not None]
+        able = [head for head in self.heads.values() if getattr(head, "duplicate_filter", None) is not None]
         if not able:
             name = self.architecture["name"]
-            raise UserError(f"--end-to-end: {name} has no suppression layer; train with --end-to-end, or use NMS")
+            raise UserError(f"--end-to-end: {name} has no duplicate filter; train with --end-to-end, or use NMS")
         for head in able:
-            head.use_suppression = True
+            head.use_duplicate_filter = True
 
     def set_anchors(self, head: str, anchors_px: Tensor) -> None:
         """Replace a head's anchors, (L, A, 2) widths and heights in pixels, finest level first."""

@@ -1,4 +1,4 @@
-"""Suppression layer: detections without NMS in PyTorch and exported files, both ways in results.json."""
+"""Duplicate filter: detections without NMS in PyTorch and exported files, both ways in results.json."""
 
 import pytest
 import torch
@@ -92,7 +92,7 @@ def test_both_ways_are_in_the_results(tmp_path):
 def test_impossible_uses(network, checkpoint, tmp_path):
     plain = tmp_path / "plain.pt"
     save_checkpoint(plain, detecting_network("polyolo-n"), {"imgsz": 96})
-    with pytest.raises(UserError, match="no suppression layer"):
+    with pytest.raises(UserError, match="no duplicate filter"):
         opened(plain)
     with pytest.raises(UserError, match="merge boxes by NMS"):
         use_end_to_end(open_weights([str(plain)], CPU, augment=True).runner)

@@ -6,7 +6,7 @@ from torch import nn
 
 from models.builder import build_network
 from models.heads.dense import MAX_DETECTIONS, TRAINED_PAIRS, Dense, decode_distances, in_order, top_pairs
-from models.heads.suppression import Suppression
+from models.heads.duplicate_filter import DuplicateFilter
 from utils.core.contracts import Batch, Geometry, HeadSpec, ImageInfo
 from utils.core.hyp import Hyp
 from utils.losses.dense import TOP_K, DenseLoss
@@ -174,7 +174,7 @@ def test_top_pairs_match_a_sort_of_all_scores(cells):
         assert torch.equal(rows[image, :count, :4], corners[image, :, order[:count] % cells].T)
 
 
-@pytest.mark.parametrize("changes", [{}, {"bins": 1}, {"end_to_end": True}], ids=["bins", "direct", "suppression"])
+@pytest.mark.parametrize("changes", [{}, {"bins": 1}, {"end_to_end": True}], ids=["bins", "direct", "filter"])
 def test_loss_without_labels_is_finite_and_reaches_every_parameter(changes):
     network = network_of(**changes)
     terms = DenseLoss(network.specs["detect"], Hyp())(network(torch.rand(2, 3, 64, 64))["detect"], batch_of([], 2))
@@ -249,12 +249,12 @@ def test_boxes_are_a_few_strides_wide_before_training(bins):
         assert 1.5 < float(decode_distances(level[:, : 4 * bins], bins).mean()) < 2.5
 
 
-def test_suppression_corrects_scores_of_the_same_boxes():
+def test_duplicate_filter_corrects_scores_of_the_same_boxes():
     network = network_of(end_to_end=True)
     raw = network(torch.rand(2, 3, 64, 64))["detect"]
     levels = torch.cat([raw[f"level{index}"].flatten(2) for index in range(3)], dim=2)
-    assert torch.equal(raw["suppressed"][:, :64], levels[:, :64])
-    changed = raw["suppressed"][:, 64:] != levels[:, 64:]
+    assert torch.equal(raw["filtered"][:, :64], levels[:, :64])
+    changed = raw["filtered"][:, 64:] != levels[:, 64:]
     assert 0 < int(changed.sum()) <= 2 * TRAINED_PAIRS
     terms = DenseLoss(network.specs["detect"], Hyp())(raw, batch_of([[0, 1, 0.5, 0.5, 0.4, 0.3]], 2))
     assert terms.keys() == {"box", "cls", "dfl", "one_cls"}
@@ -263,16 +263,16 @@ def test_suppression_corrects_scores_of_the_same_boxes():
 def test_scores_of_duplicates_fall():
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 9.5], [0, 0, 10, 5.5], [0, 0, 10, 10], [20, 20, 30, 30]]])
     logits, classes = torch.tensor([[2.0, 1.9, 1.8, 1.7, 1.6]]), torch.tensor([[0, 0, 0, 1, 0]])
-    corrections = Suppression()(boxes, logits, classes)
+    corrections = DuplicateFilter()(boxes, logits, classes)
     # the second overlaps the first by 0.95, the third the first two by 0.55 and 0.58; the fourth has another class
     assert corrections.tolist() == [[0, -6, -2, 0, 0]]
     with torch.no_grad():
-        layer = Suppression()
+        layer = DuplicateFilter()
         layer.output.bias.fill_(0.25)
         assert layer(boxes, logits, classes).tolist() == [[1, -5, -1, 1, 1]]
 
 
-def test_suppression_leaves_other_gradients_unchanged():
+def test_duplicate_filter_leaves_other_gradients_unchanged():
     torch.manual_seed(0)
     both, dense = network_of(end_to_end=True), network_of()
     state = both.state_dict()
@@ -285,7 +285,7 @@ def test_suppression_leaves_other_gradients_unchanged():
     gradients = dict(both.named_parameters())
     for name, parameter in dense.named_parameters():
         assert torch.equal(parameter.grad, gradients[name].grad), name
-    extra = [p.grad for name, p in both.named_parameters() if "suppression" in name]
+    extra = [p.grad for name, p in both.named_parameters() if "duplicate_filter" in name]
     assert sum(float(grad.abs().sum()) for grad in extra) > 0
 
 

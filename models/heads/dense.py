@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.heads.anchor_head import cell_indices, to_fp32
-from models.heads.suppression import Suppression
+from models.heads.duplicate_filter import DuplicateFilter
 from models.layer_plan import HEADS, Plan, Row
 from models.layers.common import Conv, DWConv
 from utils.core.contracts import Decoded, HeadSpec, Raw
@@ -18,7 +18,7 @@ from utils.core.contracts import Decoded, HeadSpec, Raw
 OBJECTS_PER_IMAGE, IMAGE_PX = 5, 640  # initial class scores expect this many objects in an image of this size
 INITIAL_DISTANCE = 2.0  # strides from a cell's centre to each side of its box before training
 MAX_DETECTIONS = 300  # rows of the output without NMS
-TRAINED_PAIRS = 100  # best boxes of an image whose duplicates are suppressed in training
+TRAINED_PAIRS = 100  # best boxes of an image whose duplicates are filtered in training
 TINY = 1e-12  # keeps 0 / 0 out of the decoded scores
 NO_SCORE = -1e4  # logit of missing rows, finite in half precision
 
@@ -95,7 +95,7 @@ class Dense(nn.Module):
         num_classes: number of classes C.
         in_channels: channels of every input level, finest first.
         bins: values per side; 1 for direct regression.
-        end_to_end: whether to add the suppression layer.
+        end_to_end: whether to add the duplicate filter.
         num_masks: mask coefficients M of every cell.
     """
 
@@ -120,8 +120,8 @@ class Dense(nn.Module):
         class_width = max(in_channels[0], min(num_classes, 128))
         sizes = (box_width, class_width, 4 * bins, num_classes, max(in_channels[0] // 4, num_masks), num_masks)
         self.levels = nn.ModuleList(Branches(channels, *sizes) for channels in in_channels)
-        self.suppression = Suppression() if end_to_end else None
-        self.use_suppression = False  # in inference
+        self.duplicate_filter = DuplicateFilter() if end_to_end else None
+        self.use_duplicate_filter = False  # in inference
 
     def configure(self, strides: tuple[int, ...]) -> None:
         """Set the strides of the inputs and the initial biases."""
@@ -139,25 +139,25 @@ class Dense(nn.Module):
             features: per level (B, c, H, W), finest first.
 
         Returns:
-            `level0`, `level1`, ...: (B, 4 x bins + C + M, H, W) logits; in training with the suppression layer also
-            `suppressed`: (B, 4 x bins + C, N) detached logits of all levels, those of the classes corrected.
+            `level0`, `level1`, ...: (B, 4 x bins + C + M, H, W) logits; in training with the duplicate filter also
+            `filtered`: (B, 4 x bins + C, N) detached logits of all levels, those of the classes corrected.
         """
         pairs = zip(self.levels, features, strict=True)
         raw: Raw = {f"level{index}": branches(feature) for index, (branches, feature) in enumerate(pairs)}
-        if self.training and self.suppression is not None:
-            raw["suppressed"] = self._suppressed(raw)
+        if self.training and self.duplicate_filter is not None:
+            raw["filtered"] = self._filtered(raw)
         return raw
 
-    def _suppressed(self, raw: Raw) -> Tensor:
+    def _filtered(self, raw: Raw) -> Tensor:
         """Correct the best class logits of every image."""
-        assert self.suppression is not None
+        assert self.duplicate_filter is not None
         levels = {name: to_fp32(level.detach()) for name, level in raw.items()}
         with torch.no_grad():
             corners, logits = self._decode(levels)
             cells = logits.shape[2]
             values, place = logits.flatten(1).topk(min(TRAINED_PAIRS, logits[0].numel()), dim=1)
             boxes = corners.gather(2, (place % cells)[:, None].expand(-1, 4, -1)).transpose(1, 2)
-        correction = self.suppression(boxes, values, torch.div(place, cells, rounding_mode="floor"))
+        correction = self.duplicate_filter(boxes, values, torch.div(place, cells, rounding_mode="floor"))
         logits = logits.flatten(1).scatter_add(1, place, correction).view_as(logits)
         parts = [level[:, : 4 * self.bins].flatten(2) for level in levels.values()]
         return torch.cat((torch.cat(parts, dim=2), logits), dim=1)
@@ -169,13 +169,13 @@ class Dense(nn.Module):
             `predictions` (B, N, 5 + C), finest level first, row by row: cxcywh in pixels, the highest class
             probability, every class's probability divided by it, and mask coefficients, if any. The product of the two
             probabilities is the class score, as with heads that predict objectness, so post-processing and exported
-            files need not know the difference. Or, with the suppression layer, `end_to_end` (B, 300, 6): x1, y1, x2, y2
+            files need not know the difference. Or, with the duplicate filter, `end_to_end` (B, 300, 6): x1, y1, x2, y2
             in pixels, score and class, in descending order of score.
         """
         corners, logits = self._decode(raw)
-        if self.use_suppression and self.suppression is not None:
+        if self.use_duplicate_filter and self.duplicate_filter is not None:
             boxes, values, classes = top_pairs(corners, logits, MAX_DETECTIONS)
-            values = values + self.suppression(boxes, values, classes)
+            values = values + self.duplicate_filter(boxes, values, classes)
             return {"end_to_end": in_order(boxes, values, classes)}
         low, high = corners.chunk(2, dim=1)
         scores = logits.sigmoid()
@@ -202,7 +202,7 @@ class Dense(nn.Module):
     @property
     def spec(self) -> HeadSpec:
         """Static description of the head."""
-        without_nms = self.use_suppression and self.suppression is not None
+        without_nms = self.use_duplicate_filter and self.duplicate_filter is not None
         return HeadSpec(
             self.name, self.num_classes, self.strides, num_masks=self.num_masks, loss=self.loss, bins=self.bins,
             end_to_end=without_nms,

@@ -83,7 +83,7 @@ def open_model(settings: OpenSettings, device: torch.device, runs: Path = DEFAUL
 
 
 def use_end_to_end(runner: Runner) -> None:
-    """Let a runner use the suppression layer of its network (`--end-to-end`).
+    """Let a runner use the duplicate filter of its network (`--end-to-end`).
 
     Raises:
         UserError: It has none, or it merges the boxes of several runs.
@@ -94,7 +94,7 @@ def use_end_to_end(runner: Runner) -> None:
     elif isinstance(runner, (Ensemble, MultiViewRunner)):
         raise UserError("--end-to-end: ensembles and --augment merge boxes by NMS; leave one of the options out")
     elif not any(spec.end_to_end for spec in runner.specs.values()):
-        raise UserError("--end-to-end: this file was exported without its suppression layer; export it again with it")
+        raise UserError("--end-to-end: this file was exported without its duplicate filter; export it again with it")
 
 
 def open_weights(

@@ -58,7 +58,7 @@ def _add_model(group: Options) -> None:
     add_flag(group, "--noautoanchor", "do not fit the anchors to the labels")
     text = "checkpoint of a trained teacher of the same family, whose outputs the network also learns"
     add("--distill", default="", metavar="FILE", help=text)
-    add_flag(group, "--end-to-end", "also train a layer that replaces NMS (anchor-free families)")
+    add_flag(group, "--end-to-end", "also train a filter of duplicates that replaces NMS (anchor-free families)")
 
 
 def add_freeze(group: Options) -> None:

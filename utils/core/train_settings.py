@@ -70,7 +70,7 @@ class TrainSettings:
     val_start: int = 1
     val_interval: int = 1
     noautoanchor: bool = False
-    end_to_end: bool = False  # add a suppression layer
+    end_to_end: bool = False  # add a duplicate filter
     distill: str = ""  # checkpoint of a teacher
     noplots: bool = False
     cache: str | None = None

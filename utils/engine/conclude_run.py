@@ -37,8 +37,8 @@ def conclude(run: Run) -> dict[str, float]:
 
 
 def _end_to_end_metrics(run: Run, network: Network) -> dict[str, float]:
-    """Evaluate the suppression layer, if there is one; the names of the metrics end in `_end_to_end`."""
-    if all(getattr(head, "suppression", None) is None for head in network.heads.values()):
+    """Evaluate the duplicate filter, if there is one; the names of the metrics end in `_end_to_end`."""
+    if all(getattr(head, "duplicate_filter", None) is None for head in network.heads.values()):
         return {}
     network.use_end_to_end()
     heads = [name for name, spec in network.specs.items() if not spec.end_to_end]
@@ -46,7 +46,7 @@ def _end_to_end_metrics(run: Run, network: Network) -> dict[str, float]:
     report = evaluate(runner, run.val_loader, run.eval_settings(), run.device, skip_heads=tuple(heads))
     metrics = {f"{name}_end_to_end": value for name, value in report.metrics.items() if not name.startswith("val/")}
     scores = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if "/map50" in name)
-    LOGGER.info(f"suppression layer, without NMS: {scores}")
+    LOGGER.info(f"duplicate filter, without NMS: {scores}")
     return metrics
 
 

@@ -77,7 +77,7 @@ def _build_from_weights(task: Task, settings: TrainSettings, hyp: Hyp, data: Dat
         architecture = {**architecture, "end_to_end": True}
     per_level = None if hyp.anchors is None else round(hyp.anchors)
     network = build_network(architecture, anchors_per_level=per_level, head_names=_head_names(architecture, data))
-    if settings.end_to_end and not any(getattr(head, "suppression", None) for head in network.heads.values()):
+    if settings.end_to_end and not any(getattr(head, "duplicate_filter", None) for head in network.heads.values()):
         model = settings.cfg or settings.weights
         raise UserError(f"--end-to-end: {model} has no anchor-free head of boxes alone; use --cfg polyolo-n")
     if (state := start.state_for(network)) is None:

@@ -27,7 +27,7 @@ from utils.losses.task_aligned import Assigned, Candidates, assign, find_candida
 from utils.ops.iou import paired_iou
 
 TOP_K = 10  # positives per label
-TOP_K_SINGLE = 7  # cells from which the only positive of the suppression layer is chosen
+TOP_K_SINGLE = 7  # cells from which the only positive of the duplicate filter is chosen
 _LAST_BIN = 0.01  # distances end this far below the last bin, so that there is a bin above them
 
 
@@ -47,7 +47,7 @@ class _ClassTerm(NamedTuple):
 
 @LOSSES.register("dense")
 class DenseLoss(nn.Module):
-    """Loss terms `box`, `cls` and `dfl` of the dense head, gains included, and `one_cls` of its suppression layer.
+    """Loss terms `box`, `cls` and `dfl` of the dense head, gains included, and `one_cls` of its duplicate filter.
 
     The engine multiplies the terms by the number of images (`per_image`). In evaluation mode the sum of target scores
     is that of this rank.
@@ -92,8 +92,8 @@ class DenseLoss(nn.Module):
         """Compute the loss terms of a batch.
 
         Args:
-            raw: `level0`, `level1`, ...: (B, 4 x bins + C, H, W) logits, finest level first; with the suppression layer
-                also `suppressed`: (B, 4 x bins + C, N) logits.
+            raw: `level0`, `level1`, ...: (B, 4 x bins + C, H, W) logits, finest level first; with the duplicate filter
+                also `filtered`: (B, 4 x bins + C, N) logits.
             batch: Images and labelled boxes; `batch.prepared` may hold the pairs of `prepare()`.
 
         Returns:
@@ -103,8 +103,8 @@ class DenseLoss(nn.Module):
         candidates = self._candidates(raw, batch)
         with autocast_disabled(some.device.type):
             terms = self.detailed(self.levels(raw), candidates, batch).terms
-            if "suppressed" in raw:
-                terms["one_cls"] = self._class_term(raw["suppressed"], candidates, batch, TOP_K_SINGLE).value
+            if "filtered" in raw:
+                terms["one_cls"] = self._class_term(raw["filtered"], candidates, batch, TOP_K_SINGLE).value
         return terms
 
     def levels(self, raw: Raw) -> Tensor:

@@ -138,7 +138,7 @@ def _add_precision(group: Options) -> None:
 
 def _add_nms(group: Options) -> None:
     add = group.add_argument
-    add_flag(group, "--end-to-end", "export with the suppression layer: (B, 300, 6) boxes, scores, classes without NMS")
+    add_flag(group, "--end-to-end", "export with the duplicate filter: (B, 300, 6) boxes, scores, classes without NMS")
     add_flag(group, "--nms", "include non-maximum suppression in the file; the options below need it")
     add_flag(group, "--agnostic-nms", "apply NMS across classes")
     add("--conf-thres", type=float, default=0.25, metavar="P", help="confidence threshold")

@@ -138,7 +138,7 @@ def prediction_parser(description: str | None, masks: bool = False, **defaults: 
     add("--classes", nargs="+", type=int, default=[], metavar="N", help=text)
     add_flag(group, "--agnostic-nms", "apply NMS across classes")
     add_flag(group, "--augment", "apply test-time augmentation: three scales, the middle one mirrored")
-    add_flag(group, "--end-to-end", "use the suppression layer of an anchor-free model instead of NMS")
+    add_flag(group, "--end-to-end", "use the duplicate filter of an anchor-free model instead of NMS")
     if masks:
         add_flag(group, "--retina-masks", "compute masks at the resolution of the image instead of the network input")
     add("--vid-stride", type=int, default=1, metavar="N", help="use every n-th frame of videos")

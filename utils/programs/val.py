@@ -39,7 +39,7 @@ def val_parser(description: str | None, **defaults: Any) -> argparse.ArgumentPar
     group.add_argument("--weights", nargs="+", default=[], metavar="FILE", help=text)
     add_image_size(group, [], "inference size in pixels (default: from the checkpoint, else 640)")
     add_flag(group, "--augment", "test-time augmentation: three scales, one of them flipped")
-    add_flag(group, "--end-to-end", "use the suppression layer of an anchor-free model instead of NMS")
+    add_flag(group, "--end-to-end", "use the duplicate filter of an anchor-free model instead of NMS")
     add_runtime(group, "use half precision on GPUs")
     _add_data(parser.add_argument_group("data"))
     _add_evaluation(parser.add_argument_group("evaluation"))

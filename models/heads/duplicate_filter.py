@@ -1,4 +1,4 @@
-"""Suppression of duplicate detections by a trained layer, for networks whose detections need no NMS."""
+"""A trained filter of duplicate detections, for networks whose detections need no NMS."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WIDTH, LARGEST = 16, 8.0
 TINY = 1e-6  # keeps 0 / 0 out of the IoU
 
 
-class Suppression(nn.Module):
+class DuplicateFilter(nn.Module):
     """Correct the scores of the best boxes of an image, so that one box per object keeps a high score.
 
     Each box is compared with all others of its class. For every threshold a small perceptron gets the largest lead of a
