@@ -1,12 +1,13 @@
 """Accuracy per training time: several families and recipes, the same data, the same minutes on the same machine.
 
-python benchmarks/accuracy.py --minutes 5 --imgsz 224 --write
+python benchmarks/accuracy.py --minutes 5 --imgsz 224 --batch-size 16 --recipes auto --cfgs yolov5n polyolo-n:end-to-end
 python benchmarks/accuracy.py --minutes 2 --data bccd.yaml --weights yolov5n.pt --cfgs yolov5n polyolo-n --recipes auto
 
 For every family and recipe a first run of four epochs measures the time of the start, an epoch and a validation. The
 number of epochs that fit into the minutes then is the length of the schedule for all seeds. Validation counts as
-training time, as it does for users. Run it on a quiet machine. With --write, report and plot are named after task, data
-and initial weights.
+training time, as it does for users. Run it on a quiet machine, and give --batch-size if `--recipe auto` would choose a
+smaller one for four epochs than for the whole run. With --write, report and plot are named after task, data and initial
+weights.
 """
 
 from __future__ import annotations

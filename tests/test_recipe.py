@@ -30,7 +30,7 @@ def test_small_data_get_a_step_per_batch():
     assert choice.settings == {"optimizer": "AdamW", "schedule": "flat-cosine", "patience": 20}
     assert choice.hyp["nominal_batch"] == 16
     assert choice.hyp["lr0"] == 0.001 and choice.hyp["warmup_epochs"] == 3 and choice.hyp["close_mosaic"] == 6
-    assert choose(Facts(640, 2400, 60, 16, pretrained=False)).hyp["lr0"] == 0.002
+    assert choose(Facts(640, 2400, 60, 16, pretrained=False)).hyp["lr0"] == 0.004
     assert choose(Facts(9000, 2400, 60, 64, pretrained=True)).hyp["lr0"] == 0.002  # grows with the root of the batch
     schedule = StepSchedule(Hyp(**choice.hyp), epochs=60, steps_per_epoch=40, batch_size=16)
     assert schedule.accumulate(0) == schedule.accumulate(100) == 1 and schedule.warmup_steps == 120

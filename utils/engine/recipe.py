@@ -85,7 +85,7 @@ def choose(facts: Facts) -> RecipeChoice:
     batch = facts.batch
     step = min(batch, LARGEST_STEP)
     steps = max(facts.images * facts.epochs // batch, 1)
-    rate = 0.001 if facts.pretrained else 0.002
+    rate = 0.001 if facts.pretrained else 0.004
     rate = round(rate * (step / 16) ** 0.5, 6)
     warmup = round(min(3.0, facts.epochs / 10), 2)
     decay = round(1 - min(20 / steps, 0.5), 6)
