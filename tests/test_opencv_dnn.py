@@ -31,7 +31,8 @@ def files(tmp_path_factory):
     folder, made = tmp_path_factory.mktemp("dnn"), {}
     for task, network in NETWORKS.items():
         save_checkpoint(folder / f"{task}.pt", network(), {"imgsz": 96})
-        path, _ = written(folder / f"{task}.pt", folder, "onnx", dynamic=True)
+        # of random weights, rounding alone can exceed the limit of export.py; the tests below compare
+        path, _ = written(folder / f"{task}.pt", folder, "onnx", dynamic=True, allow_mismatch=True)
         made[task] = (folder / f"{task}.pt", path)
     return made
 
