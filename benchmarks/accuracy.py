@@ -3,10 +3,10 @@
 python benchmarks/accuracy.py --minutes 5 --imgsz 224 --batch-size 16 --recipes auto --cfgs yolov5n polyolo-n:end-to-end
 python benchmarks/accuracy.py --minutes 2 --data bccd.yaml --weights yolov5n.pt --cfgs yolov5n polyolo-n --recipes auto
 
-For every family and recipe a first run of four epochs measures the time of the start, an epoch and a validation. The
-number of epochs that fit into the minutes then is the length of the schedule for all seeds. Validation counts as
-training time, as it does for users. Run it on a quiet machine, and give --batch-size if `--recipe auto` would choose a
-smaller one for four epochs than for the whole run. With --write, report and plot are named after task, data and initial
+For every family and recipe two runs of four epochs measure the time of the start, an epoch and a validation. The number
+of epochs that fit into the minutes then is the length of the schedule for all seeds. Validation counts as training
+time, as it does for users. Run it on a quiet machine, and give --batch-size if `--recipe auto` would choose a smaller
+one for four epochs than for the whole run. With --write, report and plot are named after task, data and initial
 weights.
 """
 
@@ -20,7 +20,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from utils.tasks.task_selection import select_training_task
 
 NAME = "accuracy"
 DEFAULTS = "yolov5"  # the recipe without --recipe
+PROBES = 2  # rounds that measure the time of an epoch
 BRANCHES = ":end-to-end"  # suffix of --cfgs
 END_TO_END = "detect/map50_95_end_to_end"
 SCORES = {  # name in results -> title, by task
@@ -105,13 +105,24 @@ def train_once(options: argparse.Namespace, cfg: str, recipe: str, epochs: int, 
     return Outcome(numbers, recorder.ends[-1], epochs, recorder)
 
 
-def fitting_epochs(options: argparse.Namespace, cfg: str, recipe: str) -> int:
-    """Measure epochs with and without validation; return how many fit into the minutes."""
-    ends = train_once(options, cfg, recipe, 4, seed=0, interval=2).curve.ends
-    durations = [end - begin for begin, end in pairwise(ends)]
-    epoch, validation = min(durations), max(durations) - min(durations)
-    start = ends[0] - epoch - validation
-    return max(int((options.minutes - start - options.validations * validation) / epoch), 1)
+def fitting_epochs(options: argparse.Namespace, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
+    """Measure epochs with and without validation; compute how many fit into the minutes for every family and recipe.
+
+    The rounds alternate, so that a drift of the machine affects all of them alike.
+    """
+    ends: dict[tuple[str, str], list[list[float]]] = {pair: [] for pair in pairs}
+    for _ in range(PROBES):
+        for pair in pairs:
+            ends[pair].append(train_once(options, *pair, 4, seed=0, interval=2).curve.ends)
+    return {pair: _fitting(rounds, options.minutes, options.validations) for pair, rounds in ends.items()}
+
+
+def _fitting(rounds: Sequence[Sequence[float]], minutes: float, validations: int) -> int:
+    """Compute the epochs that fit from the ends of four epochs in every round; the second and fourth are validated."""
+    first, second, third, fourth = (statistics.fmean(ends) for ends in zip(*rounds, strict=True))
+    epoch = third - second
+    validation = max((second - first + fourth - third) / 2 - epoch, 0)
+    return max(int((minutes - (first - epoch) - validations * validation) / epoch), 1)
 
 
 def interval_of(options: argparse.Namespace, epochs: int) -> int:
@@ -166,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     line = machine.command_arguments(arguments)
     options = build_parser().parse_args(line)
     pairs = [(cfg, recipe) for cfg in options.cfgs for recipe in options.recipes]
-    epochs = {pair: fitting_epochs(options, *pair) for pair in pairs}
+    epochs = fitting_epochs(options, pairs)
     runs: dict[tuple[str, str], list[Outcome]] = {pair: [] for pair in pairs}
     for seed in options.seeds:  # a drift of the machine then affects all pairs alike
         for pair in pairs:

@@ -278,6 +278,12 @@ def test_runtimes(results, tmp_path, monkeypatch):
     assert "| PyTorch, plain |" in text and "| TorchScript |" in text and "INT8" not in text
 
 
+def test_epochs_that_fit():
+    ends = [[3.0, 5.5, 7.5, 10.0], [3.2, 5.7, 7.7, 10.2]]  # a start of 1 and 1.2, epochs of 2, validations of 0.5
+    assert accuracy._fitting(ends, minutes=60, validations=4) == 28
+    assert accuracy._fitting(ends, minutes=0.1, validations=4) == 1
+
+
 def test_accuracy_per_time(shapes, results):
     line = ["--data", str(shapes), "--minutes", "0.001", "--seeds", "0", "1", "--imgsz", "64", "--batch-size", "4"]
     line += ["--workers", "0", "--device", "cpu", "--recipes", "auto", "--write"]
