@@ -139,28 +139,19 @@ class Dense(nn.Module):
             features: per level (B, c, H, W), finest first.
 
         Returns:
-            `level0`, `level1`, ...: (B, 4 x bins + C + M, H, W) logits; in training with the duplicate filter also
-            `filtered`: (B, 4 x bins + C, N) detached logits of all levels, those of the classes corrected.
+            `level0`, `level1`, ...: (B, 4 x bins + C + M, H, W) logits. In training with the duplicate filter also
+            `filtered`: (B, K) best class logits of every image, corrected; and `places`: their class x N + cell.
         """
         pairs = zip(self.levels, features, strict=True)
         raw: Raw = {f"level{index}": branches(feature) for index, (branches, feature) in enumerate(pairs)}
         if self.training and self.duplicate_filter is not None:
-            raw["filtered"] = self._filtered(raw)
+            with torch.no_grad():
+                corners, logits = self._decode({name: level.detach() for name, level in raw.items()})
+                cells = logits.shape[2]
+                boxes, values, classes, cell = top_pairs(corners, logits, min(TRAINED_PAIRS, cells))
+            raw["filtered"] = values + self.duplicate_filter(boxes, values, classes)
+            raw["places"] = classes * cells + cell
         return raw
-
-    def _filtered(self, raw: Raw) -> Tensor:
-        """Correct the best class logits of every image."""
-        assert self.duplicate_filter is not None
-        levels = {name: to_fp32(level.detach()) for name, level in raw.items()}
-        with torch.no_grad():
-            corners, logits = self._decode(levels)
-            cells = logits.shape[2]
-            values, place = logits.flatten(1).topk(min(TRAINED_PAIRS, logits[0].numel()), dim=1)
-            boxes = corners.gather(2, (place % cells)[:, None].expand(-1, 4, -1)).transpose(1, 2)
-        correction = self.duplicate_filter(boxes, values, torch.div(place, cells, rounding_mode="floor"))
-        logits = logits.flatten(1).scatter_add(1, place, correction).view_as(logits)
-        parts = [level[:, : 4 * self.bins].flatten(2) for level in levels.values()]
-        return torch.cat((torch.cat(parts, dim=2), logits), dim=1)
 
     def decode(self, raw: Raw) -> Decoded:
         """Decode logits to boxes and scores.
@@ -174,7 +165,7 @@ class Dense(nn.Module):
         """
         corners, logits = self._decode(raw)
         if self.use_duplicate_filter and self.duplicate_filter is not None:
-            boxes, values, classes = top_pairs(corners, logits, MAX_DETECTIONS)
+            boxes, values, classes, _ = top_pairs(corners, logits, MAX_DETECTIONS)
             values = values + self.duplicate_filter(boxes, values, classes)
             return {"end_to_end": in_order(boxes, values, classes)}
         low, high = corners.chunk(2, dim=1)
@@ -228,7 +219,7 @@ def decode_distances(logits: Tensor, bins: int) -> Tensor:
     return torch.cat(sides, dim=1)
 
 
-def top_pairs(corners: Tensor, logits: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+def top_pairs(corners: Tensor, logits: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Select the pairs of a cell and a class with the highest scores.
 
     Args:
@@ -237,7 +228,7 @@ def top_pairs(corners: Tensor, logits: Tensor, limit: int) -> tuple[Tensor, Tens
         limit: number of pairs per image; missing ones have the logit `NO_SCORE`.
 
     Returns:
-        (B, limit, 4) boxes, (B, limit) logits in descending order and (B, limit) classes.
+        (B, limit, 4) boxes, (B, limit) logits in descending order, their classes and cells.
     """
     cells = logits.shape[2]
     best = functional.pad(logits.amax(dim=1), (0, limit), value=2 * NO_SCORE)  # images may have fewer cells
@@ -247,8 +238,9 @@ def top_pairs(corners: Tensor, logits: Tensor, limit: int) -> tuple[Tensor, Tens
     place = place.clamp(max=cells - 1)[:, None]
     chosen = logits.gather(2, place.expand(-1, logits.shape[1], -1)).masked_fill(missing, NO_SCORE)  # (B, C, limit)
     values, flat = chosen.flatten(1).topk(limit, dim=1)
-    boxes = corners.gather(2, place.expand(-1, 4, -1)).gather(2, (flat % limit)[:, None].expand(-1, 4, -1))
-    return boxes.transpose(1, 2), values, torch.div(flat, limit, rounding_mode="floor")
+    cell = place[:, 0].gather(1, flat % limit)
+    boxes = corners.gather(2, cell[:, None].expand(-1, 4, -1)).transpose(1, 2)
+    return boxes, values, torch.div(flat, limit, rounding_mode="floor"), cell
 
 
 def in_order(boxes: Tensor, logits: Tensor, classes: Tensor) -> Tensor:

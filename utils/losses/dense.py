@@ -37,12 +37,7 @@ class DenseLossDetails(NamedTuple):
     terms: dict[str, Tensor]
     assigned: Assigned
     total: Tensor  # sum of the target scores on all ranks
-
-
-class _ClassTerm(NamedTuple):
-    value: Tensor
-    assigned: Assigned
-    total: Tensor
+    ious: Tensor  # of all pairs
 
 
 @LOSSES.register("dense")
@@ -93,19 +88,19 @@ class DenseLoss(nn.Module):
 
         Args:
             raw: `level0`, `level1`, ...: (B, 4 x bins + C, H, W) logits, finest level first; with the duplicate filter
-                also `filtered`: (B, 4 x bins + C, N) logits.
+                also its (B, K) logits `filtered` and their `places`.
             batch: Images and labelled boxes; `batch.prepared` may hold the pairs of `prepare()`.
 
         Returns:
             The terms by name, float32 scalars.
         """
-        some = next(iter(raw.values()))
         candidates = self._candidates(raw, batch)
-        with autocast_disabled(some.device.type):
-            terms = self.detailed(self.levels(raw), candidates, batch).terms
-            if "filtered" in raw:
-                terms["one_cls"] = self._class_term(raw["filtered"], candidates, batch, TOP_K_SINGLE).value
-        return terms
+        with autocast_disabled(raw["level0"].device.type):
+            logits = self.levels(raw)
+            details = self.detailed(logits, candidates, batch)
+            if "filtered" not in raw:
+                return details.terms
+            return details.terms | {"one_cls": self._filter_term(logits.detach(), raw, candidates, batch, details)}
 
     def levels(self, raw: Raw) -> Tensor:
         """Join the levels: (B, columns, N) float32 logits."""
@@ -127,39 +122,55 @@ class DenseLoss(nn.Module):
             pairs: Candidate pairs.
             batch: Images; `boxes_known` excludes some from the background.
         """
-        bins = self.spec.bins
-        box_logits = logits[:, : 4 * bins]
-        cls, assigned, total = self._class_term(logits, pairs, batch)
+        bins, first = self.spec.bins, 4 * self.spec.bins
+        box_logits, classes = logits[:, :first], logits[:, first : first + self.spec.num_classes]
+        ious = self._ious(box_logits.detach(), pairs)
+        own = pairs.classes[pairs.label]
+        assigned = assign(pairs, classes.detach()[pairs.image, own, pairs.cell].sigmoid(), ious)
         pair, weight = assigned.pair, assigned.score
-        chosen = box_logits[pairs.image[pair], :, pairs.cell[pair]]  # (K, 4 x bins)
-        wanted = _to_distances(pairs.boxes[pairs.label[pair]], pairs.centre[pair]) / pairs.stride[pair, None]
-        ciou = paired_iou(_to_cxcywh(_distances(chosen, bins)), _to_cxcywh(wanted), "ciou")
-        box = ((1 - ciou) * weight).sum() / total * self.gains["box"]
-        dfl = (_distance_loss(chosen, wanted, bins) * weight).sum() / total * self.gains["dfl"]
-        return DenseLossDetails({"box": box, "cls": cls, "dfl": dfl}, assigned, total)
-
-    def _class_term(self, logits: Tensor, pairs: Candidates, batch: Batch, single: int = 0) -> _ClassTerm:
-        """Assign labels to cells and compute the class term; `single` as in `assign()`."""
-        first = 4 * self.spec.bins
-        classes = logits[:, first : first + self.spec.num_classes]
-        assigned = self._assign(logits[:, :first].detach(), classes.detach(), pairs, single)
-        pair, weight = assigned.pair, assigned.score
-        total = sum_over_ranks(weight.sum()) if self.training else weight.sum()
-        total = total.clamp(min=1)
+        total = self._sum(weight)
         entropies = softplus(classes)  # BCE is softplus(logit) - target logit
         if batch.boxes_known is not None:
             entropies = torch.where(batch.boxes_known.view(-1, 1, 1), entropies, 0)
-        matched = (classes[pairs.image[pair], pairs.classes[pairs.label[pair]], pairs.cell[pair]] * weight).sum()
-        return _ClassTerm((entropies.sum() - matched) / total * self.gains["cls"], assigned, total)
+        matched = (classes[pairs.image[pair], own[pair], pairs.cell[pair]] * weight).sum()
+        chosen = box_logits[pairs.image[pair], :, pairs.cell[pair]]  # (K, 4 x bins)
+        wanted = _to_distances(pairs.boxes[pairs.label[pair]], pairs.centre[pair]) / pairs.stride[pair, None]
+        ciou = paired_iou(_to_cxcywh(_distances(chosen, bins)), _to_cxcywh(wanted), "ciou")
+        sums = {
+            "box": ((1 - ciou) * weight).sum(),
+            "cls": entropies.sum() - matched,
+            "dfl": (_distance_loss(chosen, wanted, bins) * weight).sum(),
+        }
+        terms = {name: sums[name] / total * gain for name, gain in self.gains.items()}
+        return DenseLossDetails(terms, assigned, total, ious)
+
+    def _filter_term(
+        self, logits: Tensor, raw: Raw, pairs: Candidates, batch: Batch, details: DenseLossDetails
+    ) -> Tensor:
+        """Compute the class term of the filtered logits, with a single positive per label."""
+        first = 4 * self.spec.bins
+        classes = logits[:, first : first + self.spec.num_classes]
+        places, filtered = raw["places"], raw["filtered"].float()
+        all_scores = classes.flatten(1).scatter(1, places, filtered.detach()).sigmoid()
+        place = pairs.classes[pairs.label] * classes.shape[2] + pairs.cell
+        pair, _, weight = assign(pairs, all_scores[pairs.image, place], details.ious, TOP_K_SINGLE)
+        targets = torch.zeros_like(all_scores).index_put((pairs.image[pair], place[pair]), weight, accumulate=True)
+        entropies = softplus(filtered) - targets.gather(1, places) * filtered
+        if batch.boxes_known is not None:
+            entropies = torch.where(batch.boxes_known.view(-1, 1), entropies, 0)
+        return entropies.sum() / self._sum(weight) * self.gains["cls"]
+
+    def _sum(self, weights: Tensor) -> Tensor:
+        """Sum target scores, over all ranks in training; at least 1."""
+        return (sum_over_ranks(weights.sum()) if self.training else weights.sum()).clamp(min=1)
 
     @torch.no_grad()
-    def _assign(self, box_logits: Tensor, class_logits: Tensor, pairs: Candidates, single: int) -> Assigned:
+    def _ious(self, box_logits: Tensor, pairs: Candidates) -> Tensor:
+        """Compute the CIoU of every pair, at least 0."""
         maps = box_logits.transpose(1, 2).reshape(-1, box_logits.shape[1])  # (B N, 4 x bins)
         distances = _distances(maps, self.spec.bins).view(len(box_logits), -1, 4)[pairs.image, pairs.cell]
         wanted = _to_distances(pairs.boxes[pairs.label], pairs.centre) / pairs.stride[:, None]
-        ious = paired_iou(_to_cxcywh(distances), _to_cxcywh(wanted), "ciou").clamp(min=0)
-        scores = class_logits[pairs.image, pairs.classes[pairs.label], pairs.cell].sigmoid()
-        return assign(pairs, scores, ious, single)
+        return paired_iou(_to_cxcywh(distances), _to_cxcywh(wanted), "ciou").clamp(min=0)
 
 
 def _distances(logits: Tensor, bins: int) -> Tensor:
