@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.heads.anchor_head import cell_indices, to_fp32
-from models.heads.duplicate_filter import DuplicateFilter
+from models.heads.duplicate_filter import COMPARED, DuplicateFilter
 from models.layer_plan import HEADS, Plan, Row
 from models.layers.common import Conv, DWConv
 from utils.core.contracts import Decoded, HeadSpec, Raw
@@ -18,7 +18,6 @@ from utils.core.contracts import Decoded, HeadSpec, Raw
 OBJECTS_PER_IMAGE, IMAGE_PX = 5, 640  # initial class scores expect this many objects in an image of this size
 INITIAL_DISTANCE = 2.0  # strides from a cell's centre to each side of its box before training
 MAX_DETECTIONS = 300  # rows of the output without NMS
-TRAINED_PAIRS = 100  # best boxes of an image whose duplicates are filtered in training
 TINY = 1e-12  # keeps 0 / 0 out of the decoded scores
 NO_SCORE = -1e4  # logit of missing rows, finite in half precision
 
@@ -148,7 +147,7 @@ class Dense(nn.Module):
             with torch.no_grad():
                 corners, logits = self._decode({name: level.detach() for name, level in raw.items()})
                 cells = logits.shape[2]
-                boxes, values, classes, cell = top_pairs(corners, logits, min(TRAINED_PAIRS, cells))
+                boxes, values, classes, cell = top_pairs(corners, logits, min(COMPARED, cells))
             raw["filtered"] = values + self.duplicate_filter(boxes, values, classes)
             raw["places"] = classes * cells + cell
         return raw

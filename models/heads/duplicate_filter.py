@@ -8,7 +8,7 @@ from torch import Tensor, nn
 THRESHOLDS = (0.5, 0.6, 0.7)  # IoUs from which two boxes count as close, closer and closest
 INITIAL = -2.0  # logits per threshold, if a box that overlaps more has a higher score
 WIDTH, LARGEST = 16, 8.0
-COMPARED = 100  # best boxes of an image, with which all are compared
+COMPARED = 100  # best boxes of an image, with which all are compared; only they are trained on
 TINY = 1e-6  # keeps 0 / 0 out of the IoU
 
 
