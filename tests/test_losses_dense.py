@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models.builder import build_network
-from models.heads.dense import MAX_DETECTIONS, Dense, decode_distances, in_order, top_pairs
+from models.heads.dense import MAX_DETECTIONS, Dense, decode_distances, top_pairs
 from models.heads.duplicate_filter import DuplicateFilter
 from utils.core.contracts import Batch, Geometry, HeadSpec, ImageInfo
 from utils.core.hyp import Hyp
@@ -164,16 +164,30 @@ def test_decoding_places_boxes_around_cell_centres():
 
 @pytest.mark.parametrize("cells", [CELLS, 500])
 def test_top_pairs_match_a_sort_of_all_scores(cells):
-    generator = torch.Generator().manual_seed(0)
-    corners, logits = (torch.randn(2, n, cells, generator=generator) for n in (4, 5))
-    rows = in_order(*top_pairs(corners, logits, MAX_DETECTIONS)[:3])
-    assert rows.shape == (2, MAX_DETECTIONS, 6)
+    logits = torch.randn(2, 5, cells, generator=torch.Generator().manual_seed(0))
+    values, classes, cell = top_pairs(logits, MAX_DETECTIONS)
+    assert values.shape == classes.shape == cell.shape == (2, MAX_DETECTIONS)
     for image in range(2):
-        scores, order = logits[image].sigmoid().flatten().sort(descending=True)
+        expected, order = logits[image].flatten().sort(descending=True)
         count = min(MAX_DETECTIONS, 5 * cells)
-        torch.testing.assert_close(rows[image, :count, 4], scores[:count])
-        assert rows[image, :count, 5].tolist() == (order[:count] // cells).tolist()
-        assert torch.equal(rows[image, :count, :4], corners[image, :, order[:count] % cells].T)
+        assert torch.equal(values[image, :count], expected[:count])
+        assert classes[image, :count].tolist() == (order[:count] // cells).tolist()
+        assert cell[image, :count].tolist() == (order[:count] % cells).tolist()
+
+
+@pytest.mark.parametrize("bins", [1, 16])
+@torch.no_grad()
+def test_boxes_without_nms_are_those_of_the_predictions(bins):
+    head = Dense(3, (8, 8, 8), bins=bins, end_to_end=True).eval()
+    head.configure(STRIDES)
+    generator = torch.Generator().manual_seed(0)
+    raw = {f"level{i}": torch.randn(2, 4 * bins + 3, *grid, generator=generator) for i, grid in enumerate(GRIDS)}
+    predictions = head.decode(raw)["predictions"]
+    head.use_duplicate_filter = True
+    rows = head.decode(raw)["end_to_end"]
+    for found, all_boxes in zip(rows[:, :100], cxcywh_to_xyxy(predictions[..., :4]), strict=True):
+        distance = (found[:, None, :4] - all_boxes).abs().amax(dim=2)
+        assert float(distance.amin(dim=1).max()) < 1e-4
 
 
 @pytest.mark.parametrize("changes", [{}, {"bins": 1}, {"end_to_end": True}], ids=["bins", "direct", "filter"])
@@ -201,6 +215,7 @@ def test_images_without_known_boxes_are_no_background():
 
 
 @pytest.mark.parametrize("bins", [1, 16])
+@torch.no_grad()
 def test_perfect_boxes_have_no_box_loss(bins):
     spec = HeadSpec("detect", 2, STRIDES, bins=bins)
     raw = {f"level{i}": torch.full((1, 4 * bins + 2, *grid), -9.0) for i, grid in enumerate(GRIDS)}
@@ -229,6 +244,7 @@ def test_distribution_loss_by_hand():
 
 
 @pytest.mark.parametrize("bins", [1, 16])
+@torch.no_grad()
 @pytest.mark.parametrize("size", [160, 320])
 @torch.no_grad()
 def test_fraction_of_every_term_at_initialisation(bins, size):
@@ -242,6 +258,7 @@ def test_fraction_of_every_term_at_initialisation(bins, size):
 
 
 @pytest.mark.parametrize("bins", [1, 16])
+@torch.no_grad()
 @torch.no_grad()
 def test_boxes_are_a_few_strides_wide_before_training(bins):
     torch.manual_seed(0)

@@ -145,9 +145,9 @@ class Dense(nn.Module):
         raw: Raw = {f"level{index}": branches(feature) for index, (branches, feature) in enumerate(pairs)}
         if self.training and self.duplicate_filter is not None:
             with torch.no_grad():
-                corners, logits = self._decode({name: level.detach() for name, level in raw.items()})
-                cells = logits.shape[2]
-                boxes, values, classes, cell = top_pairs(corners, logits, min(COMPARED, cells))
+                detached = {name: level.detach() for name, level in raw.items()}
+                cells = sum(level.shape[2] * level.shape[3] for level in detached.values())
+                boxes, values, classes, cell = self._best(detached, min(COMPARED, cells))
             raw["filtered"] = values + self.duplicate_filter(boxes, values, classes)
             raw["places"] = classes * cells + cell
         return raw
@@ -162,12 +162,12 @@ class Dense(nn.Module):
             files need not know the difference. Or, with the duplicate filter, `end_to_end` (B, 300, 6): x1, y1, x2, y2
             in pixels, score and class, in descending order of score.
         """
-        corners, logits = self._decode(raw)
         if self.use_duplicate_filter and self.duplicate_filter is not None:
-            boxes, values, classes, _ = top_pairs(corners, logits, MAX_DETECTIONS)
+            boxes, values, classes, _ = self._best(raw, MAX_DETECTIONS)
             values = values + self.duplicate_filter(boxes, values, classes)
             return {"end_to_end": in_order(boxes, values, classes)}
-        low, high = corners.chunk(2, dim=1)
+        box, logits, centre, stride = self._split(raw)
+        low, high = self._corners(box, centre, stride).chunk(2, dim=1)
         scores = logits.sigmoid()
         best = scores.amax(dim=1, keepdim=True)
         parts = [(low + high) / 2, high - low, best, scores / best.clamp(min=TINY)]
@@ -176,18 +176,31 @@ class Dense(nn.Module):
             parts.append(torch.cat(maps, dim=2))
         return {"predictions": torch.cat(parts, dim=1).transpose(1, 2)}
 
-    def _decode(self, raw: Raw) -> tuple[Tensor, Tensor]:
-        """Decode logits to (B, 4, N) x1, y1, x2, y2 in pixels and (B, C, N) class logits."""
-        boxes, logits = [], []
+    def _split(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Join the levels: (B, 4 x bins, N) box logits, (B, C, N) class logits, (2, N) centres and (N,) strides."""
+        box, classes, centres, strides = [], [], [], []
         for index, stride in enumerate(self.strides):
-            level = to_fp32(raw[f"level{index}"])
-            box, cls = level[:, : 4 * self.bins], level[:, 4 * self.bins : 4 * self.bins + self.num_classes]
-            sides = decode_distances(box, self.bins)  # (B, 4, H, W)
-            centre = torch.stack(cell_indices(level.shape[2], level.shape[3], level)) + 0.5  # (2, H, W)
-            corners = torch.cat((centre - sides[:, :2], centre + sides[:, 2:]), dim=1)
-            boxes.append((corners * stride).flatten(2))
-            logits.append(cls.flatten(2))
-        return torch.cat(boxes, dim=2), torch.cat(logits, dim=2)
+            level = raw[f"level{index}"]
+            cells_xy = torch.stack(cell_indices(level.shape[2], level.shape[3], to_fp32(level))).flatten(1) + 0.5
+            centres.append(cells_xy * stride)
+            strides.append(torch.full_like(cells_xy[0], stride))
+            box.append(level[:, : 4 * self.bins].flatten(2))
+            classes.append(level[:, 4 * self.bins : 4 * self.bins + self.num_classes].flatten(2))
+        joined = to_fp32(torch.cat(box, dim=2)), to_fp32(torch.cat(classes, dim=2))
+        return *joined, torch.cat(centres, dim=1), torch.cat(strides)
+
+    def _best(self, raw: Raw, limit: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Decode the pairs of a cell and a class with the highest scores; see `top_pairs`."""
+        box, logits, centre, stride = self._split(raw)
+        values, classes, cell = top_pairs(logits, limit)
+        box = box.gather(2, cell[:, None].expand(-1, box.shape[1], -1))
+        centre = centre[:, cell].transpose(0, 1)  # (B, 2, limit)
+        return self._corners(box, centre, stride[cell][:, None]).transpose(1, 2), values, classes, cell
+
+    def _corners(self, box: Tensor, centre: Tensor, stride: Tensor) -> Tensor:
+        """Decode (B, 4 x bins, K) logits at centres in pixels to (B, 4, K) x1, y1, x2, y2."""
+        sides = decode_distances(box, self.bins) * stride
+        return torch.cat((centre - sides[:, :2], centre + sides[:, 2:]), dim=1)
 
     @property
     def spec(self) -> HeadSpec:
@@ -218,16 +231,15 @@ def decode_distances(logits: Tensor, bins: int) -> Tensor:
     return torch.cat(sides, dim=1)
 
 
-def top_pairs(corners: Tensor, logits: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def top_pairs(logits: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
     """Select the pairs of a cell and a class with the highest scores.
 
     Args:
-        corners: (B, 4, N) x1, y1, x2, y2.
         logits: (B, C, N) class logits.
         limit: number of pairs per image; missing ones have the logit `NO_SCORE`.
 
     Returns:
-        (B, limit, 4) boxes, (B, limit) logits in descending order, their classes and cells.
+        (B, limit) logits in descending order, their classes and cells.
     """
     cells = logits.shape[2]
     best = functional.pad(logits.amax(dim=1), (0, limit), value=2 * NO_SCORE)  # images may have fewer cells
@@ -238,8 +250,7 @@ def top_pairs(corners: Tensor, logits: Tensor, limit: int) -> tuple[Tensor, Tens
     chosen = logits.gather(2, place.expand(-1, logits.shape[1], -1)).masked_fill(missing, NO_SCORE)  # (B, C, limit)
     values, flat = chosen.flatten(1).topk(limit, dim=1)
     cell = place[:, 0].gather(1, flat % limit)
-    boxes = corners.gather(2, cell[:, None].expand(-1, 4, -1)).transpose(1, 2)
-    return boxes, values, torch.div(flat, limit, rounding_mode="floor"), cell
+    return values, torch.div(flat, limit, rounding_mode="floor"), cell
 
 
 def in_order(boxes: Tensor, logits: Tensor, classes: Tensor) -> Tensor:
