@@ -33,8 +33,10 @@ class NetworkRunner:
         return Outputs(decoded=self.network.decode(raw), raw=raw)
 
 
-class HalfRunner(NetworkRunner):
-    """Runner of a network with fp16 or bf16 weights, which avoids the casts of autocast; outputs are decoded in fp32.
+class ConvertedRunner(NetworkRunner):
+    """Runner of a network with fp16, bf16 or fp64 weights; outputs are decoded in fp32 at least.
+
+    Half precision without the casts of autocast is faster; fp64 shows how much fp32 is off.
 
     Args:
         network: Network to convert in place; anchors stay fp32, since bf16 holds only 8 bits of them.
@@ -71,4 +73,4 @@ def scoring_runner(network: Network, device: torch.device, mixed: torch.dtype | 
     if device.type != "cuda":
         return NetworkRunner(network, device, mixed)
     copy = fuse(network).to(memory_format=torch.channels_last)
-    return NetworkRunner(copy, device) if mixed is None else HalfRunner(copy, device, mixed)
+    return NetworkRunner(copy, device) if mixed is None else ConvertedRunner(copy, device, mixed)

@@ -31,8 +31,7 @@ def files(tmp_path_factory):
     folder, made = tmp_path_factory.mktemp("dnn"), {}
     for task, network in NETWORKS.items():
         save_checkpoint(folder / f"{task}.pt", network(), {"imgsz": 96})
-        # of random weights, rounding alone can exceed the limit of export.py; the tests below compare
-        path, _ = written(folder / f"{task}.pt", folder, "onnx", dynamic=True, allow_mismatch=True)
+        path, _ = written(folder / f"{task}.pt", folder, "onnx", dynamic=True)
         made[task] = (folder / f"{task}.pt", path)
     return made
 
@@ -78,7 +77,7 @@ def test_unsupported_by_opencv(files, tmp_path, monkeypatch):
     checkpoint, path = files["detect"]
     with pytest.raises(UserError, match=r"--dnn runs \.onnx files"):
         open_weights([str(checkpoint)], CPU, dnn=True)
-    bytes_file, _ = written(checkpoint, tmp_path, "onnx", with_preprocess="rgb", allow_mismatch=True)
+    bytes_file, _ = written(checkpoint, tmp_path, "onnx", with_preprocess="rgb")
     with pytest.raises(UserError, match="inputs of float32, this file takes uint8"):
         open_weights([str(bytes_file)], CPU, dnn=True)
     broken = tmp_path / "broken.onnx"

@@ -13,7 +13,7 @@ from models.checkpoint import load_checkpoint
 from models.ensemble import Ensemble
 from models.fuse import fuse_in_place
 from models.network import Network
-from models.network_runner import HalfRunner, NetworkRunner
+from models.network_runner import ConvertedRunner, NetworkRunner
 from models.tta import MirroredRunner, MultiViewRunner, with_tta
 from utils.backends import BACKENDS
 from utils.core.contracts import Backend, Runner
@@ -56,7 +56,7 @@ class PyTorchBackend(Backend):
 def _runner(network: Network, device: torch.device, half: bool) -> Runner:
     network = network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     if half and device.type != "cpu":
-        return HalfRunner(network, device)
+        return ConvertedRunner(network, device)
     if half and not cpu_has_bf16():
         LOGGER.warning("--half: this CPU does not support bf16; computing in fp32")
         return NetworkRunner(network, device)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.ensemble import Ensemble
 from models.layer_times import layer_table, time_layers
 from models.network import Network
-from models.network_runner import HalfRunner, NetworkRunner, to_input
+from models.network_runner import ConvertedRunner, NetworkRunner, to_input
 from models.tta import with_tta
 from utils.backends.open_weights import open_weights
 from utils.core.contracts import Decoded, EvalSettings, Geometry, ImageInfo, Raw, Results, Runner
@@ -106,7 +106,7 @@ class Model(nn.Module):
 
     def _run_network(self, network: Network) -> NetworkRunner:
         if next(network.parameters()).dtype == torch.float16:
-            return HalfRunner(network, self.device)
+            return ConvertedRunner(network, self.device)
         fp16 = self._amp and self.device.type != "cpu"
         return NetworkRunner(network, self.device, torch.float16 if fp16 else self._mixed)
 

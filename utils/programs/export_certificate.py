@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from models.network import Network
-from models.network_runner import NetworkRunner
+from models.network_runner import ConvertedRunner, NetworkRunner
 from utils.backends.export_metadata import ExportMetadata
 from utils.backends.exported_runner import to_nchw_floats, to_nhwc_bytes
 from utils.backends.flat_outputs import ExportBackend, ExportJob
@@ -115,6 +116,10 @@ class Certifier:
             parity = compare(runner, self.reference, self._batches(job), settings, raw=not metadata.nms)
         violations, summary = parity.violations(limits), str(parity)
         record |= {"parity": parity.to_dict(), "limits": vars(limits)}
+        if violations and metadata.precision == "fp32":
+            rounding = compare(self.reference, self._fp64_reference, self._batches(job), settings)
+            violations = parity.violations(limits, rounding)
+            record["rounding_of_pytorch"] = rounding.to_dict()["largest_error"]
         if metadata.precision == "int8":
             loss = self._accuracy_loss(runner, job)
             record["accuracy"] = loss
@@ -131,6 +136,11 @@ class Certifier:
 
     # ------------------------------------------------------------------------------------------------------------------
     # Images and data
+
+    @cached_property
+    def _fp64_reference(self) -> NetworkRunner:
+        """The reference in fp64, which shows the rounding errors of fp32."""
+        return ConvertedRunner(copy.deepcopy(self.reference.network), torch.device("cpu"), torch.float64)
 
     @cached_property
     def images(self) -> list[np.ndarray]:
