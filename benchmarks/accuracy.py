@@ -6,8 +6,8 @@ python benchmarks/accuracy.py --minutes 2 --data bccd.yaml --weights yolov5n.pt 
 For every family and recipe two runs of four epochs measure the time of the start, an epoch and a validation. The number
 of epochs that fit into the minutes then is the length of the schedule for all seeds. Validation counts as training
 time, as it does for users. Run it on a quiet machine, and give --batch-size if `--recipe auto` would choose a smaller
-one for four epochs than for the whole run. With --write, report and plot are named after task, data and initial
-weights.
+one for four epochs than for the whole run. With --write, report and plot are named after task, data, initial
+weights and time.
 """
 
 from __future__ import annotations
@@ -147,14 +147,14 @@ def draw(runs: Mapping[tuple[str, str], Sequence[Outcome]], title: str, path: Pa
 
 
 def report_name(options: argparse.Namespace) -> str:
-    """Return the name of the report: `accuracy`, task, data set and initial weights."""
+    """Return the name of the report: `accuracy`, task, data set, initial weights and seconds of training."""
     weights = [Path(options.weights).stem] if options.weights else []
-    return "_".join([NAME, options.task, Path(options.data).stem, *weights])
+    return "_".join([NAME, options.task, Path(options.data).stem, *weights, f"{60 * options.minutes:.0f}s"])
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Create the command-line parser."""
-    parser = machine.new_parser(__doc__, f"{NAME}_TASK_DATA")
+    parser = machine.new_parser(__doc__, f"{NAME}_TASK_DATA_TIME")
     add = parser.add_argument
     add("--minutes", type=float, default=5.0, help="training time of each run, with validation")
     add("--task", choices=list(SCORES), default="detect", help="task of the models")

@@ -2,11 +2,13 @@
 
 python benchmarks/runtimes.py --weights yolov5n.pt --source photos/
 python benchmarks/runtimes.py --weights yolov5n.pt --source photos/ --data coco128.yaml --rounds 30 --write
+python benchmarks/runtimes.py --weights end-to-end.pt --source photos/ --formats onnx
 
 Every image is first resized to a square, so that files with static and dynamic shapes compute the same. Plain PyTorch
 is the unfused network in fp32 and the default memory format. With --data, INT8 files and their accuracy are included.
 Weights with a duplicate filter (train.py --end-to-end) are also exported without NMS. The last column compares an INT8
-file with the fp32 file, and a file without NMS with one that contains it.
+file with the fp32 file, and a file without NMS with one that contains it. With --write, the report is named after the
+weights.
 """
 
 from __future__ import annotations
@@ -174,6 +176,8 @@ def ways(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Way], dic
     found = {PLAIN: Way(path, "", False, options), OURS: Way(path, "pytorch", False, options)}
     costs: dict[str, str] = {}
     for variant in VARIANTS:
+        if options.formats and variant.format not in options.formats:
+            continue
         ready = exported(variant, options, folder)
         if ready is None:
             continue
@@ -229,10 +233,12 @@ def compare(options: argparse.Namespace) -> list[str]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Create the command-line parser."""
-    parser = new_parser(__doc__, NAME)
+    parser = new_parser(__doc__, f"{NAME}_WEIGHTS")
     parser.add_argument("--weights", required=True, help="checkpoint of a detector")
     parser.add_argument("--source", required=True, help="images")
     parser.add_argument("--data", default="", help="data-set YAML for INT8 calibration (default: none, no INT8)")
+    known = sorted({variant.format for variant in VARIANTS})
+    parser.add_argument("--formats", nargs="+", choices=known, help="formats to measure (default: all)")
     parser.add_argument("--size", type=int, default=640, help="side of the images in pixels")
     parser.add_argument("--images", type=int, default=4, help="number of images")
     parser.add_argument("--rounds", type=int, default=20, help="measured rounds")
@@ -247,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark and report it."""
     options = build_parser().parse_args(command_arguments(arguments))
     text = report("Runtimes", NAME, command_arguments(arguments), compare(options), None)
-    publish(text, NAME, options.write)
+    publish(text, f"{NAME}_{Path(options.weights).stem}", options.write)
 
 
 if __name__ == "__main__":

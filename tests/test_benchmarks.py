@@ -273,8 +273,8 @@ def test_runtimes(results, tmp_path, monkeypatch):
     monkeypatch.setattr(runtimes, "VARIANTS", kept)
     options = ["--weights", str(tmp_path / "tiny.pt"), "--source", str(tmp_path / "photo.jpg"), "--size", "64"]
     runtimes.main([*options, "--rounds", "1", "--threads", "1", "--write"])
-    check_report(results / "runtimes.md", rows=3)  # 8-bit integers need --data
-    text = (results / "runtimes.md").read_text()
+    check_report(results / "runtimes_tiny.md", rows=3)  # 8-bit integers need --data
+    text = (results / "runtimes_tiny.md").read_text()
     assert "| PyTorch, plain |" in text and "| TorchScript |" in text and "INT8" not in text
 
 
@@ -292,7 +292,7 @@ def test_accuracy_per_time(shapes, results):
     assert found.keys() == {"yolov5n/auto", "polyolo-n:end-to-end/auto"}
     assert all(0 <= value <= 1 for value in found.values())
     (report,) = results.glob("accuracy_detect_*[.]md")
-    assert report.stem == f"accuracy_detect_{shapes.stem}"
+    assert report.stem == f"accuracy_detect_{shapes.stem}_0s"
     rows = [row.split(" | ") for row in report.read_text().splitlines() if "auto" in row]
     assert [len(row) for row in rows[-2:]] == [7, 7] and rows[-2][-1] == " |" and "±" in rows[-1][-1]
     check_report(report, rows=2, program="accuracy")

@@ -194,9 +194,12 @@ def test_results_column_names_are_stripped(tmp_path):
 
 
 def test_smooth():
-    assert smooth(np.full(9, 2.0)) == pytest.approx(np.full(9, 2.0))
-    assert smooth(np.array([0, 0, 0, 9.0, 0, 0, 0])).max() < 3
-    assert smooth(np.zeros(0)).shape == (0,)
+    epochs = np.arange(9)
+    assert smooth(epochs, np.full(9, 2.0)) == pytest.approx(np.full(9, 2.0))
+    assert smooth(epochs, np.where(epochs == 4, 9.0, 0)).max() < 3
+    assert smooth(np.zeros(0), np.zeros(0)).shape == (0,)
+    every_tenth = 10 * epochs  # values that far apart are not averaged
+    assert smooth(every_tenth, np.where(epochs == 4, 9.0, 0)).max() == pytest.approx(9, abs=0.1)
 
 
 def test_curve_file_names(tmp_path):

@@ -43,7 +43,7 @@ def draw_results(csv_path: Path) -> Path | None:
         for column, name in enumerate(names):
             left, top = column * _PANEL_WH[0], _LEGEND_HEIGHT + row * _PANEL_WH[1]
             area = Area(left + 82, top + 34, left + _PANEL_WH[0] - 18, top + _PANEL_WH[1] - 42)
-            _draw_curve(canvas, area, np.stack((epochs, columns[name]), axis=1), name, smoothed)
+            _draw_curve(canvas, area, np.stack((epochs, columns[name]), axis=1), name)
     legend = [_RESULTS, _SMOOTH] if smoothed else [_RESULTS]
     draw_legend(canvas, legend, canvas.shape[1] - legend_width(legend) - 18, 6)
     path = Path(csv_path).with_name("results.png")
@@ -51,22 +51,21 @@ def draw_results(csv_path: Path) -> Path | None:
     return path
 
 
-def _draw_curve(canvas: np.ndarray, area: Area, xy: np.ndarray, title: str, smoothed: bool) -> None:
-    """Draw a panel with one column of the file.
+def _draw_curve(canvas: np.ndarray, area: Area, xy: np.ndarray, title: str) -> None:
+    """Draw a panel with one column of the file, and the smoothed curve if there are enough values.
 
     Args:
         canvas: Image, changed in place.
         area: Inside of the panel.
         xy: (n, 2) epochs and values; NaN values are left out.
         title: Name of the column.
-        smoothed: Draw the smoothed curve as well.
     """
     known = xy[np.isfinite(xy[:, 1])]
     panel = Panel(canvas, area, padded_range(xy[:, 0]), padded_range(known[:, 1]))
     panel.draw_axes(title, integers=True)
     panel.draw_line(known, _RESULTS.colour, _RESULTS.width, markers=len(xy) <= _MAX_MARKERS)
-    if smoothed:
-        smooth_xy = np.stack((known[:, 0], smooth(known[:, 1])), axis=1)
+    if len(known) >= _MIN_SMOOTHED_EPOCHS:  # metrics have fewer with --val-interval
+        smooth_xy = np.stack((known[:, 0], smooth(*known.T)), axis=1)
         panel.draw_line(smooth_xy, _SMOOTH.colour, _SMOOTH.width, _SMOOTH.dashed)
     panel.draw_frame()
 
@@ -102,8 +101,7 @@ def panel_rows(names: list[str]) -> list[list[str]]:
     return [row for row in (train, val, *(part.tolist() for part in parts)) if row]
 
 
-def smooth(values: np.ndarray, sigma: float = _SMOOTHING_EPOCHS) -> np.ndarray:
-    """Smooth (n,) values by a Gaussian of `sigma` epochs, normalised at the ends."""
-    index = np.arange(len(values))
-    weights = np.exp(-0.5 * ((index[:, None] - index[None, :]) / sigma) ** 2)
+def smooth(epochs: np.ndarray, values: np.ndarray, sigma: float = _SMOOTHING_EPOCHS) -> np.ndarray:
+    """Smooth (n,) values at (n,) epochs by a Gaussian of `sigma` epochs, normalised at the ends."""
+    weights = np.exp(-0.5 * ((epochs[:, None] - epochs[None, :]) / sigma) ** 2)
     return (weights @ values) / weights.sum(axis=1) if len(values) else values
