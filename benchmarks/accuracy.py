@@ -13,6 +13,7 @@ weights and time.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import tempfile
@@ -126,8 +127,8 @@ def _fitting(rounds: Sequence[Sequence[float]], minutes: float, validations: int
 
 
 def interval_of(options: argparse.Namespace, epochs: int) -> int:
-    """Get the number of epochs from one validation to the next."""
-    return max(epochs // options.validations, 1)
+    """Get the number of epochs from one validation to the next, so that there are `validations` at most."""
+    return math.ceil(epochs / options.validations)
 
 
 def draw(runs: Mapping[tuple[str, str], Sequence[Outcome]], title: str, path: Path) -> Path:
@@ -164,7 +165,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--recipes", nargs="+", choices=[DEFAULTS, "auto"], default=[DEFAULTS, "auto"])
     add("--weights", default="", help="initial checkpoint (default: none, train from scratch)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    add("--validations", type=int, default=12, help="points of each curve")
+    add("--validations", type=int, default=12, help="largest number of points of a curve")
     add("--batch-size", type=int, default=None)
     add_image_size(parser, (), "image size in pixels")
     add("--workers", type=int, default=None)
