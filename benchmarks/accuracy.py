@@ -2,6 +2,7 @@
 
 python benchmarks/accuracy.py --minutes 5 --imgsz 224 --batch-size 16 --recipes auto --cfgs yolov5n polyolo-n:end-to-end
 python benchmarks/accuracy.py --minutes 2 --data bccd.yaml --weights yolov5n.pt --cfgs yolov5n polyolo-n --recipes auto
+python benchmarks/accuracy.py --minutes 2 --data bccd.yaml --cfgs polyolo-n polyolo-n:distill --distill teacher.pt
 
 For every family and recipe two runs of four epochs measure the time of the start, an epoch and a validation. The number
 of epochs that fit into the minutes then is the length of the schedule for all seeds. Validation counts as training
@@ -31,6 +32,7 @@ from benchmarks.mosaic_window import mean_and_deviation
 from utils.core.cli import add_image_size, run_script
 from utils.core.data_config import load_data
 from utils.core.device import select_device
+from utils.core.errors import UserError
 from utils.core.train_options import resolve_training, training_parser
 from utils.engine.fit import fit
 from utils.plots.figure_io import new_figure, save_figure
@@ -39,8 +41,8 @@ from utils.tasks.task_selection import select_training_task
 NAME = "accuracy"
 DEFAULTS = "yolov5"  # the recipe without --recipe
 PROBES = 2  # rounds that measure the time of an epoch
-BRANCHES = ":end-to-end"  # suffix of --cfgs
-END_TO_END = "detect/map50_95_end_to_end"
+END_TO_END, DISTILL = "end-to-end", "distill"  # suffixes of --cfgs, after a colon
+SCORE_WITHOUT_NMS = "detect/map50_95_end_to_end"
 SCORES = {  # name in results -> title, by task
     "detect": {"detect/map50": "mAP50", "detect/map50_95": "mAP50-95"},
     "segment": {"segment/box_map50_95": "mAP50-95", "segment/mask_map50_95": "mask mAP50-95"},
@@ -90,9 +92,10 @@ def train_once(options: argparse.Namespace, cfg: str, recipe: str, epochs: int, 
     """Train in a temporary folder, with a validation every `interval` epochs."""
     names = ("data", "weights", "batch_size", "imgsz", "workers", "device")
     values: dict[str, Any] = {name: value for name in names if (value := getattr(options, name)) not in (None, (), [])}
-    family = cfg.removesuffix(BRANCHES)
+    family, *suffixes = cfg.split(":")
     values |= {"cfg": family, "epochs": epochs, "seed": seed, "noplots": True, "patience": 0}
-    values |= {"end_to_end": True} if cfg.endswith(BRANCHES) else {}
+    values |= {"end_to_end": True} if END_TO_END in suffixes else {}
+    values |= {"distill": options.distill} if DISTILL in suffixes else {}
     values |= {"val_interval": interval}
     values |= {} if recipe == DEFAULTS else {"recipe": recipe}
     data = load_data(options.data)
@@ -147,6 +150,20 @@ def draw(runs: Mapping[tuple[str, str], Sequence[Outcome]], title: str, path: Pa
     return save_figure(figure, path)
 
 
+def check_suffixes(options: argparse.Namespace) -> None:
+    """Check the suffixes of --cfgs.
+
+    Raises:
+        UserError: One is unknown, or its teacher is missing.
+    """
+    for cfg in options.cfgs:
+        for suffix in cfg.split(":")[1:]:
+            if suffix not in (END_TO_END, DISTILL):
+                raise UserError(f"--cfgs {cfg}: unknown suffix {suffix!r}; known: {END_TO_END}, {DISTILL}")
+            if suffix == DISTILL and not options.distill:
+                raise UserError(f"--cfgs {cfg}: --distill is missing")
+
+
 def report_name(options: argparse.Namespace) -> str:
     """Return the name of the report: `accuracy`, task, data set, initial weights and seconds of training."""
     weights = [Path(options.weights).stem] if options.weights else []
@@ -160,10 +177,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--minutes", type=float, default=5.0, help="training time of each run, with validation")
     add("--task", choices=list(SCORES), default="detect", help="task of the models")
     add("--data", default="data/shapes.yaml", help="data-set YAML")
-    text = "model YAMLs or names; NAME:end-to-end also trains branches that need no NMS"
+    text = "model YAMLs or names; NAME:end-to-end is trained with a duplicate filter, NAME:distill with --distill"
     add("--cfgs", nargs="+", default=["yolov5n", "polyolo-n"], help=text)
     add("--recipes", nargs="+", choices=[DEFAULTS, "auto"], default=[DEFAULTS, "auto"])
     add("--weights", default="", help="initial checkpoint (default: none, train from scratch)")
+    add("--distill", default="", metavar="FILE", help="teacher of every NAME:distill")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--validations", type=int, default=12, help="largest number of points of a curve")
     add("--batch-size", type=int, default=None)
@@ -177,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Run the benchmark and report it; return the mean of the last score of every family and recipe."""
     line = machine.command_arguments(arguments)
     options = build_parser().parse_args(line)
+    check_suffixes(options)
     pairs = [(cfg, recipe) for cfg in options.cfgs for recipe in options.recipes]
     epochs = fitting_epochs(options, pairs)
     runs: dict[tuple[str, str], list[Outcome]] = {pair: [] for pair in pairs}
@@ -184,13 +203,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         for pair in pairs:
             runs[pair].append(train_once(options, *pair, epochs[pair], seed, interval_of(options, epochs[pair])))
     titles = SCORES[options.task]
-    without_nms = any(cfg.endswith(BRANCHES) for cfg in options.cfgs)
+    without_nms = any(END_TO_END in cfg.split(":") for cfg in options.cfgs)
     columns = [*titles.values(), *(["mAP50-95 without NMS"] if without_nms else [])]
     rows = []
     for (cfg, recipe), outcomes in runs.items():
         cells = [mean_and_deviation([outcome.numbers[name] for outcome in outcomes]) for name in titles]
         if without_nms:
-            scores = [outcome.numbers[END_TO_END] for outcome in outcomes if END_TO_END in outcome.numbers]
+            found = [outcome.numbers.get(SCORE_WITHOUT_NMS) for outcome in outcomes]
+            scores = [score for score in found if score is not None]
             cells.append(mean_and_deviation(scores) if scores else "")
         minutes = statistics.fmean(outcome.minutes for outcome in outcomes)
         rows.append(f"| {cfg} | {recipe} | {epochs[cfg, recipe]} | {minutes:.1f} | " + " | ".join(cells) + " |")

@@ -299,6 +299,12 @@ def test_accuracy_per_time(shapes, results):
     assert report.with_suffix(".png").stat().st_size > 1000
 
 
+def test_accuracy_refuses_unknown_suffixes():
+    for cfg, words in (("polyolo-n:fast", "unknown suffix 'fast'"), ("polyolo-n:distill", "--distill is missing")):
+        with pytest.raises(UserError, match=words):
+            accuracy.main(["--cfgs", "yolov5n", cfg])
+
+
 def test_gpu(results, shapes):
     found = gpu.main(["--device", "cpu", "--quick", "--data", str(shapes), "--write"])
     assert found == {"passed": 4, "failed": 0, "skipped": 1}  # host waits exist on GPUs only
