@@ -29,7 +29,7 @@ def test_small_data_get_a_step_per_batch():
     choice = choose(Facts(640, 2400, 60, 16, pretrained=True))
     assert choice.settings == {"optimizer": "AdamW", "schedule": "flat-cosine", "patience": 20}
     assert choice.hyp["nominal_batch"] == 16
-    assert choice.hyp["lr0"] == 0.001 and choice.hyp["warmup_epochs"] == 3 and choice.hyp["close_mosaic"] == 6
+    assert choice.hyp["lr0"] == 0.001 and choice.hyp["warmup_epochs"] == 3 and choice.hyp["close_mosaic"] == 10
     assert choose(Facts(640, 2400, 60, 16, pretrained=False)).hyp["lr0"] == 0.004
     assert choose(Facts(9000, 2400, 60, 64, pretrained=True)).hyp["lr0"] == 0.002  # grows with the root of the batch
     schedule = StepSchedule(Hyp(**choice.hyp), epochs=60, steps_per_epoch=40, batch_size=16)
@@ -61,7 +61,7 @@ def test_large_data_keep_the_defaults():
     assert any("SGD" in reason for reason in choice.reasons)
 
 
-@pytest.mark.parametrize(("epochs", "closed"), [(1, 0), (2, 0), (3, 1), (12, 1), (50, 5), (300, 10)])
+@pytest.mark.parametrize(("epochs", "closed"), [(1, 0), (2, 0), (3, 1), (12, 4), (22, 7), (300, 10)])
 def test_epochs_without_mosaic(epochs, closed):
     assert closed_epochs(epochs) == closed
 
