@@ -4,11 +4,11 @@ python benchmarks/accuracy.py --minutes 5 --imgsz 224 --batch-size 16 --recipes 
 python benchmarks/accuracy.py --minutes 2 --data bccd.yaml --weights yolov5n.pt --cfgs yolov5n polyolo-n --recipes auto
 python benchmarks/accuracy.py --minutes 2 --data bccd.yaml --cfgs polyolo-n polyolo-n:distill --distill teacher.pt
 
-For every family and recipe two runs of four epochs measure the time of the start, an epoch and a validation. The number
-of epochs that fit into the minutes then is the length of the schedule for all seeds. Validation counts as training
-time, as it does for users. Run it on a quiet machine, and give --batch-size if `--recipe auto` would choose a smaller
-one for four epochs than for the whole run. With --write, report and plot are named after task, data, initial
-weights and time.
+For every family and recipe two runs of six epochs measure the time of the start, an epoch with and without mosaic, and
+a validation. The number of epochs that fit into the minutes then is the length of the schedule for all seeds.
+Validation counts as training time, as it does for users. Run it on a quiet machine, and give --batch-size if
+`--recipe auto` would choose a smaller one for six epochs than for the whole run. With --write, report and plot are
+named after task, data, initial weights and time.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ from utils.core.device import select_device
 from utils.core.errors import UserError
 from utils.core.train_options import resolve_training, training_parser
 from utils.engine.fit import fit
+from utils.engine.recipe import closed_epochs
 from utils.plots.figure_io import new_figure, save_figure
 from utils.tasks.task_selection import select_training_task
 
 NAME = "accuracy"
 DEFAULTS = "yolov5"  # the recipe without --recipe
-PROBES = 2  # rounds that measure the time of an epoch
+PROBES, PROBED_EPOCHS = 2, 6  # rounds and epochs that measure the time of an epoch
 END_TO_END, DISTILL = "end-to-end", "distill"  # suffixes of --cfgs, after a colon
 SCORE_WITHOUT_NMS = "detect/map50_95_end_to_end"
 SCORES = {  # name in results -> title, by task
@@ -109,29 +110,57 @@ def train_once(options: argparse.Namespace, cfg: str, recipe: str, epochs: int, 
     return Outcome(numbers, recorder.ends[-1], epochs, recorder)
 
 
+@dataclass(frozen=True)
+class Durations:
+    """Minutes of the parts of a training."""
+
+    start: float  # until the first step
+    epoch: float
+    closed_epoch: float  # without mosaic
+    validation: float
+
+    def total(self, epochs: int, closed: int, validations: int) -> float:
+        """Add up a training whose last `closed` epochs have no mosaic."""
+        steps = (epochs - closed) * self.epoch + closed * self.closed_epoch
+        return self.start + steps + validations * self.validation
+
+
 def fitting_epochs(options: argparse.Namespace, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
-    """Measure epochs with and without validation; compute how many fit into the minutes for every family and recipe.
+    """Measure the parts of a training; compute how many epochs fit into the minutes for every family and recipe.
 
     The rounds alternate, so that a drift of the machine affects all of them alike.
     """
     ends: dict[tuple[str, str], list[list[float]]] = {pair: [] for pair in pairs}
     for _ in range(PROBES):
         for pair in pairs:
-            ends[pair].append(train_once(options, *pair, 4, seed=0, interval=2).curve.ends)
-    return {pair: _fitting(rounds, options.minutes, options.validations) for pair, rounds in ends.items()}
+            ends[pair].append(train_once(options, *pair, PROBED_EPOCHS, seed=0, interval=3).curve.ends)
+    return {
+        (cfg, recipe): _fitting(_durations(ends[cfg, recipe]), options, recipe != DEFAULTS) for cfg, recipe in pairs
+    }
 
 
-def _fitting(rounds: Sequence[Sequence[float]], minutes: float, validations: int) -> int:
-    """Compute the epochs that fit from the ends of four epochs in every round; the second and fourth are validated."""
-    first, second, third, fourth = (statistics.fmean(ends) for ends in zip(*rounds, strict=True))
-    epoch = third - second
-    validation = max((second - first + fourth - third) / 2 - epoch, 0)
-    return max(int((minutes - (first - epoch) - validations * validation) / epoch), 1)
+def _durations(rounds: Sequence[Sequence[float]]) -> Durations:
+    """Compute durations from the ends of six epochs: 1, 4 and 6 are validated, 5 and 6 may have no mosaic."""
+    first, _, third, fourth, fifth, sixth = (statistics.fmean(ends) for ends in zip(*rounds, strict=True))
+    epoch, closed = (third - first) / 2, fifth - fourth
+    validation = max((fourth - third - epoch + sixth - fifth - closed) / 2, 0)
+    return Durations(max(first - epoch - validation, 0), epoch, closed, validation)
+
+
+def _fitting(durations: Durations, options: argparse.Namespace, closes: bool) -> int:
+    """Compute the largest number of epochs whose total is within the minutes, at least 1."""
+    epochs = 1
+    while True:
+        closed = closed_epochs(epochs + 1) if closes else 0
+        validations = 1 + math.ceil(epochs / interval_of(options, epochs + 1))  # the first, the last and those between
+        if durations.total(epochs + 1, closed, validations) > options.minutes:
+            return epochs
+        epochs += 1
 
 
 def interval_of(options: argparse.Namespace, epochs: int) -> int:
     """Get the number of epochs from one validation to the next, so that there are `validations` at most."""
-    return math.ceil(epochs / options.validations)
+    return max(math.ceil((epochs - 1) / max(options.validations - 1, 1)), 1)
 
 
 def draw(runs: Mapping[tuple[str, str], Sequence[Outcome]], title: str, path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import datetime
 import math
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -279,9 +280,15 @@ def test_runtimes(results, tmp_path, monkeypatch):
 
 
 def test_epochs_that_fit():
-    ends = [[3.0, 5.5, 7.5, 10.0], [3.2, 5.7, 7.7, 10.2]]  # a start of 1 and 1.2, epochs of 2, validations of 0.5
-    assert accuracy._fitting(ends, minutes=60, validations=4) == 28
-    assert accuracy._fitting(ends, minutes=0.1, validations=4) == 1
+    # a start of 1, epochs of 2, of 1.5 without mosaic, validations of 0.5
+    ends = [1 + time for time in (2.5, 4.5, 6.5, 9.0, 10.5, 12.5)]
+    durations = accuracy._durations([ends, [time + 0.2 for time in ends]])
+    assert (durations.start, durations.epoch) == (pytest.approx(1.1), pytest.approx(2))
+    assert (durations.closed_epoch, durations.validation) == (pytest.approx(1.5), pytest.approx(0.5))
+    options = SimpleNamespace(minutes=60, validations=4)
+    assert accuracy._fitting(durations, options, closes=False) == 28
+    assert accuracy._fitting(durations, options, closes=True) == 30  # 10 of them closed
+    assert accuracy._fitting(durations, SimpleNamespace(minutes=0.1, validations=4), closes=True) == 1
 
 
 def test_accuracy_per_time(shapes, results):
