@@ -274,8 +274,10 @@ def test_runtimes(results, tmp_path, monkeypatch):
     monkeypatch.setattr(runtimes, "VARIANTS", kept)
     options = ["--weights", str(tmp_path / "tiny.pt"), "--source", str(tmp_path / "photo.jpg"), "--size", "64"]
     runtimes.main([*options, "--rounds", "1", "--threads", "1", "--write"])
-    check_report(results / "runtimes_tiny.md", rows=3)  # 8-bit integers need --data
-    text = (results / "runtimes_tiny.md").read_text()
+    (report,) = results.glob("runtimes_*[.]md")
+    assert report.stem == "runtimes_tiny"
+    check_report(report, rows=3, program="runtimes")  # 8-bit integers need --data
+    text = report.read_text()
     assert "| PyTorch, plain |" in text and "| TorchScript |" in text and "INT8" not in text
 
 
