@@ -162,7 +162,9 @@ def exported(variant: Variant, options: argparse.Namespace, folder: Path) -> Pat
     ready = next(iter(place.glob(f"*{backend.ending}")), None) if place.is_dir() else None
     if ready is not None:
         return ready
-    chosen = dict.fromkeys(variant.options, True) | ({"data": options.data} if options.data else {})
+    chosen: dict[str, Any] = dict.fromkeys(variant.options, True)
+    chosen |= {} if backend.dynamic_by_default and "static" not in variant.options else {"imgsz": [options.size]}
+    chosen |= {"data": options.data} if options.data else {}
     try:
         return export.run(weights=[str(path)], include=[variant.format], output=str(place), **chosen)[0]
     except UserError as error:

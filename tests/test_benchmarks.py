@@ -36,6 +36,7 @@ from benchmarks import (
 from models.builder import build_network, read_architecture
 from models.checkpoint import save_checkpoint
 from models.kernels import conv_commute as coarse
+from utils.backends.open_weights import open_weights
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.engine.ema import ModelEma
@@ -268,17 +269,21 @@ def test_pruning(results, shapes, tmp_path):
 
 def test_runtimes(results, tmp_path, monkeypatch):
     torch.manual_seed(0)
-    save_checkpoint(tmp_path / "tiny.pt", build_network(read_architecture("yolov5n"), 2, ("a", "b")), {"imgsz": 64})
+    save_checkpoint(tmp_path / "tiny.pt", build_network(read_architecture("yolov5n"), 2, ("a", "b")), {"imgsz": 96})
     cv2.imwrite(str(tmp_path / "photo.jpg"), np.zeros((48, 64, 3), np.uint8))
     kept = [one for one in runtimes.VARIANTS if one.name in ("TorchScript", "onnxruntime INT8")]
+    kept.append(runtimes.Variant("TorchScript, one size", "torchscript", ("static",)))
     monkeypatch.setattr(runtimes, "VARIANTS", kept)
     options = ["--weights", str(tmp_path / "tiny.pt"), "--source", str(tmp_path / "photo.jpg"), "--size", "64"]
+    options += ["--files", str(tmp_path / "files")]
     runtimes.main([*options, "--rounds", "1", "--threads", "1", "--write"])
     (report,) = results.glob("runtimes_*[.]md")
     assert report.stem == "runtimes_tiny"
     check_report(report, rows=3, program="runtimes")  # 8-bit integers need --data
     text = report.read_text()
     assert "| PyTorch, plain |" in text and "| TorchScript |" in text and "INT8" not in text
+    (exported,) = (tmp_path / "files" / "torchscript-static").glob("*.torchscript")
+    assert open_weights([str(exported)], torch.device("cpu")).runner.fixed_hw == (64, 64)
 
 
 def test_epochs_that_fit():
