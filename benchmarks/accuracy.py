@@ -93,7 +93,7 @@ def train_once(options: argparse.Namespace, cfg: str, recipe: str, epochs: int, 
     """Train in a temporary folder, with a validation every `interval` epochs."""
     names = ("data", "weights", "batch_size", "imgsz", "workers", "device")
     values: dict[str, Any] = {name: value for name in names if (value := getattr(options, name)) not in (None, (), [])}
-    family, *suffixes = cfg.split(":")
+    family, suffixes = split_suffixes(cfg)
     values |= {"cfg": family, "epochs": epochs, "seed": seed, "noplots": True, "patience": 0}
     values |= {"end_to_end": True} if END_TO_END in suffixes else {}
     values |= {"distill": options.distill} if DISTILL in suffixes else {}
@@ -179,18 +179,16 @@ def draw(runs: Mapping[tuple[str, str], Sequence[Outcome]], title: str, path: Pa
     return save_figure(figure, path)
 
 
-def check_suffixes(options: argparse.Namespace) -> None:
-    """Check the suffixes of --cfgs.
+def split_suffixes(cfg: str) -> tuple[str, set[str]]:
+    """Split a value of --cfgs into the name and its suffixes.
 
     Raises:
-        UserError: One is unknown, or its teacher is missing.
+        UserError: A suffix is unknown.
     """
-    for cfg in options.cfgs:
-        for suffix in cfg.split(":")[1:]:
-            if suffix not in (END_TO_END, DISTILL):
-                raise UserError(f"--cfgs {cfg}: unknown suffix {suffix!r}; known: {END_TO_END}, {DISTILL}")
-            if suffix == DISTILL and not options.distill:
-                raise UserError(f"--cfgs {cfg}: --distill is missing")
+    name, *suffixes = cfg.split(":")
+    if unknown := set(suffixes) - {END_TO_END, DISTILL}:
+        raise UserError(f"--cfgs {cfg}: unknown suffix {min(unknown)!r}; known: {END_TO_END}, {DISTILL}")
+    return name, set(suffixes)
 
 
 def report_name(options: argparse.Namespace) -> str:
@@ -224,7 +222,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Run the benchmark and report it; return the mean of the last score of every family and recipe."""
     line = machine.command_arguments(arguments)
     options = build_parser().parse_args(line)
-    check_suffixes(options)
+    suffixes = set().union(*(split_suffixes(cfg)[1] for cfg in options.cfgs))
+    if (DISTILL in suffixes) != bool(options.distill):
+        raise UserError(f"--distill FILE and --cfgs NAME:{DISTILL} go together; one of them is missing")
     pairs = [(cfg, recipe) for cfg in options.cfgs for recipe in options.recipes]
     epochs = fitting_epochs(options, pairs)
     runs: dict[tuple[str, str], list[Outcome]] = {pair: [] for pair in pairs}
@@ -232,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         for pair in pairs:
             runs[pair].append(train_once(options, *pair, epochs[pair], seed, interval_of(options, epochs[pair])))
     titles = SCORES[options.task]
-    without_nms = any(END_TO_END in cfg.split(":") for cfg in options.cfgs)
+    without_nms = END_TO_END in suffixes
     columns = [*titles.values(), *(["mAP50-95 without NMS"] if without_nms else [])]
     rows = []
     for (cfg, recipe), outcomes in runs.items():

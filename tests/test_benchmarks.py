@@ -314,9 +314,14 @@ def test_accuracy_per_time(shapes, results):
 
 
 def test_accuracy_refuses_unknown_suffixes():
-    for cfg, words in (("polyolo-n:fast", "unknown suffix 'fast'"), ("polyolo-n:distill", "--distill is missing")):
+    wrong = (
+        (["polyolo-n:fast"], "unknown suffix 'fast'"),
+        (["polyolo-n:distill"], "go together"),
+        (["polyolo-n", "--distill", "teacher.pt"], "go together"),
+    )
+    for line, words in wrong:
         with pytest.raises(UserError, match=words):
-            accuracy.main(["--cfgs", "yolov5n", cfg])
+            accuracy.main(["--cfgs", "yolov5n", *line])
 
 
 def test_gpu(results, shapes):

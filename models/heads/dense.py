@@ -178,16 +178,16 @@ class Dense(nn.Module):
 
     def _split(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Join the levels: (B, 4 x bins, N) box logits, (B, C, N) class logits, (2, N) centres and (N,) strides."""
-        box, classes, centres, strides = [], [], [], []
-        for index, stride in enumerate(self.strides):
-            level = raw[f"level{index}"]
-            cells_xy = torch.stack(cell_indices(level.shape[2], level.shape[3], to_fp32(level))).flatten(1) + 0.5
+        levels = [raw[f"level{index}"] for index in range(len(self.strides))]
+        first, last = 4 * self.bins, 4 * self.bins + self.num_classes
+        box = to_fp32(torch.cat([level[:, :first].flatten(2) for level in levels], dim=2))
+        logits = to_fp32(torch.cat([level[:, first:last].flatten(2) for level in levels], dim=2))
+        centres, strides = [], []
+        for level, stride in zip(levels, self.strides, strict=True):
+            cells_xy = torch.stack(cell_indices(level.shape[2], level.shape[3], box)).flatten(1) + 0.5
             centres.append(cells_xy * stride)
             strides.append(torch.full_like(cells_xy[0], stride))
-            box.append(level[:, : 4 * self.bins].flatten(2))
-            classes.append(level[:, 4 * self.bins : 4 * self.bins + self.num_classes].flatten(2))
-        joined = to_fp32(torch.cat(box, dim=2)), to_fp32(torch.cat(classes, dim=2))
-        return *joined, torch.cat(centres, dim=1), torch.cat(strides)
+        return box, logits, torch.cat(centres, dim=1), torch.cat(strides)
 
     def _best(self, raw: Raw, limit: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Decode the pairs of a cell and a class with the highest scores; see `top_pairs`."""

@@ -134,13 +134,13 @@ class Certifier:
             LOGGER.warning(f"{backend.title}: {text}; written because of --allow-mismatch")
         return Certificate(record, not violations, summary, violations)
 
-    # ------------------------------------------------------------------------------------------------------------------
-    # Images and data
-
     @cached_property
     def _fp64_reference(self) -> NetworkRunner:
         """The reference in fp64, which shows the rounding errors of fp32."""
         return ConvertedRunner(copy.deepcopy(self.reference.network), torch.device("cpu"), torch.float64)
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Images and data
 
     @cached_property
     def images(self) -> list[np.ndarray]:
