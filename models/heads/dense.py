@@ -66,6 +66,29 @@ class Branches(nn.Module):
         parts = [self.box(feature), self.cls(feature)]
         return torch.cat(parts if self.mask is None else [*parts, self.mask(feature)], dim=1)
 
+    def boxes_at(self, feature: Tensor, cells: Tensor) -> Tensor:
+        """Compute the box branch at some cells only: its second 3 x 3 convolution multiplies a matrix of patches.
+
+        Args:
+            feature: (B, c, H, W).
+            cells: (B, K) indices row x W + column.
+
+        Returns:
+            (B, 4 x bins, K) logits.
+        """
+        first, second, output = self.box
+        assert isinstance(second, Conv)
+        hidden = functional.pad(first(feature), (1, 1, 1, 1))
+        images, channels, height, width = hidden.shape
+        pixels = hidden.flatten(2).transpose(1, 2).flatten(0, 1)  # (B x H x W, c)
+        row = torch.div(cells, width - 2, rounding_mode="floor")
+        corner = cells + 2 * row + torch.arange(images, device=cells.device)[:, None] * (height * width)
+        taps = [corner + (y * width + x) for y in range(3) for x in range(3)]
+        patches = pixels.index_select(0, torch.stack(taps, dim=2).flatten()).view(images, -1, 9 * channels)
+        kernel = second.conv.weight.permute(0, 2, 3, 1).flatten(1)
+        values = functional.linear(patches, kernel, second.conv.bias).transpose(1, 2)
+        return output(second.norm_act(values[..., None])).flatten(2)
+
     def initialise(self, bins: int) -> None:
         """Set the biases of the box branch, so that distances are about `INITIAL_DISTANCE`."""
         bias = self.box[-1].bias
@@ -131,6 +154,11 @@ class Dense(nn.Module):
             branches.initialise(self.bins)
             nn.init.constant_(branches.cls[-1].get_parameter("bias"), math.log(prior))
 
+    @property
+    def without_nms(self) -> bool:
+        """Whether inference uses the duplicate filter."""
+        return self.use_duplicate_filter and self.duplicate_filter is not None
+
     def forward(self, features: list[Tensor]) -> Raw:
         """Map feature levels to logits.
 
@@ -139,18 +167,40 @@ class Dense(nn.Module):
 
         Returns:
             `level0`, `level1`, ...: (B, 4 x bins + C + M, H, W) logits. In training with the duplicate filter also
-            `filtered`: (B, K) best class logits of every image, corrected; and `places`: their class x N + cell.
+            `filtered`: (B, K) best class logits of every image, corrected; and `places`: their class x N + cell. In
+            inference with the duplicate filter only the best 300 pairs of a cell and a class: `box` (B, 4 x bins, 300)
+            logits, `values` (B, 300) class logits in descending order, `classes` (B, 300), and `grid` (B, 3, 300),
+            centre and stride of the cells in pixels.
         """
+        if self.without_nms and not self.training:
+            return self._best_cells(features)
         pairs = zip(self.levels, features, strict=True)
         raw: Raw = {f"level{index}": branches(feature) for index, (branches, feature) in enumerate(pairs)}
         if self.training and self.duplicate_filter is not None:
             with torch.no_grad():
-                detached = {name: level.detach() for name, level in raw.items()}
-                cells = sum(level.shape[2] * level.shape[3] for level in detached.values())
-                boxes, values, classes, cell = self._best(detached, min(COMPARED, cells))
+                box, logits, grid = self._split({name: level.detach() for name, level in raw.items()})
+                values, classes, cells = top_pairs(logits, min(COMPARED, logits.shape[2]))
+                box = box.gather(2, cells[:, None].expand(-1, box.shape[1], -1))
+                boxes = self._corners(box, grid[:, cells].transpose(0, 1)).transpose(1, 2)
             raw["filtered"] = values + self.duplicate_filter(boxes, values, classes)
-            raw["places"] = classes * cells + cell
+            raw["places"] = classes * logits.shape[2] + cells
         return raw
+
+    def _best_cells(self, features: list[Tensor]) -> Raw:
+        """Compute the class branches everywhere, and the box branches at the cells with the best classes."""
+        branches = [level for level in self.levels if isinstance(level, Branches)]
+        maps = [level.cls(feature) for level, feature in zip(branches, features, strict=True)]
+        logits = to_fp32(torch.cat([level.flatten(2) for level in maps], dim=2))
+        values, classes, cells = top_pairs(logits, MAX_DETECTIONS)
+        boxes, first = [], 0
+        for level, feature in zip(branches, features, strict=True):
+            count = feature.shape[2] * feature.shape[3]
+            places = cells - first
+            inside = ((places >= 0) & (places < count))[:, None]
+            boxes.append(level.boxes_at(feature, places.clamp(0, count - 1)).masked_fill(~inside, 0.0))
+            first = first + count
+        grid = self._grid(maps, logits)[:, cells].transpose(0, 1)
+        return {"box": sum(boxes[1:], boxes[0]), "values": values, "classes": classes, "grid": grid}
 
     def decode(self, raw: Raw) -> Decoded:
         """Decode logits to boxes and scores.
@@ -162,12 +212,13 @@ class Dense(nn.Module):
             files need not know the difference. Or, with the duplicate filter, `end_to_end` (B, 300, 6): x1, y1, x2, y2
             in pixels, score and class, in descending order of score.
         """
-        if self.use_duplicate_filter and self.duplicate_filter is not None:
-            boxes, values, classes, _ = self._best(raw, MAX_DETECTIONS)
-            values = values + self.duplicate_filter(boxes, values, classes)
-            return {"end_to_end": in_order(boxes, values, classes)}
-        box, logits, centre, stride = self._split(raw)
-        low, high = self._corners(box, centre, stride).chunk(2, dim=1)
+        if self.without_nms:
+            assert self.duplicate_filter is not None
+            boxes = self._corners(to_fp32(raw["box"]), raw["grid"]).transpose(1, 2)
+            values = raw["values"] + self.duplicate_filter(boxes, raw["values"], raw["classes"])
+            return {"end_to_end": in_order(boxes, values, raw["classes"])}
+        box, logits, grid = self._split(raw)
+        low, high = self._corners(box, grid).chunk(2, dim=1)
         scores = logits.sigmoid()
         best = scores.amax(dim=1, keepdim=True)
         parts = [(low + high) / 2, high - low, best, scores / best.clamp(min=TINY)]
@@ -176,39 +227,34 @@ class Dense(nn.Module):
             parts.append(torch.cat(maps, dim=2))
         return {"predictions": torch.cat(parts, dim=1).transpose(1, 2)}
 
-    def _split(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Join the levels: (B, 4 x bins, N) box logits, (B, C, N) class logits, (2, N) centres and (N,) strides."""
+    def _split(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor]:
+        """Join the levels to (B, 4 x bins, N) box logits, (B, C, N) class logits and the (3, N) grid."""
         levels = [raw[f"level{index}"] for index in range(len(self.strides))]
         first, last = 4 * self.bins, 4 * self.bins + self.num_classes
         box = to_fp32(torch.cat([level[:, :first].flatten(2) for level in levels], dim=2))
         logits = to_fp32(torch.cat([level[:, first:last].flatten(2) for level in levels], dim=2))
-        centres, strides = [], []
+        return box, logits, self._grid(levels, box)
+
+    def _grid(self, levels: Sequence[Tensor], like: Tensor) -> Tensor:
+        """Compute the centres and strides of all cells in pixels, (3, N), in the type of `like`."""
+        parts = []
         for level, stride in zip(levels, self.strides, strict=True):
-            cells_xy = torch.stack(cell_indices(level.shape[2], level.shape[3], box)).flatten(1) + 0.5
-            centres.append(cells_xy * stride)
-            strides.append(torch.full_like(cells_xy[0], stride))
-        return box, logits, torch.cat(centres, dim=1), torch.cat(strides)
+            cells_xy = torch.stack(cell_indices(level.shape[2], level.shape[3], like)).flatten(1) + 0.5
+            parts.append(torch.cat((cells_xy * stride, torch.full_like(cells_xy[:1], stride))))
+        return torch.cat(parts, dim=1)
 
-    def _best(self, raw: Raw, limit: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Decode the pairs of a cell and a class with the highest scores; see `top_pairs`."""
-        box, logits, centre, stride = self._split(raw)
-        values, classes, cell = top_pairs(logits, limit)
-        box = box.gather(2, cell[:, None].expand(-1, box.shape[1], -1))
-        centre = centre[:, cell].transpose(0, 1)  # (B, 2, limit)
-        return self._corners(box, centre, stride[cell][:, None]).transpose(1, 2), values, classes, cell
-
-    def _corners(self, box: Tensor, centre: Tensor, stride: Tensor) -> Tensor:
-        """Decode (B, 4 x bins, K) logits at centres in pixels to (B, 4, K) x1, y1, x2, y2."""
+    def _corners(self, box: Tensor, grid: Tensor) -> Tensor:
+        """Decode (B, 4 x bins, K) logits at (3, K) or (B, 3, K) cells to (B, 4, K) x1, y1, x2, y2."""
+        centre, stride = grid[..., :2, :], grid[..., 2:, :]
         sides = decode_distances(box, self.bins) * stride
         return torch.cat((centre - sides[:, :2], centre + sides[:, 2:]), dim=1)
 
     @property
     def spec(self) -> HeadSpec:
         """Static description of the head."""
-        without_nms = self.use_duplicate_filter and self.duplicate_filter is not None
         return HeadSpec(
             self.name, self.num_classes, self.strides, num_masks=self.num_masks, loss=self.loss, bins=self.bins,
-            end_to_end=without_nms,
+            end_to_end=self.without_nms,
         )  # fmt: skip
 
 

@@ -95,10 +95,11 @@ class Parity:
         }
 
     def __str__(self) -> str:
-        parts = [f"{name} {error:.2g}" for name, error in self.errors.items()]
+        errors = ", ".join(f"{name} {error:.2g}" for name, error in self.errors.items())
+        parts = [f"largest errors {errors}"] if errors else []
         if self.match_fraction is not None:
             parts.append(f"{100 * self.match_fraction:.1f} % of {self.detections} detections match")
-        return f"{self.images} images: largest errors {', '.join(parts)}" if parts else f"{self.images} images"
+        return f"{self.images} images: {', '.join(parts)}" if parts else f"{self.images} images"
 
 
 def compare(
