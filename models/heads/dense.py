@@ -78,13 +78,18 @@ class Branches(nn.Module):
         """
         first, second, output = self.box
         assert isinstance(second, Conv)
-        hidden = functional.pad(first(feature), (1, 1, 1, 1))
+        hidden = first(feature)
         images, channels, height, width = hidden.shape
-        pixels = hidden.flatten(2).transpose(1, 2).flatten(0, 1)  # (B x H x W, c)
-        row = torch.div(cells, width - 2, rounding_mode="floor")
-        corner = cells + 2 * row + torch.arange(images, device=cells.device)[:, None] * (height * width)
-        taps = [corner + (y * width + x) for y in range(3) for x in range(3)]
-        patches = pixels.index_select(0, torch.stack(taps, dim=2).flatten()).view(images, -1, 9 * channels)
+        row, offset = torch.div(cells, width, rounding_mode="trunc"), torch.arange(3, device=cells.device) - 1
+        rows = (row[..., None] + offset)[..., None]  # (B, K, 3, 1)
+        columns = ((cells - row * width)[..., None] + offset)[..., None, :]  # (B, K, 1, 3)
+        near_rows, near_columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+        inside = (rows == near_rows) & (columns == near_columns)  # others are zeros of the padding
+        image = torch.arange(images, device=cells.device).view(-1, 1, 1, 1)
+        places = (image * height + near_rows) * width + near_columns
+        pixels = hidden.permute(0, 2, 3, 1).flatten(0, 2)  # (B x H x W, c)
+        patches = pixels.index_select(0, places.flatten()).view(images, -1, 9, channels)
+        patches = (patches * inside.flatten(2)[..., None]).flatten(2)
         kernel = second.conv.weight.permute(0, 2, 3, 1).flatten(1)
         values = functional.linear(patches, kernel, second.conv.bias).transpose(1, 2)
         return output(second.norm_act(values[..., None])).flatten(2)
@@ -192,15 +197,16 @@ class Dense(nn.Module):
         maps = [level.cls(feature) for level, feature in zip(branches, features, strict=True)]
         logits = to_fp32(torch.cat([level.flatten(2) for level in maps], dim=2))
         values, classes, cells = top_pairs(logits, MAX_DETECTIONS)
-        boxes, first = [], 0
+        box: Tensor | None = None
+        first = 0
         for level, feature in zip(branches, features, strict=True):
             count = feature.shape[2] * feature.shape[3]
-            places = cells - first
-            inside = ((places >= 0) & (places < count))[:, None]
-            boxes.append(level.boxes_at(feature, places.clamp(0, count - 1)).masked_fill(~inside, 0.0))
+            found = level.boxes_at(feature, (cells - first).clamp(0, count - 1))
+            box = found if box is None else torch.where((cells < first)[:, None], box, found)
             first = first + count
+        assert box is not None
         grid = self._grid(maps, logits)[:, cells].transpose(0, 1)
-        return {"box": sum(boxes[1:], boxes[0]), "values": values, "classes": classes, "grid": grid}
+        return {"box": box, "values": values, "classes": classes, "grid": grid}
 
     def decode(self, raw: Raw) -> Decoded:
         """Decode logits to boxes and scores.
@@ -296,7 +302,7 @@ def top_pairs(logits: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
     chosen = logits.gather(2, place.expand(-1, logits.shape[1], -1)).masked_fill(missing, NO_SCORE)  # (B, C, limit)
     values, flat = chosen.flatten(1).topk(limit, dim=1)
     cell = place[:, 0].gather(1, flat % limit)
-    return values, torch.div(flat, limit, rounding_mode="floor"), cell
+    return values, torch.div(flat, limit, rounding_mode="trunc"), cell
 
 
 def in_order(boxes: Tensor, logits: Tensor, classes: Tensor) -> Tensor:

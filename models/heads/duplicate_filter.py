@@ -43,8 +43,8 @@ class DuplicateFilter(nn.Module):
         ious = _ious(boxes, boxes[:, :COMPARED])
         # (B, K, 100): of the second box over the first
         leads = (logits[:, None, :COMPARED] - logits[:, :, None]).clamp(0, LARGEST)
-        leads = torch.where(classes[:, :, None] == classes[:, None, :COMPARED], leads, 0.0)
-        lead = torch.stack([torch.where(ious > limit, leads, 0.0).amax(dim=2) for limit in THRESHOLDS], dim=2)
+        leads = leads * (classes[:, :, None] == classes[:, None, :COMPARED])
+        lead = torch.stack([(leads * (ious > limit)).amax(dim=2) for limit in THRESHOLDS], dim=2)
         beaten = (lead > 0).to(lead.dtype)
         own = logits.clamp(-LARGEST, LARGEST)[:, :, None]
         inputs = torch.cat((own / 4, lead / 4, beaten), dim=2).to(self.hidden.weight.dtype)
