@@ -92,6 +92,34 @@ def test_workers_of_a_dropped_pool_end_at_once():
     assert time.monotonic() - start < 3 and not any(process.is_alive() for process in processes)
 
 
+class Collecting(Dataset):
+    """Collects garbage in its worker."""
+
+    def __getitem__(self, chunk):
+        gc.collect()
+        return [torch.full((100,), number) for number in chunk], []
+
+
+TWO_TRAININGS = """
+import gc, sys
+sys.path.insert(0, "tests")
+from test_worker_kills import CHUNKS, Collecting, Numbers, WorkerPool
+pool = WorkerPool(Numbers(), 1)
+list(pool.batches(CHUNKS[:2]))
+gc.disable()
+pool.itself = pool
+del pool
+list(WorkerPool(Collecting(), 1).batches(CHUNKS[:2]))
+"""
+
+
+def test_workers_do_not_collect_the_loaders_of_an_earlier_training():
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_TRAININGS], cwd=ROOT, env=environment(), timeout=60, check=True, capture_output=True
+    )
+    assert not done.stderr.decode()  # "can only test a child process"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_workers_leave_signals_to_the_trainer(pool, number, caplog):
     assert numbers(pool, number) == list(range(16)) and not caplog.records

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import signal
 import sys
@@ -190,5 +191,6 @@ class _WorkerStart:
             torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
             if os.getppid() != self.parent:
                 os._exit(1)
+        gc.freeze()  # a worker must not collect loaders of earlier trainings in the process that it was forked from
         cv2.setNumThreads(0)
         torch.set_num_threads(1)
