@@ -78,6 +78,13 @@ def test_exported_file_gives_the_same_detections(name, dynamic, checkpoint, tmp_
     assert float(same.float().mean()) > 0.98  # rows of nearly equal scores may change places
 
 
+@pytest.mark.parametrize("name", ["ncnn", "coreml", "safetensors"])
+def test_formats_without_its_operators_refuse_it(name, checkpoint, tmp_path, caplog):
+    with pytest.raises(UserError, match=f"{name} not exported"):
+        export.run(weights=[str(checkpoint)], include=[name], end_to_end=True, output=str(tmp_path))
+    assert "--end-to-end: not supported for" in caplog.text and not list(tmp_path.iterdir())
+
+
 def test_both_ways_are_in_the_results(tmp_path):
     data = tiny_data(tmp_path, train=16, val=8, size=64)
     chosen = {"cfg": "polyolo-n", "imgsz": [64], "batch_size": 8, "workers": 0, "epochs": 2, "noplots": True}

@@ -35,7 +35,7 @@ class ExecuTorchBackend(ExportBackend):
 
     title, suffixes, ending = "ExecuTorch", (".pte",), ".pte"
     packages = ("executorch",)
-    capabilities = frozenset({"preprocess", "batch"})
+    capabilities = frozenset({"end_to_end", "preprocess", "batch"})
 
     @staticmethod
     def write(job: ExportJob, path: Path) -> None:

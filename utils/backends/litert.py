@@ -33,7 +33,7 @@ class LiteRtBackend(ExportBackend):
 
     title, suffixes, ending = "TFLite", (".tflite",), ".tflite"
     packages = ("litert_torch",)
-    capabilities = frozenset({"preprocess", "batch"})
+    capabilities = frozenset({"end_to_end", "preprocess", "batch"})
 
     @staticmethod
     def write(job: ExportJob, path: Path) -> None:

@@ -38,7 +38,19 @@ class OnnxBackend(ExportBackend):
     packages = ("onnx", "onnxruntime")
     dynamic_by_default = True
     capabilities = frozenset(
-        {"dynamic", "half", "int8", "nms", "preprocess", "opset", "simplify", "batch", "per_tensor", "verbose"}
+        {
+            "dynamic",
+            "half",
+            "int8",
+            "nms",
+            "end_to_end",
+            "preprocess",
+            "opset",
+            "simplify",
+            "batch",
+            "per_tensor",
+            "verbose",
+        }
     )
 
     @staticmethod

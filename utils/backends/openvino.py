@@ -43,7 +43,7 @@ class OpenVinoBackend(ExportBackend):
     packages = ("openvino", "onnx")
     dynamic_by_default = True
     capabilities = frozenset(
-        {"dynamic", "half", "int8", "nms", "preprocess", "opset", "simplify", "batch", "per_tensor"}
+        {"dynamic", "half", "int8", "nms", "end_to_end", "preprocess", "opset", "simplify", "batch", "per_tensor"}
     )
 
     @staticmethod

@@ -86,7 +86,7 @@ class Pt2Backend(ExportBackend):
 
     title, suffixes, ending = "torch.export", (".pt2",), ".pt2"
     dynamic_by_default = True
-    capabilities = frozenset({"dynamic", "half", "preprocess", "batch"})
+    capabilities = frozenset({"dynamic", "half", "end_to_end", "preprocess", "batch"})
 
     @staticmethod
     def write(job: ExportJob, path: Path) -> None:
@@ -134,7 +134,7 @@ class AotInductorBackend(ExportBackend):
 
     runs_on_cpu_only = True
     title, suffixes, ending = "AOTInductor", (".aoti.pt2",), ".aoti.pt2"
-    capabilities = frozenset({"dynamic", "half", "preprocess", "batch"})
+    capabilities = frozenset({"dynamic", "half", "end_to_end", "preprocess", "batch"})
 
     @staticmethod
     def write(job: ExportJob, path: Path) -> None:

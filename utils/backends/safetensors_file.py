@@ -13,7 +13,6 @@ from utils.backends import BACKENDS
 from utils.backends.flat_outputs import ExportBackend, ExportJob
 from utils.backends.pytorch import PyTorchBackend
 from utils.core.contracts import Runner
-from utils.core.errors import UserError
 
 
 @BACKENDS.register("safetensors")
@@ -28,8 +27,6 @@ class SafetensorsBackend(ExportBackend):
     @staticmethod
     def write(job: ExportJob, path: Path) -> None:
         """Write the network as it was trained: normalisation is not folded into convolutions."""
-        if any(spec.end_to_end for spec in job.network.specs.values()):
-            raise UserError("--end-to-end: a .safetensors file has all branches; leave the option out here")
         save_checkpoint(path, job.trained or job.network, dict(job.training), half=job.metadata.precision == "fp16")
 
     @staticmethod

@@ -31,7 +31,7 @@ class TensorRtBackend(ExportBackend):
     title, suffixes, ending = "TensorRT", (".engine",), ".engine"
     packages = ("tensorrt", "onnx")
     capabilities = frozenset(
-        {"dynamic", "half", "nms", "preprocess", "opset", "simplify", "batch", "timing_cache", "verbose"}
+        {"dynamic", "half", "nms", "end_to_end", "preprocess", "opset", "simplify", "batch", "timing_cache", "verbose"}
     )
     tolerance_factor = 20.0  # convolutions use TF32 by default
 

@@ -33,7 +33,7 @@ class TorchScriptBackend(ExportBackend):
 
     title, suffixes, ending = "TorchScript", (".torchscript", ".torchscript.pt", ".ptl"), ".torchscript"
     dynamic_by_default = True
-    capabilities = frozenset({"dynamic", "half", "preprocess", "optimize"})
+    capabilities = frozenset({"dynamic", "half", "end_to_end", "preprocess", "optimize"})
 
     @staticmethod
     def write(job: ExportJob, path: Path) -> None:

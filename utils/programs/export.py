@@ -36,6 +36,7 @@ REQUIRED_CAPABILITIES = {  # option -> capability that every format must have, s
     "half": "half",
     "int8": "int8",
     "nms": "nms",
+    "end_to_end": "end_to_end",
     "dynamic": "dynamic",
     "with_preprocess": "preprocess",
 }
