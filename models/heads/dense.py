@@ -218,7 +218,7 @@ class Dense(nn.Module):
             files need not know the difference. Or, with the duplicate filter, `end_to_end` (B, 300, 6): x1, y1, x2, y2
             in pixels, score and class, in descending order of score.
         """
-        if self.without_nms:
+        if "grid" in raw:
             assert self.duplicate_filter is not None
             boxes = self._corners(to_fp32(raw["box"]), raw["grid"]).transpose(1, 2)
             values = raw["values"] + self.duplicate_filter(boxes, raw["values"], raw["classes"])
