@@ -103,9 +103,9 @@ class DenseLoss(nn.Module):
             return details.terms | {"one_cls": self._filter_term(logits.detach(), raw, candidates, batch, details)}
 
     def levels(self, raw: Raw) -> Tensor:
-        """Join the levels: (B, columns, N) float32 logits."""
-        parts = [raw[f"level{index}"].flatten(2) for index in range(len(self.spec.strides))]
-        return torch.cat(parts, dim=2).float()
+        """Join the levels: (B, N, columns) float32 logits; those of a cell are adjacent, as in channels-last maps."""
+        parts = [raw[f"level{index}"].flatten(2).transpose(1, 2) for index in range(len(self.spec.strides))]
+        return torch.cat(parts, dim=1).float()
 
     def _candidates(self, raw: Raw, batch: Batch) -> Candidates:
         prepared = batch.prepared.get(self.spec.name)
@@ -118,22 +118,22 @@ class DenseLoss(nn.Module):
         """Compute the terms of the branches.
 
         Args:
-            logits: (B, 4 x bins + C (+ masks), N) float32.
+            logits: (B, N, 4 x bins + C (+ masks)) float32.
             pairs: Candidate pairs.
             batch: Images; `boxes_known` excludes some from the background.
         """
-        bins, first = self.spec.bins, 4 * self.spec.bins
-        box_logits, classes = logits[:, :first], logits[:, first : first + self.spec.num_classes]
+        bins = self.spec.bins
+        box_logits, classes = self._split(logits)
         ious = self._ious(box_logits.detach(), pairs)
         own = pairs.classes[pairs.label]
-        assigned = assign(pairs, classes.detach()[pairs.image, own, pairs.cell].sigmoid(), ious)
+        assigned = assign(pairs, classes.detach()[pairs.image, pairs.cell, own].sigmoid(), ious)
         pair, weight = assigned.pair, assigned.score
         total = self._sum(weight)
         entropies = softplus(classes)  # BCE is softplus(logit) - target logit
         if batch.boxes_known is not None:
             entropies = torch.where(batch.boxes_known.view(-1, 1, 1), entropies, 0)
-        matched = (classes[pairs.image[pair], own[pair], pairs.cell[pair]] * weight).sum()
-        chosen = box_logits[pairs.image[pair], :, pairs.cell[pair]]  # (K, 4 x bins)
+        matched = (classes[pairs.image[pair], pairs.cell[pair], own[pair]] * weight).sum()
+        chosen = box_logits[pairs.image[pair], pairs.cell[pair]]  # (K, 4 x bins)
         wanted = _to_distances(pairs.boxes[pairs.label[pair]], pairs.centre[pair]) / pairs.stride[pair, None]
         ciou = paired_iou(_to_cxcywh(_distances(chosen, bins)), _to_cxcywh(wanted), "ciou")
         sums = {
@@ -148,8 +148,7 @@ class DenseLoss(nn.Module):
         self, logits: Tensor, raw: Raw, pairs: Candidates, batch: Batch, details: DenseLossDetails
     ) -> Tensor:
         """Compute the class term of the filtered logits, with a single positive per label."""
-        first = 4 * self.spec.bins
-        classes = logits[:, first : first + self.spec.num_classes]
+        classes = self._split(logits)[1].transpose(1, 2)
         places, filtered = raw["places"], raw["filtered"].float()
         all_scores = classes.flatten(1).scatter(1, places, filtered.detach()).sigmoid()
         place = pairs.classes[pairs.label] * classes.shape[2] + pairs.cell
@@ -160,6 +159,12 @@ class DenseLoss(nn.Module):
             entropies = torch.where(batch.boxes_known.view(-1, 1), entropies, 0)
         return entropies.sum() / self._sum(weight) * self.gains["cls"]
 
+    def _split(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Split (B, N, columns) logits into those of boxes and those of classes."""
+        sizes = [4 * self.spec.bins, self.spec.num_classes]
+        box, classes, _ = logits.split([*sizes, logits.shape[2] - sum(sizes)], dim=2)
+        return box, classes
+
     def _sum(self, weights: Tensor) -> Tensor:
         """Sum target scores, over all ranks in training; at least 1."""
         return (sum_over_ranks(weights.sum()) if self.training else weights.sum()).clamp(min=1)
@@ -167,8 +172,11 @@ class DenseLoss(nn.Module):
     @torch.no_grad()
     def _ious(self, box_logits: Tensor, pairs: Candidates) -> Tensor:
         """Compute the CIoU of every pair, at least 0."""
-        maps = box_logits.transpose(1, 2).reshape(-1, box_logits.shape[1])  # (B N, 4 x bins)
-        distances = _distances(maps, self.spec.bins).view(len(box_logits), -1, 4)[pairs.image, pairs.cell]
+        cells, place = box_logits.flatten(0, 1), pairs.image * box_logits.shape[1] + pairs.cell
+        if len(place) < len(cells):
+            distances = _distances(cells[place], self.spec.bins)
+        else:  # of every cell once: many large boxes share cells
+            distances = _distances(cells, self.spec.bins)[place]
         wanted = _to_distances(pairs.boxes[pairs.label], pairs.centre) / pairs.stride[:, None]
         return paired_iou(_to_cxcywh(distances), _to_cxcywh(wanted), "ciou").clamp(min=0)
 

@@ -142,7 +142,7 @@ class DenseSegmentLoss(nn.Module):
         prototypes_per_pixel = size_hw[1] / (candidates.level_hws[0][1] * spec.strides[0])
         boxes = candidates.boxes[label] * prototypes_per_pixel
         area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-        coefficients = logits[image, 4 * spec.bins + spec.num_classes :, candidates.cell[pair]]
+        coefficients = logits[image, candidates.cell[pair], 4 * spec.bins + spec.num_classes :]
         pairs = MaskPairs(
             coefficients=coefficients,
             boxes_xyxy=boxes,
