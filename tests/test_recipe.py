@@ -61,7 +61,7 @@ def test_large_data_keep_the_defaults():
     assert any("SGD" in reason for reason in choice.reasons)
 
 
-@pytest.mark.parametrize(("epochs", "closed"), [(1, 0), (2, 0), (3, 1), (12, 4), (22, 7), (300, 10)])
+@pytest.mark.parametrize(("epochs", "closed"), [(1, 0), (2, 0), (3, 1), (8, 4), (12, 6), (21, 10), (300, 10)])
 def test_epochs_without_mosaic(epochs, closed):
     assert closed_epochs(epochs) == closed
 

@@ -65,8 +65,8 @@ class RecipeChoice:
 
 
 def closed_epochs(epochs: int) -> int:
-    """Return the number of last epochs without mosaic: a third of the run, 1 to 10."""
-    return min(round(epochs / 3), MAX_CLOSED) if epochs > 2 else 0
+    """Return the number of last epochs without mosaic: half of the run, in which the rate falls, at most 10."""
+    return min(epochs // 2, MAX_CLOSED) if epochs > 2 else 0
 
 
 def choose(facts: Facts) -> RecipeChoice:
