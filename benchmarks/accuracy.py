@@ -5,7 +5,7 @@ python benchmarks/accuracy.py --minutes 2 --data bccd.yaml --weights yolov5n.pt 
 python benchmarks/accuracy.py --minutes 2 --data bccd.yaml --cfgs polyolo-n polyolo-n:distill --distill teacher.pt
 
 For every family and recipe two runs of six epochs measure the time of the start, an epoch with and without mosaic, and
-a validation. The number of epochs that fit into the minutes then is the length of the schedule for all seeds.
+a validation. The number of epochs whose time is nearest to the minutes is the length of the schedule for all seeds.
 Validation counts as training time, as it does for users. Run it on a quiet machine, and give --batch-size if
 `--recipe auto` would choose a smaller one for six epochs than for the whole run. With --write, report and plot are
 named after task, data, initial weights and time.
@@ -126,7 +126,7 @@ class Durations:
 
 
 def fitting_epochs(options: argparse.Namespace, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
-    """Measure the parts of a training; compute how many epochs fit into the minutes for every family and recipe.
+    """Measure the parts of a training; compute how many epochs take the minutes for every family and recipe.
 
     The rounds alternate, so that a drift of the machine affects all of them alike.
     """
@@ -140,22 +140,24 @@ def fitting_epochs(options: argparse.Namespace, pairs: Sequence[tuple[str, str]]
 
 
 def _durations(rounds: Sequence[Sequence[float]]) -> Durations:
-    """Compute durations from the ends of six epochs: 1, 4 and 6 are validated, 5 and 6 may have no mosaic."""
+    """Compute durations from the ends of six epochs: 1, 4 and 6 are validated, 4 to 6 may have no mosaic."""
     first, _, third, fourth, fifth, sixth = (statistics.fmean(ends) for ends in zip(*rounds, strict=True))
     epoch, closed = (third - first) / 2, fifth - fourth
-    validation = max((fourth - third - epoch + sixth - fifth - closed) / 2, 0)
+    validation = max((fourth - third + sixth - fifth) / 2 - closed, 0)
     return Durations(max(first - epoch - validation, 0), epoch, closed, validation)
 
 
 def _fitting(durations: Durations, options: argparse.Namespace, closes: bool) -> int:
-    """Compute the largest number of epochs whose total is within the minutes, at least 1."""
+    """Compute the number of epochs, at least 1, whose total is nearest to the minutes."""
+
+    def total(epochs: int) -> float:
+        validations = 1 + math.ceil((epochs - 1) / interval_of(options, epochs))  # the first, the last, those between
+        return durations.total(epochs, closed_epochs(epochs) if closes else 0, validations)
+
     epochs = 1
-    while True:
-        closed = closed_epochs(epochs + 1) if closes else 0
-        validations = 1 + math.ceil(epochs / interval_of(options, epochs + 1))  # the first, the last and those between
-        if durations.total(epochs + 1, closed, validations) > options.minutes:
-            return epochs
+    while total(epochs + 1) <= options.minutes:
         epochs += 1
+    return epochs if options.minutes - total(epochs) <= total(epochs + 1) - options.minutes else epochs + 1
 
 
 def interval_of(options: argparse.Namespace, epochs: int) -> int:
@@ -242,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
             scores = [score for score in found if score is not None]
             cells.append(mean_and_deviation(scores) if scores else "")
         minutes = statistics.fmean(outcome.minutes for outcome in outcomes)
-        rows.append(f"| {cfg} | {recipe} | {epochs[cfg, recipe]} | {minutes:.1f} | " + " | ".join(cells) + " |")
+        rows.append(f"| {cfg} | {recipe} | {epochs[cfg, recipe]} | {minutes:.2f} | " + " | ".join(cells) + " |")
     start = f"from {Path(options.weights).name}" if options.weights else "from nothing"
     name = report_name(options)
     body = [

@@ -288,13 +288,13 @@ def test_runtimes(results, tmp_path, monkeypatch):
 
 def test_epochs_that_fit():
     # a start of 1, epochs of 2, of 1.5 without mosaic, validations of 0.5
-    ends = [1 + time for time in (2.5, 4.5, 6.5, 9.0, 10.5, 12.5)]
+    ends = [1 + time for time in (2.5, 4.5, 6.5, 8.5, 10.0, 12.0)]
     durations = accuracy._durations([ends, [time + 0.2 for time in ends]])
     assert (durations.start, durations.epoch) == (pytest.approx(1.1), pytest.approx(2))
     assert (durations.closed_epoch, durations.validation) == (pytest.approx(1.5), pytest.approx(0.5))
     options = SimpleNamespace(minutes=60, validations=4)
-    assert accuracy._fitting(durations, options, closes=False) == 28
-    assert accuracy._fitting(durations, options, closes=True) == 30  # 10 of them closed
+    assert accuracy._fitting(durations, options, closes=False) == 28  # 59.1; 29 take 61.1
+    assert accuracy._fitting(durations, options, closes=True) == 31  # 60.1, 10 of them closed; 30 take 58.1
     assert accuracy._fitting(durations, SimpleNamespace(minutes=0.1, validations=4), closes=True) == 1
 
 
