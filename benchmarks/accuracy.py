@@ -255,11 +255,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         "|---|---|---|---|" + "---|" * len(columns),
         *rows,
     ]
+    title = list(titles.values())[-1]
+    plot = machine.RESULTS / f"{name}.png"
     if options.write:
-        path = draw(runs, list(titles.values())[-1], machine.RESULTS / f"{name}.png")
-        body += ["", f"![{list(titles.values())[-1]} against minutes]({path.name})"]
+        body += ["", f"![{title} against minutes]({plot.name})"]
     device = select_device(options.device or "")
-    machine.publish(machine.report("Accuracy per training time", NAME, line, body, device), name, options.write)
+    text = machine.report("Accuracy per training time", NAME, line, body, device)
+    if options.write:  # after the report, which would take an overwritten plot for a change of the code
+        draw(runs, title, plot)
+    machine.publish(text, name, options.write)
     last = list(titles)[-1]
     return {f"{a}/{b}": statistics.fmean(o.numbers[last] for o in outcomes) for (a, b), outcomes in runs.items()}
 
