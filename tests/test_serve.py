@@ -421,7 +421,9 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults) / 80, reside
         done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=100, check=True)
         return [float(word) for word in done.stdout.split()]
 
-    (faults, growth), (faults_before, _) = measure("one heap"), measure()
+    # means of 5 processes: where the system places the heap changes the faults of one tenfold
+    faults, growth = (sum(values) / 5 for values in zip(*(measure("one heap") for _ in range(5)), strict=True))
+    faults_before = sum(measure()[0] for _ in range(5)) / 5
     assert growth < 100 and 4 * faults < faults_before  # the heap grows by holes for a while
 
 
