@@ -165,7 +165,7 @@ def interval_of(options: argparse.Namespace, epochs: int) -> int:
     return max(math.ceil((epochs - 1) / max(options.validations - 1, 1)), 1)
 
 
-def draw(runs: Mapping[tuple[str, str], Sequence[Outcome]], title: str, path: Path) -> Path:
+def draw(runs: Mapping[tuple[str, str], Sequence[Outcome]], title: str, path: Path) -> None:
     """Plot the scores of every family and recipe against minutes, one line per seed."""
     figure = new_figure(8, 5)
     axes = figure.add_subplot()
@@ -178,7 +178,7 @@ def draw(runs: Mapping[tuple[str, str], Sequence[Outcome]], title: str, path: Pa
     axes.set_ylabel(title)
     axes.grid(alpha=0.3)
     axes.legend()
-    return save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def split_suffixes(cfg: str) -> tuple[str, set[str]]:
@@ -255,16 +255,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         "|---|---|---|---|" + "---|" * len(columns),
         *rows,
     ]
-    title = list(titles.values())[-1]
-    plot = machine.RESULTS / f"{name}.png"
+    last, title = list(titles.items())[-1]
     if options.write:
-        body += ["", f"![{title} against minutes]({plot.name})"]
+        body += ["", f"![{title} against minutes]({name}.png)"]
     device = select_device(options.device or "")
     text = machine.report("Accuracy per training time", NAME, line, body, device)
     if options.write:  # after the report, which would take an overwritten plot for a change of the code
-        draw(runs, title, plot)
+        draw(runs, title, machine.RESULTS / f"{name}.png")
     machine.publish(text, name, options.write)
-    last = list(titles)[-1]
     return {f"{a}/{b}": statistics.fmean(o.numbers[last] for o in outcomes) for (a, b), outcomes in runs.items()}
 
 

@@ -236,6 +236,19 @@ def test_perfect_boxes_have_no_box_loss(bins):
 
 
 @torch.no_grad()
+def test_ious_do_not_depend_on_the_number_of_pairs():
+    torch.manual_seed(0)
+    loss = DenseLoss(HeadSpec("detect", 2, STRIDES, bins=4), Hyp())
+    logits = loss.levels({f"level{i}": torch.randn(1, 18, *grid) for i, grid in enumerate(GRIDS)})
+    box, whole_image = [0, 1, 0.4, 0.4, 0.5, 0.5], [0, 0, 0.5, 0.5, 1.0, 1.0]
+    few, many = (loss.prepare(batch_of([box, *more]), (64, 64)) for more in ([], [whole_image] * 3))
+    assert 0 < len(few.label) < logits.shape[1] < len(many.label)  # decoded at the pairs, decoded at every cell
+    ious = [loss.detailed(logits, pairs, batch_of([box])).ious for pairs in (few, many)]
+    torch.testing.assert_close(ious[0], ious[1][: len(few.label)])
+    assert float(ious[0].max()) > 0
+
+
+@torch.no_grad()
 def test_distribution_loss_by_hand():
     loss = DenseLoss(HeadSpec("detect", 1, STRIDES, bins=4), Hyp(dense_dfl=1.0))
     raw = {f"level{i}": torch.zeros(1, 17, *grid) for i, grid in enumerate(GRIDS)}

@@ -65,7 +65,7 @@ class RecipeChoice:
 
 
 def closed_epochs(epochs: int) -> int:
-    """Return the number of last epochs without mosaic: half of the run, in which the rate falls, at most 10."""
+    """Return the number of last epochs without mosaic: half of the run, at most 10."""
     return min(epochs // 2, MAX_CLOSED) if epochs > 2 else 0
 
 
