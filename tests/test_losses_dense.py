@@ -10,6 +10,7 @@ from models.builder import build_network
 from models.heads.dense import MAX_DETECTIONS, Dense, decode_distances, top_pairs
 from models.heads.duplicate_filter import DuplicateFilter
 from utils.core.contracts import Batch, Geometry, HeadSpec, ImageInfo
+from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.losses.dense import TOP_K, DenseLoss
 from utils.losses.task_aligned import Candidates, assign, find_candidates
@@ -254,9 +255,60 @@ def test_distribution_loss_by_hand():
     raw = {f"level{i}": torch.zeros(1, 17, *grid) for i, grid in enumerate(GRIDS)}
     raw["level1"][0, 16, 1, 1] = 8.0  # the best-aligned cell
     batch = batch_of([[0, 0, 24 / 64, 24 / 64, 40 / 64, 40 / 64]])
-    terms, assigned, total, _ = loss.detailed(loss.levels(raw), loss.prepare(batch, (64, 64)), batch)
+    terms, assigned, _, total, _ = loss.detailed(loss.levels(raw), loss.prepare(batch, (64, 64)), batch)
     # equal logits give each of the 4 bins a probability of 1/4: every side costs log 4, whatever its distance
     assert float(terms["dfl"]) == pytest.approx(float(assigned.score.sum() / total) * 1.3862944, rel=1e-5)
+
+
+@pytest.mark.parametrize("end_to_end", [False, True])
+@torch.no_grad()
+def test_equal_class_weights_change_nothing(end_to_end):
+    network = network_of(end_to_end=end_to_end)
+    raw = network(torch.rand(2, 3, 64, 64))["detect"]
+    spec, batch = network.specs["detect"], batch_of([[0, 1, 0.5, 0.5, 0.4, 0.3], [1, 2, 0.4, 0.6, 0.4, 0.3]], 2)
+    expected = DenseLoss(spec, Hyp())(raw, batch)
+    found = DenseLoss(spec, Hyp(dense_class_weights=(1.0,) * spec.num_classes))(raw, batch)
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name])
+
+
+@torch.no_grad()
+def test_class_weights_by_hand():
+    spec, labels = (
+        HeadSpec("detect", 2, STRIDES, bins=1),
+        [[0, 0, 0.25, 0.25, 0.4, 0.4], [1, 1, 0.5, 0.5, 0.4, 0.4]],
+    )
+    torch.manual_seed(0)
+    raw = {f"level{i}": 1 + 0.1 * torch.randn(2, 6, *grid) for i, grid in enumerate(GRIDS)}  # boxes like the labels
+    sums = []
+    for image in range(2):  # every class alone, in an image of its own
+        only = {name: level[image : image + 1] for name, level in raw.items()}
+        loss = DenseLoss(spec, Hyp())
+        batch = batch_of([[0, *labels[image][1:]]])
+        terms, _, _, total, _ = loss.detailed(loss.levels(only), loss.prepare(batch, (64, 64)), batch)
+        sums.append((terms["box"] * total, terms["dfl"] * total, total))
+    weighted = DenseLoss(spec, Hyp(dense_class_weights=(0.5, 2.0)))
+    batch = batch_of(labels, 2)
+    terms, _, _, total, _ = weighted.detailed(weighted.levels(raw), weighted.prepare(batch, (64, 64)), batch)
+    assert min(total, sums[0][2], sums[1][2]) > 1  # the lower limit
+    torch.testing.assert_close(total, 0.5 * sums[0][2] + 2 * sums[1][2])
+    torch.testing.assert_close(terms["box"] * total, 0.5 * sums[0][0] + 2 * sums[1][0])
+    torch.testing.assert_close(terms["dfl"] * total, 0.5 * sums[0][1] + 2 * sums[1][1])
+    raw["level0"][:, 5] = 50.0  # all cells of this level claim class 1, which costs what the class weighs
+    costs = [
+        DenseLoss(spec, Hyp(dense_class_weights=weights))(raw, batch_of([], 2))["cls"]
+        for weights in ((1.0, 1.0), (1.0, 2.0))
+    ]
+    assert float(costs[1] - costs[0]) == pytest.approx(0.5 * 2 * 64 * 50, rel=0.02)
+
+
+def test_number_of_class_weights_is_that_of_the_classes():
+    with pytest.raises(UserError, match="dense_class_weights: expected 2 weights, one per class, got 3"):
+        DenseLoss(HeadSpec("detect", 2, STRIDES, bins=1), Hyp(dense_class_weights=(1.0, 1.0, 1.0)))
+    for wrong in ([1, 0], [], [1, -1], 2.0, "deeplab", [1, math.nan]):
+        with pytest.raises(UserError, match="dense_class_weights must be a list of weights above 0"):
+            Hyp.from_dict({"dense_class_weights": wrong}, "hyp.yaml")
+    assert Hyp.from_dict({"dense_class_weights": [1, 2]}, "hyp.yaml").to_dict()["dense_class_weights"] == [1, 2]
 
 
 @pytest.mark.parametrize("bins", [1, 16])
@@ -307,6 +359,9 @@ def test_filter_term_by_hand():
     # one positive, the cell whose box is exact, with a target of 1
     wanted = 0.5 * (math.log1p(math.exp(2)) - 2 + math.log1p(math.exp(-3)) + math.log1p(math.exp(-1)))
     assert float(loss(raw, batch)["one_cls"]) == pytest.approx(wanted, abs=1e-4)
+    weighted = DenseLoss(spec, Hyp(dense_cls=0.5, dense_class_weights=(2.0, 6.0)))
+    wanted += 0.5 * (6 / 2 - 1) * math.log1p(math.exp(-1))  # the last place is that of class 1
+    assert float(weighted(raw, batch)["one_cls"]) == pytest.approx(wanted, abs=1e-4)
     batch.boxes_known = torch.tensor([False])
     assert float(loss(raw, batch)["one_cls"]) == 0
 

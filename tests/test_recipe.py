@@ -2,18 +2,20 @@
 
 import importlib
 
+import numpy as np
 import pytest
 import torch
 from helpers_run import tiny_data, weights
 from torch import nn
 
+from utils.core.contracts import HeadSpec
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.train_settings import TrainSettings
 from utils.core.yaml_file import read_yaml
 from utils.datasets.pipeline.box_samples import open_box_loader
 from utils.engine.ema import ModelEma, decay_at
-from utils.engine.recipe import Facts, apply_recipe, choose, closed_epochs
+from utils.engine.recipe import Facts, apply_recipe, choose, class_weights, closed_epochs
 from utils.engine.schedules import SCHEDULES, SchedulePoint
 from utils.engine.step_schedule import StepSchedule
 
@@ -22,7 +24,8 @@ class Data:
     """Loader with the numbers that the recipe reads."""
 
     num_images = 640
-    class_counts = torch.tensor([3000, 1000]).numpy()
+    heads = ()
+    class_counts = np.array([3600, 400])
 
 
 def test_small_data_get_a_step_per_batch():
@@ -39,9 +42,9 @@ def test_small_data_get_a_step_per_batch():
 @pytest.mark.parametrize(
     ("facts", "batch"),
     [
-        (Facts(205, 4000, 12, 16, pretrained=True), 8),
-        (Facts(205, 4000, 12, 64, pretrained=True), 8),
-        (Facts(205, 4000, 12, 12, pretrained=True), 12),  # half of it would be less than 8
+        (Facts(205, 4000, 12, 16, pretrained=True), 4),
+        (Facts(205, 4000, 12, 64, pretrained=True), 4),
+        (Facts(205, 4000, 12, 6, pretrained=True), 6),  # half of it would be less than 4
         (Facts(205, 4000, 12, 64, pretrained=True, processes=16), 16),
         (Facts(205, 4000, 12, 16, pretrained=True, fixed_batch=True), 16),
         (Facts(2050, 4000, 12, 64, pretrained=True), 32),
@@ -53,6 +56,38 @@ def test_very_few_images_get_smaller_batches(facts, batch):
     assert choice.settings.get("batch_size", facts.batch_size) == choice.hyp["nominal_batch"] == batch
     assert choice.hyp["lr0"] == pytest.approx(0.001 * (batch / 16) ** 0.5, abs=1e-6)
     assert any("batch size" in reason for reason in choice.reasons) == (batch < facts.batch_size)
+
+
+@pytest.mark.parametrize(
+    ("counts", "weights"),
+    [
+        ((3600, 400), (0.833, 2.5)),  # 4000 / (60 + 20), divided by 60 and 20
+        ((100, 100, 0), (1.0, 1.0, 1.0)),
+        ((10_000, 1), (0.99, 4.0)),
+        ((7, 0), ()),
+        ((), ()),
+    ],
+)
+def test_class_weights(counts, weights):
+    assert class_weights(counts) == weights
+
+
+def test_class_weights_are_those_of_anchor_free_heads():
+    anchor_free = HeadSpec("detect", 2, (8, 16, 32), bins=16)
+    with_anchors, semantic = HeadSpec("detect", 2, (8, 16, 32)), HeadSpec("semantic", 2, (8,))
+    auto = TrainSettings(recipe="auto")
+    for specs, heads, wanted in (
+        ({"detect": anchor_free}, (), (0.833, 2.5)),
+        ({"detect": anchor_free, "semantic": semantic}, ("detect", "semantic"), (0.833, 2.5)),
+        ({"detect": anchor_free, "semantic": semantic}, ("semantic",), None),  # the counts are pixels
+        ({"detect": with_anchors}, (), None),
+    ):
+        data = Data()
+        data.heads = heads
+        assert apply_recipe(auto, Hyp(), data, specs)[1].dense_class_weights == wanted
+    given = Hyp(dense_class_weights=(1.0, 3.0))
+    explicit = TrainSettings(recipe="auto", explicit=("hyp",))
+    assert apply_recipe(explicit, given, Data(), {"detect": anchor_free})[1].dense_class_weights == (1.0, 3.0)
 
 
 def test_large_data_keep_the_defaults():
@@ -69,11 +104,11 @@ def test_epochs_without_mosaic(epochs, closed):
 def test_explicit_options_win():
     given = {"optimizer": "SGD", "patience": 7, "lr0": 0.5}
     settings = TrainSettings(recipe="auto", explicit=tuple(given), **given)
-    settings, hyp = apply_recipe(settings, Hyp(lr0=0.5), Data())
+    settings, hyp = apply_recipe(settings, Hyp(lr0=0.5), Data(), {})
     assert (settings.optimizer, settings.patience, hyp.lr0) == ("SGD", 7, 0.5)
     assert settings.schedule == "flat-cosine" and hyp.nominal_batch == 16
     settings = TrainSettings(recipe="auto", explicit=("cos_lr", "hyp"), cos_lr=True)
-    settings, hyp = apply_recipe(settings, Hyp(lr0=0.003, nominal_batch=32), Data())
+    settings, hyp = apply_recipe(settings, Hyp(lr0=0.003, nominal_batch=32), Data(), {})
     assert (settings.schedule_name, hyp.lr0, hyp.nominal_batch) == ("cosine", 0.003, 32)
     assert settings.optimizer == "AdamW" and hyp.weight_decay == 0.01
 
@@ -81,12 +116,12 @@ def test_explicit_options_win():
 def test_without_the_option_nothing_changes(caplog):
     settings, hyp = TrainSettings(), Hyp()
     with caplog.at_level("INFO", "polyolo"):
-        assert apply_recipe(settings, hyp, Data()) == (settings, hyp)
+        assert apply_recipe(settings, hyp, Data(), {}) == (settings, hyp)
     assert "--recipe auto would use AdamW" in caplog.text
     caplog.clear()
     Data.num_images, before = 118_000, Data.num_images
     with caplog.at_level("INFO", "polyolo"):
-        apply_recipe(settings, hyp, Data())
+        apply_recipe(settings, hyp, Data(), {})
     Data.num_images = before
     assert not caplog.text
 
@@ -132,9 +167,9 @@ def test_batches_of_the_recipe(script, cfg, tmp_path):
     options = {"cfg": cfg, "imgsz": [64], "workers": 0, "noplots": True, "epochs": 2, "save_period": 1}
     program = importlib.import_module(script)
     program.run(data=str(data), project=str(tmp_path), name="run", recipe="auto", **options)
-    assert read_yaml(tmp_path / "run" / "args.yaml")["batch_size"] == 8
+    assert read_yaml(tmp_path / "run" / "args.yaml")["batch_size"] == 4
     first = torch.load(tmp_path / "run" / "weights" / "epoch0.pt", weights_only=True)
-    assert first["training"]["state"]["global_step"] == 2
+    assert first["training"]["state"]["global_step"] == 4
 
 
 def test_mosaic_is_closed_in_the_last_epochs(tmp_path):

@@ -19,8 +19,8 @@ _NOT_NEGATIVE = (
     "distill", "warmup_min_steps", "close_mosaic",
 )  # fmt: skip
 SEMANTIC_LOSSES = ("ce", "ohem", "prob_ohem", "focal")
-_MAY_BE_UNSET = ("anchors", "seg_threshold", "seg_aux", "seg_class_weights")
-_NOT_NUMBERS = ("seg_loss", "seg_aux", "seg_class_weights")
+_MAY_BE_UNSET = ("anchors", "seg_threshold", "seg_aux", "seg_class_weights", "dense_class_weights")
+_NOT_NUMBERS = ("seg_loss", "seg_aux", "seg_class_weights", "dense_class_weights")
 
 SPACE_KEY = "search"  # block of hyperparameter files with the ranges of a search (tune.py)
 _ABOVE_ZERO = ("lr0", "cls_pw", "obj_pw", "ema_ramp", "seg_lr")
@@ -50,6 +50,17 @@ def _is_number(value: object) -> bool:
     return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
 
 
+def _are_weights(values: object) -> bool:
+    return isinstance(values, tuple) and bool(values) and all(_is_number(value) and value >= 0 for value in values)
+
+
+def _check_dense(hyp: "Hyp") -> None:
+    """Check the class weights of anchor-free heads."""
+    weights = hyp.dense_class_weights
+    if weights is not None and not (_are_weights(weights) and min(weights) > 0):
+        raise ValueError(f"dense_class_weights must be a list of weights above 0, got {weights!r}")
+
+
 def _check_semantic(hyp: "Hyp") -> None:
     """Check the hyperparameters of the semantic loss."""
     if hyp.seg_loss not in SEMANTIC_LOSSES:
@@ -63,7 +74,7 @@ def _check_semantic(hyp: "Hyp") -> None:
         if value is None or (isinstance(value, str) and name == "seg_class_weights"):
             continue
         weights = value if isinstance(value, tuple) else (value,) if name == "seg_aux" else ()
-        if not weights or not all(_is_number(weight) and weight >= 0 for weight in weights):
+        if not _are_weights(weights):
             raise ValueError(f"{name} must be {wanted} of weights from 0, got {value!r}")
     if isinstance(hyp.seg_class_weights, tuple) and not any(hyp.seg_class_weights):
         raise ValueError("seg_class_weights: all weights are 0")
@@ -101,6 +112,7 @@ class Hyp:
     dense_box: float = 7.5  # gains of the losses of anchor-free heads
     dense_cls: float = 0.5
     dense_dfl: float = 1.5
+    dense_class_weights: tuple[float, ...] | None = None  # weights of the classes in these losses
     dense_mask: float = 5.0  # of those with instance masks
     dense_semantic: float = 1.0
     dense_seg: float = 40.0  # factor of `seg` in networks with such heads, whose losses are larger by about as much
@@ -143,6 +155,7 @@ class Hyp:
             if not _is_number(value):
                 raise ValueError(f"{field.name} must be a number, got {value!r}")
         _check_semantic(self)
+        _check_dense(self)
         _check_signs(self)
         if self.anchors is not None and not 1 <= round(self.anchors) <= 100:
             raise ValueError(f"anchors is the number of anchors per level, 1 to 100, got {self.anchors}")

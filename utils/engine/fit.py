@@ -152,7 +152,7 @@ def build_run(
     hyp = close_mosaic(settings, hyp)
     train_loader, val_loader = open_loaders(task, settings, hyp, data, network.stride, pin=device.type == "cuda")
     if checkpoint is None:
-        settings, hyp = apply_recipe(settings, hyp, train_loader)
+        settings, hyp = apply_recipe(settings, hyp, train_loader, network.specs)
         train_loader = train_loader.with_batch_size(int(settings.batch_size) // dist.world_size())
     if task.fit_anchors and checkpoint is None and not settings.noautoanchor:
         fit_anchors(network, train_loader, hyp, settings)

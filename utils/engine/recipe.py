@@ -1,4 +1,4 @@
-"""`--recipe auto`: optimizer, learning rate, batch, warm-up, EMA, mosaic and patience that fit the size of a data set.
+"""`--recipe auto`: optimizer, learning rate, batch, warm-up, EMA, mosaic, patience and class weights that fit the data.
 
 YOLOv5's defaults are made for COCO: 64 images per optimizer step, three epochs of warm-up, and an EMA over thousands of
 steps. On a few hundred images they make so few steps that the network has hardly learned anything at the end.
@@ -6,18 +6,21 @@ steps. On a few hundred images they make so few steps that the network has hardl
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from utils.core import distributed as dist
-from utils.core.contracts import Loader
+from utils.core.contracts import HeadSpec, Loader
 from utils.core.hyp import Hyp
 from utils.core.log import LOGGER
 from utils.core.train_settings import TrainSettings
 
 FEW_STEPS = 10_000  # with fewer steps of 64 images than this, a step per batch and AdamW learn more
 LARGEST_STEP = 64  # images
-WANTED_STEPS, SMALLEST_BATCH = 500, 8  # batches are halved down to 8 images until the run has this many steps
+WANTED_STEPS = 500  # batches are halved until the run has this many steps
+SMALLEST_BATCH = 4  # images
+RAREST_WEIGHT = 4.0  # largest weight of a class; that of the objects is 1 on average
 MAX_CLOSED = 10  # last epochs without mosaic
 _MIN_PATIENCE, _MAX_PATIENCE = 20, 100
 
@@ -33,6 +36,7 @@ class Facts:
     pretrained: bool
     processes: int = 1
     fixed_batch: bool = False  # the user chose the batch size
+    class_counts: tuple[int, ...] = ()  # objects per class, if an anchor-free head learns them
 
     @property
     def default_steps(self) -> int:
@@ -62,6 +66,22 @@ class RecipeChoice:
     settings: dict[str, Any]
     hyp: dict[str, Any]
     reasons: tuple[str, ...]
+
+
+def class_weights(counts: Sequence[int]) -> tuple[float, ...]:
+    """Weight classes by 1 / sqrt(number of objects), so that scores averaged over classes do not depend on one only.
+
+    Args:
+        counts: objects per class.
+
+    Returns:
+        A weight per class, at most `RAREST_WEIGHT`; their mean over objects is 1 unless some are limited. Classes
+        without objects have 1. Empty for fewer than two classes with objects.
+    """
+    if sum(count > 0 for count in counts) < 2:
+        return ()
+    scale = sum(counts) / sum(count**0.5 for count in counts)
+    return tuple(round(min(scale / count**0.5, RAREST_WEIGHT), 3) if count else 1.0 for count in counts)
 
 
 def closed_epochs(epochs: int) -> int:
@@ -99,6 +119,11 @@ def choose(facts: Facts) -> RecipeChoice:
         "warmup_epochs": warmup, "warmup_min_steps": 10.0, "warmup_momentum": 0.9, "warmup_bias_lr": 0.0,
         "ema_decay": min(decay, 0.9999), "ema_ramp": float(min(max(steps // 10, 1), 2000)),
     }  # fmt: skip
+    balanced: tuple[str, ...] = ()
+    if weights := class_weights(facts.class_counts):
+        hyp["dense_class_weights"] = weights
+        shares = f"from {min(weights):g} for the most frequent to {max(weights):g}"
+        balanced = (f"class weights {shares}: 1 / sqrt(objects), so that rare classes are learned as well",)
     start = "given weights" if facts.pretrained else "nothing"
     return RecipeChoice(
         settings,
@@ -110,6 +135,7 @@ def choose(facts: Facts) -> RecipeChoice:
             f"lr0 {rate:g}, flat, then cosine: training starts from {start}, {step} images per step",
             f"warm-up {warmup:g} epochs: a tenth of the run",
             f"EMA {hyp['ema_decay']:g}: an average over a twentieth of the steps",
+            *balanced,
             *common,
         ),
     )
@@ -122,7 +148,9 @@ def close_mosaic(settings: TrainSettings, hyp: Hyp) -> Hyp:
     return replace(hyp, close_mosaic=float(closed_epochs(settings.epochs)))
 
 
-def apply_recipe(settings: TrainSettings, hyp: Hyp, loader: Loader) -> tuple[TrainSettings, Hyp]:
+def apply_recipe(
+    settings: TrainSettings, hyp: Hyp, loader: Loader, specs: Mapping[str, HeadSpec]
+) -> tuple[TrainSettings, Hyp]:
     """Replace options and hyperparameters by those of the recipe; explicit options and hyperparameters stay.
 
     Without `--recipe` nothing changes, but a log line says when it would.
@@ -131,7 +159,9 @@ def apply_recipe(settings: TrainSettings, hyp: Hyp, loader: Loader) -> tuple[Tra
         settings: Options of the run, with the batch size resolved.
         hyp: Its hyperparameters.
         loader: Training images.
+        specs: Heads of the network by name.
     """
+    anchor_free = any(spec.bins and name in (loader.heads or specs) for name, spec in specs.items())
     facts = Facts(
         images=loader.num_images,
         objects=int(loader.class_counts.sum()),
@@ -140,6 +170,7 @@ def apply_recipe(settings: TrainSettings, hyp: Hyp, loader: Loader) -> tuple[Tra
         pretrained=bool(settings.weights),
         processes=dist.world_size(),
         fixed_batch="batch_size" in settings.explicit,
+        class_counts=tuple(loader.class_counts.tolist()) if anchor_free else (),
     )
     if settings.recipe != "auto":
         if facts.is_small and settings.optimizer == "SGD" and hyp.nominal_batch >= LARGEST_STEP > facts.batch_size:

@@ -1,10 +1,11 @@
 """Loss of the anchor-free detection head: task-aligned targets, CIoU, and distributions of distances.
 
-Terms, before gains, with the target score t of every positive pair of a cell and a label and T = sum of t on all ranks:
+Terms, before gains, with the target score t of every positive pair of a cell and a label, the weight w of a class, 1
+unless given, and T = sum of w t on all ranks:
 
-    cls = sum over cells and classes of  BCE(class logit, t of the pair's class, else 0) / T
-    box = sum over pairs of  t (1 - CIoU(predicted box, labelled box)) / T
-    dfl = sum over pairs of  t mean over sides of  DFL(distribution of the distance, distance in strides) / T
+    cls = sum over cells and classes of  w BCE(class logit, t of the pair's class, else 0) / T
+    box = sum over pairs of  w t (1 - CIoU(predicted box, labelled box)) / T
+    dfl = sum over pairs of  w t mean over sides of  DFL(distribution of the distance, distance in strides) / T
 
 DFL is the distribution focal loss of Li et al. 2020 (arXiv:2006.04388): the cross-entropies of the two bins beside a
 distance, weighted by its closeness to them. Heads with one bin have the L1 error in strides in its place.
@@ -20,6 +21,7 @@ from torch.nn.functional import cross_entropy, l1_loss, softplus
 
 from utils.core.contracts import Batch, HeadSpec, Raw
 from utils.core.distributed import sum_over_ranks
+from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.losses import LOSSES
 from utils.losses.detect import autocast_disabled
@@ -36,7 +38,8 @@ class DenseLossDetails(NamedTuple):
 
     terms: dict[str, Tensor]
     assigned: Assigned
-    total: Tensor  # sum of the target scores on all ranks
+    weight: Tensor  # (K,) target score of every pair times the weight of its class
+    total: Tensor  # sum of these on all ranks
     ious: Tensor  # of all pairs
 
 
@@ -49,10 +52,11 @@ class DenseLoss(nn.Module):
 
     Args:
         spec: Description of the head: classes, strides and bins.
-        hyp: Hyperparameters `dense_box`, `dense_cls` and `dense_dfl`, the gains.
+        hyp: Hyperparameters `dense_box`, `dense_cls` and `dense_dfl`, the gains, and `dense_class_weights`.
 
     Raises:
         ValueError: If the head has no bins.
+        UserError: If the number of class weights is not that of the classes.
     """
 
     per_image = True
@@ -60,12 +64,19 @@ class DenseLoss(nn.Module):
     extra_terms: tuple[str, ...] = ("dfl",)
     omitted_terms: tuple[str, ...] = ("obj",)
     training_terms: tuple[str, ...] = ()
+    class_weights: Tensor | None
 
     def __init__(self, spec: HeadSpec, hyp: Hyp) -> None:
         super().__init__()
         if spec.bins < 1:
             raise ValueError(f"head {spec.name!r}: has no bins; use the loss of anchor-based heads")
-        self.spec = spec
+        self.spec, given = spec, hyp.dense_class_weights
+        if given is not None and len(given) != spec.num_classes:
+            raise UserError(
+                f"dense_class_weights: expected {spec.num_classes} weights, one per class, got {len(given)}"
+            )
+        weights = None if given is None else torch.tensor(given, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
         self.gains = {"box": hyp.dense_box, "cls": hyp.dense_cls, "dfl": hyp.dense_dfl}
 
     def prepare(self, batch: Batch, input_hw: tuple[int, int]) -> Candidates:
@@ -128,8 +139,10 @@ class DenseLoss(nn.Module):
         own = pairs.classes[pairs.label]
         assigned = assign(pairs, classes.detach()[pairs.image, pairs.cell, own].sigmoid(), ious)
         pair, weight = assigned.pair, assigned.score
-        total = self._sum(weight)
         entropies = softplus(classes)  # BCE is softplus(logit) - target logit
+        if self.class_weights is not None:
+            weight, entropies = weight * self.class_weights[own[pair]], entropies * self.class_weights
+        total = self._sum(weight)
         if batch.boxes_known is not None:
             entropies = torch.where(batch.boxes_known.view(-1, 1, 1), entropies, 0)
         matched = (classes[pairs.image[pair], pairs.cell[pair], own[pair]] * weight).sum()
@@ -142,7 +155,7 @@ class DenseLoss(nn.Module):
             "dfl": (_distance_loss(chosen, wanted, bins) * weight).sum(),
         }
         terms = {name: sums[name] / total * gain for name, gain in self.gains.items()}
-        return DenseLossDetails(terms, assigned, total, ious)
+        return DenseLossDetails(terms, assigned, weight, total, ious)
 
     def _filter_term(
         self, logits: Tensor, raw: Raw, pairs: Candidates, batch: Batch, details: DenseLossDetails
@@ -152,12 +165,15 @@ class DenseLoss(nn.Module):
         places, filtered = raw["places"], raw["filtered"].float()
         all_scores = classes.flatten(1).scatter(1, places, filtered.detach()).sigmoid()
         place = pairs.classes[pairs.label] * classes.shape[2] + pairs.cell
-        pair, _, weight = assign(pairs, all_scores[pairs.image, place], details.ious, TOP_K_SINGLE)
-        targets = torch.zeros_like(all_scores).index_put((pairs.image[pair], place[pair]), weight, accumulate=True)
+        pair, _, score = assign(pairs, all_scores[pairs.image, place], details.ious, TOP_K_SINGLE)
+        targets = torch.zeros_like(all_scores).index_put((pairs.image[pair], place[pair]), score, accumulate=True)
         entropies = softplus(filtered) - targets.gather(1, places) * filtered
+        if self.class_weights is not None:
+            score = score * self.class_weights[pairs.classes[pairs.label[pair]]]
+            entropies = entropies * self.class_weights[torch.div(places, classes.shape[2], rounding_mode="trunc")]
         if batch.boxes_known is not None:
             entropies = torch.where(batch.boxes_known.view(-1, 1), entropies, 0)
-        return entropies.sum() / self._sum(weight) * self.gains["cls"]
+        return entropies.sum() / self._sum(score) * self.gains["cls"]
 
     def _split(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Split (B, N, columns) logits into those of boxes and those of classes."""
@@ -166,7 +182,7 @@ class DenseLoss(nn.Module):
         return box, classes
 
     def _sum(self, weights: Tensor) -> Tensor:
-        """Sum target scores, over all ranks in training; at least 1."""
+        """Sum weights of pairs, over all ranks in training; at least 1."""
         return (sum_over_ranks(weights.sum()) if self.training else weights.sum()).clamp(min=1)
 
     @torch.no_grad()

@@ -1,8 +1,9 @@
 """Loss of the anchor-free instance segmentation head: that of its boxes, masks inside boxes, and semantic maps.
 
-Terms beside those of the `dense` head, before gains, with the target score t of every positive pair and T = sum of t:
+Terms beside those of the `dense` head, before gains, with the target score t of every positive pair, the weight w of
+its class and T = sum of w t:
 
-    seg = sum over pairs of  t mean over the labelled box of  BCE(mask logit, labelled mask) / T
+    seg = sum over pairs of  w t mean over the labelled box of  BCE(mask logit, labelled mask) / T
     sem = mean over pixels and classes of  BCE(logit, some object of the class covers the pixel)
         + mean over the classes present in each image of  1 - 2 sum(p y) / (sum(p) + sum(y))
 
@@ -137,7 +138,7 @@ class DenseSegmentLoss(nn.Module):
     ) -> Tensor:
         size_hw = (prototypes.shape[2], prototypes.shape[3])
         masks, candidates, spec = masks_of_size(batch, size_hw), targets.candidates, self.boxes.spec
-        pair, score = details.assigned.pair, details.assigned.score
+        pair = details.assigned.pair
         image, label = candidates.image[pair], candidates.label[pair]
         prototypes_per_pixel = size_hw[1] / (candidates.level_hws[0][1] * spec.strides[0])
         boxes = candidates.boxes[label] * prototypes_per_pixel
@@ -146,7 +147,7 @@ class DenseSegmentLoss(nn.Module):
         pairs = MaskPairs(
             coefficients=coefficients,
             boxes_xyxy=boxes,
-            weights=score / details.total / area,
+            weights=details.weight / details.total / area,
             target=targets.target,
             mask=targets.target if masks.dtype == torch.bool else targets.number,
             counts=targets.counts,
