@@ -140,7 +140,7 @@ def add_slimming(group: Options) -> None:
 
 def add_patience(group: Options) -> None:
     """Add --recipe and --patience."""
-    text = "auto: optimizer, rates, warm-up, EMA, mosaic and patience that fit the data (default: as in YOLOv5)"
+    text = "auto: optimizer, rates, batch, EMA, mosaic and class weights that fit the data (default: as in YOLOv5)"
     group.add_argument("--recipe", default="", choices=["", "auto"], metavar="NAME", help=text)
     text = "epochs without improvement before training stops; 0: never"
     group.add_argument("--patience", type=int, default=100, metavar="N", help=text)
