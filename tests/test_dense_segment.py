@@ -91,6 +91,21 @@ def test_index_maps_and_single_masks_give_the_same_loss(network, raw):
     equal(terms, loss(raw, prepared))
 
 
+@torch.no_grad()
+def test_class_weights_weigh_masks(network, raw):
+    def masks_sum(weights, images=(0, 1)):
+        """Multiply the term by the sum that it was divided by."""
+        batch = batch_of([[images.index(row[0]), *row[1:]] for row in BOXES if row[0] in images], images=len(images))
+        loss = DenseSegmentLoss(network.specs["segment"], Hyp(dense_class_weights=weights))
+        chosen = {name: tensor[list(images)] for name, tensor in raw.items()}
+        pairs = loss.boxes.prepare(batch, (64, 64))
+        total = loss.boxes.detailed(loss.boxes.levels(chosen), pairs, batch).total
+        return float(loss(chosen, batch)["seg"] * total)
+
+    more = masks_sum((1.0, 1.0, 2.0)) - masks_sum((1.0, 1.0, 1.0))
+    assert more == pytest.approx(masks_sum((1.0, 1.0, 1.0), images=(1,)), rel=1e-4) and more > 0
+
+
 def test_whole_maps_of_the_gpu_give_the_same_loss(network, raw, monkeypatch):
     expected = loss_of(network)(raw, batch_of(BOXES))
     monkeypatch.setattr(segment, "_sum_by_label", segment._sum_padded)
