@@ -35,7 +35,7 @@ from utils.core.device import select_device
 from utils.core.errors import UserError
 from utils.core.train_options import resolve_training, training_parser
 from utils.engine.fit import fit
-from utils.engine.recipe import closed_epochs
+from utils.engine.recipe_auto import closed_epochs
 from utils.plots.figure_io import new_figure, save_figure
 from utils.tasks.task_selection import select_training_task
 

@@ -144,7 +144,7 @@ TRAINING_PATH = (  # train.py, what fit needs at once, and the parts that traini
     "utils.postprocess.detect", "models.heads.detect", "models.layers.common", "utils.datasets.labels.readers.yolo",
     "utils.engine.optimizers.torch_optimizers", "utils.engine.schedules.lr_curves", "utils.loggers.csv_file",
 )  # fmt: skip
-MAX_TRAINING_CODE_LINES = 11_340  # docstrings, comments and blank lines not counted; lower it when code is removed
+MAX_TRAINING_CODE_LINES = 11_300  # docstrings, comments and blank lines not counted; lower it when code is removed
 
 
 def imported_at_once(path: Path) -> set[str]:

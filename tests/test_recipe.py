@@ -15,7 +15,9 @@ from utils.core.train_settings import TrainSettings
 from utils.core.yaml_file import read_yaml
 from utils.datasets.pipeline.box_samples import open_box_loader
 from utils.engine.ema import ModelEma, decay_at
-from utils.engine.recipe import Facts, apply_recipe, choose, class_weights, closed_epochs
+from utils.engine.recipe import apply_recipe
+from utils.engine.recipe_auto import choose, class_weights, closed_epochs
+from utils.engine.recipe_facts import Facts
 from utils.engine.schedules import SCHEDULES, SchedulePoint
 from utils.engine.step_schedule import StepSchedule
 
