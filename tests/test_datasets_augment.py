@@ -1,4 +1,4 @@
-"""Geometry and colour of training samples, against numbers worked out by hand and the golden vectors of the spec."""
+"""Geometry and colour of training samples, against numbers worked out by hand and stored reference vectors."""
 
 import math
 

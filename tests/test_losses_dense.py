@@ -274,10 +274,8 @@ def test_equal_class_weights_change_nothing(end_to_end):
 
 @torch.no_grad()
 def test_class_weights_by_hand():
-    spec, labels = (
-        HeadSpec("detect", 2, STRIDES, bins=1),
-        [[0, 0, 0.25, 0.25, 0.4, 0.4], [1, 1, 0.5, 0.5, 0.4, 0.4]],
-    )
+    spec = HeadSpec("detect", 2, STRIDES, bins=1)
+    labels = [[0, 0, 0.25, 0.25, 0.4, 0.4], [1, 1, 0.5, 0.5, 0.4, 0.4]]
     torch.manual_seed(0)
     raw = {f"level{i}": 1 + 0.1 * torch.randn(2, 6, *grid) for i, grid in enumerate(GRIDS)}  # boxes like the labels
     sums = []
